@@ -1,0 +1,56 @@
+"""Benchmarks as data: one TOML file per dataset, one small reader.
+
+A user adds a dataset by writing such a file and giving its path where a built-in name is expected:
+
+    title = "My scenes"                # optional, like name, protocol, kind, colour, lists, expected
+    protocol = "full-image"            # the evaluation's default: picie, stego or full-image
+    image_suffixes = [".jpg", ".png"]  # what follows a sample's name in the name of its image,
+    label_suffix = ".png"              # and of its label
+    ignore_values = [255]              # label values of no class; ignore_rgb = [[0, 0, 0]] for colours
+    classes = [                        # in the order of their ids 0, 1, ...
+        { name = "road", kind = "stuff", colour = [128, 64, 128], values = [7, 8] },
+        { name = "car", kind = "thing", values = [26] },
+    ]                                  # all classes by `values`, or all by `rgb` = [[R, G, B], ...]
+
+    [splits.val]                       # the default split is `val`, else the first
+    images = ["images/val", "val"]     # folders below the root: the first that exists is taken
+    labels = ["labels/val"]
+    lists = ["lists/val.txt"]          # one name a line; where absent, every image of the folder
+    expected = 101                     # samples of the official split; for information
+
+A sample's name is its image's path below the image folder without the suffix (in any case); its
+label is that name with the label's suffix below the label folder. A label value that is neither of
+a class nor ignored is an error.
+"""
+
+from __future__ import annotations
+
+from densesiam_seg.datasets.declaration import (
+    IGNORE,
+    PROTOCOLS,
+    Dataset,
+    DatasetClass,
+    Kind,
+    Protocol,
+    Split,
+    built_in_datasets,
+    load_dataset,
+)
+from densesiam_seg.datasets.labels import read_label
+from densesiam_seg.datasets.reader import Sample, Samples, samples
+
+__all__ = [
+    "IGNORE",
+    "PROTOCOLS",
+    "Dataset",
+    "DatasetClass",
+    "Kind",
+    "Protocol",
+    "Sample",
+    "Samples",
+    "Split",
+    "built_in_datasets",
+    "load_dataset",
+    "read_label",
+    "samples",
+]

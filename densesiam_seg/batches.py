@@ -1,0 +1,145 @@
+"""Stored images → batches, in an order that is a function of (seed, epoch).
+
+Axes: B images, S side of the stored square (twice the view's side).
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from densesiam_seg.errors import ImageError
+from densesiam_seg.images import load_square
+from densesiam_seg.manifest import Manifest, Skipped
+from densesiam_seg.randomness import permutation
+
+MEMORY_SHARE = 0.25
+"""Share of the machine's free memory that decoded images may take before they are decoded anew in every epoch."""
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """uint8 images (B, 3, S, S) and their positions in the manifest."""
+
+    images: Tensor
+    indices: tuple[int, ...]
+
+
+class ImageStore:
+    """The usable images of a manifest as uint8 squares: all in memory where they fit, else decoded when asked for."""
+
+    def __init__(
+        self, manifest: Manifest, side: int, *, workers: int = -1, max_pixels: int
+    ) -> None:
+        self.manifest = manifest
+        self.side = side
+        self.max_pixels = max_pixels
+        self.workers = available_cores() if workers < 0 else workers
+        self._squares: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.manifest)
+
+    def prepare(self) -> Iterator[int]:
+        """Decode every image once; yields how many are done.
+
+        Bad files leave the manifest for its list of skipped ones, so that positions never shift during training. The
+        decoded squares are kept where they fit into memory.
+        """
+        count = len(self.manifest)
+        keep = count * 3 * self.side**2 <= MEMORY_SHARE * free_memory()
+        squares = torch.empty((count if keep else 0, 3, self.side, self.side), dtype=torch.uint8)
+        good: list[int] = []
+        bad: list[Skipped] = []
+        for done, (index, square) in enumerate(
+            zip(range(count), self._decode(range(count)), strict=True), 1
+        ):
+            if isinstance(square, ImageError):
+                bad.append(Skipped(self.manifest.names[index], square.reason, str(square)))
+            else:
+                if keep:
+                    squares[len(good)] = square
+                good.append(index)
+            yield done
+        self.manifest = self.manifest.without(bad)
+        if keep:
+            self._squares = squares[: len(good)]
+
+    def batches(self, groups: Sequence[tuple[int, ...]]) -> Iterator[Batch]:
+        """One batch for each group of positions, decoded ahead of their use."""
+        flat = [index for group in groups for index in group]
+        squares = self._decode(flat) if self._squares is None else None
+        for group in groups:
+            if squares is None:
+                assert self._squares is not None
+                yield Batch(self._squares[list(group)], group)
+            else:
+                yield Batch(
+                    torch.stack([_sound(square) for square in islice(squares, len(group))]), group
+                )
+
+    def _decode(self, indices: Sequence[int]) -> Iterator[Tensor | ImageError]:
+        """The squares in the order of `indices`; threads decode ahead, since Pillow works outside Python's lock."""
+
+        def load(index: int) -> Tensor | ImageError:
+            try:
+                return load_square(self.manifest.path(index), self.side, max_pixels=self.max_pixels)
+            except ImageError as error:
+                return error
+
+        if self.workers == 0:
+            yield from map(load, indices)
+            return
+        with ThreadPoolExecutor(self.workers, thread_name_prefix="decode") as pool:
+            ahead: deque[Future[Tensor | ImageError]] = deque()
+            try:
+                for index in indices:
+                    ahead.append(pool.submit(load, index))
+                    if len(ahead) > 8 * self.workers:
+                        yield ahead.popleft().result()
+                while ahead:
+                    yield ahead.popleft().result()
+            finally:
+                for future in ahead:
+                    future.cancel()
+
+
+def _sound(square: Tensor | ImageError) -> Tensor:
+    if isinstance(square, ImageError):
+        raise square
+    return square
+
+
+def epoch_batches(images: int, batch_size: int, *, seed: int, epoch: int) -> list[tuple[int, ...]]:
+    """Positions of each full batch of an epoch; the remainder of the permutation waits for another epoch."""
+    order = permutation(seed, epoch, images).tolist()
+    return [tuple(order[i : i + batch_size]) for i in range(0, images - batch_size + 1, batch_size)]
+
+
+def available_cores() -> int:
+    """Processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def free_memory() -> int:
+    """Bytes of memory that the system can still give; 4 GiB where it does not say."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:  # noqa: PTH123
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return 4 * 2**30

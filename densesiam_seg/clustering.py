@@ -1,0 +1,103 @@
+"""k-means over dense features. The only module that imports FAISS.
+
+Axes: N pixels, C channels, K clusters, B images.
+
+Centroids start from FAISS k-means on a sample and are refined by mini-batches over the data (METHOD: PiCIE, section
+3). Assignment by the smallest squared distance is a 1×1 convolution: argmax over k of 2 c_k·f - |c_k|².
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from densesiam_seg.errors import InputError, NumericError
+
+ITERATIONS = 20
+LARGEST = 1e6
+"""Largest feature magnitude that is handed to FAISS, whose distances overflow (and abort the process) near 3e18."""
+
+
+@dataclass(frozen=True)
+class Centroids:
+    """K cluster centres (K, C) in float32 and how many points each has seen, (K,) int64."""
+
+    centres: Tensor
+    counts: Tensor
+
+    def classifier(self) -> tuple[Tensor, Tensor]:
+        """Weight (K, C, 1, 1) and bias (K,) of the 1×1 convolution whose argmax is the nearest centre."""
+        return 2.0 * self.centres[:, :, None, None], -self.centres.square().sum(1)
+
+
+def unit_features(features: Tensor) -> Tensor:
+    """L2-normalised features over channels (dimension 1), in float32."""
+    return F.normalize(features.float(), dim=1)
+
+
+def kmeans(points: Tensor, clusters: int, *, seed: int, iterations: int = ITERATIONS) -> Centroids:
+    """FAISS k-means of points (N, C), all of them used, repeatable for a seed.
+
+    Raises InputError for fewer points (or fewer distinct ones) than clusters and NumericError for points that are not
+    finite or too large for FAISS.
+    """
+    import faiss
+
+    data = _checked(points)
+    if clusters < 1 or len(data) < clusters:
+        raise InputError(
+            f"k-means: {len(data)} points cannot make {clusters} clusters; give more images or lower --clusters"
+        )
+    # FAISS splits a centre in two where it finds too few distinct points, and says nothing.
+    if len(data) < 50 * clusters and len(np.unique(data, axis=0)) < clusters:
+        raise InputError(
+            f"k-means: fewer than {clusters} distinct points; give more varied images or lower --clusters"
+        )
+    machine = faiss.Kmeans(
+        data.shape[1],
+        clusters,
+        niter=iterations,
+        seed=seed % 2**31,
+        min_points_per_centroid=1,
+        # The default silently keeps 256 points per centre.
+        max_points_per_centroid=len(data),
+    )
+    machine.train(data)
+    centres = torch.from_numpy(np.array(machine.centroids, np.float32))
+    counts = torch.bincount(assign(torch.from_numpy(data), centres), minlength=clusters)
+    return Centroids(centres, counts)
+
+
+def refine(centroids: Centroids, points: Tensor) -> Centroids:
+    """One mini-batch update: c_k ← (1 - n_b/n_k) c_k + (n_b/n_k) mean of the batch's members, n_k the running count."""
+    labels = assign(points, centroids.centres)
+    batch = torch.bincount(labels, minlength=len(centroids.counts))
+    sums = torch.zeros_like(centroids.centres).index_add_(0, labels, points.float())
+    counts = centroids.counts + batch
+    rate = (batch / counts.clamp(min=1)).unsqueeze(1)
+    means = sums / batch.clamp(min=1).unsqueeze(1)
+    return replace(centroids, centres=torch.lerp(centroids.centres, means, rate), counts=counts)
+
+
+def assign(points: Tensor, centres: Tensor, block: int = 4096) -> Tensor:
+    """Index (N,) of the nearest centre by squared distance, in blocks that stay in the processor's cache."""
+    bias = centres.square().sum(1)
+    parts = [
+        torch.addmm(bias, part.float(), centres.T, beta=-1.0, alpha=2.0).argmax(1)
+        for part in torch.split(points, block)
+    ]
+    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
+
+
+def _checked(points: Tensor) -> NDArray[np.float32]:
+    data = np.ascontiguousarray(points.detach().float().cpu().numpy())
+    if not np.isfinite(data).all() or (data.size and float(np.abs(data).max()) > LARGEST):
+        raise NumericError(
+            "k-means: features are not finite or exceed 1e6; the model has diverged, train it with a lower rate"
+        )
+    return data

@@ -1,0 +1,98 @@
+"""Errors that carry the remedy.
+
+Everything a user can cause is a `DenseSiamError`. Its text is one line that says what happened, to which file, and
+what to do; the command line prints it as `error[name]: text` and leaves with `exit_code`. A programmer's mistake is
+an `assert` and stays a traceback.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class DenseSiamError(Exception):
+    """Base of all errors meant for a user."""
+
+    exit_code: ClassVar[int] = 1
+    name: ClassVar[str] = "bug"
+
+
+class UsageError(DenseSiamError):
+    """Options that contradict each other or have no meaning."""
+
+    exit_code = 2
+    name = "usage"
+
+
+class InputError(DenseSiamError):
+    """Bad, missing or too little input data."""
+
+    exit_code = 3
+    name = "input"
+
+
+class ImageError(InputError):
+    """One image (or label) file that cannot be used; `reason` is a short class for lists of skipped files."""
+
+    name = "image"
+
+    def __init__(
+        self, path: str, reason: str, detail: str, remedy: str = "remove or convert it"
+    ) -> None:
+        """`path` names the file, `reason` is a kebab-case class such as `truncated`, `detail` a sentence part."""
+        super().__init__(f"{path}: {detail}; {remedy}")
+        self.path = path
+        self.reason = reason
+        self.detail = detail
+
+
+class ModelError(DenseSiamError):
+    """A model, weights file or checkpoint that is refused."""
+
+    exit_code = 4
+    name = "model"
+
+
+class OutputError(DenseSiamError):
+    """A place that cannot be written."""
+
+    exit_code = 5
+    name = "output"
+
+
+class NumericError(DenseSiamError):
+    """A loss, gradient or feature that is not finite."""
+
+    exit_code = 6
+    name = "numeric"
+
+
+class BusyError(DenseSiamError):
+    """An output directory that another process is using."""
+
+    exit_code = 7
+    name = "busy"
+
+
+class WorkerError(DenseSiamError):
+    """A lost worker or peer."""
+
+    exit_code = 8
+    name = "worker"
+
+
+class PartialError(DenseSiamError):
+    """Work that is done, but not for every input."""
+
+    exit_code = 9
+    name = "partial"
+
+
+class StoppedError(DenseSiamError):
+    """A signal ended the work after its state was saved; the exit code is 128 + the signal's number."""
+
+    name = "stopped"
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number

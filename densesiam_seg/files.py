@@ -1,0 +1,169 @@
+"""Files that are either the old ones or the new ones, whatever happens in between.
+
+A file is written beside its destination, flushed to the disk and renamed over it. A process that is killed leaves the
+old file and a `.tmp-…` one, which `remove_leftovers` deletes.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import re
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from io import BufferedReader
+from pathlib import Path
+from typing import BinaryIO, TypeAlias
+
+from densesiam_seg.errors import OutputError
+
+JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
+"""What a JSON file can hold."""
+
+_LEFTOVER = re.compile(r"\.(?:tmp|del)-[0-9]+-[0-9a-f]+")
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space or choose another place with --out",
+    errno.EDQUOT: "free some space or choose another place with --out",
+    errno.EFBIG: "choose a place that allows larger files with --out",
+    errno.EACCES: "choose a place you may write to with --out",
+    errno.EPERM: "choose a place you may write to with --out",
+    errno.EROFS: "choose a place you may write to with --out",
+    errno.EIO: "check the disk or choose another place with --out",
+}
+
+
+def output_error(path: Path, error: OSError) -> OutputError:
+    """The error for a user whose `path` could not be written because of `error`."""
+    reason = error.strerror or str(error) or type(error).__name__
+    remedy = _REMEDIES.get(error.errno or 0, "choose another place with --out")
+    return OutputError(f"{path}: cannot be written ({reason}); {remedy}")
+
+
+@contextmanager
+def replacing(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
+    """A new file that takes the place of `path` when the block ends, and vanishes when the block fails.
+
+    With `sync` the content is on the disk before the name is; without, a power cut may leave an empty file. Raises
+    OutputError for every failure of the operating system, also for those of the block's own writes.
+    """
+    fresh = temporary_name(path)
+    try:
+        _refuse_special(path)
+        try:
+            with fresh.open("xb") as file:
+                yield file
+                if sync:
+                    file.flush()
+                    os.fsync(file.fileno())
+            fresh.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                fresh.unlink(missing_ok=True)
+            raise
+        if sync:
+            sync_folder(path.parent)
+    except OSError as error:
+        raise output_error(path, error) from error
+
+
+def _refuse_special(path: Path) -> None:
+    """A rename over `/dev/null` or a pipe would take the device away from everybody: refuse with OutputError."""
+    if path.exists() and not path.is_file():
+        kind = "folder" if path.is_dir() else "device or pipe"
+        raise OutputError(f"{path}: is a {kind}; give the name of a file")
+
+
+def replace_file(path: Path, data: bytes, *, sync: bool = True) -> None:
+    """Write `data` to `path` wholly or not at all. Raises OutputError."""
+    with replacing(path, sync=sync) as file:
+        file.write(data)
+
+
+def replace_text(path: Path, text: str, *, sync: bool = True) -> None:
+    """Write `text` as UTF-8 to `path` wholly or not at all. Raises OutputError."""
+    replace_file(path, text.encode("utf-8"), sync=sync)
+
+
+def replace_json(path: Path, value: JSON, *, sync: bool = True) -> None:
+    """Write `value` as indented JSON to `path` wholly or not at all. Raises OutputError."""
+    replace_text(path, to_json(value, indent=2) + "\n", sync=sync)
+
+
+def to_json(value: JSON, *, indent: int | None = None) -> str:
+    """JSON text in ASCII, so that every file name survives; NaN and infinities, which JSON lacks, become null."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: JSON) -> JSON:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_finite(item) for item in value]
+    return value
+
+
+def sync_folder(folder: Path) -> None:
+    """Put the names in `folder` on the disk. Raises OSError.
+
+    Systems and network disks that cannot do this for a folder are left to their own ways.
+    """
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Open a file for reading; a pipe, which would wait for ever, a device or a folder raises OSError."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "Not a regular file", str(path))
+    return path.open("rb")
+
+
+def discard(path: Path) -> None:
+    """Delete a file or folder so that no half of it is ever seen under its name. Raises OSError."""
+    remove(path.rename(path.with_name(f".del-{os.getpid()}-{secrets.token_hex(4)}")))
+
+
+def temporary_name(path: Path) -> Path:
+    """A name beside `path` for something that is not finished."""
+    return path.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether `path` has a name that only unfinished writes and deletions of this program have."""
+    return _LEFTOVER.fullmatch(path.name) is not None
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what killed processes left in `folder`; only for the process that holds the folder's lock.
+
+    What cannot be deleted stays: leftovers are never read, and the next call tries again.
+    """
+    with suppress(OSError):
+        for path in list(folder.iterdir()):
+            if is_leftover(path):
+                remove(path)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a whole folder as far as that is possible; a link is deleted, never followed."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()

@@ -1,0 +1,85 @@
+"""The four losses of DenseSiam as pure functions of tensors.
+
+Axes: B images, K clusters, C channels, h w feature size. z is a projection, p a prediction, both (B, K, h, w).
+The stop-gradient stands where a target is named and nowhere else. Equations: DenseSiam (ECCV 2022), section 3.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Similarity = Literal["cross-entropy", "cosine"]
+Balance = Literal["inverse", "frequency", "none"]
+
+
+def pixel_weights(clusters: int, over_clusters: int) -> tuple[float, float]:
+    """Weights of the K-way and the A-way pixel loss: log A and log K over their sum, so that both count alike."""
+    log_k, log_a = math.log(max(clusters, 2)), math.log(max(over_clusters, 2))
+    return log_a / (log_a + log_k), log_k / (log_a + log_k)
+
+
+def dissimilarity(p: Tensor, z: Tensor, form: Similarity = "cross-entropy") -> Tensor:
+    """D(p, z), the mean over pixels of -Σ_k softmax(target)_k · log softmax(p)_k, or of -cos(p, target)."""
+    target = z.detach().float()
+    if form == "cosine":
+        return -F.cosine_similarity(p.float(), target, dim=1).mean()
+    return -(target.softmax(1) * p.float().log_softmax(1)).sum(1).mean()
+
+
+def pixel_loss(
+    p_1: Tensor, z_1: Tensor, p_2: Tensor, z_2: Tensor, form: Similarity = "cross-entropy"
+) -> Tensor:
+    """PixSim: ½ D(p₁, z₂) + ½ D(p₂, z₁), for pixels in exact correspondence."""
+    return 0.5 * dissimilarity(p_1, z_2, form) + 0.5 * dissimilarity(p_2, z_1, form)
+
+
+def segmentation_loss(z: Tensor, balance: Balance = "inverse") -> Tensor:
+    """Cross-entropy of z with its own argmax, weighted per pseudo-label, mean over all B·h·w pixels.
+
+    With n_k of n pixels labelled k the weight is n / (n_k · labels in use), which gives every label in use the same
+    total weight (`inverse`: the re-balancing that the paper describes), n_k / n (`frequency`: what its released code
+    computes, so that frequent labels weigh more) or 1 (`none`).
+    """
+    log_shares = z.float().log_softmax(1)
+    best, pseudo_labels = log_shares.max(1)
+    if balance == "none":
+        return -best.mean()
+    counts = torch.bincount(pseudo_labels.flatten(), minlength=z.shape[1]).float()
+    shares = counts / counts.sum()
+    weights = shares if balance == "frequency" else 1.0 / (shares * (counts > 0).sum())
+    return -(weights[pseudo_labels] * best).mean()
+
+
+def region_embeddings(z: Tensor, features: Tensor) -> Tensor:
+    """e[n] = Σ over pixels of softmax(z)[n] · F: (B, K, h, w) and (B, C, h, w) → (B, K, C)."""
+    shares = z.float().softmax(1).flatten(2)
+    return shares @ features.float().flatten(2).mT
+
+
+def region_loss(
+    q_1: Tensor,
+    u_1: Tensor,
+    q_2: Tensor,
+    u_2: Tensor,
+    *,
+    temperature: float = 0.1,
+    stop_gradient: bool = True,
+) -> Tensor:
+    """RegionSim: region n of one view must find region n of the other among its image's K regions.
+
+    Predictions q and projections u, each (B, K, C), one row per region; similarities are cosines over `temperature`.
+    """
+    return 0.5 * _find(q_1, u_2, temperature, stop_gradient) + 0.5 * _find(
+        q_2, u_1, temperature, stop_gradient
+    )
+
+
+def _find(q: Tensor, u: Tensor, temperature: float, stop_gradient: bool) -> Tensor:
+    target = u.detach() if stop_gradient else u
+    scores = F.normalize(q.float(), dim=-1) @ F.normalize(target.float(), dim=-1).mT / temperature
+    return -scores.log_softmax(-1).diagonal(dim1=-2, dim2=-1).mean()

@@ -1,0 +1,105 @@
+"""Predicted masks: cluster ids at the image's own size, palettes, PNG files, overlays.
+
+Axes: K clusters, h w logits, H W image.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from densesiam_seg.files import replace_file
+from densesiam_seg.views import bilinear_matrix
+
+Colour = tuple[int, int, int]
+TILE = 2**22
+"""Upsampled logits held at once: 16 MB in float32, whatever the image's size."""
+LARGEST_8_BIT = 255
+"""Ids 0 … 254 fit an 8-bit mask; 255 stays free for ignored pixels."""
+
+
+def upsample_argmax(logits: Tensor, height: int, width: int) -> Tensor:
+    """Cluster of each pixel, (H, W) uint8 (int32 above 255 clusters), of logits (K, h, w) upsampled bilinearly.
+
+    Works through bands of rows, so memory does not grow with the image.
+    """
+    clusters, rows, _ = logits.shape
+    small = logits.float()
+    dtype = torch.uint8 if clusters <= LARGEST_8_BIT else torch.int32
+    mask = torch.empty((height, width), dtype=dtype, device=logits.device)
+    start, extent, flip = (torch.tensor([value], device=logits.device) for value in (0.0, 1.0, 0.0))
+    band = max(TILE // (clusters * width), 1)
+    for top in range(0, height, band):
+        bottom = min(top + band, height)
+        weights = bilinear_matrix(
+            start + top / height, extent * (bottom - top) / height, flip, rows, bottom - top
+        )
+        stretched = torch.einsum("yr,krc->kyc", weights[0], small)
+        full = F.interpolate(stretched[None], (bottom - top, width), mode="bilinear")[0]
+        mask[top:bottom] = full.argmax(0).to(dtype)
+    return mask
+
+
+def palette(count: int) -> list[Colour]:
+    """`count` colours that differ as much as a simple rule allows: golden-ratio hues in three lightness bands."""
+    colours = []
+    for index in range(count):
+        hue = (0.58 + index * 0.61803398875) % 1.0
+        lightness = (0.55, 0.38, 0.72)[index % 3]
+        red, green, blue = colorsys.hls_to_rgb(hue, lightness, 0.62)
+        colours.append((round(255 * red), round(255 * green), round(255 * blue)))
+    return colours
+
+
+def encode_mask(mask: NDArray[np.integer], colours: Sequence[Colour]) -> bytes:
+    """PNG of cluster ids (H, W): 8-bit with an embedded palette for up to 255 ids, else 16-bit grey."""
+    if len(colours) <= LARGEST_8_BIT:
+        picture = Image.fromarray(np.ascontiguousarray(mask, np.uint8))
+        picture.putpalette([value for colour in colours for value in colour])
+    else:
+        picture = Image.fromarray(np.ascontiguousarray(mask, np.uint16))
+    return encode_png(picture)
+
+
+def encode_png(picture: Image.Image) -> bytes:
+    """The bytes of a PNG file; a low compression level writes three times faster and hardly larger."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", compress_level=3)
+    return buffer.getvalue()
+
+
+def write_mask(path: Path, mask: NDArray[np.integer], colours: Sequence[Colour]) -> None:
+    """Write `encode_mask` to `path`, whole or not at all. Raises OutputError."""
+    replace_file(path, encode_mask(mask, colours))
+
+
+def colourise(mask: NDArray[np.integer], colours: Sequence[Colour]) -> NDArray[np.uint8]:
+    """(H, W) ids → (H, W, 3) colours; ids beyond the palette (ignored pixels) are black."""
+    table = np.zeros((max(int(mask.max(initial=0)) + 1, len(colours)), 3), np.uint8)
+    table[: len(colours)] = colours
+    coloured: NDArray[np.uint8] = table[mask]
+    return coloured
+
+
+def overlay(
+    image: NDArray[np.uint8],
+    mask: NDArray[np.integer],
+    colours: Sequence[Colour],
+    opacity: float = 0.5,
+) -> NDArray[np.uint8]:
+    """The image (H, W, 3) with its mask's colours laid over it, borders of clusters drawn at full strength."""
+    tinted = image * (1 - opacity) + colourise(mask, colours) * opacity
+    border = np.zeros(mask.shape, bool)
+    border[:, 1:] |= mask[:, 1:] != mask[:, :-1]
+    border[1:] |= mask[1:] != mask[:-1]
+    tinted[border] = colourise(mask, colours)[border]
+    return tinted.astype(np.uint8)

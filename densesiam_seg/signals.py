@@ -1,0 +1,44 @@
+"""Stop requests: the first SIGINT or SIGTERM is noted for the loop to see, the second ends the process at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopRequest:
+    """The number of the signal that asked to stop, or 0."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def __bool__(self) -> bool:
+        return self.number != 0
+
+
+@contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """Note stop signals while the block runs; outside the main thread, where Python allows no handler, none come."""
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if request:
+            # What is on the disk is whole at every moment, so leaving here loses only this step.
+            os._exit(128 + number)
+        request.number = number
+
+    before = {number: signal.signal(number, note) for number in SIGNALS}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

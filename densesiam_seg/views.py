@@ -1,0 +1,242 @@
+"""Sampled-then-replayed views: parameters first, pixels after.
+
+Axes: B images, C channels, S side of the stored square image, R side of a view, h feature side.
+
+A crop + resize + flip of a map F is A_y F A_xᵀ with two small bilinear matrices, for images and feature maps alike. The
+last photometric change, the Gaussian blur, is linear and separable too, so it is folded into the same two matrices:
+a view costs one pointwise colour pass and two matrix products. Geometry and photometry follow DenseSiam's
+supplement, section A, which follows PiCIE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from densesiam_seg.randomness import Stream, generator
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601, as torchvision rounds it
+
+MIN_CROP = 0.5
+JITTER = 0.3
+HUE = 0.1
+JITTER_PROBABILITY = 0.8
+GREY_PROBABILITY = 0.2
+BLUR_PROBABILITY = 0.5
+BLUR_SIGMA = (0.1, 2.0)
+
+
+class _PerImage:
+    """A value per image in every field, each a tensor of shape (B,)."""
+
+    def to(self, device: torch.device | str) -> Self:
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def __getitem__(self, part: slice) -> Self:
+        return self._map(lambda tensor: tensor[part])
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        return type(self)(*(change(getattr(self, field.name)) for field in fields(self)))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Geometry(_PerImage):
+    """A square crop as fractions of the image's side, then a horizontal flip; each field (B,)."""
+
+    top: Tensor
+    left: Tensor
+    side: Tensor
+    flip: Tensor
+
+
+@dataclass(frozen=True)
+class Photometry(_PerImage):
+    """Colour changes in the order of their fields, then a blur of `sigma` pixels of the stored image (0: none)."""
+
+    brightness: Tensor
+    contrast: Tensor
+    saturation: Tensor
+    hue: Tensor
+    grey: Tensor
+    sigma: Tensor
+
+
+@dataclass(frozen=True)
+class ViewPair:
+    """Two views (B, 3, R, R), normalised, and the geometry that maps view 2's features onto view 1's."""
+
+    image_1: Tensor
+    image_2: Tensor
+    geometry: Geometry
+
+
+def sample_geometry(seed: int, round_: int, images: Sequence[int]) -> Geometry:
+    """The crop and flip of each image, shared by both its views."""
+    table = np.empty((len(images), 4), np.float32)
+    for row, image in enumerate(images):
+        draw = generator(seed, Stream.VIEWS, round_, image, 0)
+        side = draw.uniform(MIN_CROP, 1.0)
+        top, left = draw.uniform(0.0, 1.0, 2) * (1.0 - side)
+        table[row] = top, left, side, draw.random() < 0.5
+    return Geometry(*torch.from_numpy(table).unbind(1))
+
+
+def sample_photometry(seed: int, round_: int, images: Sequence[int], view: int) -> Photometry:
+    """The colour changes and blur of each image in view 1 or 2."""
+    assert view in (1, 2)
+    table = np.empty((len(images), 6), np.float32)
+    for row, image in enumerate(images):
+        draw = generator(seed, Stream.VIEWS, round_, image, view)
+        jitters = draw.random(4) < JITTER_PROBABILITY
+        factors = draw.uniform(1.0 - JITTER, 1.0 + JITTER, 3)
+        hue = draw.uniform(-HUE, HUE)
+        grey = draw.random() < GREY_PROBABILITY
+        blurred = draw.random() < BLUR_PROBABILITY
+        sigma = draw.uniform(*BLUR_SIGMA)
+        table[row, :3] = np.where(jitters[:3], factors, 1.0)
+        table[row, 3:] = hue * jitters[3], grey, sigma * blurred
+    return Photometry(*torch.from_numpy(table).unbind(1))
+
+
+def view_pair(images: Tensor, indices: Sequence[int], *, seed: int, round_: int) -> ViewPair:
+    """Both views of a batch of stored images.
+
+    `images` is uint8 (B, 3, S, S) on any device, `indices` their B manifest positions. The views have side R = S / 2:
+    view 1 is changed in colour and then cropped, view 2 is changed in colour and shown whole (METHOD: its features are
+    cropped later, by `warp` with the returned geometry).
+    """
+    device = images.device
+    geometry = sample_geometry(seed, round_, indices).to(device)
+    whole = Geometry(*(torch.full_like(geometry.top, value) for value in (0.0, 0.0, 1.0, 0.0)))
+    photometry_1 = sample_photometry(seed, round_, indices, 1).to(device)
+    photometry_2 = sample_photometry(seed, round_, indices, 2).to(device)
+    return ViewPair(
+        _view(images, photometry_1, geometry), _view(images, photometry_2, whole), geometry
+    )
+
+
+def _view(images: Tensor, photometry: Photometry, geometry: Geometry) -> Tensor:
+    """uint8 (B, 3, S, S) → normalised float (B, 3, S/2, S/2)."""
+    side = images.shape[-1]
+    rows, columns = crop_matrices(geometry, side, side // 2)
+    blur = blur_matrix(photometry.sigma, side)
+    # One image at a time stays in a processor's cache; a GPU wants the whole batch.
+    step = len(images) if images.is_cuda else 1
+    parts = [
+        resample(
+            adjust_colour(images[i : i + step].float().div_(255.0), photometry[i : i + step]),
+            rows[i : i + step] @ blur[i : i + step],
+            columns[i : i + step] @ blur[i : i + step],
+        )
+        for i in range(0, len(images), step)
+    ]
+    return normalise(torch.cat(parts))
+
+
+def normalise(images: Tensor) -> Tensor:
+    """(…, 3, H, W) in [0, 1] → ImageNet's zero mean and unit deviation per channel."""
+    mean = torch.tensor(MEAN, device=images.device).view(3, 1, 1)
+    std = torch.tensor(STD, device=images.device).view(3, 1, 1)
+    return (images - mean) / std
+
+
+def adjust_colour(images: Tensor, photometry: Photometry) -> Tensor:
+    """Brightness, contrast, saturation, hue, grey, clamped to [0, 1] after each, with torchvision's definitions.
+
+    `images` is float (B, 3, H, W) in [0, 1]. A change that no image of the batch has is not computed.
+    """
+    brightness, contrast, saturation, hue, grey = (
+        getattr(photometry, field.name).view(-1, 1, 1, 1) for field in fields(photometry)[:5]
+    )
+    if (brightness != 1).any():
+        images = (images * brightness).clamp_(0, 1)
+    if (contrast != 1).any():
+        mean = _luma(images).mean((-2, -1), keepdim=True)
+        images = torch.lerp(mean, images, contrast).clamp_(0, 1)
+    if (saturation != 1).any():
+        images = torch.lerp(_luma(images), images, saturation).clamp_(0, 1)
+    if ((hue != 0) & (grey == 0)).any():
+        images = _rotate_hue(images, hue)
+    if grey.any():
+        images = torch.where(grey.bool(), _luma(images), images)
+    return images
+
+
+def _luma(images: Tensor) -> Tensor:
+    red, green, blue = images.unbind(1)
+    return (LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue).unsqueeze(1)
+
+
+def _rotate_hue(images: Tensor, hue: Tensor) -> Tensor:
+    """Turn the HSV hue by `hue` ∈ [-½, ½] of the circle, with no detour over saturation and value.
+
+    With V the maximum, c the chroma and t the hue in sixths of the circle, the channel at offset n ∈ (5, 3, 1) is
+    V - c·clip(min(k, 4 - k), 0, 1), k = (n + t) mod 6.
+    """
+    red, green, blue = images.unbind(1)
+    highest = torch.maximum(torch.maximum(red, green), blue)
+    chroma = highest - torch.minimum(torch.minimum(red, green), blue)
+    scale = 1.0 / torch.where(chroma == 0, 1.0, chroma)
+    sixth = torch.where(
+        highest == red,
+        (green - blue) * scale,
+        torch.where(highest == green, (blue - red) * scale + 2.0, (red - green) * scale + 4.0),
+    ).add_(hue.view(-1, 1, 1) * 6.0)
+    channels = []
+    for offset in (5.0, 3.0, 1.0):
+        k = torch.remainder(sixth + offset, 6.0)
+        channels.append(highest - chroma * torch.minimum(k, 4.0 - k).clamp_(0, 1))
+    return torch.stack(channels, 1)
+
+
+def crop_matrices(geometry: Geometry, source: int, target: int) -> tuple[Tensor, Tensor]:
+    """A_y and A_x, each (B, target, source): crop, bilinear resize to `target`, flip of a square map."""
+    never = torch.zeros_like(geometry.flip)
+    return (
+        bilinear_matrix(geometry.top, geometry.side, never, source, target),
+        bilinear_matrix(geometry.left, geometry.side, geometry.flip, source, target),
+    )
+
+
+def bilinear_matrix(
+    start: Tensor, extent: Tensor, flip: Tensor, source: int, target: int
+) -> Tensor:
+    """(B, target, source) weights of a bilinear resize of the window [start, start + extent] of a unit interval.
+
+    Pixel centres lie at (i + ½) / length and the border value is continued outwards: `grid_sample` with
+    `padding_mode="border", align_corners=False`. Rows sum to 1. Where `flip` is not 0 the target runs backwards.
+    """
+    centres = (torch.arange(target, device=start.device) + 0.5) / target
+    centres = torch.where(flip.view(-1, 1) != 0, 1.0 - centres, centres)
+    position = (start.view(-1, 1) + extent.view(-1, 1) * centres) * source - 0.5
+    position = position.clamp(0, source - 1)
+    pixels = torch.arange(source, device=start.device)
+    return (1.0 - (position.unsqueeze(-1) - pixels).abs()).clamp_(min=0)
+
+
+def blur_matrix(sigma: Tensor, side: int) -> Tensor:
+    """(B, side, side) Gaussian blur along one axis, renormalised at the border; the identity where sigma is 0."""
+    pixels = torch.arange(side, device=sigma.device)
+    squared = (pixels.view(-1, 1) - pixels).square()
+    # At one hundredth of a pixel the neighbour's weight underflows to 0, so the matrix is exactly the identity.
+    weights = torch.exp(squared * (-0.5 / sigma.clamp(min=0.01).square()).view(-1, 1, 1))
+    return weights / weights.sum(-1, keepdim=True)
+
+
+def resample(maps: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """A_y F A_xᵀ: maps (B, C, H, W), rows (B, H', H), columns (B, W', W) → (B, C, H', W'), in float32."""
+    with torch.autocast(maps.device.type, enabled=False):
+        return rows.unsqueeze(1) @ maps.float() @ columns.unsqueeze(1).mT
+
+
+def warp(features: Tensor, geometry: Geometry) -> Tensor:
+    """Apply the view's geometry to square feature maps (B, C, h, h): the crop, resized back to h, flipped."""
+    side = features.shape[-1]
+    return resample(features, *crop_matrices(geometry, side, side))

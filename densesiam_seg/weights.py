@@ -1,0 +1,138 @@
+"""Initial weights of the backbone: ImageNet's, a file's, or none.
+
+No file is unpickled: safetensors is read as it is, a torchvision `.pth` with `weights_only=True` after its archive was
+found to be stored uncompressed, so that a small file cannot become a large one.
+"""
+
+from __future__ import annotations
+
+import shutil
+import urllib.error
+import urllib.request
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor
+
+from densesiam_seg.encoder import Backbone
+from densesiam_seg.errors import ModelError, UsageError
+from densesiam_seg.tensorfiles import read_safetensors
+
+TIMEOUT = 10.0
+"""Seconds without an answer after which the one attempt to fetch weights gives up."""
+
+
+def load_backbone(backbone: Backbone, name: str, weights: str) -> str:
+    """Fill `backbone` (torchvision's model `name`) as `weights` says and return one line that tells what was done.
+
+    `auto`: ImageNet weights from torch's cache, else fetched once, else none. `imagenet`: the same, but a ModelError
+    where they cannot be had. `none`: the initial weights stay. Otherwise the path of a `.safetensors` or `.pth` file
+    with torchvision's names.
+    """
+    if weights == "none":
+        return "weights: none, training from scratch"
+    if weights in ("auto", "imagenet"):
+        try:
+            path = _cached(name)
+        except OSError as error:
+            reason = str(getattr(error, "reason", None) or error)
+            if weights == "imagenet":
+                raise ModelError(
+                    f"ImageNet weights of {name}: neither cached nor fetched ({reason}); give --weights FILE or none"
+                ) from error
+            return f"weights: ImageNet's are neither cached nor to be fetched ({reason}), training from scratch"
+        _fill(backbone, _read_archive(path), path)
+        return f"weights: ImageNet, {path}"
+    path = Path(weights)
+    if not path.is_file():
+        raise UsageError(
+            f"--weights {weights}: no such file; give auto, imagenet, none or a .safetensors or .pth file"
+        )
+    tensors = read_safetensors(path) if path.suffix == ".safetensors" else _read_archive(path)
+    _fill(backbone, tensors, path)
+    return f"weights: {path}"
+
+
+def _cached(name: str) -> Path:
+    """The file of torchvision's ImageNet weights in torch's cache, fetched when absent. Raises OSError."""
+    url: str = torchvision.models.get_model_weights(name).DEFAULT.url
+    path: Path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if path.is_file():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer, part.open("wb") as file:
+            shutil.copyfileobj(answer, file)
+        # torchvision's file names end in the first digits of their sha256.
+        expected = path.stem.rpartition("-")[2]
+        if not _sha256(part).startswith(expected):
+            raise OSError(f"{url}: the fetched file's sha256 does not start with {expected}")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def _sha256(path: Path) -> str:
+    import hashlib
+
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_archive(path: Path) -> dict[str, Tensor]:
+    """A state dict from a `.pth` file that is a plain, uncompressed zip archive."""
+    refusal = f"{path}: not a torchvision state dict"
+    remedy = "; save it with torch.save(model.state_dict(), path) or as safetensors"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise ModelError(f"{refusal}: its archive is compressed{remedy}")
+        if sum(entry.file_size for entry in entries) > path.stat().st_size:
+            raise ModelError(f"{refusal}: its records are larger than the file{remedy}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except ModelError:
+        raise
+    except Exception as error:
+        # torch.load raises whatever its parts raise; none of it is worth more than "refused" to the user.
+        raise ModelError(f"{refusal} ({type(error).__name__}){remedy}") from error
+    content = content.get("state_dict", content) if isinstance(content, dict) else content
+    if not isinstance(content, dict) or not all(
+        isinstance(value, Tensor) for value in content.values()
+    ):
+        raise ModelError(f"{refusal}{remedy}")
+    return content
+
+
+def _fill(backbone: Backbone, tensors: dict[str, Tensor], path: Path) -> None:
+    """Copy the backbone's tensors; a classifier (`fc.*`) is left out, anything else must fit."""
+    wanted = backbone.state_dict()
+    for key, target in wanted.items():
+        if key not in tensors:
+            if key.endswith("num_batches_tracked"):
+                continue
+            raise ModelError(
+                f"{path}: has no tensor {key}; give torchvision weights of the same --backbone"
+            )
+        source = tensors[key]
+        if source.shape != target.shape:
+            raise ModelError(
+                f"{path}: {key} is {tuple(source.shape)}, not {tuple(target.shape)}; "
+                "give weights of the same --backbone"
+            )
+        # A tensor of stride 0 claims more elements than the file holds.
+        if source.numel() * source.element_size() > source.untyped_storage().nbytes():
+            raise ModelError(
+                f"{path}: {key} is larger than its storage; the file is not to be trusted"
+            )
+        if source.is_floating_point() and not bool(torch.isfinite(source).all()):
+            raise ModelError(f"{path}: {key} holds NaN or infinite values; give sound weights")
+        target.copy_(source)

@@ -1,0 +1,251 @@
+"""The samples of a split on disk: where they are looked for, and what happens when they are not there."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from densesiam_seg.datasets import Dataset, DatasetClass, Samples, Split, load_dataset, samples
+from densesiam_seg.errors import InputError, UsageError
+
+DATASET = Dataset(
+    name="tiny",
+    title="Tiny",
+    protocol="full-image",
+    coding="values",
+    classes=(DatasetClass("road", "stuff", None, (0,)),),
+    ignored=(255,),
+    image_suffixes=(".jpg", ".png"),
+    label_suffix="_ids.png",
+    splits={
+        "val": Split(("images/val", "val"), ("labels/val",), ("val.txt", "lists/val.txt"), 2),
+        "train": Split(("images/train",), ("labels/train",), (), None),
+        "test": Split(("images/test",), ("labels/test",), (), 5),
+    },
+)
+
+
+def touch(root: Path, *files: str) -> None:
+    for file in files:
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).touch()
+
+
+def names(found: Samples) -> list[str]:
+    return [each.name for each in found]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Three samples in val, of which one is in a sub-folder, and one in train."""
+    touch(tmp_path, "images/val/b.jpg", "images/val/a.png", "images/val/city/c.JPG")
+    touch(tmp_path, "labels/val/b_ids.png", "labels/val/a_ids.png", "labels/val/city/c_ids.png")
+    touch(tmp_path, "images/train/a.jpg", "labels/train/a_ids.png")
+    return tmp_path
+
+
+def test_whole_folder_sorted_by_name(root: Path) -> None:
+    found = samples(DATASET, root, "val")
+    assert names(found) == ["a", "b", "city/c"]
+    assert found.items[2].image == root / "images/val/city/c.JPG"
+    assert found.items[2].label == root / "labels/val/city/c_ids.png"
+    assert (found.split, found.missing, found.lists, found.expected) == ("val", (), (), 2)
+    assert len(found) == 3
+
+
+def test_default_split(root: Path) -> None:
+    assert samples(DATASET, root) == samples(DATASET, str(root), "val")
+
+
+def test_what_is_no_image_is_left_out(root: Path) -> None:
+    touch(root, "images/val/notes.txt", "images/val/._a.jpg", "images/val/.thumbs/x.jpg")
+    touch(root, "images/val/.jpg", "labels/val/unused_ids.png")
+    assert names(samples(DATASET, root, "val")) == ["a", "b", "city/c"]
+
+
+def test_first_existing_folder_wins(root: Path) -> None:
+    touch(root, "val/z.jpg", "labels/val/z_ids.png")
+    assert names(samples(DATASET, root, "val")) == ["a", "b", "city/c"]
+    (root / "images/val").rename(root / "images/else")
+    assert names(samples(DATASET, root, "val")) == ["z"]
+
+
+def test_links_to_folders_are_not_followed(root: Path) -> None:
+    (root / "images/val/loop").symlink_to(root / "images")
+    assert names(samples(DATASET, root, "val")) == ["a", "b", "city/c"]
+
+
+def test_list_below_the_root_is_used(root: Path) -> None:
+    touch(root, "lists/val.txt")
+    (root / "lists/val.txt").write_bytes(b"\xef\xbb\xbfcity/c\r\n\r\n  b.jpg \r\n")
+    found = samples(DATASET, root, "val")
+    assert names(found) == ["b", "city/c"]
+    assert found.lists == (root / "lists/val.txt",)
+
+
+def test_given_list_wins_over_the_one_below_the_root(root: Path, tmp_path: Path) -> None:
+    (root / "val.txt").write_text("a\n")
+    mine = tmp_path / "mine.txt"
+    mine.write_text("b")
+    found = samples(DATASET, root, "val", list_file=mine)
+    assert (names(found), found.lists) == (["b"], (mine,))
+    assert names(samples(DATASET, root, "val")) == ["a"]
+
+
+def test_names_of_any_bytes(root: Path) -> None:
+    name = os.fsdecode(b"caf\xe9 [/red]")
+    touch(root, f"images/val/{name}.jpg", f"labels/val/{name}_ids.png")
+    (root / "val.txt").write_bytes(os.fsencode(name) + b"\n")
+    found = samples(DATASET, root, "val")
+    assert names(found) == [name]
+    assert len(found.digest) == 64
+
+
+def test_missing_files_are_counted_and_named(root: Path) -> None:
+    (root / "val.txt").write_text("a\nb\nx\ny\nz\n")
+    (root / "labels/val/b_ids.png").unlink()
+    with pytest.raises(InputError) as caught:
+        samples(DATASET, root, "val")
+    text = str(caught.value)
+    assert text.startswith(f"{root / 'val.txt'}: of 5 names, 3 have no image in {root}/images/val")
+    assert "and 1 no label" in text
+    assert "('b', 'x', 'y', ...)" in text
+    assert "--allow-missing" in text
+    assert "\n" not in text
+
+
+def test_missing_files_can_be_allowed(root: Path) -> None:
+    (root / "val.txt").write_text("z\na\nb\n")
+    (root / "labels/val/b_ids.png").unlink()
+    found = samples(DATASET, root, "val", allow_missing=True)
+    assert (names(found), found.missing) == (["a"], ("b", "z"))
+
+
+def test_image_without_label_is_an_error_without_a_list_too(root: Path) -> None:
+    touch(root, "images/val/new.jpg")
+    with pytest.raises(InputError, match=r"images/val: of 4 names, 0 have no image .* 1 no label"):
+        samples(DATASET, root, "val")
+    assert samples(DATASET, root, "val", allow_missing=True).missing == ("new",)
+
+
+def test_a_label_that_is_a_folder_or_a_dangling_link_is_missing(root: Path) -> None:
+    (root / "labels/val/a_ids.png").unlink()
+    (root / "labels/val/a_ids.png").mkdir()
+    (root / "labels/val/b_ids.png").unlink()
+    (root / "labels/val/b_ids.png").symlink_to("nowhere")
+    assert samples(DATASET, root, "val", allow_missing=True).missing == ("a", "b")
+
+
+def test_nothing_left(root: Path) -> None:
+    (root / "val.txt").write_text("x\n../../secret\n/etc/passwd\n")
+    with pytest.raises(InputError, match=r"none of 3 names has both an image \(\*\.jpg, \*\.png\)"):
+        samples(DATASET, root, "val", allow_missing=True)
+    (root / "images/test").mkdir()
+    (root / "labels/test").mkdir()
+    with pytest.raises(InputError, match=r"images/test: no image in it \(\*\.jpg, \*\.png\)"):
+        samples(DATASET, root, "test")
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("", "is empty"),
+        ("\n \n", "is empty"),
+        ("a\nb\na\n", "line 3 repeats 'a' of line 1"),
+        ("a\na.png", "line 2 repeats 'a' of line 1"),
+    ],
+)
+def test_unusable_lists(root: Path, content: str, complaint: str) -> None:
+    (root / "val.txt").write_text(content)
+    with pytest.raises(InputError, match=rf"val\.txt: .*{complaint}"):
+        samples(DATASET, root, "val")
+
+
+def test_absent_list(root: Path) -> None:
+    for path in (root / "none.txt", root / "images"):
+        with pytest.raises(InputError, match="no such list file"):
+            samples(DATASET, root, "val", list_file=path)
+
+
+def test_wrong_root_names_the_folders_tried(root: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"nowhere: no folder images/val or val for the images of tiny val"
+    ):
+        samples(DATASET, root / "nowhere", "val")
+    (root / "labels/val").rename(root / "labels/else")
+    with pytest.raises(InputError, match=r"no folder labels/val for the labels of tiny val"):
+        samples(DATASET, root, "val")
+
+
+def test_two_images_of_one_name(root: Path) -> None:
+    touch(root, "images/val/a.jpg")
+    with pytest.raises(InputError, match=r"same name as a\.(jpg|png)"):
+        samples(DATASET, root, "val")
+
+
+@pytest.mark.parametrize("split", ["dev", "", "val+dev", "val+val", "val+"])
+def test_unknown_split(root: Path, split: str) -> None:
+    with pytest.raises(UsageError, match="give one of val, train, test"):
+        samples(DATASET, root, split)
+
+
+def test_joined_splits(root: Path) -> None:
+    found = samples(DATASET, root, "train+val")
+    assert samples(DATASET, root, "val+train").items == found.items
+    assert names(found) == ["train/a", "val/a", "val/b", "val/city/c"]
+    assert found.items[0].image == root / "images/train/a.jpg"
+    assert found.expected is None
+    touch(root, "images/test/t.jpg", "labels/test/t_ids.png", "images/val/new.jpg")
+    joined = samples(DATASET, root, "val+test", allow_missing=True)
+    assert (joined.expected, joined.missing) == (7, ("val/new",))
+    with pytest.raises(UsageError, match="for one split"):
+        samples(DATASET, root, "train+val", list_file=root / "val.txt")
+
+
+def test_digest_is_of_names_and_declaration_not_of_the_place(root: Path) -> None:
+    digest = samples(DATASET, root, "val").digest
+    moved = root.rename(root.with_name("moved"))
+    assert samples(DATASET, moved, "val").digest == digest
+    ignoring = replace(DATASET, ignored=(254,))
+    assert samples(ignoring, moved, "val").digest != digest
+    (moved / "val.txt").write_text("a\nb\n")
+    assert samples(DATASET, moved, "val").digest != digest
+
+
+@pytest.mark.parametrize(
+    ("image", "label", "folders"),
+    [
+        ("val2017/{}.jpg", "stuffthingmaps/val2017/{}.png", "official"),
+        ("images/val2017/{}.jpg", "annotations/val2017/{}.png", "joined"),
+    ],
+)
+def test_coco_stuff_layouts(tmp_path: Path, image: str, label: str, folders: str) -> None:
+    for name in ("000000000139", "000000000285"):
+        touch(tmp_path, image.format(name), label.format(name))
+    dataset = load_dataset("coco-stuff")
+    assert names(samples(dataset, tmp_path, "val")) == ["000000000139", "000000000285"]
+    listed = tmp_path / "curated/val2017/Coco164kFull_Stuff_Coarse_7.txt"
+    touch(tmp_path, str(listed.relative_to(tmp_path)))
+    listed.write_text("000000000285\n")
+    found = samples(dataset, tmp_path, "val")
+    assert (names(found), found.lists, found.expected) == (["000000000285"], (listed,), 2175)
+
+
+def test_cityscapes_layout(tmp_path: Path) -> None:
+    stem = "frankfurt/frankfurt_000000_000294"
+    image, label = f"val/{stem}_leftImg8bit.png", f"val/{stem}_gtFine_labelIds.png"
+    touch(tmp_path, f"leftImg8bit/{image}", f"gtFine/{label}")
+    touch(tmp_path, f"gtFine/val/{stem}_gtFine_color.png")
+    (found,) = samples(load_dataset("cityscapes"), tmp_path)
+    assert found.name == stem
+    assert found.image == tmp_path / "leftImg8bit" / image
+    assert found.label == tmp_path / "gtFine" / label
+
+
+def test_camvid_in_the_folders_of_segnet(tmp_path: Path) -> None:
+    touch(tmp_path, "val/0016E5_07959.png", "valannot/0016E5_07959.png")
+    (found,) = samples(load_dataset("camvid"), tmp_path)
+    assert found.label == tmp_path / "valannot/0016E5_07959.png"

@@ -1,0 +1,319 @@
+"""Tensor files agree with the format's library, and hostile ones are refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import SafetensorError
+from torch import Tensor
+
+from densesiam_seg.errors import ModelError, OutputError
+from densesiam_seg.tensorfiles import (
+    check_tensors,
+    layout,
+    read_safetensors,
+    write_safetensors,
+)
+
+DTYPES = [
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+    torch.bool,
+]
+
+
+def some_tensors() -> dict[str, Tensor]:
+    tensors = {
+        str(dtype): (torch.arange(6) - 2).clamp(min=0).to(dtype).reshape(2, 3) for dtype in DTYPES
+    }
+    return tensors | {
+        "scalar": torch.tensor(-1.5),
+        "empty": torch.empty(0, 4),
+        "größe\n": torch.tensor([1, -(2**62)]),
+    }
+
+
+def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert layout(found) == layout(expected)
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+
+
+def raw_file(path: Path, header: Any, data: bytes = b"", *, length: int | None = None) -> Path:
+    """A file with this header, which need not be sound."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes((len(text) if length is None else length).to_bytes(8, "little") + text + data)
+    return path
+
+
+def entry(shape: Any, begin: Any, end: Any, dtype: Any = "F32") -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+def test_the_library_reads_what_we_write(tmp_path: Path) -> None:
+    digest = write_safetensors(tmp_path / "a.safetensors", some_tensors())
+    assert digest == hashlib.sha256((tmp_path / "a.safetensors").read_bytes()).hexdigest()
+    assert_equal(safetensors.torch.load_file(tmp_path / "a.safetensors"), some_tensors())
+
+
+def test_we_read_what_the_library_writes(tmp_path: Path) -> None:
+    safetensors.torch.save_file(some_tensors(), tmp_path / "a", metadata={"format": "pt"})
+    assert_equal(read_safetensors(tmp_path / "a"), some_tensors())
+
+
+def test_no_tensors_at_all(tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "a", {})
+    assert read_safetensors(tmp_path / "a") == {} == safetensors.torch.load_file(tmp_path / "a")
+
+
+@settings(deadline=None)
+@given(
+    st.dictionaries(
+        st.text(max_size=8),
+        st.tuples(st.sampled_from(DTYPES), st.lists(st.integers(0, 3), max_size=4)),
+        max_size=5,
+    ).filter(lambda names: "__metadata__" not in names)
+)
+def test_round_trip_of_any_shapes(
+    tmp_path_factory: pytest.TempPathFactory, kinds: dict[str, tuple[torch.dtype, list[int]]]
+) -> None:
+    tensors = {
+        name: torch.arange(torch.Size(shape).numel()).remainder(2).to(dtype).reshape(shape)
+        for name, (dtype, shape) in kinds.items()
+    }
+    path = tmp_path_factory.mktemp("round") / "a"
+    write_safetensors(path, tensors)
+    assert_equal(read_safetensors(path), tensors)
+    assert_equal(safetensors.torch.load_file(path), tensors)
+
+
+def test_tied_strided_and_partial_tensors_are_written_out(tmp_path: Path) -> None:
+    base = torch.arange(12.0).reshape(3, 4)
+    parameter = torch.nn.Parameter(base.clone())
+    tensors = {
+        "a": base,
+        "tied": base,
+        "t": base.t(),
+        "row": base[1],
+        "wide": base[:, :1].expand(3, 9),
+    }
+    write_safetensors(tmp_path / "a", tensors | {"parameter": parameter})
+    found = read_safetensors(tmp_path / "a")
+    assert_equal(found, {n: t.contiguous() for n, t in tensors.items()} | {"parameter": base})
+    assert not found["parameter"].requires_grad
+
+
+def test_values_keep_every_bit(tmp_path: Path) -> None:
+    special = torch.tensor([float("nan"), float("inf"), -0.0, 1e-45])
+    write_safetensors(tmp_path / "a", {"a": special})
+    found = read_safetensors(tmp_path / "a", finite=False)["a"]
+    assert torch.equal(found.view(torch.int32), special.view(torch.int32))
+
+
+def test_loaded_tensors_do_not_depend_on_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    write_safetensors(path, {"a": torch.ones(100_000)})
+    found = read_safetensors(path)["a"]
+    os.truncate(path, 0)  # a mapped tensor would end the process at the next read
+    assert found.sum() == 100_000
+    found += 1
+
+
+def test_writing_to_an_impossible_place(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="absent"):
+        write_safetensors(tmp_path / "absent" / "a", {"a": torch.ones(1)})
+
+
+HOSTILE: dict[str, tuple[Any, bytes]] = {
+    "data shorter than the header says": ({"a": entry([2], 0, 8)}, b"\0" * 7),
+    "data longer than the header says": ({"a": entry([2], 0, 8)}, b"\0" * 9),
+    "shape and size differ": ({"a": entry([3], 0, 8)}, b"\0" * 8),
+    "overlap": ({"a": entry([2], 0, 8), "b": entry([2], 4, 12)}, b"\0" * 12),
+    "same data twice": ({"a": entry([2], 0, 8), "b": entry([2], 0, 8)}, b"\0" * 8),
+    "gap": ({"a": entry([1], 0, 4), "b": entry([1], 8, 12)}, b"\0" * 12),
+    "data does not start at 0": ({"a": entry([1], 4, 8)}, b"\0" * 8),
+    "reversed offsets": ({"a": entry([1], 4, 0)}, b"\0" * 4),
+    "negative offset": ({"a": entry([1], -4, 0)}, b""),
+    "negative side": ({"a": entry([-1, -1], 0, 4)}, b"\0" * 4),
+    "fractional side": ({"a": entry([1.0], 0, 4)}, b"\0" * 4),
+    "boolean side": ({"a": entry([True], 0, 4)}, b"\0" * 4),
+    "overflowing shape": ({"a": entry([2**32, 2**32, 2**32], 0, 0)}, b""),
+    "overflowing empty shape": ({"a": entry([0, 2**40, 2**40], 0, 0)}, b""),
+    "a hundred axes": ({"a": entry([1] * 100, 0, 4)}, b"\0" * 4),
+    "huge claim": ({"a": entry([2**38], 0, 2**40)}, b"\0" * 8),
+    "unknown type": ({"a": entry([1], 0, 4, "F33")}, b"\0" * 4),
+    "type is a list": ({"a": entry([1], 0, 4, ["F32"])}, b"\0" * 4),
+    "three offsets": ({"a": entry([1], 0, 4) | {"data_offsets": [0, 2, 4]}}, b"\0" * 4),
+    "extra member": ({"a": entry([1], 0, 4) | {"stride": [0]}}, b"\0" * 4),
+    "missing member": ({"a": {"dtype": "F32", "shape": [0]}}, b""),
+    "entry is null": ({"a": None}, b""),
+    "header is a list": ([], b""),
+    "header is not JSON": (b"{]", b""),
+    "header is not UTF-8": (b'{"\xff": 1}', b""),
+    "header is deeply nested": (b'{"a":' * 50_000, b""),
+    "header has a long number": (b'{"a":' + b"9" * 5000 + b"}", b""),
+    "leading space": (b" {}", b""),
+    "name occurs twice": (
+        b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},'
+        b'"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}',
+        b"\0",
+    ),
+    "member occurs twice": (
+        b'{"a":{"dtype":"U8","dtype":"I8","shape":[1],"data_offsets":[0,1]}}',
+        b"\0",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_headers_are_refused(tmp_path: Path, case: str) -> None:
+    header, data = HOSTILE[case]
+    path = raw_file(tmp_path / "evil.safetensors", header, data)
+    with pytest.raises(ModelError, match=r"evil\.safetensors: ") as caught:
+        read_safetensors(path)
+    assert caught.value.exit_code == 4
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 200 + len(str(path))
+
+
+@pytest.mark.parametrize("length", [0, 1, 3, 100, 2**20 + 1, 2**40, 2**63, 2**64 - 1])
+def test_false_header_lengths_are_refused(tmp_path: Path, length: int) -> None:
+    with pytest.raises(ModelError, match="a: "):
+        read_safetensors(raw_file(tmp_path / "a", b"{}", length=length))
+
+
+def test_a_header_of_a_million_tensors_is_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    with path.open("wb") as file:
+        file.write((68 << 20).to_bytes(8, "little") + b"{")
+        file.truncate(69 << 20)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ModelError, match="header claims 71303168 bytes"):
+            read_safetensors(path)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+    with pytest.raises(ModelError, match="more than 10 allowed"):
+        read_safetensors(raw_file(tmp_path / "b", b"{         }"), max_header=10)
+
+
+def test_every_truncation_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    write_safetensors(path, {"a": torch.arange(5), "b": torch.ones(2, 3)})
+    data = path.read_bytes()
+    for length in range(len(data)):
+        path.write_bytes(data[:length])
+        with pytest.raises(ModelError):
+            read_safetensors(path)
+
+
+def test_random_mutations_are_refused_or_read_as_the_library_reads_them(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    path = tmp_path / "a"
+    write_safetensors(path, {"a": torch.arange(5), "b": torch.ones(2, 3, dtype=torch.float16)})
+    data = path.read_bytes()
+    for _ in range(400):
+        mutant = bytearray(data)
+        for _ in range(draw.randint(1, 3)):
+            mutant[draw.randrange(len(mutant))] = draw.randrange(256)
+        path.write_bytes(mutant)
+        try:
+            found = read_safetensors(path, finite=False)
+        except ModelError:
+            continue
+        try:
+            oracle = safetensors.torch.load(bytes(mutant))
+        except SafetensorError:
+            pytest.fail(f"read what the library refuses: {bytes(mutant)!r}")
+        assert layout(found) == layout(oracle)
+        assert all(torch.equal(found[n].nan_to_num(), oracle[n].nan_to_num()) for n in oracle)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_values_that_are_not_finite_are_refused(
+    tmp_path: Path, value: float, dtype: torch.dtype
+) -> None:
+    tensor = torch.zeros(3, 5, dtype=dtype)
+    tensor[2, 4] = value
+    write_safetensors(tmp_path / "a", {"fine": torch.ones(2), "weight": tensor})
+    with pytest.raises(ModelError, match="tensor weight holds NaN or infinite"):
+        read_safetensors(tmp_path / "a")
+
+
+def test_a_truth_value_is_0_or_1(tmp_path: Path) -> None:
+    path = raw_file(tmp_path / "a", {"a": entry([3], 0, 3, "BOOL")}, b"\0\x01\xff")
+    assert read_safetensors(path)["a"].view(torch.uint8).tolist() == [0, 1, 1]
+
+
+def test_the_digest_is_compared_before_the_header_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = write_safetensors(tmp_path / "a", {"a": torch.ones(2)})
+    assert_equal(read_safetensors(tmp_path / "a", sha256=digest), {"a": torch.ones(2)})
+    monkeypatch.setattr("densesiam_seg.tensorfiles._read_header", None)
+    with pytest.raises(ModelError, match="SHA-256"):
+        read_safetensors(tmp_path / "a", sha256="0" * 64)
+
+
+def test_what_is_not_a_readable_file(tmp_path: Path) -> None:
+    cases = [tmp_path, tmp_path / "absent", tmp_path / "a" / "b"]
+    if os.name == "posix":
+        os.mkfifo(tmp_path / "pipe")
+        cases.append(tmp_path / "pipe")
+    for path in cases:
+        with pytest.raises(ModelError, match="cannot be read") as caught:
+            read_safetensors(path)
+        assert str(path) in str(caught.value)
+
+
+def test_differences_from_the_expected_tensors_are_named(tmp_path: Path) -> None:
+    found = {"a": torch.ones(2, 3), "b": torch.ones(1)}
+    expected = layout(found)
+    check_tensors(found, expected, Path("m"))
+    cases: dict[str, dict[str, Any]] = {
+        r"tensor c is missing": {**expected, "c": ((1,), torch.float32)},
+        r"tensor b is not part of this model": {"a": expected["a"]},
+        r"tensor a is float32 \[2, 3\] instead of float32 \[3, 2\]": {
+            **expected,
+            "a": ((3, 2), torch.float32),
+        },
+        r"tensor b is float32 \[1\] instead of float16 \[1\]": {
+            **expected,
+            "b": ((1,), torch.float16),
+        },
+    }
+    write_safetensors(tmp_path / "m", found)
+    for message, wanted in cases.items():
+        with pytest.raises(ModelError, match=f"^m: {message}"):
+            check_tensors(found, wanted, Path("m"))
+        with pytest.raises(ModelError, match=message):
+            read_safetensors(tmp_path / "m", expected=wanted)
+
+
+def test_unexpected_tensors_are_refused_before_their_data_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_safetensors(tmp_path / "a", {"a": torch.ones(2)})
+    monkeypatch.setattr("densesiam_seg.tensorfiles._read_tensor", None)
+    with pytest.raises(ModelError, match="not part of this model"):
+        read_safetensors(tmp_path / "a", expected={})
