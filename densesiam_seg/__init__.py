@@ -1,5 +1,32 @@
-"""densesiam-seg: semantic segmentation from unlabelled images by dense Siamese learning (DenseSiam, ECCV 2022)."""
+"""densesiam-seg: semantic segmentation from unlabelled images by dense Siamese learning (DenseSiam, ECCV 2022).
+
+import densesiam_seg
+
+densesiam_seg.train("images/", out="runs/mine")
+segmenter = densesiam_seg.Segmenter.load("runs/mine")
+mask = segmenter.predict("img.jpg")                      # (H, W) cluster ids
+result = densesiam_seg.evaluate("camvid", "camvid/", segmenter)
+"""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from densesiam_seg.evaluation import evaluate as evaluate
+    from densesiam_seg.segmenter import Segmenter as Segmenter
+    from densesiam_seg.training import train as train
+
 __version__ = "0.1.0"
+__all__ = ["Segmenter", "__version__", "evaluate", "train"]
+
+_HOMES = {"Segmenter": "segmenter", "evaluate": "evaluation", "train": "training"}
+
+
+def __getattr__(name: str) -> object:
+    # The program prints its help without loading torch, so the public names are loaded when first asked for.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

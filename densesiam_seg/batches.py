@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -25,6 +25,7 @@ MEMORY_SHARE = 0.25
 """Share of the machine's free memory that decoded images may take before they are decoded anew in every epoch."""
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -89,29 +90,35 @@ class ImageStore:
                 )
 
     def _decode(self, indices: Sequence[int]) -> Iterator[Tensor | ImageError]:
-        """The squares in the order of `indices`; threads decode ahead, since Pillow works outside Python's lock."""
-
         def load(index: int) -> Tensor | ImageError:
             try:
                 return load_square(self.manifest.path(index), self.side, max_pixels=self.max_pixels)
             except ImageError as error:
                 return error
 
-        if self.workers == 0:
-            yield from map(load, indices)
-            return
-        with ThreadPoolExecutor(self.workers, thread_name_prefix="decode") as pool:
-            ahead: deque[Future[Tensor | ImageError]] = deque()
-            try:
-                for index in indices:
-                    ahead.append(pool.submit(load, index))
-                    if len(ahead) > 8 * self.workers:
-                        yield ahead.popleft().result()
-                while ahead:
-                    yield ahead.popleft().result()
-            finally:
-                for future in ahead:
-                    future.cancel()
+        return ahead(load, indices, self.workers)
+
+
+def ahead(work: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+    """`work` of each item, in order, done by threads ahead of its use; 0 workers: when it is asked for.
+
+    Threads are enough for decoding and writing images: Pillow works outside Python's lock.
+    """
+    if workers == 0:
+        yield from map(work, items)
+        return
+    with ThreadPoolExecutor(workers, thread_name_prefix="ahead") as pool:
+        waiting: deque[Future[Result]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) > 8 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def _sound(square: Tensor | ImageError) -> Tensor:

@@ -13,7 +13,7 @@ from typing import ClassVar
 class DenseSiamError(Exception):
     """Base of all errors meant for a user."""
 
-    exit_code: ClassVar[int] = 1
+    exit_code: int = 1
     name: ClassVar[str] = "bug"
 
 
@@ -95,4 +95,4 @@ class StoppedError(DenseSiamError):
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
-        self.signal_number = signal_number
+        self.exit_code = 128 + signal_number

@@ -110,6 +110,15 @@ def _finite(value: JSON) -> JSON:
     return value
 
 
+def make_folder(folder: Path) -> Path:
+    """Create `folder` and its parents where they are absent, and return it. Raises OutputError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise output_error(folder, error) from error
+    return folder
+
+
 def sync_folder(folder: Path) -> None:
     """Put the names in `folder` on the disk. Raises OSError.
 

@@ -77,9 +77,17 @@ def encode_png(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
+def encode_jpeg(picture: Image.Image) -> bytes:
+    """The bytes of a JPEG file, for pictures that people look at."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=92)
+    return buffer.getvalue()
+
+
 def write_mask(path: Path, mask: NDArray[np.integer], colours: Sequence[Colour]) -> None:
     """Write `encode_mask` to `path`, whole or not at all. Raises OutputError."""
-    replace_file(path, encode_mask(mask, colours))
+    # A mask can be made again, so it need not be forced to the disk.
+    replace_file(path, encode_mask(mask, colours), sync=False)
 
 
 def colourise(mask: NDArray[np.integer], colours: Sequence[Colour]) -> NDArray[np.uint8]:

@@ -64,5 +64,6 @@ class DenseSiam(nn.Module):
 def build_network(architecture: Architecture, seed: int) -> DenseSiam:
     """A network whose initial weights are a function of the seed alone; torch's global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(torch_seed(seed, Stream.WEIGHTS))
+        # torch.manual_seed would set every GPU's generator too.
+        torch.default_generator.manual_seed(torch_seed(seed, Stream.WEIGHTS))
         return DenseSiam(architecture)

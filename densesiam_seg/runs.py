@@ -83,10 +83,12 @@ def new_run_folder(
         if folder.exists():
             raise OutputError(f"{folder}: is not a folder; choose another --out") from error
         raise output_error(folder, error) from error
-    with RunLock(
-        folder
-    ):  # checked and emptied under the lock, so that of two starts only one goes on
-        _require_empty(folder, overwrite, names)
+    if overwrite:
+        with RunLock(folder):
+            _empty(folder, names)
+            write_status(folder, "running")
+    else:
+        _claim(folder)
         write_status(folder, "running")
     if out is None:
         _point_latest(base, folder.name)
@@ -166,14 +168,26 @@ def require_space(folder: Path, bytes_needed: int) -> None:
         )
 
 
-def _require_empty(folder: Path, overwrite: bool, names: Collection[str]) -> None:
-    """Refuse a folder that holds something, or with `overwrite` delete what a run wrote; the lock's file stays."""
+def _claim(folder: Path) -> None:
+    """Take an empty folder by creating its `run.json`, which only one of two simultaneous starts can do.
+
+    The lock would not do here: the one that comes second would hold it, to look, while the first wants it, to work.
+    """
     try:
-        held = sorted(p for p in folder.iterdir() if p.name != LOCK and not is_leftover(p))
-        if held and not overwrite:
-            raise UsageError(
-                f"--out {folder}: is not empty; give --overwrite, --resume or another folder"
-            )
+        if not _held(folder):
+            (folder / STATUS).touch(exist_ok=False)
+            return
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise output_error(folder, error) from error
+    raise UsageError(f"--out {folder}: is not empty; give --overwrite, --resume or another folder")
+
+
+def _empty(folder: Path, names: Collection[str]) -> None:
+    """Delete what a run wrote, for the holder of the lock; refuse a folder with anything else in it."""
+    try:
+        held = _held(folder)
         foreign = [path.name for path in held if path.name not in names]
         if foreign:
             raise UsageError(
@@ -192,6 +206,11 @@ def _require_empty(folder: Path, overwrite: bool, names: Collection[str]) -> Non
         remove_leftovers(folder)
     except OSError as error:
         raise output_error(folder, error) from error
+
+
+def _held(folder: Path) -> list[Path]:
+    """What lies in `folder` beside the lock's file, which stays, and the leftovers of killed processes."""
+    return sorted(p for p in folder.iterdir() if p.name != LOCK and not is_leftover(p))
 
 
 def _require_ours(folder: Path, message: str) -> None:

@@ -24,7 +24,7 @@ from densesiam_seg.clustering import Centroids, unit_features
 from densesiam_seg.devices import autocast, pick_device, pick_precision
 from densesiam_seg.encoder import BACKBONES
 from densesiam_seg.errors import InputError, ModelError
-from densesiam_seg.files import replace_json
+from densesiam_seg.files import make_folder, replace_json
 from densesiam_seg.images import MAX_PIXELS, load_image
 from densesiam_seg.masks import Colour, palette, upsample_argmax
 from densesiam_seg.model import Architecture, DenseSiam
@@ -110,7 +110,7 @@ class Segmenter:
 
     def save(self, folder: str | Path) -> Path:
         """Write the model directory, each file whole or not at all. Raises OutputError."""
-        folder = Path(folder)
+        folder = make_folder(Path(folder))
         tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
         if self.centroids is not None:
             tensors["centroids"] = self.centroids
@@ -202,10 +202,10 @@ def working_size(height: int, width: int, side: int) -> tuple[int, int]:
 def name_clusters(count: int, shares: Sequence[float] | None = None) -> list[Cluster]:
     """Clusters as they are before anyone names them."""
     digits = max(len(str(count - 1)), 2)
-    for index, colour in enumerate(palette(count)):
-        yield Cluster(
-            index, f"cluster_{index:0{digits}}", colour, shares[index] if shares else None
-        )
+    return [
+        Cluster(index, f"cluster_{index:0{digits}}", colour, shares[index] if shares else None)
+        for index, colour in enumerate(palette(count))
+    ]
 
 
 def _model_folder(path: Path) -> Path:

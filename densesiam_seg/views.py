@@ -162,7 +162,8 @@ def adjust_colour(images: Tensor, photometry: Photometry) -> Tensor:
         images = torch.lerp(mean, images, contrast).clamp_(0, 1)
     if (saturation != 1).any():
         images = torch.lerp(_luma(images), images, saturation).clamp_(0, 1)
-    if ((hue != 0) & (grey == 0)).any():
+    # Under grey too: a turned hue has another luma.
+    if (hue != 0).any():
         images = _rotate_hue(images, hue)
     if grey.any():
         images = torch.where(grey.bool(), _luma(images), images)

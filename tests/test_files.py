@@ -17,6 +17,7 @@ from densesiam_seg.errors import OutputError
 from densesiam_seg.files import (
     discard,
     is_leftover,
+    make_folder,
     open_regular,
     remove,
     remove_leftovers,
@@ -135,6 +136,16 @@ def test_a_name_of_255_bytes_can_be_replaced(tmp_path: Path) -> None:
     path = tmp_path / ("n" * 255)
     replace_text(path, "ä")
     assert path.read_bytes() == "ä".encode()
+
+
+def test_make_folder_creates_parents_and_names_what_is_in_the_way(tmp_path: Path) -> None:
+    for _ in range(2):
+        assert make_folder(tmp_path / "a" / "b") == tmp_path / "a" / "b"
+    assert (tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path / "file", tmp_path / "file" / "a"):
+        with pytest.raises(OutputError, match=str(path)):
+            make_folder(path)
 
 
 def test_open_regular_reads(tmp_path: Path) -> None:

@@ -1,0 +1,255 @@
+"""Events → terminal. Everything for people goes to stderr; stdout carries only data.
+
+The one module that knows Rich.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console as Terminal
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from densesiam_seg.demo import Demonstrated
+from densesiam_seg.evaluation import Evaluation, Scoring
+from densesiam_seg.files import replace_text, to_json
+from densesiam_seg.loop import EpochRecord, StepRecord
+from densesiam_seg.manifest import Skipped
+from densesiam_seg.prediction import Plan, Predicted, overall_error
+from densesiam_seg.training import Decoding, Event, Notice, Started, Trained
+
+
+class Console:
+    """Draws the events of one command."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self.terminal = Terminal(stderr=True, highlight=False, soft_wrap=True)
+
+    def say(self, text: str, *, warning: bool = False) -> None:
+        """One line on stderr; warnings also when quiet."""
+        if warning:
+            self.terminal.print(f"[yellow]warning:[/yellow] {escape(_printable(text))}")
+        elif not self.quiet:
+            self.terminal.print(escape(_printable(text)))
+
+    def data(self, value: Any) -> None:
+        """One JSON object on stdout."""
+        print(to_json(value, indent=2))
+
+    def _progress(self) -> Progress:
+        return Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self.terminal,
+            transient=True,
+            disable=self.quiet or not self.terminal.is_terminal,
+        )
+
+    def follow(self, events: Iterable[Any]) -> list[Any]:
+        """Draw events as they come; returns those that are not progress alone."""
+        kept: list[Any] = []
+        epochs = steps = 0
+        with self._progress() as progress:
+            bar = _Bar(progress)
+            for event in events:
+                match event:
+                    case Notice():
+                        self.say(event.text, warning=event.warning)
+                    case Decoding():
+                        bar.show("reading images", event.done, event.total)
+                    case Scoring():
+                        bar.show("scoring", event.done, event.total)
+                    case Started():
+                        self.say(
+                            f"training on {event.images} images, {event.total_steps} steps, into {event.run}"
+                        )
+                        steps, epochs = event.total_steps, event.config.epochs
+                    case StepRecord():
+                        losses = " ".join(
+                            f"{name} {value:.3f}" for name, value in event.losses.items()
+                        )
+                        bar.show(f"epoch {event.epoch + 1}/{epochs}", event.step, steps, losses)
+                    case EpochRecord():
+                        self.say(_epoch_line(event, epochs))
+                        kept.append(event)
+                    case Predicted():
+                        kept.append(event)
+                        bar.show("masks", len(kept), None)
+                    case _:
+                        kept.append(event)
+        return kept
+
+    def training(self, events: Iterable[Event], *, json: bool = False) -> None:
+        """Draw a training run."""
+        done = self.follow(events)[-1]
+        assert isinstance(done, Trained)
+        if json:
+            last = asdict(done.last) if done.last else None
+            self.data(
+                {
+                    "run": str(done.run),
+                    "model": str(done.model),
+                    "complete": done.complete,
+                    "last_epoch": last,
+                }
+            )
+        if not done.complete:
+            self.say(
+                f"stopped by the time limit; go on with densesiam-seg train --resume --out {done.run}"
+            )
+        self.say(f"model: {done.model}")
+        self.say(f"next:  densesiam-seg predict IMAGE --model {done.run} --out mask.png")
+
+    def predicting(
+        self,
+        work: Plan,
+        skipped: Sequence[Skipped],
+        events: Iterable[Predicted],
+        *,
+        json: bool = False,
+    ) -> None:
+        """Draw a prediction; raises the error that the command ends with."""
+        for item in skipped:
+            self.say(f"skipped ({item.reason}): {item.message}", warning=True)
+        results: list[Predicted] = self.follow(events)
+        failed = [result for result in results if result.error is not None]
+        done = [result for result in results if result.mask is not None]
+        if len(work.sources) > 1:
+            for result in failed:
+                self.say(f"failed: {result.error}", warning=True)
+        if json:
+            self.data(
+                {
+                    "masks": [{"image": r.image, "mask": str(r.mask)} for r in done],
+                    "failed": [{"image": r.image, "message": str(r.error)} for r in failed],
+                    "skipped": [asdict(item) for item in skipped],
+                    "kept": work.done,
+                }
+            )
+        kept = f", {work.done} kept" if work.done else ""
+        if done or work.done:
+            where = work.targets[0] if len(work.targets) == 1 else work.folder
+            self.say(f"{len(done)} {'mask' if len(done) == 1 else 'masks'} written{kept}: {where}")
+        error = overall_error(results, skipped)
+        if error is not None:
+            raise error
+
+    def evaluating(
+        self, events: Iterable[Scoring | Evaluation], *, json: bool = False, out: Path | None = None
+    ) -> None:
+        """Draw an evaluation; its table goes to stdout, being the command's data."""
+        result = self.follow(events)[-1]
+        assert isinstance(result, Evaluation)
+        if out is not None:
+            replace_text(out, to_json(result.to_dict(), indent=2) + "\n")
+        if json:
+            self.data(result.to_dict())
+        else:
+            print_evaluation(result)
+        if result.missing:
+            self.say(
+                f"{len(result.missing)} images were missing, first {result.missing[0]}",
+                warning=True,
+            )
+
+    def demonstrating(self, events: Iterable[Event | Demonstrated], *, json: bool = False) -> None:
+        """Draw the demonstration, and what to look at."""
+        done = self.follow(events)[-1]
+        assert isinstance(done, Demonstrated)
+        if json:
+            evaluations = {"learned": done.learned.to_dict(), "baseline": done.baseline.to_dict()}
+            self.data({"folder": str(done.folder), "picture": str(done.picture), **evaluations})
+        else:
+            print_evaluation(done.learned)
+            learned, baseline = done.learned.scores, done.baseline.scores
+            print(
+                f"held-out scenes: densesiam-seg {learned.mean_iou:.1f} mean IoU, {learned.pixel_accuracy:.1f} pixel "
+                f"accuracy; k-means on colour + position {baseline.mean_iou:.1f} and {baseline.pixel_accuracy:.1f}"
+            )
+        self.say(f"picture: {done.picture}")
+        self.say(f"masks:   {done.folder / 'masks'}")
+        self.say("next:    densesiam-seg train YOUR_IMAGES/")
+
+
+class _Bar:
+    """The one progress bar of a command, renamed as the work goes from one part to the next."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.task: TaskID | None = None
+        self.part = ""
+
+    def show(self, what: str, done: int, total: int | None, note: str = "") -> None:
+        part = what.split(" ")[0]
+        if self.task is None or part != self.part:
+            if self.task is not None:
+                self.progress.remove_task(self.task)
+            self.task = self.progress.add_task(what, total=total, note=note)
+            self.part = part
+        self.progress.update(self.task, completed=done, description=what, note=note)
+
+
+def _epoch_line(record: EpochRecord, epochs: int) -> str:
+    losses = ", ".join(
+        f"{name} {value:.3f}" for name, value in record.losses.items() if name != "total"
+    )
+    return (
+        f"epoch {record.epoch + 1}/{epochs}: loss {record.losses['total']:.3f} ({losses}), views agree "
+        f"{100 * record.agreement:.0f} %, clusters in use {record.clusters_in_use}/{len(record.shares)}"
+    )
+
+
+def print_evaluation(result: Evaluation) -> None:
+    """The table of an evaluation on stdout: the protocol first, the means last."""
+    terminal = Terminal(highlight=False)
+    scores = result.scores
+    table = Table(title=escape(f"{result.dataset}, {result.split}"), title_justify="left")
+    table.add_column("class")
+    for title in ("IoU", "accuracy", "share of pixels", "clusters"):
+        table.add_column(title, justify="right")
+    for index, name in enumerate(scores.names):
+        members = [str(k) for k, c in enumerate(result.matching.cluster_to_class) if c == index]
+        values = (scores.iou[index], scores.accuracy[index], scores.share[index])
+        table.add_row(escape(name), *map(_percent, values), " ".join(members) or "–")
+    terminal.print(table)
+    of = f" of {result.expected}" if result.expected not in (None, result.images) else ""
+    print(
+        f"images {result.images}{of}; clusters {result.clusters} ({result.readout}), in use {scores.clusters_in_use}"
+    )
+    print(f"protocol {result.protocol}; matching {result.matching.kind}, one for the whole set")
+    if scores.absent:
+        print(f"absent classes, left out of the means: {', '.join(scores.absent)}")
+    kinds = [("things", scores.things_iou), ("stuff", scores.stuff_iou)]
+    parts = "".join(f", {name} {value:.2f}" for name, value in kinds if value is not None)
+    print(
+        f"mean IoU {scores.mean_iou:.2f}{parts}; mean accuracy {scores.mean_accuracy:.2f}; "
+        f"pixel accuracy {scores.pixel_accuracy:.2f}"
+    )
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"
+
+
+def _printable(text: str) -> str:
+    """One line: file names may hold newlines, and bytes that are not text."""
+    return text.replace("\n", "\\n").encode("utf-8", "backslashreplace").decode("utf-8")

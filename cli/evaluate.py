@@ -1,0 +1,137 @@
+"""`densesiam-seg evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from densesiam_seg.cli.options import (
+    RECIPE,
+    WORK,
+    Device,
+    Json,
+    Model,
+    Overwrite,
+    Precision,
+    Quiet,
+    Seed,
+)
+
+
+def command(
+    dataset: Annotated[
+        str,
+        typer.Argument(
+            help="coco-stuff, cityscapes, potsdam, camvid, or your own .toml.", show_default=False
+        ),
+    ],
+    root: Annotated[
+        Path, typer.Option("--root", help="Folder that holds the dataset.", rich_help_panel=WORK)
+    ],
+    model: Model = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            "--split", help="Split to score; default val. Join with +.", rich_help_panel=WORK
+        ),
+    ] = None,
+    list_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--list", help="File naming the images to score, one a line.", rich_help_panel=WORK
+        ),
+    ] = None,
+    allow_missing: Annotated[
+        bool,
+        typer.Option(
+            "--allow-missing", help="Go on without images that are missing.", rich_help_panel=WORK
+        ),
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Also write the JSON object to this file.", rich_help_panel=WORK
+        ),
+    ] = None,
+    overwrite: Overwrite = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            "--protocol",
+            help="picie, stego or full-image; default the dataset's.",
+            rich_help_panel=RECIPE,
+        ),
+    ] = None,
+    image_size: Annotated[
+        int | None,
+        typer.Option(
+            "--image-size",
+            help="Shorter side in pixels; default the model's.",
+            rich_help_panel=RECIPE,
+        ),
+    ] = None,
+    readout: Annotated[
+        str,
+        typer.Option(
+            "--readout",
+            help="head: the learned clusters. kmeans: k-means of the features, any K.",
+            rich_help_panel=RECIPE,
+        ),
+    ] = "head",
+    clusters: Annotated[
+        int | None,
+        typer.Option(
+            "--clusters", "-k", help="Clusters of the k-means read-out.", rich_help_panel=RECIPE
+        ),
+    ] = None,
+    fit_images: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fit-images",
+            help="Images for k-means; default those of the training run.",
+            rich_help_panel=RECIPE,
+        ),
+    ] = None,
+    seed: Seed = None,
+    device: Device = None,
+    precision: Precision = None,
+) -> None:
+    """Score a model on a labelled dataset; labels are used for scoring only."""
+    from densesiam_seg.cli.console import Console
+    from densesiam_seg.datasets import load_dataset, samples
+    from densesiam_seg.errors import UsageError
+    from densesiam_seg.evaluation import PROTOCOLS, evaluation_events, segmenter_masks
+    from densesiam_seg.readout import load_with_readout
+
+    declared = load_dataset(dataset)
+    if protocol is not None and protocol not in PROTOCOLS:
+        raise UsageError(f"--protocol {protocol}: give one of {', '.join(PROTOCOLS)}")
+    if image_size is not None and not 32 <= image_size <= 4096:
+        raise UsageError(f"--image-size {image_size}: must be 32 to 4096")
+    if out is not None and out.exists() and not overwrite:
+        raise UsageError(f"--out {out}: exists already; give --overwrite or another name")
+    found = samples(declared, root, split, list_file=list_file, allow_missing=allow_missing)
+    segmenter = load_with_readout(
+        model,
+        readout,
+        clusters,
+        fit_images,
+        seed=seed or 0,
+        device=device or "auto",
+        precision=precision or "auto",
+    )
+    events = evaluation_events(
+        declared,
+        found,
+        segmenter_masks(segmenter),
+        clusters=segmenter.card.clusters,
+        readout=segmenter.card.readout,
+        protocol=PROTOCOLS[protocol or declared.protocol],
+        side=image_size or segmenter.card.image_size,
+        allow_missing=allow_missing,
+    )
+    Console(quiet=quiet).evaluating(events, json=json, out=out)

@@ -1,0 +1,101 @@
+"""`densesiam-seg predict`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from densesiam_seg.cli.options import (
+    RECIPE,
+    WORK,
+    Device,
+    Json,
+    MaxPixels,
+    Model,
+    Out,
+    Overwrite,
+    Precision,
+    Quiet,
+    Seed,
+)
+
+
+def command(
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            help="Files, folders, globs, .txt lists of paths, or - for a list on stdin.",
+            show_default=False,
+        ),
+    ],
+    model: Model = None,
+    out: Out = None,
+    overlay: Annotated[
+        bool,
+        typer.Option(
+            "--overlay",
+            help="Also write each image with its mask laid over it.",
+            rich_help_panel=WORK,
+        ),
+    ] = False,
+    overwrite: Overwrite = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Keep masks that exist, do the missing ones.", rich_help_panel=WORK
+        ),
+    ] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    readout: Annotated[
+        str,
+        typer.Option(
+            "--readout",
+            help="head: the learned clusters. kmeans: k-means of the features, any K.",
+            rich_help_panel=RECIPE,
+        ),
+    ] = "head",
+    clusters: Annotated[
+        int | None,
+        typer.Option(
+            "--clusters", "-k", help="Clusters of the k-means read-out.", rich_help_panel=RECIPE
+        ),
+    ] = None,
+    fit_images: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fit-images",
+            help="Images for k-means; default those of the training run.",
+            rich_help_panel=RECIPE,
+        ),
+    ] = None,
+    seed: Seed = None,
+    device: Device = None,
+    precision: Precision = None,
+    max_pixels: MaxPixels = None,
+) -> None:
+    """Write a mask for each image: a palette PNG of its own size, under its own name."""
+    from datetime import datetime
+
+    from densesiam_seg.cli.console import Console
+    from densesiam_seg.images import MAX_PIXELS
+    from densesiam_seg.manifest import scan
+    from densesiam_seg.prediction import plan, predict_events
+    from densesiam_seg.readout import load_with_readout
+
+    manifest = scan(images)
+    folder = out or Path("runs") / "predict" / datetime.now().strftime("%Y%m%d-%H%M%S")
+    work = plan(manifest, folder, overwrite=overwrite, resume=resume, overlays=overlay)
+    segmenter = load_with_readout(
+        model,
+        readout,
+        clusters,
+        fit_images,
+        seed=seed or 0,
+        device=device or "auto",
+        precision=precision or "auto",
+    )
+    events = predict_events(segmenter, work, overlays=overlay, max_pixels=max_pixels or MAX_PIXELS)
+    Console(quiet=quiet).predicting(work, manifest.skipped, events, json=json)

@@ -1,0 +1,166 @@
+"""`demo`: the main job end to end on procedural scenes, with nothing to fetch.
+
+Makes scenes with exact labels, trains on the pictures alone, scores held-out scenes, and draws what was found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from densesiam_seg.baselines import colour_position_masks
+from densesiam_seg.datasets import Dataset, Samples, load_dataset, read_label, samples
+from densesiam_seg.evaluation import (
+    PROTOCOLS,
+    Evaluation,
+    Masker,
+    evaluation_events,
+    segmenter_masks,
+    shown,
+)
+from densesiam_seg.files import replace_file, replace_text
+from densesiam_seg.images import load_image
+from densesiam_seg.manifest import scan
+from densesiam_seg.masks import Colour, colourise, encode_png
+from densesiam_seg.metrics import Matching
+from densesiam_seg.prediction import predict
+from densesiam_seg.reports import comparison
+from densesiam_seg.runs import new_run_folder
+from densesiam_seg.scenes import CLASSES, COLOURS, write_scenes
+from densesiam_seg.segmenter import Segmenter
+from densesiam_seg.training import Event, Notice, Trained, training_events
+
+SIDE = 192
+TRAINING_SCENES = 240
+HELD_OUT_SCENES = 60
+SETTINGS: dict[str, Any] = {
+    "image_size": 96,
+    "clusters": len(CLASSES),
+    "batch_size": 16,
+    "epochs": 20,
+    "weights": "none",
+}
+PICTURED = 4
+PROTOCOL = PROTOCOLS["picie"]
+
+
+@dataclass(frozen=True)
+class Demonstrated:
+    """Where everything lies, and both scores on the held-out scenes."""
+
+    folder: Path
+    picture: Path
+    learned: Evaluation
+    baseline: Evaluation
+
+
+def demo_events(
+    out: Path | None = None, *, overwrite: bool = False, seed: int = 0, epochs: int | None = None
+) -> Iterator[Event | Demonstrated]:
+    """Run the demonstration in `out` (default `runs/demo/<timestamp>`); the last event is `Demonstrated`."""
+    folder = new_run_folder("demo", out, overwrite=overwrite, resume=False, names=NAMES)
+    yield Notice(
+        f"drawing {TRAINING_SCENES} scenes to learn from and {HELD_OUT_SCENES} held out, into {folder}"
+    )
+    data = folder / "scenes"
+    write_scenes(data, TRAINING_SCENES, seed=seed, side=SIDE, split="train")
+    write_scenes(data, HELD_OUT_SCENES, seed=seed, side=SIDE, split="val", first=TRAINING_SCENES)
+    replace_text(data / "scenes.toml", scenes_toml())
+
+    settings = {**SETTINGS, "seed": seed} | ({"epochs": epochs} if epochs else {})
+    training = data / "images" / "train"
+    for event in training_events([training], out=folder / "run", preset="fast", **settings):
+        if isinstance(event, Trained):
+            trained = event
+        yield event
+
+    segmenter = Segmenter.load(trained.model)
+    dataset = load_dataset(data / "scenes.toml")
+    found = samples(dataset, data)
+    learned_masks = segmenter_masks(segmenter)
+    baseline_masks = _baseline(training, seed)
+    learned = _score(dataset, found, learned_masks, segmenter.card.image_size, "head")
+    baseline = _score(
+        dataset, found, baseline_masks, segmenter.card.image_size, "colour + position"
+    )
+
+    predict(segmenter, scan([data / "images" / "val"]), folder / "masks", overlays=True)
+    picture = folder / "demo.png"
+    ways = [(learned_masks, learned.matching), (baseline_masks, baseline.matching)]
+    rows = [_row(index, dataset, found, segmenter, ways) for index in range(PICTURED)]
+    titles = ("image", "densesiam-seg", "k-means colour + xy", "truth")
+    sheet = comparison(titles, rows, list(zip(CLASSES, COLOURS, strict=True)))
+    replace_file(picture, encode_png(sheet))
+    yield Demonstrated(folder, picture, learned, baseline)
+
+
+NAMES = frozenset({"scenes", "run", "masks", "demo.png", "run.json"})
+"""What the demonstration writes into its folder."""
+
+
+def scenes_toml() -> str:
+    """The scenes declared as a dataset, so that `evaluate` reads them like any other."""
+    lines = [
+        'title = "Procedural scenes"',
+        'protocol = "picie"',
+        'image_suffixes = [".jpg"]',
+        'label_suffix = ".png"',
+        "classes = [",
+        *(
+            f'    {{ name = "{name}", colour = {list(colour)}, values = [{index}] }},'
+            for index, (name, colour) in enumerate(zip(CLASSES, COLOURS, strict=True))
+        ),
+        "]",
+    ]
+    for split in ("val", "train"):
+        lines += [
+            f"[splits.{split}]",
+            f'images = ["images/{split}"]',
+            f'labels = ["labels/{split}"]',
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _baseline(folder: Path, seed: int) -> Masker:
+    manifest = scan([folder])
+
+    def images() -> Iterable[Tensor]:
+        return (load_image(manifest.path(index))[:, ::2, ::2] for index in range(len(manifest)))
+
+    return colour_position_masks(images, len(manifest), len(CLASSES), seed=seed)
+
+
+def _score(dataset: Dataset, found: Samples, masks: Masker, side: int, readout: str) -> Evaluation:
+    *_, result = evaluation_events(
+        dataset, found, masks, clusters=len(CLASSES), readout=readout, protocol=PROTOCOL, side=side
+    )
+    assert isinstance(result, Evaluation)
+    return result
+
+
+def _row(
+    index: int,
+    dataset: Dataset,
+    found: Samples,
+    segmenter: Segmenter,
+    ways: list[tuple[Masker, Matching]],
+) -> list[NDArray[np.uint8]]:
+    """One scene, each way's clusters in the colours of the classes they match, and the truth."""
+    sample = found.items[index]
+    image, _ = shown(sample, dataset, PROTOCOL, segmenter.card.image_size)
+    label = read_label(dataset, sample.label)
+    pictures = [load_image(sample.image).permute(1, 2, 0).numpy()]
+    for mask_of, matching in ways:
+        mask = mask_of(image, PROTOCOL, *image.shape[-2:])
+        pictures.append(colourise(np.asarray(matching.cluster_to_class)[mask], _colours()))
+    return [*pictures, colourise(label, _colours())]
+
+
+def _colours() -> list[Colour]:
+    return list(COLOURS)

@@ -1,0 +1,179 @@
+"""What is installed and whether it works: each known trap with its remedy.
+
+Every check imports what it checks by itself, since a broken package is exactly what is looked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+State = Literal["ok", "note", "broken"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report; `text` carries the remedy where the state is not ok."""
+
+    subject: str
+    state: State
+    text: str
+
+
+def examine() -> list[Finding]:
+    """All findings, in the order in which a person would mend them."""
+    checks = (python, packages, torch_and_torchvision, faiss, devices, weights, place)
+    return [finding for check in checks for finding in _guarded(check)]
+
+
+def _guarded(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    try:
+        yield from check()
+    except Exception as error:  # whatever a broken package raises is the finding
+        text = f"{type(error).__name__}: {error}".splitlines()[0]
+        yield Finding(
+            check.__name__, "broken", f"{text}; reinstall it with pip install --force-reinstall"
+        )
+
+
+def python() -> Iterator[Finding]:
+    """The interpreter's version."""
+    text = f"{platform.python_version()} on {platform.platform()}"
+    yield Finding("python", "ok", text)
+
+
+def packages() -> Iterator[Finding]:
+    """Versions of what the program stands on."""
+    for name in ("numpy", "scipy", "pillow", "typer", "rich", "safetensors"):
+        try:
+            yield Finding(name, "ok", version(name))
+        except PackageNotFoundError:
+            yield Finding(name, "broken", f"not installed; pip install {name}")
+
+
+def torch_and_torchvision() -> Iterator[Finding]:
+    """The pair must come from one build: PyPI's torchvision does not import beside a CPU-only torch wheel."""
+    import torch
+
+    release = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    if release < (2, 10):
+        yield Finding(
+            "torch",
+            "broken",
+            f"{torch.__version__}; older releases load files unsafely: pip install -U torch",
+        )
+    else:
+        yield Finding("torch", "ok", torch.__version__)
+    try:
+        torchvision = importlib.import_module("torchvision")
+        yield Finding("torchvision", "ok", str(torchvision.__version__))
+    except (RuntimeError, ImportError, AttributeError) as error:
+        yield Finding(
+            "torchvision",
+            "broken",
+            f"does not import ({str(error).splitlines()[0]}); torch and torchvision come from different builds: "
+            "pip uninstall -y torch torchvision, then pip install torch torchvision together from one index",
+        )
+
+
+def faiss() -> Iterator[Finding]:
+    """FAISS clusters, and only one of its packages is installed: two overwrite each other's files."""
+    installed = [name for name in ("faiss-gpu", "faiss-cpu") if _has(name)]
+    if len(installed) > 1:
+        yield Finding(
+            "faiss",
+            "broken",
+            "faiss-gpu and faiss-cpu are both installed and share files; uninstall both, install one",
+        )
+        return
+    if not installed:
+        yield Finding(
+            "faiss",
+            "broken",
+            "not installed; pip install faiss-gpu on Linux x86-64, faiss-cpu elsewhere",
+        )
+        return
+    import torch
+
+    from densesiam_seg.clustering import kmeans
+
+    blobs = torch.cat(
+        [torch.full((40, 2), float(centre)) + torch.rand(40, 2) / 8 for centre in range(3)]
+    )
+    found = kmeans(blobs, 3, seed=0).counts.tolist()
+    state: State = "ok" if found == [40, 40, 40] else "broken"
+    yield Finding(
+        "faiss",
+        state,
+        f"{installed[0]} {version(installed[0])}, k-means works"
+        if state == "ok"
+        else "wrong result",
+    )
+
+
+def devices() -> Iterator[Finding]:
+    """What the network can run on, and whether bf16 pays."""
+    import torch
+
+    from densesiam_seg.batches import available_cores
+    from densesiam_seg.devices import pick_precision
+
+    precision = str(pick_precision("auto", torch.device("cpu"))).removeprefix("torch.")
+    yield Finding(
+        "cpu",
+        "ok",
+        f"{available_cores()} cores, {torch.backends.cpu.get_cpu_capability()}, {precision}",
+    )
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            yield Finding(f"cuda:{index}", "ok", torch.cuda.get_device_name(index))
+    elif torch.version.cuda and shutil.which("nvidia-smi"):
+        yield Finding("cuda", "note", "nvidia-smi is here but torch sees no GPU; update the driver")
+    else:
+        yield Finding(
+            "cuda", "note", "no GPU; training runs on the processor, try --preset fast first"
+        )
+
+
+def weights() -> Iterator[Finding]:
+    """Whether ImageNet weights are cached; nothing is fetched."""
+    import torch
+
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    cached = sorted(path.name for path in folder.glob("resnet*.pth")) if folder.is_dir() else []
+    if cached:
+        yield Finding("ImageNet weights", "ok", ", ".join(cached))
+    else:
+        yield Finding(
+            "ImageNet weights",
+            "note",
+            f"none in {folder}; fetched when training starts, else from scratch",
+        )
+
+
+def place() -> Iterator[Finding]:
+    """Whether the current directory takes a run."""
+    free = shutil.disk_usage(".").free
+    if not os.access(".", os.W_OK):
+        yield Finding("current directory", "note", "cannot be written; give --out")
+    elif free < 2**30:
+        yield Finding(
+            "current directory", "note", f"{free / 1e6:.0f} MB free; a run needs up to 1 GB"
+        )
+    else:
+        yield Finding("current directory", "ok", f"writable, {free / 1e9:.0f} GB free")
+
+
+def _has(package: str) -> bool:
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True

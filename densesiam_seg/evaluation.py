@@ -1,0 +1,224 @@
+"""Segmenter + labelled data → scores, under one of the field's three protocols.
+
+Axes: N classes, K clusters, H W label size, R the protocol's side.
+
+Numbers are comparable only within a protocol (METHOD, section 5), so every result names its own in full.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from densesiam_seg.batches import ahead, available_cores
+from densesiam_seg.datasets import Dataset, Sample, Samples, load_dataset, read_label, samples
+from densesiam_seg.errors import ImageError, InputError
+from densesiam_seg.images import load_image
+from densesiam_seg.masks import upsample_argmax
+from densesiam_seg.metrics import Matching, Scores, confusion, match, score
+from densesiam_seg.segmenter import Segmenter, working_size
+from densesiam_seg.views import normalise
+
+Mask = NDArray[np.integer]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How images meet labels. `crop`: a centre square of the shorter side, else the whole image."""
+
+    name: Literal["picie", "stego", "full-image"]
+    resize: Literal["bilinear", "nearest"]
+    crop: bool
+    upsample: Literal["logits", "features"]
+    flip: bool
+
+    def describe(self, side: int) -> str:
+        """One line that fixes the number: sizes, filters, crop, what is upsampled, flip, no CRF."""
+        crop = f"centre crop {side}" if self.crop else "no crop, scored at the label's size"
+        flip = "mean of the flipped image's features" if self.flip else "no flip"
+        return f"{self.name}: shorter side {side} ({self.resize}), {crop}, {self.upsample} upsampled, {flip}, no CRF"
+
+
+PROTOCOLS = {
+    "picie": Protocol("picie", "bilinear", True, "logits", False),
+    "stego": Protocol("stego", "nearest", True, "features", True),
+    "full-image": Protocol("full-image", "bilinear", False, "logits", False),
+}
+
+Masker = Callable[[Tensor, Protocol, int, int], Mask]
+"""(uint8 image (3, h, w) as the protocol shows it, protocol, H, W) → cluster ids (H, W)."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A score with everything that fixes it."""
+
+    dataset: str
+    split: str
+    protocol: str
+    images: int
+    expected: int | None
+    missing: tuple[str, ...]
+    digest: str
+    clusters: int
+    readout: str
+    matching: Matching
+    scores: Scores
+    counts: NDArray[np.int64]
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON object."""
+        return {**asdict(self), "counts": self.counts.tolist()}
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Images scored so far."""
+
+    done: int
+    total: int
+
+
+def evaluate(
+    dataset: str | Path,
+    root: str | Path,
+    model: str | Path | Segmenter,
+    *,
+    split: str | None = None,
+    protocol: str | None = None,
+    image_size: int | None = None,
+    list_file: str | Path | None = None,
+    allow_missing: bool = False,
+    device: str = "auto",
+) -> Evaluation:
+    """Score a model on a labelled dataset: a built-in name or a TOML file, and the folder `root` that holds it."""
+    segmenter = model if isinstance(model, Segmenter) else Segmenter.load(model, device=device)
+    declared = load_dataset(dataset)
+    found = samples(declared, root, split, list_file=list_file, allow_missing=allow_missing)
+    *_, result = evaluation_events(
+        declared,
+        found,
+        segmenter_masks(segmenter),
+        clusters=segmenter.card.clusters,
+        readout=segmenter.card.readout,
+        protocol=PROTOCOLS[protocol or declared.protocol],
+        side=image_size or segmenter.card.image_size,
+        allow_missing=allow_missing,
+    )
+    assert isinstance(result, Evaluation)
+    return result
+
+
+def evaluation_events(
+    dataset: Dataset,
+    found: Samples,
+    mask_of: Masker,
+    *,
+    clusters: int,
+    readout: str,
+    protocol: Protocol,
+    side: int,
+    allow_missing: bool = False,
+) -> Iterator[Scoring | Evaluation]:
+    """Score masks over a set: one confusion matrix, one matching; the last event is the `Evaluation`.
+
+    Raises ImageError for an image that cannot be read (counted as missing with `allow_missing`) and InputError for a
+    label that does not fit its image or its dataset.
+    """
+
+    def load(sample: Sample) -> tuple[Tensor, NDArray[np.uint8]] | ImageError:
+        try:
+            return shown(sample, dataset, protocol, side)
+        except ImageError as error:
+            return error
+
+    counts = np.zeros((len(dataset.classes), clusters), np.int64)
+    unreadable: list[str] = []
+    for done, (sample, pair) in enumerate(
+        zip(found.items, ahead(load, found.items, available_cores()), strict=True), 1
+    ):
+        if isinstance(pair, ImageError):
+            if not allow_missing or pair.path == str(sample.label):
+                raise pair
+            unreadable.append(sample.name)
+        else:
+            image, label = pair
+            mask = mask_of(image, protocol, *label.shape)
+            counts += confusion(label, mask, len(dataset.classes), clusters)
+        yield Scoring(done, len(found))
+    matching = match(counts)
+    yield Evaluation(
+        dataset=dataset.title,
+        split=found.split,
+        protocol=protocol.describe(side),
+        images=len(found) - len(unreadable),
+        expected=found.expected,
+        missing=(*found.missing, *unreadable),
+        digest=found.digest,
+        clusters=clusters,
+        readout=readout,
+        matching=matching,
+        scores=score(counts, matching, dataset.names, dataset.kinds),
+        counts=counts,
+    )
+
+
+def shown(
+    sample: Sample, dataset: Dataset, protocol: Protocol, side: int
+) -> tuple[Tensor, NDArray[np.uint8]]:
+    """Image and label as a protocol shows them: uint8 (3, h, w), and class ids (H, W) with 255 ignored."""
+    image = load_image(sample.image)
+    label = read_label(dataset, sample.label)
+    height, width = image.shape[-2:]
+    if label.shape != (height, width):
+        raise InputError(
+            f"{sample.label}: is {label.shape[1]}x{label.shape[0]} but its image is {width}x{height}; "
+            "give labels of the images' own size"
+        )
+    if not protocol.crop:
+        return _resized(image, *working_size(height, width, side), protocol.resize), label
+    size = _cover(height, width, side)
+    top, left = round((size[0] - side) / 2), round((size[1] - side) / 2)
+    window = (slice(top, top + side), slice(left, left + side))
+    small = _resized(image, *size, protocol.resize)[:, *window]
+    nearest = F.interpolate(torch.from_numpy(label)[None, None], size, mode="nearest-exact")[0, 0]
+    return small, nearest[window].numpy()
+
+
+def _cover(height: int, width: int, side: int) -> tuple[int, int]:
+    """The size whose shorter side is `side`, the longer one rounded down as torchvision does."""
+    if height <= width:
+        return side, int(side * width / height)
+    return int(side * height / width), side
+
+
+def _resized(image: Tensor, height: int, width: int, filter_: str) -> Tensor:
+    """uint8 (3, H, W) → (3, height, width); bilinear with Pillow's antialiasing, nearest with Pillow's centres."""
+    if filter_ == "nearest":
+        return F.interpolate(image[None], (height, width), mode="nearest-exact")[0]
+    return F.interpolate(image[None], (height, width), mode="bilinear", antialias=True)[0]
+
+
+def segmenter_masks(segmenter: Segmenter) -> Masker:
+    """A segmenter's masks under any protocol."""
+
+    def mask_of(image: Tensor, protocol: Protocol, height: int, width: int) -> Mask:
+        batch = normalise(image[None].to(segmenter.device).float().div_(255.0))
+        features = segmenter.features(batch)
+        if protocol.flip:
+            flipped = segmenter.features(batch.flip(-1)).flip(-1)
+            features = 0.5 * (features + flipped)
+        if protocol.upsample == "features":
+            features = F.interpolate(features.float(), (height, width), mode="bilinear")
+        logits = segmenter.read_out(features)[0]
+        return upsample_argmax(logits, height, width).cpu().numpy()
+
+    return mask_of

@@ -1,0 +1,153 @@
+"""The joined network: its parts, its initial weights and the correspondence of both views' features."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from densesiam_seg.model import Architecture, DenseSiam, build_network
+from densesiam_seg.views import Geometry, ViewPair
+
+SMALL = Architecture(channels=8, clusters=3, over_clusters=5)
+
+
+def view_pair(seed: int = 0) -> ViewPair:
+    """Two 32x32 views of two images; the second image is flipped."""
+    source = torch.Generator().manual_seed(seed)
+    one, two = (torch.randn(2, 3, 32, 32, generator=source) for _ in range(2))
+    crops = torch.tensor([[0.1, 0.3, 0.6, 0.0], [0.25, 0.0, 0.75, 1.0]])
+    return ViewPair(one, two, Geometry(*crops.T))
+
+
+def warped(maps: Tensor, geometry: Geometry) -> Tensor:
+    """Crop, resize and flip by torch's own sampler."""
+    side = maps.shape[-1]
+    centres = (torch.arange(side) + 0.5) / side
+    grids = []
+    for i in range(len(maps)):
+        across = centres.flip(0) if geometry.flip[i] else centres
+        ys = geometry.top[i] + geometry.side[i] * centres
+        xs = geometry.left[i] + geometry.side[i] * across
+        y, x = torch.meshgrid(2 * ys - 1, 2 * xs - 1, indexing="ij")
+        grids.append(torch.stack((x, y), -1))
+    return F.grid_sample(maps, torch.stack(grids), padding_mode="border", align_corners=False)
+
+
+@pytest.fixture(scope="module")
+def network() -> DenseSiam:
+    return build_network(SMALL, seed=0).eval()
+
+
+class TestParts:
+    def test_defaults_are_the_papers(self) -> None:
+        assert Architecture() == Architecture("resnet18", 128, 27, 128)
+
+    def test_heads_have_their_sizes(self) -> None:
+        """Weights of the first and last layer of each head, (outputs, inputs, …), C = 128, K = 27, A = 64."""
+        with torch.device("meta"):
+            network = DenseSiam(Architecture(over_clusters=64))
+        ends = {
+            "projector": ((128, 128, 1, 1), (27, 128, 1, 1)),
+            "predictor": ((128, 27, 1, 1), (27, 128, 1, 1)),
+            "over_projector": ((128, 128, 1, 1), (64, 128, 1, 1)),
+            "over_predictor": ((128, 64, 1, 1), (64, 128, 1, 1)),
+            "region_projector": ((128, 128), (128, 128)),
+            "region_predictor": ((128, 128), (128, 128)),
+        }
+        assert {name for name, _ in network.named_children()} == {"encoder", *ends}
+        for name, expected in ends.items():
+            weights = [
+                tuple(layer.weight.shape)
+                for layer in network.get_submodule(name).children()
+                if isinstance(layer, nn.Conv2d | nn.Linear)
+            ]
+            assert (weights[0], weights[-1]) == expected
+
+    def test_backbone_is_the_named_one(self) -> None:
+        with torch.device("meta"):
+            network = DenseSiam(Architecture(backbone="resnet50"))
+        lateral = network.encoder.decoder.laterals[-1]
+        assert isinstance(lateral, nn.Conv2d)
+        assert lateral.in_channels == 2048
+
+    def test_forward_is_the_projection_of_the_features(self, network: DenseSiam) -> None:
+        images = view_pair().image_1
+        with torch.no_grad():
+            logits = network(images)
+            expected = network.projector(network.encoder(images))
+        assert logits.shape == (2, 3, 8, 8)
+        assert torch.equal(logits, expected)
+
+
+class TestInitialWeights:
+    def test_are_a_function_of_the_seed(self) -> None:
+        torch.rand(3)  # wherever the global generator stands
+        one = build_network(SMALL, seed=5).state_dict()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(99)
+            same = build_network(SMALL, seed=5).state_dict()
+        other = build_network(SMALL, seed=6).state_dict()
+        assert list(one) == list(same) == list(other)
+        assert all(torch.equal(one[key], same[key]) for key in one)
+        drawn = [key for key in one if one[key].is_floating_point() and one[key].std() > 0]
+        assert len(drawn) > 30
+        assert not any(torch.equal(one[key], other[key]) for key in drawn)
+
+    def test_global_generators_are_untouched(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def state() -> list[object]:
+            numpy_state = np.random.get_state(legacy=False)  # noqa: NPY002
+            return [random.getstate(), str(numpy_state), torch.get_rng_state().tolist()]
+
+        seeded: list[int] = []
+        # A GPU's generator as well: `torch.manual_seed` would set it through this function.
+        monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+        with np.printoptions(threshold=10_000):
+            before = state()
+            build_network(SMALL, seed=0)
+            assert state() == before
+        assert seeded == []
+
+
+class TestPairedFeatures:
+    def test_equal_separate_passes(self, network: DenseSiam) -> None:
+        """METHOD, section 2: F₁ is the encoder's of view 1, F₂ the encoder's of view 2, then G."""
+        views = view_pair()
+        with torch.no_grad():
+            features = network.paired_features(views)
+            first = network.encoder(views.image_1)
+            second = warped(network.encoder(views.image_2), views.geometry)
+        assert features.shape == (4, 8, 8, 8)
+        torch.testing.assert_close(features[:2], first, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(features[2:], second, atol=1e-5, rtol=1e-5)
+
+    def test_gradient_reaches_the_encoder_through_both_views(self, network: DenseSiam) -> None:
+        views = view_pair()
+        views.image_1.requires_grad_()
+        views.image_2.requires_grad_()
+        for part, (own, other) in enumerate(
+            ((views.image_1, views.image_2), (views.image_2, views.image_1))
+        ):
+            features = network.paired_features(views).chunk(2)[part]
+            to_own, to_other = torch.autograd.grad(features.square().sum(), (own, other))
+            assert to_own.abs().max() > 0
+            assert to_other.abs().max() == 0
+
+    def test_views_share_batch_statistics(self) -> None:
+        network = build_network(SMALL, seed=1).train()
+        views = view_pair()
+        network.paired_features(views)
+        norm = network.encoder.backbone.bn1
+        assert norm.num_batches_tracked == 1
+        with torch.no_grad():
+            both = network.encoder.backbone.conv1(torch.cat((views.image_1, views.image_2)))
+        # Running mean: 0.9 · 0 + 0.1 · the mean of both views together.
+        torch.testing.assert_close(norm.running_mean, 0.1 * both.mean((0, 2, 3)))
+
+    def test_keeps_the_features_type(self, network: DenseSiam) -> None:
+        with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+            assert network.paired_features(view_pair()).dtype == torch.bfloat16

@@ -1,0 +1,254 @@
+"""The weighted sum against the same sum worked out with torch's own losses from the network's parts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from densesiam_seg.config import TrainConfig
+from densesiam_seg.model import Architecture, DenseSiam, build_network
+from densesiam_seg.objective import objective
+from densesiam_seg.views import Geometry, ViewPair
+
+K, A, C = 3, 5, 8
+CONFIG = TrainConfig(clusters=K, over_clusters=A, channels=C)
+ODD = replace(
+    CONFIG,
+    pixel_weight=0.7,
+    over_cluster_weight=1.9,
+    segmentation_weight=0.3,
+    region_weight=0.45,
+)
+HEADS = {
+    "pixel": ("predictor",),
+    "over_cluster": ("over_projector", "over_predictor"),
+    "segmentation": (),
+    "region": ("region_projector", "region_predictor"),
+}
+
+
+def view_pair() -> ViewPair:
+    """Two 32x32 views of two images; whole, so that features need no warp, but the second is flipped."""
+    source = torch.Generator().manual_seed(0)
+    one, two = (torch.randn(2, 3, 32, 32, generator=source) for _ in range(2))
+    return ViewPair(one, two, Geometry(*torch.tensor([[0.0, 0, 1, 0], [0, 0, 1, 1]]).T))
+
+
+def features_of(network: DenseSiam, views: ViewPair) -> tuple[Tensor, Tensor]:
+    """Of two separate passes in eval mode."""
+    second = network.encoder(views.image_2)
+    return network.encoder(views.image_1), torch.stack((second[0], second[1].flip(-1)))
+
+
+@pytest.fixture(scope="module")
+def network() -> DenseSiam:
+    """In eval mode, with running statistics that make its outputs vary."""
+    built = build_network(Architecture(channels=C, clusters=K, over_clusters=A), seed=0).train()
+    for module in built.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.momentum = None  # running statistics become those of the one batch seen
+    with torch.no_grad():
+        objective(built, view_pair(), CONFIG, regions=True)
+    built.eval().requires_grad_(True)
+    return built
+
+
+def soft_cross_entropy(p: Tensor, z: Tensor) -> Tensor:
+    return F.cross_entropy(p, z.detach().softmax(1))
+
+
+def negative_cosine(p: Tensor, z: Tensor) -> Tensor:
+    return -(F.normalize(p, dim=1) * F.normalize(z.detach(), dim=1)).sum(1).mean()
+
+
+def balanced_cross_entropy(z: Tensor, balance: str) -> Tensor:
+    labels = z.argmax(1)
+    terms = F.cross_entropy(z, labels, reduction="none").flatten()
+    counts = [int((labels == k).sum()) for k in range(K)]
+    in_use = sum(count > 0 for count in counts)
+    n = labels.numel()
+    total = torch.zeros(())
+    for label, term in zip(labels.flatten().tolist(), terms, strict=True):
+        weight = {
+            "none": 1.0,
+            "frequency": counts[label] / n,
+            "inverse": n / (counts[label] * in_use),
+        }[balance]
+        total = total + weight * term
+    return total / n
+
+
+def region_similarity(network: DenseSiam, f: list[Tensor], z: list[Tensor], stop: bool) -> Tensor:
+    u, q = [], []
+    for features, logits in zip(f, z, strict=True):
+        masks = logits.softmax(1)
+        embeddings = torch.einsum("bnhw,bchw->bnc", masks, features)
+        rows = network.region_projector(embeddings.reshape(-1, C))
+        u.append(rows.reshape(2, K, C))
+        q.append(network.region_predictor(rows).reshape(2, K, C))
+    terms = []
+    for predictions, projections in ((q[0], u[1]), (q[1], u[0])):
+        for image in range(2):
+            target = projections[image].detach() if stop else projections[image]
+            scores = F.normalize(predictions[image], dim=1) @ F.normalize(target, dim=1).T / 0.1
+            terms.append(0.5 * F.cross_entropy(scores, torch.arange(K)))
+    return torch.stack(terms).sum() / 2
+
+
+def by_hand(
+    network: DenseSiam, views: ViewPair, config: TrainConfig
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Parts and total as METHOD's section 2 has them, all four losses on."""
+    f = list(features_of(network, views))
+    z = [network.projector(features) for features in f]
+    p = [network.predictor(logits) for logits in z]
+    y = [network.over_projector(features) for features in f]
+    o = [network.over_predictor(logits) for logits in y]
+    d = soft_cross_entropy if config.similarity == "cross-entropy" else negative_cosine
+    parts = {
+        "pixel": 0.5 * d(p[0], z[1]) + 0.5 * d(p[1], z[0]),
+        "over_cluster": 0.5 * d(o[0], y[1]) + 0.5 * d(o[1], y[0]),
+        "segmentation": 0.5 * balanced_cross_entropy(z[0], config.balance)
+        + 0.5 * balanced_cross_entropy(z[1], config.balance),
+        "region": region_similarity(network, f, z, config.region_stop_gradient),
+    }
+    both = math.log(A) + math.log(K)
+    total = (
+        config.pixel_weight * math.log(A) / both * parts["pixel"]
+        + config.over_cluster_weight * math.log(K) / both * parts["over_cluster"]
+        + config.segmentation_weight * parts["segmentation"]
+        + config.region_weight * parts["region"]
+    )
+    return parts, total
+
+
+def gradients(network: DenseSiam, total: Tensor) -> dict[str, Tensor | None]:
+    names, parameters = zip(*network.named_parameters(), strict=True)
+    found = torch.autograd.grad(total, parameters, allow_unused=True)
+    return dict(zip(names, found, strict=True))
+
+
+class TestTotal:
+    @pytest.mark.parametrize(
+        "config",
+        [
+            CONFIG,
+            ODD,
+            replace(ODD, similarity="cosine", balance="frequency"),
+            replace(ODD, balance="none", region_stop_gradient=False),
+        ],
+        ids=["paper", "weights", "cosine-frequency", "none-free"],
+    )
+    def test_equals_the_sum_by_hand_with_its_gradient(
+        self, network: DenseSiam, config: TrainConfig
+    ) -> None:
+        views = view_pair()
+        result = objective(network, views, config, regions=True)
+        parts, total = by_hand(network, views, config)
+        assert list(result.parts) == list(parts)
+        for name, part in parts.items():
+            assert result.parts[name].item() == pytest.approx(part.item(), abs=1e-5)
+            assert not result.parts[name].requires_grad
+        assert result.total.item() == pytest.approx(total.item(), abs=1e-5)
+        expected = gradients(network, total)
+        for name, gradient in gradients(network, result.total).items():
+            wanted = expected[name]
+            assert gradient is not None and wanted is not None
+            scale = max(1.0, wanted.abs().max().item())
+            torch.testing.assert_close(gradient, wanted, atol=1e-4 * scale, rtol=0)
+
+    def test_every_part_counts_in_the_default_recipe(self, network: DenseSiam) -> None:
+        result = objective(network, view_pair(), CONFIG, regions=True)
+        found = gradients(network, result.total)
+        assert all(value is not None and value.isfinite().all() for value in found.values())
+
+
+class TestSwitches:
+    @pytest.mark.parametrize("name", list(HEADS))
+    def test_weight_zero_is_not_computed(self, name: str) -> None:
+        network = build_network(Architecture(channels=C, clusters=K, over_clusters=A), seed=0)
+        result = objective(
+            network, view_pair(), replace(CONFIG, **{f"{name}_weight": 0.0}), regions=True
+        )
+        assert set(result.parts) == set(HEADS) - {name}
+        found = gradients(network, result.total)
+        for head in network.children():
+            assert isinstance(head, nn.Module)
+        for parameter, gradient in found.items():
+            off = parameter.split(".")[0] in HEADS[name]
+            assert (gradient is None) == off
+        # A head that has not run has seen no batch.
+        for head_name, head in network.named_children():
+            seen = {
+                int(module.num_batches_tracked)  # type: ignore[arg-type]
+                for module in head.modules()
+                if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
+            }
+            assert seen == ({0} if head_name in HEADS[name] else {1})
+
+    def test_regions_off(self, network: DenseSiam) -> None:
+        views = view_pair()
+        with_regions = objective(network, views, ODD, regions=True)
+        without = objective(network, views, ODD, regions=False)
+        assert list(without.parts) == ["pixel", "over_cluster", "segmentation"]
+        expected = with_regions.total - 0.45 * with_regions.parts["region"]
+        assert without.total.item() == pytest.approx(expected.item(), abs=1e-5)
+        found = gradients(network, without.total)
+        heads = {name.split(".")[0] for name, gradient in found.items() if gradient is None}
+        assert heads == {"region_projector", "region_predictor"}
+
+    def test_region_stop_gradient_changes_the_gradient_only(self, network: DenseSiam) -> None:
+        only = replace(CONFIG, pixel_weight=0.0, over_cluster_weight=0.0, segmentation_weight=0.0)
+        views = view_pair()
+        stopped = objective(network, views, only, regions=True)
+        free = objective(network, views, replace(only, region_stop_gradient=False), regions=True)
+        assert stopped.total.item() == free.total.item()
+        one, two = (gradients(network, result.total) for result in (stopped, free))
+        key = "region_projector.0.weight"
+        assert not torch.allclose(one[key], two[key])  # type: ignore[arg-type]
+
+    def test_all_weights_zero_is_zero(self, network: DenseSiam) -> None:
+        nothing = replace(
+            CONFIG,
+            pixel_weight=0.0,
+            over_cluster_weight=0.0,
+            segmentation_weight=0.0,
+            region_weight=0.0,
+        )
+        result = objective(network, view_pair(), nothing, regions=True)
+        assert result.total.item() == 0 and result.parts == {}
+
+
+class TestHealth:
+    def test_agreement_and_histogram_are_counts(self, network: DenseSiam) -> None:
+        views = view_pair()
+        result = objective(network, views, CONFIG, regions=False)
+        with torch.no_grad():
+            labels = [network.projector(f).argmax(1).flatten() for f in features_of(network, views)]
+        first, second = (label.tolist() for label in labels)
+        agreeing = sum(a == b for a, b in zip(first, second, strict=True))
+        assert 0 < agreeing < len(first)
+        assert result.agreement.item() == pytest.approx(agreeing / len(first), abs=1e-6)
+        assert result.histogram.dtype == torch.int64
+        assert result.histogram.tolist() == [(first + second).count(k) for k in range(K)]
+        assert not result.agreement.requires_grad
+
+    def test_same_views_agree(self, network: DenseSiam) -> None:
+        views = view_pair()
+        crops = Geometry(*torch.tensor([[0.0, 0, 1, 0]]).expand(2, 4).T)
+        twice = ViewPair(views.image_1, views.image_1, crops)
+        assert objective(network, twice, CONFIG, regions=False).agreement.item() == 1
+
+    def test_histogram_keeps_unused_clusters(self, network: DenseSiam) -> None:
+        collapsed = build_network(network.architecture, seed=0).eval()
+        norm = collapsed.projector[-1]
+        assert isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None
+        norm.running_mean.copy_(torch.tensor([1e3, -1e3, 0.0]))  # only cluster 1 can win
+        result = objective(collapsed, view_pair(), CONFIG, regions=False)
+        assert result.histogram.tolist() == [0, 2 * 2 * 64, 0]
+        assert result.agreement.item() == 1
