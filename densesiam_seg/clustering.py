@@ -53,8 +53,10 @@ def kmeans(points: Tensor, clusters: int, *, seed: int, iterations: int = ITERAT
         raise InputError(
             f"k-means: {len(data)} points cannot make {clusters} clusters; give more images or lower --clusters"
         )
-    # FAISS splits a centre in two where it finds too few distinct points, and says nothing.
-    if len(data) < 50 * clusters and len(np.unique(data, axis=0)) < clusters:
+    # FAISS splits a centre in two where it finds too few distinct points, and says nothing. A few points nearly always
+    # show enough distinct ones; only where they do not is the whole sample sorted.
+    few = data[: 50 * clusters]
+    if all(len(np.unique(part, axis=0)) < clusters for part in (few, data)):
         raise InputError(
             f"k-means: fewer than {clusters} distinct points; give more varied images or lower --clusters"
         )

@@ -9,6 +9,7 @@ import time
 import tomllib
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,25 @@ import torch
 
 import densesiam_seg
 from densesiam_seg.batches import ImageStore, available_cores
-from densesiam_seg.checkpoint import load_checkpoint, save_checkpoint, space_needed
+from densesiam_seg.checkpoint import (
+    clean,
+    discard_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    space_needed,
+)
 from densesiam_seg.config import Preset, TrainConfig, preset, with_settings
 from densesiam_seg.devices import make_repeatable, pick_device, pick_precision
 from densesiam_seg.environment import compare_fingerprints, environment, fingerprint
-from densesiam_seg.errors import DenseSiamError, InputError, ModelError, StoppedError, UsageError
-from densesiam_seg.files import replace_json, replace_text
+from densesiam_seg.errors import (
+    DenseSiamError,
+    InputError,
+    ModelError,
+    OutputError,
+    StoppedError,
+    UsageError,
+)
+from densesiam_seg.files import remove_leftovers, replace_json, replace_text
 from densesiam_seg.lock import RunLock
 from densesiam_seg.loop import EpochRecord, StepRecord, Training
 from densesiam_seg.manifest import Manifest, scan
@@ -120,17 +134,21 @@ def training_events(
     folder = new_run_folder("train", Path(out) if out else None, overwrite=overwrite, resume=resume)
     with RunLock(folder), stop_requests() as stop:
         run = _Run(folder, stop, time.monotonic(), max_time)
+        remove_leftovers(folder)
+        clean(folder / "checkpoints")
         try:
             if resume:
                 yield from _resume(run, settings)
             else:
                 yield from _start(run, manifest, preset, settings, max_bad, init_from)
-        except DenseSiamError as error:
-            status: Status = "stopped" if isinstance(error, StoppedError) else "failed"
-            write_status(folder, status, reason=str(error), exit_code=error.exit_code)
-            raise
         except BaseException as error:
-            write_status(folder, "failed", reason=f"{type(error).__name__}: {error}", exit_code=1)
+            status: Status = "stopped" if isinstance(error, StoppedError) else "failed"
+            code = error.exit_code if isinstance(error, DenseSiamError) else 1
+            # On a full disk the status cannot be written either; the first error is the one to report.
+            with suppress(OutputError):
+                write_status(
+                    folder, status, reason=str(error) or type(error).__name__, exit_code=code
+                )
             raise
 
 
@@ -224,7 +242,8 @@ def _resume(run: _Run, settings: Mapping[str, Any]) -> Iterator[Event]:
             f"{run.folder}: stopped before its first checkpoint; start it again with --overwrite"
         )
     for path, why in loaded.rejected:
-        yield Notice(f"{path}: damaged checkpoint passed over ({why})", warning=True)
+        yield Notice(f"{path}: damaged checkpoint passed over and deleted ({why})", warning=True)
+        discard_checkpoint(path)
     _require_fit(training, loaded.checkpoint.tensors, loaded.path)
     training.restore(loaded.checkpoint.tensors, loaded.checkpoint.state)
     yield from _warn_of_other_bits(loaded.checkpoint.state, training)
