@@ -5,7 +5,6 @@ Axes: B images, S side of the stored square (twice the view's side).
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +15,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from densesiam_seg.devices import available_cores, free_memory
 from densesiam_seg.errors import ImageError
 from densesiam_seg.images import load_square
 from densesiam_seg.manifest import Manifest, Skipped
@@ -131,22 +131,3 @@ def epoch_batches(images: int, batch_size: int, *, seed: int, epoch: int) -> lis
     """Positions of each full batch of an epoch; the remainder of the permutation waits for another epoch."""
     order = permutation(seed, epoch, images).tolist()
     return [tuple(order[i : i + batch_size]) for i in range(0, images - batch_size + 1, batch_size)]
-
-
-def available_cores() -> int:
-    """Processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def free_memory() -> int:
-    """Bytes of memory that the system can still give; 4 GiB where it does not say."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:  # noqa: PTH123
-            for line in lines:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    return 4 * 2**30

@@ -5,7 +5,9 @@ The command line, the Python API and `config.toml` use the same names.
 
 from __future__ import annotations
 
+import json
 import math
+import re
 import tomllib
 import typing
 from collections.abc import Mapping
@@ -18,6 +20,8 @@ from densesiam_seg.errors import InputError, UsageError
 Preset = Literal["fast", "balanced", "paper"]
 PAPER_IMAGES = 10_000
 """From this many images on, with a GPU, the preset is `paper` unless the user names one."""
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -60,10 +64,17 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for field in fields(self):
             _check_type(field.name, getattr(self, field.name))
-        for name in ("epochs", "batch_size", "channels", "max_pixels"):
+        for name in ("epochs", "batch_size", "max_pixels"):
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        for name in ("clusters", "over_clusters"):
-            _require(2 <= getattr(self, name) <= 4096, name, "2 to 4096", getattr(self, name))
+        for name, least, most in (
+            ("channels", 1, 4096),
+            ("clusters", 2, 4096),
+            ("over_clusters", 2, 4096),
+            ("threads", 0, 1024),
+            ("workers", -1, 1024),
+        ):
+            value = getattr(self, name)
+            _require(least <= value <= most, name, f"{least} to {most}", value)
         for name in (
             "pixel_weight",
             "over_cluster_weight",
@@ -79,9 +90,9 @@ class TrainConfig:
             0 <= self.region_start <= 1, "region_start", "a share from 0 to 1", self.region_start
         )
         _require(
-            self.image_size >= 32 and self.image_size % 4 == 0,
+            32 <= self.image_size <= 4096 and self.image_size % 4 == 0,
             "image_size",
-            "a multiple of 4, at least 32",
+            "a multiple of 4 from 32 to 4096",
             self.image_size,
         )
 
@@ -138,7 +149,7 @@ def read_config(path: Path) -> dict[str, Any]:
         ) from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text; give a TOML file") from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid TOML ({error}); mend the line") from error
     except UsageError as error:
         raise InputError(f"{path}: {error}") from error
@@ -156,9 +167,11 @@ def _check_type(name: str, value: object) -> None:
         )
     elif hint is float:
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        _require(number and math.isfinite(value), name, "a number", value)  # type: ignore[arg-type]
+        _require(number and abs(value) < 1e300, name, "a number", value)  # type: ignore[arg-type]
     else:
         _require(type(value) is hint, name, f"of type {hint.__name__}", value)
+        if isinstance(value, str):
+            _require(not _SURROGATE.search(value), name, "text that UTF-8 can hold", value)
 
 
 def _require(condition: bool, name: str, wanted: str, value: object) -> None:
@@ -170,5 +183,6 @@ def _toml(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        # JSON's escapes are TOML's, but for one control character.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return repr(value)

@@ -104,11 +104,10 @@ def faiss() -> Iterator[Finding]:
 
     from densesiam_seg.clustering import kmeans
 
-    blobs = torch.cat(
-        [torch.full((40, 2), float(centre)) + torch.rand(40, 2) / 8 for centre in range(3)]
-    )
-    found = kmeans(blobs, 3, seed=0).counts.tolist()
-    state: State = "ok" if found == [40, 40, 40] else "broken"
+    # Two far blobs are found from any start; with three, k-means may rightly end in a poor optimum.
+    points = torch.linspace(0, 1, 80).view(40, 2)
+    found = kmeans(torch.cat((points, points + 100)), 2, seed=0).counts.tolist()
+    state: State = "ok" if found == [40, 40] else "broken"
     yield Finding(
         "faiss",
         state,
@@ -122,8 +121,7 @@ def devices() -> Iterator[Finding]:
     """What the network can run on, and whether bf16 pays."""
     import torch
 
-    from densesiam_seg.batches import available_cores
-    from densesiam_seg.devices import pick_precision
+    from densesiam_seg.devices import available_cores, pick_precision
 
     precision = str(pick_precision("auto", torch.device("cpu"))).removeprefix("torch.")
     yield Finding(

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from densesiam_seg.batches import ahead, available_cores
+from densesiam_seg.batches import ahead
 from densesiam_seg.datasets import Dataset, Sample, Samples, load_dataset, read_label, samples
+from densesiam_seg.devices import available_cores
 from densesiam_seg.errors import ImageError, InputError
 from densesiam_seg.images import load_image
 from densesiam_seg.masks import upsample_argmax

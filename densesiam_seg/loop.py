@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -120,6 +120,7 @@ class Training:
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
         self.step = 0
         self.sums = EpochSums()
+        self.last_epoch: EpochRecord | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -150,10 +151,11 @@ class Training:
                 self.sums.add(record, result.histogram.tolist())
                 last = self.step % self.steps_per_epoch == 0
                 if last:
-                    summary, self.sums = self.sums.record(self.step, epoch), EpochSums()
+                    self.last_epoch = self.sums.record(self.step, epoch)
+                    self.sums = EpochSums()
                 yield record
-                if last:
-                    yield summary
+                if last and self.last_epoch:
+                    yield self.last_epoch
 
     def _advance(self, batch: Batch, epoch: int) -> Objective:
         """One optimiser step. Raises NumericError, with the weights as they were, when something is not finite."""
@@ -194,13 +196,12 @@ class Training:
             buffer = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
             if buffer is not None:
                 tensors[f"momentum.{name}"] = buffer
-        sums = {
-            "steps": self.sums.steps,
-            "losses": self.sums.losses,
-            "agreement": self.sums.agreement,
-            "histogram": self.sums.histogram,
+        return tensors, {
+            "step": self.step,
+            "sums": asdict(self.sums),
+            "last_epoch": asdict(self.last_epoch) if self.last_epoch else None,
+            "scaler": self.scaler.state_dict(),
         }
-        return tensors, {"step": self.step, "sums": sums, "scaler": self.scaler.state_dict()}
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Take over what `state` returned for a network of the same architecture."""
@@ -219,5 +220,6 @@ class Training:
                 self.optimizer.state[parameter] = {"momentum_buffer": momentum}
         self.step = state["step"]
         self.sums = EpochSums(**state["sums"])
+        self.last_epoch = EpochRecord(**state["last_epoch"]) if state["last_epoch"] else None
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from densesiam_seg.batches import ahead, available_cores
+from densesiam_seg.batches import ahead
+from densesiam_seg.devices import available_cores
 from densesiam_seg.errors import (
     DenseSiamError,
     ImageError,

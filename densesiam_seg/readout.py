@@ -8,8 +8,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from densesiam_seg.batches import ahead, available_cores
+from densesiam_seg.batches import ahead
 from densesiam_seg.centroids import fit_readout
+from densesiam_seg.devices import available_cores
 from densesiam_seg.errors import ImageError, InputError, UsageError
 from densesiam_seg.images import load_image
 from densesiam_seg.manifest import Manifest, scan

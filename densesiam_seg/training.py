@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import densesiam_seg
-from densesiam_seg.batches import ImageStore, available_cores
+from densesiam_seg.batches import ImageStore
 from densesiam_seg.checkpoint import (
     clean,
     discard_checkpoint,
@@ -26,7 +26,7 @@ from densesiam_seg.checkpoint import (
     space_needed,
 )
 from densesiam_seg.config import Preset, TrainConfig, preset, with_settings
-from densesiam_seg.devices import make_repeatable, pick_device, pick_precision
+from densesiam_seg.devices import available_cores, make_repeatable, pick_device, pick_precision
 from densesiam_seg.environment import compare_fingerprints, environment, fingerprint
 from densesiam_seg.errors import (
     DenseSiamError,
@@ -127,10 +127,10 @@ def training_events(
         raise UsageError(
             "--resume goes on with the same run; leave out --init-from, --overwrite and --preset"
         )
+    # Refuse wrong settings before anything is written.
+    with_settings(TrainConfig(), settings)
     if not resume:
         manifest = scan(images)
-        # Refuse wrong settings before anything is written.
-        with_settings(TrainConfig(), settings)
     folder = new_run_folder("train", Path(out) if out else None, overwrite=overwrite, resume=resume)
     with RunLock(folder), stop_requests() as stop:
         run = _Run(folder, stop, time.monotonic(), max_time)
@@ -144,11 +144,13 @@ def training_events(
         except BaseException as error:
             status: Status = "stopped" if isinstance(error, StoppedError) else "failed"
             code = error.exit_code if isinstance(error, DenseSiamError) else 1
-            # On a full disk the status cannot be written either; the first error is the one to report.
-            with suppress(OutputError):
-                write_status(
-                    folder, status, reason=str(error) or type(error).__name__, exit_code=code
-                )
+            # A refused resume leaves a finished run finished. On a full disk the status cannot be written either; the
+            # first error is the one to report.
+            if read_status(folder).get("status") != "done":
+                with suppress(OutputError):
+                    write_status(
+                        folder, status, reason=str(error) or type(error).__name__, exit_code=code
+                    )
             raise
 
 
@@ -255,7 +257,6 @@ def _fit(run: _Run, training: Training) -> Iterator[Event]:
     """Train to the end, a signal or the time limit; checkpoints as time goes by, the model at the end."""
     checkpoints = run.folder / "checkpoints"
     facts = _fingerprint(environment(), training)
-    summary: EpochRecord | None = None
 
     def save() -> float:
         tensors, state = training.state()
@@ -273,10 +274,10 @@ def _fit(run: _Run, training: Training) -> Iterator[Event]:
             records.append({"record": kind, **asdict(record)})
             yield record
             if isinstance(record, EpochRecord):
-                summary = record
                 if record.collapsed():
                     yield Notice(_collapse(record), warning=True)
-                continue
+            elif training.step % training.steps_per_epoch == 0:
+                continue  # the epoch's own record comes next, and would be lost by a stop in between
             if run.stop:
                 save()
                 raise StoppedError(
@@ -290,7 +291,7 @@ def _fit(run: _Run, training: Training) -> Iterator[Event]:
                 saved = save()
     save()
     complete = training.step >= training.total_steps
-    shares = summary.shares if summary else None
+    shares = training.last_epoch.shares if training.last_epoch else None
     config = training.config
     card = ModelCard(
         training.network.architecture,
@@ -314,7 +315,7 @@ def _fit(run: _Run, training: Training) -> Iterator[Event]:
         reason="" if complete else "time limit",
         exit_code=0,
     )
-    yield Trained(run.folder, run.folder / "model", summary, complete)
+    yield Trained(run.folder, run.folder / "model", training.last_epoch, complete)
 
 
 def _decode(store: ImageStore, run: _Run) -> Iterator[Event]:

@@ -6,8 +6,9 @@ found to be stored uncompressed, so that a small file cannot become a large one.
 
 from __future__ import annotations
 
+import hashlib
+import http.client
 import shutil
-import urllib.error
 import urllib.request
 import warnings
 import zipfile
@@ -38,8 +39,8 @@ def load_backbone(backbone: Backbone, name: str, weights: str) -> str:
     if weights in ("auto", "imagenet"):
         try:
             path = _cached(name)
-        except OSError as error:
-            reason = str(getattr(error, "reason", None) or error)
+        except (OSError, http.client.HTTPException) as error:
+            reason = str(getattr(error, "reason", None) or error) or type(error).__name__
             if weights == "imagenet":
                 raise ModelError(
                     f"ImageNet weights of {name}: neither cached nor fetched ({reason}); give --weights FILE or none"
@@ -79,8 +80,6 @@ def _cached(name: str) -> Path:
 
 
 def _sha256(path: Path) -> str:
-    import hashlib
-
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -122,17 +121,22 @@ def _fill(backbone: Backbone, tensors: dict[str, Tensor], path: Path) -> None:
             raise ModelError(
                 f"{path}: has no tensor {key}; give torchvision weights of the same --backbone"
             )
-        source = tensors[key]
+        source = tensors[key].detach()
         if source.shape != target.shape:
             raise ModelError(
                 f"{path}: {key} is {tuple(source.shape)}, not {tuple(target.shape)}; "
                 "give weights of the same --backbone"
             )
+        plain = source.layout == torch.strided and source.device.type == "cpu"
+        if not plain or source.is_complex() or source.is_quantized:
+            raise ModelError(f"{path}: {key} is not a dense tensor of numbers; give plain weights")
         # A tensor of stride 0 claims more elements than the file holds.
         if source.numel() * source.element_size() > source.untyped_storage().nbytes():
             raise ModelError(
                 f"{path}: {key} is larger than its storage; the file is not to be trusted"
             )
-        if source.is_floating_point() and not bool(torch.isfinite(source).all()):
+        # Doubles may become infinite only here.
+        source = source.to(target.dtype)
+        if not bool(torch.isfinite(source).all()):
             raise ModelError(f"{path}: {key} holds NaN or infinite values; give sound weights")
         target.copy_(source)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from densesiam_seg.clustering import (
+    ITERATIONS,
     Centroids,
     assign,
     kmeans,
@@ -79,6 +80,10 @@ class TestKmeans:
         for one, two in itertools.pairwise(after):
             expected = lloyd_step(points.double().numpy(), one.double().numpy())
             np.testing.assert_allclose(two.numpy(), expected, atol=1e-5)
+            assert (two - one).abs().max() > 1e-3  # not at rest yet
+
+    def test_runs_twenty_to_thirty_steps(self) -> None:
+        assert 20 <= ITERATIONS <= 30
 
     @pytest.mark.parametrize("seed", range(4))
     def test_ends_at_a_fixed_point(self, seed: int) -> None:

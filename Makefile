@@ -1,0 +1,44 @@
+# Two commands set up everything on a machine that has only Python, make and a package index:
+#   make demo    the main job on scenes that the program draws itself
+#   make test    format, lint, types, import floors, tests
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+SOURCES := densesiam_seg cli datasets tests benchmarks
+
+.PHONY: demo test format camvid clean
+
+demo: $(VENV)/.installed
+	$(BIN)/densesiam-seg demo --out demo --overwrite
+
+test: $(VENV)/.installed-test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest
+
+format: $(VENV)/.installed-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The first figure of the README; CAMVID names the folder that holds images/ and labels/.
+CAMVID ?= ../shared/data/camvid
+camvid: $(VENV)/.installed
+	$(BIN)/python -P benchmarks/camvid.py --root $(CAMVID)
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV); the first time this fetches about 3 GB (torch)"
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(PIP) --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info
