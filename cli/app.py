@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -56,28 +57,51 @@ def options(
 
 def main() -> None:
     """Run the program and leave with the documented exit code."""
-    debug = "--debug" in sys.argv[1:2]
+    code = 0
+    try:
+        code = _run(debug="--debug" in sys.argv[1:2])
+        sys.stdout.flush()
+    except OSError as error:
+        # Everything that writes files turns these into our own errors; what is left is stdout.
+        if error.filename is not None:
+            raise
+        code = _stdout_lost(error, code)
+    sys.exit(code)
+
+
+def _run(debug: bool) -> int:
     try:
         code = app(standalone_mode=False)
+        return code if isinstance(code, int) else 0
     except typer.TyperException as error:
         if debug:
             raise
-        code = _fail("usage", error.format_message(), error.exit_code)
+        # Without a command the help was shown, and there is nothing to say.
+        message = error.format_message()
+        return _fail("usage", message, error.exit_code) if message else error.exit_code
     except DenseSiamError as error:
         if debug:
             raise
-        code = _fail(error.name, str(error), error.exit_code)
+        return _fail(error.name, str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        code = _fail("stopped", "interrupted", 130)
-    except BrokenPipeError:
-        # The reader of stdout has left; Python would complain again when it flushes on exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
-    sys.exit(code if isinstance(code, int) else 0)
+        return _fail("stopped", "interrupted", 130)
+    except SystemExit:
+        # Typer's way to say that the reader of stdout has left.
+        return 0
 
 
 def _fail(name: str, message: str, code: int) -> int:
-    # File names may hold newlines, and bytes that are not text.
-    text = message.replace("\n", "\\n").encode("utf-8", "backslashreplace").decode("utf-8")
+    # File names may hold newlines, a terminal's control codes, and bytes that are not text.
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
     print(f"error[{name}]: {text}", file=sys.stderr)
     return code
+
+
+def _stdout_lost(error: OSError, code: int) -> int:
+    """The exit code when stdout could not be written: a reader that left (`| head`) is no error, a full disk is."""
+    with suppress(OSError, ValueError):
+        # Python would complain again when it flushes on exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):
+        return code
+    return _fail("output", f"standard output: cannot be written ({error.strerror})", 5)

@@ -79,9 +79,7 @@ class Console:
                     case Scoring():
                         bar.show("scoring", event.done, event.total)
                     case Started():
-                        self.say(
-                            f"training on {event.images} images, {event.total_steps} steps, into {event.run}"
-                        )
+                        self.say(str(event))
                         steps, epochs = event.total_steps, event.config.epochs
                     case StepRecord():
                         losses = " ".join(
@@ -89,7 +87,7 @@ class Console:
                         )
                         bar.show(f"epoch {event.epoch + 1}/{epochs}", event.step, steps, losses)
                     case EpochRecord():
-                        self.say(_epoch_line(event, epochs))
+                        self.say(str(event))
                         kept.append(event)
                     case Predicted():
                         kept.append(event)
@@ -149,7 +147,7 @@ class Console:
         if done or work.done:
             where = work.targets[0] if len(work.targets) == 1 else work.folder
             self.say(f"{len(done)} {'mask' if len(done) == 1 else 'masks'} written{kept}: {where}")
-        error = overall_error(results, skipped)
+        error = overall_error(results, skipped, work.done)
         if error is not None:
             raise error
 
@@ -159,8 +157,6 @@ class Console:
         """Draw an evaluation; its table goes to stdout, being the command's data."""
         result = self.follow(events)[-1]
         assert isinstance(result, Evaluation)
-        if out is not None:
-            replace_text(out, to_json(result.to_dict(), indent=2) + "\n")
         if json:
             self.data(result.to_dict())
         else:
@@ -170,6 +166,9 @@ class Console:
                 f"{len(result.missing)} images were missing, first {result.missing[0]}",
                 warning=True,
             )
+        # Last, so that the result has been shown where the file cannot be written.
+        if out is not None:
+            replace_text(out, to_json(result.to_dict(), indent=2) + "\n")
 
     def demonstrating(self, events: Iterable[Event | Demonstrated], *, json: bool = False) -> None:
         """Draw the demonstration, and what to look at."""
@@ -208,16 +207,6 @@ class _Bar:
         self.progress.update(self.task, completed=done, description=what, note=note)
 
 
-def _epoch_line(record: EpochRecord, epochs: int) -> str:
-    losses = ", ".join(
-        f"{name} {value:.3f}" for name, value in record.losses.items() if name != "total"
-    )
-    return (
-        f"epoch {record.epoch + 1}/{epochs}: loss {record.losses['total']:.3f} ({losses}), views agree "
-        f"{100 * record.agreement:.0f} %, clusters in use {record.clusters_in_use}/{len(record.shares)}"
-    )
-
-
 def print_evaluation(result: Evaluation) -> None:
     """The table of an evaluation on stdout: the protocol first, the means last."""
     terminal = Terminal(highlight=False)
@@ -251,5 +240,5 @@ def _percent(value: float | None) -> str:
 
 
 def _printable(text: str) -> str:
-    """One line: file names may hold newlines, and bytes that are not text."""
-    return text.replace("\n", "\\n").encode("utf-8", "backslashreplace").decode("utf-8")
+    """One line: file names may hold newlines, a terminal's control codes, and bytes that are not text."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

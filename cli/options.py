@@ -53,7 +53,11 @@ Precision = Annotated[
 Seed = Annotated[
     int | None,
     typer.Option(
-        "--seed", help="Seed of every random choice; 0 unless given.", rich_help_panel=RECIPE
+        "--seed",
+        min=0,
+        max=2**63 - 1,
+        help="Seed of every random choice; 0 unless given.",
+        rich_help_panel=RECIPE,
     ),
 ]
 MaxPixels = Annotated[

@@ -81,9 +81,9 @@ def command(
 
     from densesiam_seg.cli.console import Console
     from densesiam_seg.images import MAX_PIXELS
-    from densesiam_seg.manifest import scan
     from densesiam_seg.prediction import plan, predict_events
     from densesiam_seg.readout import load_with_readout
+    from densesiam_seg.scan import scan
 
     manifest = scan(images)
     folder = out or Path("runs") / "predict" / datetime.now().strftime("%Y%m%d-%H%M%S")

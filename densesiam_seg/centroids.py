@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from densesiam_seg.clustering import Centroids, kmeans, refine, unit_features
+from densesiam_seg.errors import InputError
 from densesiam_seg.randomness import Stream, generator
 from densesiam_seg.segmenter import Segmenter
 
@@ -46,8 +47,10 @@ def fit_centroids(
     `points_of` maps an image to points (N, C). Pixels are drawn by (seed, image), so the result does not depend on
     anything else. Raises InputError for too few points and NumericError for points that are not finite.
     """
-    sample = torch.cat(list(_sampled(points_of, images(), max(SAMPLE // count, clusters), seed)))
-    centroids = kmeans(sample, clusters, seed=seed)
+    sample = list(_sampled(points_of, images(), max(SAMPLE // max(count, 1), clusters), seed))
+    if not sample:
+        raise InputError("k-means: none of the images can be read; give others")
+    centroids = kmeans(torch.cat(sample), clusters, seed=seed)
     for image in images():
         centroids = refine(centroids, points_of(image))
     return centroids

@@ -62,8 +62,8 @@ class TrainConfig:
     max_pixels: int = 89_000_000
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            _check_type(field.name, getattr(self, field.name))
+        for name, hint in typing.get_type_hints(TrainConfig).items():
+            _check_type(name, hint, getattr(self, name))
         for name in ("epochs", "batch_size", "max_pixels"):
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         for name, least, most in (
@@ -156,8 +156,7 @@ def read_config(path: Path) -> dict[str, Any]:
     return settings
 
 
-def _check_type(name: str, value: object) -> None:
-    hint = typing.get_type_hints(TrainConfig)[name]
+def _check_type(name: str, hint: Any, value: object) -> None:
     if typing.get_origin(hint) is Literal:
         _require(
             value in typing.get_args(hint),

@@ -26,12 +26,12 @@ from densesiam_seg.evaluation import (
 )
 from densesiam_seg.files import replace_file, replace_text
 from densesiam_seg.images import load_image
-from densesiam_seg.manifest import scan
 from densesiam_seg.masks import Colour, colourise, encode_png
 from densesiam_seg.metrics import Matching
 from densesiam_seg.prediction import predict
 from densesiam_seg.reports import comparison
 from densesiam_seg.runs import new_run_folder
+from densesiam_seg.scan import scan
 from densesiam_seg.scenes import CLASSES, COLOURS, write_scenes
 from densesiam_seg.segmenter import Segmenter
 from densesiam_seg.training import Event, Notice, Trained, training_events

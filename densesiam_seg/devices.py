@@ -35,10 +35,13 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """`auto` is bf16 where the hardware multiplies it faster than fp32 (measured), else fp32."""
+    """`auto` is bf16 where the hardware multiplies it faster than fp32 (measured), else fp32. Raises UsageError."""
     if name == "auto":
         return torch.bfloat16 if _fast_bf16(device) else torch.float32
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+    known = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    if name not in known:
+        raise UsageError(f"--precision {name}: give auto, {', '.join(known)}")
+    return known[name]
 
 
 def _fast_bf16(device: torch.device) -> bool:

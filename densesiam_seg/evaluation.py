@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from densesiam_seg.batches import ahead
 from densesiam_seg.datasets import Dataset, Sample, Samples, load_dataset, read_label, samples
 from densesiam_seg.devices import available_cores
-from densesiam_seg.errors import ImageError, InputError
+from densesiam_seg.errors import ImageError, InputError, UsageError
 from densesiam_seg.images import load_image
 from densesiam_seg.masks import upsample_argmax
 from densesiam_seg.metrics import Matching, Scores, confusion, match, score
@@ -53,6 +53,14 @@ PROTOCOLS = {
     "stego": Protocol("stego", "nearest", True, "features", True),
     "full-image": Protocol("full-image", "bilinear", False, "logits", False),
 }
+
+
+def pick_protocol(name: str) -> Protocol:
+    """The protocol of that name. Raises UsageError."""
+    if name not in PROTOCOLS:
+        raise UsageError(f"--protocol {name}: give one of {', '.join(PROTOCOLS)}")
+    return PROTOCOLS[name]
+
 
 Masker = Callable[[Tensor, Protocol, int, int], Mask]
 """(uint8 image (3, h, w) as the protocol shows it, protocol, H, W) → cluster ids (H, W)."""
@@ -110,7 +118,7 @@ def evaluate(
         segmenter_masks(segmenter),
         clusters=segmenter.card.clusters,
         readout=segmenter.card.readout,
-        protocol=PROTOCOLS[protocol or declared.protocol],
+        protocol=pick_protocol(protocol or declared.protocol),
         side=image_size or segmenter.card.image_size,
         allow_missing=allow_missing,
     )

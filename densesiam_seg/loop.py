@@ -54,6 +54,13 @@ class EpochRecord:
     """Entropy of the cluster shares over log K: 1 when all are alike, 0 when one cluster has everything."""
     shares: list[float]
 
+    def __str__(self) -> str:
+        parts = [f"{name} {value:.3f}" for name, value in self.losses.items() if name != "total"]
+        return (
+            f"epoch {self.epoch + 1}: loss {self.losses['total']:.3f} ({', '.join(parts)}), views agree "
+            f"{100 * self.agreement:.0f} %, clusters in use {self.clusters_in_use}/{len(self.shares)}"
+        )
+
     def collapsed(self) -> bool:
         """True when fewer than half of the clusters are in use, or one has almost everything."""
         return self.clusters_in_use < len(self.shares) / 2 or max(self.shares) > 0.9

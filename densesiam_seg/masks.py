@@ -50,12 +50,16 @@ def upsample_argmax(logits: Tensor, height: int, width: int) -> Tensor:
 
 
 def palette(count: int) -> list[Colour]:
-    """`count` colours that differ as much as a simple rule allows: golden-ratio hues in three lightness bands."""
+    """`count` colours that differ as much as a simple rule allows: golden-ratio hues, lightness and saturation in turn.
+
+    A hue nearly comes back after 8, 13, 21, 34 … colours; five lightnesses and three saturations meet again after 15.
+    """
     colours = []
     for index in range(count):
         hue = (0.58 + index * 0.61803398875) % 1.0
-        lightness = (0.55, 0.38, 0.72)[index % 3]
-        red, green, blue = colorsys.hls_to_rgb(hue, lightness, 0.62)
+        lightness = (0.55, 0.38, 0.72, 0.30, 0.64)[index % 5]
+        saturation = (0.70, 0.50, 0.85)[index % 3]
+        red, green, blue = colorsys.hls_to_rgb(hue, lightness, saturation)
         colours.append((round(255 * red), round(255 * green), round(255 * blue)))
     return colours
 
@@ -64,7 +68,9 @@ def encode_mask(mask: NDArray[np.integer], colours: Sequence[Colour]) -> bytes:
     """PNG of cluster ids (H, W): 8-bit with an embedded palette for up to 255 ids, else 16-bit grey."""
     if len(colours) <= LARGEST_8_BIT:
         picture = Image.fromarray(np.ascontiguousarray(mask, np.uint8))
-        picture.putpalette([value for colour in colours for value in colour])
+        # A shorter palette would make Pillow write 1, 2 or 4 bits, which cut off the id of ignored pixels.
+        padded = [*colours, *[(0, 0, 0)] * (256 - len(colours))]
+        picture.putpalette([value for colour in padded for value in colour])
     else:
         picture = Image.fromarray(np.ascontiguousarray(mask, np.uint16))
     return encode_png(picture)

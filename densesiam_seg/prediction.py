@@ -48,12 +48,16 @@ class Predicted:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which images become which files; `done` counts masks of an earlier run that `resume` leaves as they are."""
+    """Which images become which files; `done` counts masks of an earlier run that `resume` leaves as they are.
+
+    `failures` is where a job of several images lists those that failed.
+    """
 
     folder: Path
     sources: tuple[str, ...]
     targets: tuple[Path, ...]
     done: int = 0
+    failures: Path | None = None
 
 
 def plan(
@@ -84,27 +88,30 @@ def plan(
         folder, targets = out, [out / name for name in mask_names(manifest.names)]
     sources = [manifest.path(index) for index in range(len(manifest))]
     inputs = {os.path.realpath(source) for source in sources}
+    kept: set[Path] = set()
     for target in targets:
-        for written in (target, overlay_path(target)) if overlays else (target,):
-            if os.path.realpath(written) in inputs:
-                raise UsageError(f"{written}: would overwrite an input image; give another --out")
-    present = [target for target in targets if target.exists()]
-    if present and not (overwrite or resume):
-        raise UsageError(
-            f"{present[0]}: exists already; give --overwrite, --resume or another --out"
-        )
-    kept = set(present) if resume else set()
+        written = (target, overlay_path(target)) if overlays else (target,)
+        for path in written:
+            if os.path.realpath(path) in inputs:
+                raise UsageError(f"{path}: would overwrite an input image; give another --out")
+            if path.exists() and not (overwrite or resume):
+                raise UsageError(
+                    f"{path}: exists already; give --overwrite, --resume or another --out"
+                )
+        if resume and all(path.exists() for path in written):
+            kept.add(target)
     pairs = [pair for pair in zip(sources, targets, strict=True) if pair[1] not in kept]
-    return Plan(folder, tuple(s for s, _ in pairs), tuple(t for _, t in pairs), len(kept))
+    failures = folder / FAILED if len(manifest) > 1 else None
+    return Plan(folder, tuple(s for s, _ in pairs), tuple(t for _, t in pairs), len(kept), failures)
 
 
 def mask_names(names: Sequence[str]) -> list[str]:
     """`a/x.jpg` → `a/x.png`, but `a/x.jpg.png` where another image is called `a/x` too."""
     stems = [str(PurePosixPath(name).with_suffix("")) for name in names]
-    shared = Counter(stems)
+    # `x.jpg.jpg` must not become the `x.jpg.png` that `x.jpg` becomes beside `x.png`.
+    taken = Counter([*stems, *names])
     return [
-        f"{stem if shared[stem] == 1 else name}.png"
-        for stem, name in zip(stems, names, strict=True)
+        f"{stem if taken[stem] == 1 else name}.png" for stem, name in zip(stems, names, strict=True)
     ]
 
 
@@ -152,12 +159,12 @@ def predict_events(
             _write_overlay(target, image, mask, segmenter)
         return Predicted(source, target)
 
-    failures = work.folder / FAILED
-    failures.unlink(missing_ok=True)
+    if work.failures is not None:
+        work.failures.unlink(missing_ok=True)
     with stop_requests() as stop:
         for result in ahead(write, masks(), available_cores()):
-            if result.error is not None and len(work.sources) > 1:
-                with Records(failures) as records:
+            if result.error is not None and work.failures is not None:
+                with Records(work.failures) as records:
                     record = {
                         "path": result.image,
                         "reason": result.error.reason,
@@ -181,16 +188,19 @@ def predict(
 
 
 def overall_error(
-    results: Sequence[Predicted], skipped: Sequence[Skipped] = ()
+    results: Sequence[Predicted], skipped: Sequence[Skipped] = (), kept: int = 0
 ) -> DenseSiamError | None:
-    """The error that the whole command ends with: none, the only one, or that some (or all) images failed."""
+    """The error that the whole command ends with: none, the only one, or that some (or all) images failed.
+
+    `kept` counts masks of an earlier run, which are done.
+    """
     errors = [result.error for result in results if result.error is not None]
     messages = [item.message for item in skipped] + [str(error) for error in errors]
     if not messages:
         return None
-    if len(results) == 1 and errors and not skipped:
+    total = len(results) + len(skipped) + kept
+    if total == 1 and errors:
         return errors[0]
-    total = len(results) + len(skipped)
     if len(messages) == total:
         return InputError(f"none of the {total} images could be read, first: {messages[0]}")
     return PartialError(

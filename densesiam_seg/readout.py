@@ -13,8 +13,9 @@ from densesiam_seg.centroids import fit_readout
 from densesiam_seg.devices import available_cores
 from densesiam_seg.errors import ImageError, InputError, UsageError
 from densesiam_seg.images import load_image
-from densesiam_seg.manifest import Manifest, scan
-from densesiam_seg.runs import latest_run
+from densesiam_seg.manifest import Manifest
+from densesiam_seg.runs import latest_model
+from densesiam_seg.scan import scan
 from densesiam_seg.segmenter import Segmenter
 
 
@@ -39,7 +40,7 @@ def load_with_readout(
         raise UsageError(
             "--clusters and --fit-images belong to --readout kmeans; the head's clusters are fixed"
         )
-    path = Path(model) if model is not None else latest_run()
+    path = Path(model) if model is not None else latest_model()
     segmenter = Segmenter.load(path, device=device, precision=precision)
     if readout == "head":
         return segmenter

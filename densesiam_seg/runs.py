@@ -72,7 +72,7 @@ def new_run_folder(
     if overwrite and resume:
         raise UsageError("--overwrite and --resume contradict each other; give one of them")
     if resume:
-        folder = out if out is not None else latest_run(command, with_model=False)
+        folder = out if out is not None else latest_run(command)
         _require_ours(folder, f"--out {folder}: holds no run to resume; leave --resume out")
         return folder
     base = RUNS / command
@@ -95,21 +95,26 @@ def new_run_folder(
     return folder
 
 
-def latest_run(command: str = "train", base: Path = RUNS, *, with_model: bool = True) -> Path:
-    """The run that `latest` points to, else the newest by its name; `with_model` passes over those without a model.
-
-    Raises ModelError (`with_model`) or UsageError when there is none.
-    """
+def latest_run(command: str = "train", base: Path = RUNS) -> Path:
+    """The run of `command` that `latest` points to, else the newest by its name. Raises UsageError without one."""
     folder = base / command
     for path in [*_pointed(folder), *sorted(_stamped(folder), key=_order, reverse=True)]:
-        if (path / "model").is_dir() if with_model else (path / STATUS).is_file():
+        if (path / STATUS).is_file():
             return path
-    if with_model:
+    raise UsageError(f"{folder}: no run to resume; leave --resume out or name one with --out")
+
+
+def latest_model(base: Path = RUNS) -> Path:
+    """The run below `base` whose model was written last, by whatever name. Raises ModelError when there is none."""
+    models = [*base.glob("*/model/config.json"), *base.glob("*/*/model/config.json")]
+    # `latest` is a link to a run that is listed under its own name too.
+    own = [path for path in models if not path.parents[1].is_symlink()]
+    if not own:
         raise ModelError(
-            f"{folder}: no run with a model; train one first (densesiam-seg train IMAGES) "
+            f"{base}: no run with a model; train one first (densesiam-seg train IMAGES) "
             "or name one with --model"
         )
-    raise UsageError(f"{folder}: no run to resume; leave --resume out or name one with --out")
+    return max(own, key=lambda path: (path.stat().st_mtime_ns, str(path))).parents[1]
 
 
 def write_status(

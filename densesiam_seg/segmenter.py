@@ -24,10 +24,11 @@ from densesiam_seg.clustering import Centroids, unit_features
 from densesiam_seg.devices import autocast, pick_device, pick_precision
 from densesiam_seg.encoder import BACKBONES
 from densesiam_seg.errors import InputError, ModelError
-from densesiam_seg.files import make_folder, replace_json
+from densesiam_seg.files import make_folder, open_regular, replace_json
 from densesiam_seg.images import MAX_PIXELS, load_image
 from densesiam_seg.masks import Colour, palette, upsample_argmax
 from densesiam_seg.model import Architecture, DenseSiam
+from densesiam_seg.pixels import rgb_planes
 from densesiam_seg.tensorfiles import layout, read_safetensors, write_safetensors
 from densesiam_seg.views import normalise
 
@@ -169,8 +170,9 @@ class Segmenter:
         count = len(centroids.centres)
         card = replace(self.card, readout="kmeans", clusters=count)
         shares = (centroids.counts / centroids.counts.sum()).tolist()
-        segmenter = Segmenter(self.network, card, name_clusters(count, shares), centroids.centres)
-        segmenter.device, segmenter.precision = self.device, self.precision
+        named, device = name_clusters(count, shares), str(self.device)
+        segmenter = Segmenter(self.network, card, named, centroids.centres, device=device)
+        segmenter.precision = self.precision
         return segmenter
 
 
@@ -178,19 +180,22 @@ def as_pixels(image: ImageLike, *, max_pixels: int = MAX_PIXELS) -> Tensor:
     """uint8 (3, H, W) of anything `Segmenter.predict` takes. Raises ImageError or InputError."""
     if isinstance(image, str | Path):
         return load_image(image, max_pixels=max_pixels)
-    if isinstance(image, Image.Image):
-        image = np.asarray(image.convert("RGB"))
-    if isinstance(image, np.ndarray):
-        image = (
-            torch.from_numpy(np.ascontiguousarray(image)).movedim(-1, 0)
-            if image.ndim == 3
-            else torch.empty(0)
-        )
-    if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8 or image.numel() == 0:
-        raise InputError(
-            "predict: an array image must be uint8 of shape (H, W, 3), a tensor uint8 (3, H, W)"
-        )
-    return image
+    if isinstance(image, Image.Image) and image.width and image.height:
+        return torch.from_numpy(rgb_planes(image, "image"))
+    if isinstance(image, np.ndarray) and image.ndim == 3 and image.dtype == np.uint8:
+        # torch warns of arrays that may not be written to.
+        image = torch.from_numpy(np.require(image, requirements=["C", "W"])).movedim(-1, 0)
+    if (
+        isinstance(image, Tensor)
+        and image.dtype == torch.uint8
+        and image.ndim == 3
+        and image.shape[0] == 3
+        and image.numel() > 0
+    ):
+        return image
+    raise InputError(
+        "predict: an array image must be uint8 of shape (H, W, 3), a tensor uint8 (3, H, W)"
+    )
 
 
 def working_size(height: int, width: int, side: int) -> tuple[int, int]:
@@ -270,9 +275,11 @@ def _read_clusters(path: Path, count: int) -> list[Cluster]:
 
 def _read_json(path: Path) -> Any:
     try:
-        if path.stat().st_size > LARGEST_CONFIG:
+        with open_regular(path) as file:
+            text = file.read(LARGEST_CONFIG + 1)
+        if len(text) > LARGEST_CONFIG:
             raise ModelError(f"{path}: larger than any real one; give a model of this program")
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(
             f"{path}: cannot be read as JSON ({error}); give a sound model directory"

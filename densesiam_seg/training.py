@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,14 @@ from densesiam_seg.errors import (
     StoppedError,
     UsageError,
 )
-from densesiam_seg.files import remove_leftovers, replace_json, replace_text
+from densesiam_seg.files import output_error, remove_leftovers, replace_json, replace_text
 from densesiam_seg.lock import RunLock
 from densesiam_seg.loop import EpochRecord, StepRecord, Training
-from densesiam_seg.manifest import Manifest, scan
+from densesiam_seg.manifest import Manifest
 from densesiam_seg.model import Architecture, DenseSiam, build_network
 from densesiam_seg.records import Records, truncate_to_step
 from densesiam_seg.runs import Status, new_run_folder, read_status, require_space, write_status
+from densesiam_seg.scan import scan
 from densesiam_seg.segmenter import ModelCard, Segmenter, name_clusters
 from densesiam_seg.signals import StopRequest, stop_requests
 from densesiam_seg.weights import load_backbone
@@ -57,6 +59,9 @@ class Notice:
 
     text: str
     warning: bool = False
+
+    def __str__(self) -> str:
+        return f"warning: {self.text}" if self.warning else self.text
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,13 @@ class Started:
     images: int
     step: int
     total_steps: int
+
+    def __str__(self) -> str:
+        begin = f" from step {self.step}" if self.step else ""
+        return (
+            f"training on {self.images} images, {self.config.epochs} epochs, {self.total_steps} steps{begin}, "
+            f"into {self.run}"
+        )
 
 
 @dataclass(frozen=True)
@@ -130,6 +142,7 @@ def training_events(
     # Refuse wrong settings before anything is written.
     with_settings(TrainConfig(), settings)
     if not resume:
+        pick_device(settings.get("device", "auto"))
         manifest = scan(images)
     folder = new_run_folder("train", Path(out) if out else None, overwrite=overwrite, resume=resume)
     with RunLock(folder), stop_requests() as stop:
@@ -138,9 +151,10 @@ def training_events(
         clean(folder / "checkpoints")
         try:
             if resume:
-                yield from _resume(run, settings)
+                yield from _logged(folder, _resume(run, settings))
             else:
-                yield from _start(run, manifest, preset, settings, max_bad, init_from)
+                events = _start(run, manifest, preset, settings, max_bad, init_from)
+                yield from _logged(folder, events)
         except BaseException as error:
             status: Status = "stopped" if isinstance(error, StoppedError) else "failed"
             code = error.exit_code if isinstance(error, DenseSiamError) else 1
@@ -169,6 +183,23 @@ class _Run:
             raise StoppedError(
                 "stopped before the first step; nothing is lost, start again", self.stop.number
             )
+
+
+def _logged(folder: Path, events: Iterator[Event]) -> Iterator[Event]:
+    """The same events; those that a person would read later also go to `train.log`."""
+    for event in events:
+        if isinstance(event, Notice | Started | EpochRecord):
+            _log(folder / "train.log", str(event))
+        yield event
+
+
+def _log(path: Path, text: str) -> None:
+    line = f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}".replace("\n", "\\n")
+    try:
+        with path.open("a", encoding="utf-8", errors="backslashreplace") as log:
+            print(line, file=log)
+    except OSError as error:
+        raise output_error(path, error) from error
 
 
 def _start(

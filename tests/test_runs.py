@@ -18,6 +18,7 @@ from densesiam_seg.errors import BusyError, ModelError, OutputError, UsageError
 from densesiam_seg.lock import LOCK, RunLock
 from densesiam_seg.runs import (
     RUN_NAMES,
+    latest_model,
     latest_run,
     new_run_folder,
     read_status,
@@ -60,7 +61,7 @@ def test_the_default_place_is_named_by_command_and_time() -> None:
     ]
     assert start(command="evaluate") == Path("runs/evaluate/20260102-120000")
     assert names(found[0]) == ["run.json"]
-    assert latest_run("train", with_model=False) == Path("runs/train/20260102-120000-11")
+    assert latest_run("train") == Path("runs/train/20260102-120000-11")
 
 
 def test_latest_points_to_the_newest_by_a_relative_link() -> None:
@@ -80,14 +81,14 @@ def test_without_links_latest_is_a_file(monkeypatch: pytest.MonkeyPatch) -> None
     for _ in range(2):
         path = start()
         assert Path("runs/train/latest").read_text() == path.name + "\n"
-        assert latest_run(with_model=False) == path
+        assert latest_run() == path
 
 
 def test_a_folder_called_latest_does_no_harm() -> None:
     Path("runs/train/latest").mkdir(parents=True)
     Path("runs/train/latest/file").write_text("theirs")
     path = start()
-    assert latest_run(with_model=False) == path
+    assert latest_run() == path
     assert names(Path("runs/train")) == [path.name, "latest"]
 
 
@@ -306,30 +307,34 @@ def test_of_two_simultaneous_starts_one_wins(overwrite: bool) -> None:
     assert [process.returncode for process in both] == [0, 0]
 
 
-def test_the_latest_run_with_a_model() -> None:
+def write_model(run: Path, when: int) -> None:
+    config = run / "model" / "config.json"
+    config.parent.mkdir(parents=True)
+    config.write_text("{}")
+    os.utime(config, ns=(when, when))
+
+
+def test_the_latest_model_is_the_one_written_last() -> None:
     with pytest.raises(
         ModelError, match=r"train one first \(densesiam-seg train IMAGES\)"
     ) as caught:
-        latest_run()
+        latest_model()
     assert caught.value.exit_code == 4
-    runs = [start() for _ in range(11)]
+    runs = [start() for _ in range(3)]
     with pytest.raises(ModelError):
-        latest_run()
-    (runs[1] / "model").mkdir()
-    assert latest_run() == runs[1]
-    (runs[9] / "model").mkdir()
-    assert latest_run() == runs[9]  # -10 comes after -2
-    (runs[10] / "model").mkdir()
-    assert latest_run() == runs[10]
-    later = start(now=datetime(2026, 1, 3))
-    assert latest_run() == runs[10]
-    (later / "model").mkdir()
-    assert latest_run(base=Path("runs").absolute()) == later.absolute()
+        latest_model()
+    write_model(runs[2], 1000)
+    assert latest_model() == runs[2]  # not the link that points to it
+    write_model(runs[0], 2000)
+    assert latest_model() == runs[0]
+    write_model(Path("runs/mine"), 3000)
+    assert latest_model() == Path("runs/mine")
+    assert latest_model(base=Path("runs").absolute()) == Path("runs/mine").absolute()
 
 
 def test_latest_wins_over_the_clock() -> None:
-    (start(now=datetime(2030, 1, 1)) / "model").mkdir()
-    (start(now=datetime(2020, 1, 1)) / "model").mkdir()
+    start(now=datetime(2030, 1, 1))
+    start(now=datetime(2020, 1, 1))
     assert latest_run().name == "20200101-000000"
     Path("runs/train/latest").unlink()
     assert latest_run().name == "20300101-000000"
@@ -338,8 +343,8 @@ def test_latest_wins_over_the_clock() -> None:
 @pytest.mark.parametrize("text", ["", "../../elsewhere", "/etc", "\0", "20990101-000000"])
 def test_a_strange_pointer_is_passed_over(text: str) -> None:
     run = start()
-    (run / "model").mkdir()
-    Path("elsewhere/model").mkdir(parents=True)
+    Path("elsewhere").mkdir()
+    Path("elsewhere/run.json").write_text("{}")
     Path("runs/train/latest").unlink()
     Path("runs/train/latest").write_text(text)
     assert latest_run() == run

@@ -1,0 +1,97 @@
+"""Any Pillow mode as 8-bit RGB.
+
+How stored values become 0…255:
+
+- 8-bit modes as they are; 1-bit as 0 and 255; palettes through their colours; CMYK, YCbCr and LAB
+  to RGB (Pillow's own formulas; ICC profiles are not applied);
+- 16-bit grey divided by 257 and rounded, never clipped; 32-bit integers likewise when all of them
+  lie in 0…65535, otherwise refused; 16-bit colour keeps its high bytes;
+- floats must be finite and not negative: a maximum up to 1 is taken as 0…1, up to 255 as 0…255, up
+  to 65535 as 16 bit, anything above is refused;
+- alpha is laid over white.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageCms
+
+from densesiam_seg.errors import ImageError
+
+# Viewers and paper show what is transparent as white, so that is what a cut-out was made for.
+_WHITE = 255
+_STRIP_PIXELS = 1 << 20
+
+
+def rgb_planes(picture: Image.Image, name: str) -> npt.NDArray[np.uint8]:
+    """uint8 (3, H, W); beside it and the picture only a strip of rows is held in another form.
+
+    Raises `ImageError` for values that have no place in 0…255; `name` is the file's.
+    """
+    factor = gain(picture, name)
+    planes = np.empty((3, picture.height, picture.width), np.uint8)
+    for top, strip in _strips(picture):
+        rows = np.asarray(eight_bit(strip, factor))
+        planes[:, top : top + strip.height] = rows if rows.ndim == 2 else rows.transpose(2, 0, 1)
+    return planes
+
+
+def gain(picture: Image.Image, name: str) -> float:
+    """Factor from stored values to 0…255 by the rule above; raises as `rgb_planes` does."""
+    if picture.mode.startswith("I;16"):
+        return 255 / 65535
+    if not _is_deep(picture):
+        return 1.0
+    lowest, highest = math.inf, -math.inf
+    for _, strip in _strips(picture):
+        values = np.asarray(strip)
+        if not np.isfinite(values).all():
+            raise _bad_values(name, "holds values that are not finite")
+        lowest, highest = min(lowest, float(values.min())), max(highest, float(values.max()))
+    if lowest < 0 or highest > 65535:
+        span = f"{lowest:g} to {highest:g}"
+        raise _bad_values(name, f"holds values from {span}, outside 0 to 65535")
+    if picture.mode == "I" or highest > 255:
+        return 255 / 65535
+    return 255.0 if highest <= 1 else 1.0
+
+
+def eight_bit(picture: Image.Image, factor: float) -> Image.Image:
+    """The same picture in mode L or RGB, given its `gain`."""
+    if _is_deep(picture):
+        values = np.asarray(picture)
+        grey = np.rint(values * np.float32(factor)).astype(np.uint8)
+        clear = picture.info.get("transparency")
+        if isinstance(clear, int):
+            grey[values == clear] = _WHITE
+        return Image.fromarray(grey)
+    if picture.has_transparency_data:
+        colours = picture.convert("RGBA")
+        canvas = Image.new("RGB", picture.size, (_WHITE, _WHITE, _WHITE))
+        canvas.paste(colours, mask=colours.getchannel("A"))
+        return canvas
+    if picture.mode == "LAB":
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        rgb = ImageCms.profileToProfile(picture, lab, srgb, outputMode="RGB")
+        return cast("Image.Image", rgb)
+    return picture.convert("L" if picture.mode in ("1", "L") else "RGB")
+
+
+def _is_deep(picture: Image.Image) -> bool:
+    return picture.mode in ("I", "F") or picture.mode.startswith("I;16")
+
+
+def _strips(picture: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """Row offset and picture of consecutive strips of about a million pixels."""
+    rows = max(1, _STRIP_PIXELS // picture.width)
+    for top in range(0, picture.height, rows):
+        yield top, picture.crop((0, top, picture.width, min(top + rows, picture.height)))
+
+
+def _bad_values(name: str, detail: str) -> ImageError:
+    return ImageError(name, "bad-values", detail, "rescale it to 0 to 255 and save it as PNG")
