@@ -228,9 +228,12 @@ def bilinear_matrix(
 def blur_matrix(sigma: Tensor, side: int) -> Tensor:
     """(B, side, side) Gaussian blur along one axis, renormalised at the border; the identity where sigma is 0."""
     pixels = torch.arange(side, device=sigma.device)
-    squared = (pixels.view(-1, 1) - pixels).square()
     # At one hundredth of a pixel the neighbour's weight underflows to 0, so the matrix is exactly the identity.
-    weights = torch.exp(squared * (-0.5 / sigma.clamp(min=0.01).square()).view(-1, 1, 1))
+    scale = -0.5 / sigma.clamp(min=0.01).square()
+    kernel = torch.exp(scale.view(-1, 1) * pixels.square())
+    # The far tails are denormal numbers, which slow a matrix product down five times and add nothing.
+    kernel = torch.where(kernel < 1e-8, 0.0, kernel)
+    weights = kernel[:, (pixels.view(-1, 1) - pixels).abs()]
     return weights / weights.sum(-1, keepdim=True)
 
 

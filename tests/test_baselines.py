@@ -1,0 +1,93 @@
+"""k-means on colour and position, the baseline of the demonstration."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from densesiam_seg import baselines
+from densesiam_seg.baselines import colour_position_masks, colour_position_points
+from densesiam_seg.clustering import assign
+from densesiam_seg.errors import InputError
+from densesiam_seg.evaluation import PROTOCOLS
+from densesiam_seg.scenes import scene
+
+PROTOCOL = PROTOCOLS["picie"]
+
+
+def halves(left: tuple[int, int, int], right: tuple[int, int, int], side: int = 8) -> Tensor:
+    """Two plain halves with a little noise, uint8 (3, side, side)."""
+    image = torch.empty(3, side, side)
+    image[:, :, : side // 2] = torch.tensor(left).view(3, 1, 1)
+    image[:, :, side // 2 :] = torch.tensor(right).view(3, 1, 1)
+    noise = torch.randint(0, 4, image.shape, generator=torch.Generator().manual_seed(0))
+    return (image + noise).to(torch.uint8)
+
+
+class TestPoints:
+    def test_two_pixels_by_hand(self) -> None:
+        """Red at x = ¼ and cyan at x = ¾, both at y = ½."""
+        image = torch.tensor([[[255, 0]], [[0, 255]], [[0, 255]]], dtype=torch.uint8)
+        points = colour_position_points(image)
+        assert points.tolist() == [[1, 0, 0, 0.5, 0.25], [0, 1, 1, 0.5, 0.75]]
+
+    def test_rows_come_in_reading_order(self) -> None:
+        image = torch.arange(3 * 2 * 4, dtype=torch.uint8).view(3, 2, 4)
+        points = colour_position_points(image)
+        assert points.shape == (8, 5)
+        torch.testing.assert_close(points[5, :3] * 255, torch.tensor([5.0, 13.0, 21.0]))
+        assert points[5, 3:].tolist() == [0.75, 0.375]
+
+
+class TestMasks:
+    def test_two_colours_in_two_halves(self) -> None:
+        images = [halves((250, 10, 10), (10, 10, 240)), halves((240, 20, 0), (0, 0, 250))]
+        mask_of = colour_position_masks(lambda: images, 2, 2, seed=0)
+        for image in images:
+            mask = mask_of(image, PROTOCOL, 8, 8)
+            assert (mask.shape, mask.dtype) == ((8, 8), np.dtype(np.int32))
+            assert len(np.unique(mask[:, :4])) == len(np.unique(mask[:, 4:])) == 1
+            assert mask[0, 0] != mask[0, 4]
+
+    def test_every_channel_counts_in_units_of_its_deviation(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Deviations over all pixels of all images, by numpy; a constant channel is not divided by nothing."""
+        images = [torch.from_numpy(scene(0, i, 24)[0]).permute(2, 0, 1).clone() for i in range(3)]
+        for image in images:
+            image[2] = 77
+        every = torch.cat([colour_position_points(image) for image in images]).double().numpy()
+        deviation = every.std(0)
+        deviation[2] = 1
+        seen: list[Tensor] = []
+
+        def spy(points: Tensor, centres: Tensor) -> Tensor:
+            seen.append(points)
+            return assign(points, centres)
+
+        monkeypatch.setattr(baselines, "assign", spy)
+        mask_of = colour_position_masks(lambda: images, 3, 3, seed=0)
+        mask_of(images[0], PROTOCOL, 24, 24)
+        np.testing.assert_allclose(seen[0].numpy(), every[: 24 * 24] / deviation, atol=1e-5)
+
+    def test_equal_for_a_seed(self) -> None:
+        images = [torch.from_numpy(scene(0, i, 24)[0]).permute(2, 0, 1) for i in range(2)]
+        first, again = (colour_position_masks(lambda: images, 2, 4, seed=5) for _ in range(2))
+        np.testing.assert_array_equal(
+            first(images[1], PROTOCOL, 24, 24), again(images[1], PROTOCOL, 24, 24)
+        )
+
+    def test_a_label_of_another_size(self) -> None:
+        """Each pixel of the doubled mask is the one under its centre."""
+        images = [halves((250, 10, 10), (10, 10, 240))]
+        mask_of = colour_position_masks(lambda: images, 1, 3, seed=0)
+        own = mask_of(images[0], PROTOCOL, 8, 8)
+        np.testing.assert_array_equal(
+            mask_of(images[0], PROTOCOL, 16, 24), own.repeat(2, axis=0).repeat(3, axis=1)
+        )
+
+    def test_more_clusters_than_pixels(self) -> None:
+        with pytest.raises(InputError, match="cannot make 100 clusters"):
+            colour_position_masks(lambda: [halves((1, 2, 3), (4, 5, 6))], 1, 100, seed=0)
