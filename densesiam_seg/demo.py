@@ -30,7 +30,7 @@ from densesiam_seg.masks import Colour, colourise, encode_png
 from densesiam_seg.metrics import Matching
 from densesiam_seg.prediction import predict
 from densesiam_seg.reports import comparison
-from densesiam_seg.runs import new_run_folder
+from densesiam_seg.runs import new_run_folder, write_status
 from densesiam_seg.scan import scan
 from densesiam_seg.scenes import CLASSES, COLOURS, write_scenes
 from densesiam_seg.segmenter import Segmenter
@@ -97,6 +97,7 @@ def demo_events(
     titles = ("image", "densesiam-seg", "k-means colour + xy", "truth")
     sheet = comparison(titles, rows, list(zip(CLASSES, COLOURS, strict=True)))
     replace_file(picture, encode_png(sheet))
+    write_status(folder, "done", exit_code=0)
     yield Demonstrated(folder, picture, learned, baseline)
 
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -198,8 +199,7 @@ def shown(
     top, left = round((size[0] - side) / 2), round((size[1] - side) / 2)
     window = (slice(top, top + side), slice(left, left + side))
     small = _resized(image, *size, protocol.resize)[:, *window]
-    nearest = F.interpolate(torch.from_numpy(label)[None, None], size, mode="nearest-exact")[0, 0]
-    return small, nearest[window].numpy()
+    return small, _nearest(label, *size)[window]
 
 
 def _cover(height: int, width: int, side: int) -> tuple[int, int]:
@@ -210,10 +210,17 @@ def _cover(height: int, width: int, side: int) -> tuple[int, int]:
 
 
 def _resized(image: Tensor, height: int, width: int, filter_: str) -> Tensor:
-    """uint8 (3, H, W) → (3, height, width); bilinear with Pillow's antialiasing, nearest with Pillow's centres."""
+    """uint8 (3, H, W) → (3, height, width); bilinear is antialiased as Pillow's is."""
     if filter_ == "nearest":
-        return F.interpolate(image[None], (height, width), mode="nearest-exact")[0]
+        pixels = _nearest(image.permute(1, 2, 0).numpy(), height, width)
+        return torch.from_numpy(pixels).permute(2, 0, 1)
     return F.interpolate(image[None], (height, width), mode="bilinear", antialias=True)[0]
+
+
+def _nearest(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """uint8 (H, W) or (H, W, 3) at another size, by Pillow: where a centre falls between two pixels, which is common
+    at the protocols' sizes, other implementations take the other one."""
+    return np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST))
 
 
 def segmenter_masks(segmenter: Segmenter) -> Masker:

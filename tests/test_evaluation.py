@@ -1,0 +1,498 @@
+"""Scores under each protocol: geometry against torchvision, confusion matrices against hand counts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as transforms
+
+from densesiam_seg.clustering import Centroids
+from densesiam_seg.datasets import Dataset, Sample, load_dataset, samples
+from densesiam_seg.errors import ImageError, InputError, UsageError
+from densesiam_seg.evaluation import (
+    PROTOCOLS,
+    Evaluation,
+    Mask,
+    Protocol,
+    Scoring,
+    evaluate,
+    evaluation_events,
+    pick_protocol,
+    segmenter_masks,
+    shown,
+)
+from densesiam_seg.files import to_json
+from densesiam_seg.scenes import scene
+from densesiam_seg.segmenter import Segmenter
+
+TOML = """
+title = "Tiny"
+image_suffixes = [".png"]
+label_suffix = ".png"
+ignore_values = [255]
+classes = [
+    { name = "a", kind = "thing", values = [10] },
+    { name = "b", kind = "stuff", values = [20] },
+    { name = "c", kind = "stuff", values = [30, 31] },
+]
+[splits.val]
+images = ["images"]
+labels = ["labels"]
+expected = 5
+"""
+
+
+def put(root: Path, name: str, clusters: list[list[int]], label: list[list[int]]) -> None:
+    """A sample whose red channel is the cluster that `red_masks` gives each pixel."""
+    for folder in ("images", "labels"):
+        (root / folder).mkdir(exist_ok=True)
+    red = np.array(clusters, np.uint8)
+    Image.fromarray(np.stack([red, red * 0, red * 0], -1)).save(root / "images" / f"{name}.png")
+    Image.fromarray(np.array(label, np.uint8)).save(root / "labels" / f"{name}.png")
+
+
+def red_masks(image: Tensor, protocol: Protocol, height: int, width: int) -> Mask:
+    assert image.shape[-2:] == (height, width)
+    return image[0].numpy()
+
+
+def events(
+    root: Path, clusters: int, *, allow_missing: bool = False
+) -> Iterator[Scoring | Evaluation]:
+    """Score `red_masks` at the images' own size, which is 2 pixels high."""
+    (root / "tiny.toml").write_text(TOML)
+    dataset = load_dataset(root / "tiny.toml")
+    return evaluation_events(
+        dataset,
+        samples(dataset, root, allow_missing=allow_missing),
+        red_masks,
+        clusters=clusters,
+        readout="head",
+        protocol=PROTOCOLS["full-image"],
+        side=2,
+        allow_missing=allow_missing,
+    )
+
+
+def score(root: Path, clusters: int, *, allow_missing: bool = False) -> Evaluation:
+    *_, result = events(root, clusters, allow_missing=allow_missing)
+    assert isinstance(result, Evaluation)
+    return result
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two images; clusters 1, 2, 0 mean a, b, c, with one wrong pixel in each column of the matrix."""
+    put(tmp_path, "one", [[1, 1, 2], [2, 2, 0]], [[10, 10, 20], [255, 20, 30]])
+    put(tmp_path, "two", [[1, 2, 2, 0], [0, 1, 0, 1]], [[10, 20, 30, 31], [10, 20, 30, 255]])
+    return tmp_path
+
+
+COUNTS = [[1, 3, 0], [0, 1, 3], [3, 0, 1]]
+"""Worked out by hand: rows a, b, c, columns clusters 0, 1, 2."""
+
+
+class TestCounts:
+    def test_by_hand(self, root: Path) -> None:
+        """Each class has 4 pixels, 3 of them right, and one foreign pixel: IoU 3 / 5, accuracy 3 / 4."""
+        result = score(root, 3)
+        assert result.counts.tolist() == COUNTS
+        assert result.matching.cluster_to_class == (2, 0, 1)
+        assert result.matching.kind == "hungarian"
+        assert result.scores.iou == pytest.approx((60, 60, 60))
+        assert result.scores.mean_iou == pytest.approx(60)
+        assert result.scores.pixel_accuracy == pytest.approx(75)
+        assert (result.images, result.expected, result.clusters) == (2, 5, 3)
+        assert (result.dataset, result.split, result.readout) == ("Tiny", "val", "head")
+
+    def test_more_clusters_than_classes(self, root: Path) -> None:
+        """Cluster 3 takes b's wrong pixel; clusters go to the class of most of their pixels."""
+        put(root, "two", [[1, 2, 2, 0], [0, 3, 0, 1]], [[10, 20, 30, 31], [10, 20, 30, 255]])
+        result = score(root, 5)
+        assert result.counts.tolist() == [[1, 3, 0, 0, 0], [0, 0, 3, 1, 0], [3, 0, 1, 0, 0]]
+        assert result.matching.kind == "many-to-one"
+        assert result.matching.cluster_to_class == (2, 0, 1, 1, -1)
+        assert result.scores.pixel_accuracy == pytest.approx(100 * 10 / 12)
+        assert result.scores.clusters_in_use == 4
+
+    def test_fewer_clusters_than_classes(self, root: Path) -> None:
+        put(root, "one", [[1, 1, 0], [0, 0, 0]], [[10, 10, 20], [255, 20, 30]])
+        put(root, "two", [[1, 0, 0, 0], [1, 0, 0, 0]], [[10, 20, 30, 31], [10, 20, 30, 31]])
+        result = score(root, 2)
+        assert result.counts.tolist() == [[0, 4], [4, 0], [5, 0]]
+        assert result.matching.cluster_to_class == (2, 0)
+        assert result.scores.iou == pytest.approx((100, 0, 100 * 5 / 9))
+
+    def test_an_image_that_is_all_ignored_adds_nothing(self, root: Path) -> None:
+        put(root, "void", [[0, 1], [2, 0]], [[255, 255], [255, 255]])
+        result = score(root, 3)
+        assert result.counts.tolist() == COUNTS
+        assert result.images == 3
+
+    def test_a_set_that_is_all_ignored(self, tmp_path: Path) -> None:
+        put(tmp_path, "void", [[0, 1], [2, 0]], [[255, 255], [255, 255]])
+        with pytest.raises(InputError, match="no pixel has a label"):
+            score(tmp_path, 3)
+
+    def test_an_absent_class_is_left_out_and_said(self, tmp_path: Path) -> None:
+        put(tmp_path, "one", [[0, 0], [1, 2]], [[10, 10], [20, 20]])
+        scores = score(tmp_path, 3).scores
+        assert scores.absent == ("c",)
+        assert scores.iou == pytest.approx((100, 50, None))
+        assert scores.mean_iou == pytest.approx(75)
+
+    def test_progress_then_the_result(self, root: Path) -> None:
+        *progress, last = events(root, 3)
+        assert progress == [Scoring(1, 2), Scoring(2, 2)]
+        assert isinstance(last, Evaluation)
+
+    def test_the_result_is_a_json_object(self, root: Path) -> None:
+        value = score(root, 3).to_dict()
+        assert json.loads(json.dumps(value)) == json.loads(to_json(value))
+        assert value["counts"] == COUNTS
+        assert value["protocol"].startswith("full-image: shorter side 2 ")
+        assert value["matching"]["kind"] == "hungarian"
+        assert value["scores"]["names"] == ("a", "b", "c")
+
+
+class TestFiles:
+    def test_sizes_that_differ(self, root: Path) -> None:
+        put(root, "three", [[0, 1, 1], [0, 1, 1]], [[10, 10], [10, 10]])
+        with pytest.raises(InputError, match=r"labels/three\.png: is 2x2 but its image is 3x2"):
+            score(root, 3)
+
+    def test_a_rotated_image_with_an_unrotated_label(self, root: Path) -> None:
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        path = root / "images" / "one.png"
+        with Image.open(path) as image:
+            turned = image.copy()
+        turned.save(path, exif=exif)
+        with pytest.raises(InputError, match=r"labels/one\.png: is 3x2 but its image is 2x3"):
+            score(root, 3)
+
+    def test_values_without_a_meaning(self, root: Path) -> None:
+        put(root, "three", [[0, 1], [0, 1]], [[10, 7], [7, 10]])
+        with pytest.raises(InputError, match=r"labels/three\.png: .*7 \(2 px\)"):
+            score(root, 3)
+
+    def test_colour_labels(self, root: Path) -> None:
+        Image.new("RGB", (3, 2)).save(root / "labels" / "one.png")
+        with pytest.raises(InputError, match=r"labels/one\.png: a colour label"):
+            score(root, 3)
+
+    def test_palette_labels_are_indices(self, root: Path) -> None:
+        path = root / "labels" / "one.png"
+        with Image.open(path) as grey:
+            indexed = Image.fromarray(np.asarray(grey))
+        indexed.putpalette([value for index in range(256) for value in (255 - index, 3, index)])
+        indexed.save(path)
+        assert score(root, 3).counts.tolist() == COUNTS
+
+    def test_16_bit_labels_are_numbers(self, root: Path) -> None:
+        path = root / "labels" / "one.png"
+        with Image.open(path) as grey:
+            deep = np.asarray(grey).astype(np.uint16)
+        Image.fromarray(deep).save(path)
+        assert score(root, 3).counts.tolist() == COUNTS
+
+    def test_images_without_labels(self, root: Path) -> None:
+        (root / "labels" / "one.png").unlink()
+        with pytest.raises(InputError, match="--allow-missing"):
+            score(root, 3)
+        result = score(root, 3, allow_missing=True)
+        assert (result.images, result.missing) == (1, ("one",))
+        assert result.counts.sum() == 7
+
+    def test_an_image_that_cannot_be_read(self, root: Path) -> None:
+        (root / "images" / "one.png").write_bytes(b"<html>")
+        with pytest.raises(ImageError, match=r"images/one\.png"):
+            score(root, 3)
+        result = score(root, 3, allow_missing=True)
+        assert (result.images, result.missing) == (1, ("one",))
+
+    def test_a_label_that_cannot_be_read_is_never_passed_over(self, root: Path) -> None:
+        (root / "labels" / "one.png").write_bytes(b"")
+        with pytest.raises(ImageError, match=r"labels/one\.png: is empty"):
+            score(root, 3, allow_missing=True)
+
+    def test_no_image_that_can_be_read(self, root: Path) -> None:
+        for name in ("one", "two"):
+            (root / "images" / f"{name}.png").write_bytes(b"x")
+        with pytest.raises(InputError, match="no pixel has a label"):
+            score(root, 3, allow_missing=True)
+
+
+# ---- geometry --------------------------------------------------------------------------------
+
+SIZES = [(33, 47), (47, 33), (64, 64), (40, 41), (101, 37), (20, 31), (32, 200)]
+
+
+def sample_of(folder: Path, height: int, width: int) -> tuple[Sample, Dataset]:
+    """A scene of that size with a label of classes 0 to 5 and a few ignored pixels."""
+    image, label = scene(3, height + width, max(height, width))
+    label = label.copy()
+    label[::7, ::5] = 255
+    paths = folder / "image.png", folder / "label.png"
+    Image.fromarray(image[:height, :width]).save(paths[0])
+    Image.fromarray(label[:height, :width]).save(paths[1])
+    rows = "".join(f'{{ name = "{k}", values = [{k}] }},' for k in range(6))
+    split = '[splits.val]\nimages = ["i"]\nlabels = ["l"]\n'
+    (folder / "d.toml").write_text(
+        f'image_suffixes = [".png"]\nlabel_suffix = ".png"\nignore_values = [255]\nclasses = [{rows}]\n{split}'
+    )
+    return Sample("x", *paths), load_dataset(folder / "d.toml")
+
+
+def reference(
+    sample: Sample, side: int, resize: InterpolationMode
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Resize (shorter side) and CenterCrop of torchvision on Pillow images; labels by nearest."""
+    with Image.open(sample.image) as picture, Image.open(sample.label) as label:
+        image = transforms.center_crop(transforms.resize(picture, side, resize), side)
+        nearest = transforms.resize(label, side, InterpolationMode.NEAREST)
+        return np.asarray(image), np.asarray(transforms.center_crop(nearest, side))
+
+
+class TestGeometry:
+    @pytest.mark.parametrize("side", [32, 37, 64])
+    @pytest.mark.parametrize("size", SIZES)
+    def test_picie_is_torchvisions(self, tmp_path: Path, size: tuple[int, int], side: int) -> None:
+        sample, dataset = sample_of(tmp_path, *size)
+        image, label = shown(sample, dataset, PROTOCOLS["picie"], side)
+        expected_image, expected_label = reference(sample, side, InterpolationMode.BILINEAR)
+        assert image.shape == (3, side, side)
+        assert image.dtype == torch.uint8
+        difference = image.permute(1, 2, 0).numpy().astype(int) - expected_image
+        assert np.abs(difference).max() <= 1  # Pillow and torch round differently
+        np.testing.assert_array_equal(label, expected_label)
+
+    @pytest.mark.parametrize("side", [32, 37, 64])
+    @pytest.mark.parametrize("size", SIZES)
+    def test_stego_is_torchvisions(self, tmp_path: Path, size: tuple[int, int], side: int) -> None:
+        sample, dataset = sample_of(tmp_path, *size)
+        image, label = shown(sample, dataset, PROTOCOLS["stego"], side)
+        expected_image, expected_label = reference(sample, side, InterpolationMode.NEAREST)
+        np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), expected_image)
+        np.testing.assert_array_equal(label, expected_label)
+
+    @pytest.mark.parametrize("name", ["picie", "stego"])
+    @pytest.mark.parametrize("size", [(427, 640), (640, 427), (375, 500), (333, 500)])
+    def test_cocos_sizes_at_320(self, tmp_path: Path, size: tuple[int, int], name: str) -> None:
+        sample, dataset = sample_of(tmp_path, *size)
+        image, label = shown(sample, dataset, PROTOCOLS[name], 320)
+        mode = InterpolationMode(PROTOCOLS[name].resize)
+        expected_image, expected_label = reference(sample, 320, mode)
+        difference = image.permute(1, 2, 0).numpy().astype(int) - expected_image
+        assert np.abs(difference).max() <= (1 if name == "picie" else 0)
+        np.testing.assert_array_equal(label, expected_label)
+
+    @pytest.mark.parametrize(
+        ("size", "expected"), [((33, 47), (32, 45)), ((101, 37), (87, 32)), ((20, 31), (32, 49))]
+    )
+    def test_full_image_keeps_the_label_and_the_whole_image(
+        self, tmp_path: Path, size: tuple[int, int], expected: tuple[int, int]
+    ) -> None:
+        sample, dataset = sample_of(tmp_path, *size)
+        image, label = shown(sample, dataset, PROTOCOLS["full-image"], 32)
+        assert image.shape == (3, *expected)
+        with Image.open(sample.image) as picture, Image.open(sample.label) as truth:
+            small = picture.resize(expected[::-1], Image.Resampling.BILINEAR)
+            difference = image.permute(1, 2, 0).numpy().astype(int) - np.asarray(small)
+            np.testing.assert_array_equal(label, np.asarray(truth))
+        assert np.abs(difference).max() <= 1
+
+
+class TestProtocols:
+    def test_each_is_the_row_of_its_table(self) -> None:
+        """METHOD, section 5: resize, crop, upsampled, flip."""
+        rows = {
+            name: (each.resize, each.crop, each.upsample, each.flip)
+            for name, each in PROTOCOLS.items()
+        }
+        assert rows == {
+            "picie": ("bilinear", True, "logits", False),
+            "stego": ("nearest", True, "features", True),
+            "full-image": ("bilinear", False, "logits", False),
+        }
+        assert all(name == each.name for name, each in PROTOCOLS.items())
+
+    @pytest.mark.parametrize(
+        ("name", "line"),
+        [
+            (
+                "picie",
+                "picie: shorter side 320 (bilinear), centre crop 320, logits upsampled, no flip, no CRF",
+            ),
+            (
+                "stego",
+                "stego: shorter side 320 (nearest), centre crop 320, features upsampled, "
+                "mean of the flipped image's features, no CRF",
+            ),
+            (
+                "full-image",
+                "full-image: shorter side 320 (bilinear), no crop, scored at the label's size, "
+                "logits upsampled, no flip, no CRF",
+            ),
+        ],
+    )
+    def test_a_number_names_all_that_fixes_it(self, name: str, line: str) -> None:
+        assert PROTOCOLS[name].describe(320) == line
+
+    def test_unknown_names(self) -> None:
+        with pytest.raises(UsageError, match="picie, stego, full-image"):
+            pick_protocol("voc")
+
+
+class TestSegmenterMasks:
+    @pytest.fixture
+    def image(self) -> Tensor:
+        return torch.from_numpy(scene(5, 0, 40)[0]).permute(2, 0, 1).contiguous()
+
+    def features(self, segmenter: Segmenter, image: Tensor) -> Tensor:
+        """(1, C, h, w) straight from the network."""
+        mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
+        normalised = (image.float() / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+        with torch.no_grad():
+            found: Tensor = segmenter.network.encoder(normalised[None])
+        return found
+
+    def project(self, segmenter: Segmenter, features: Tensor) -> Tensor:
+        with torch.no_grad():
+            scores: Tensor = segmenter.network.projector(features)
+        return scores
+
+    @pytest.mark.parametrize("name", ["picie", "full-image"])
+    def test_logits_are_upsampled(self, segmenter: Segmenter, image: Tensor, name: str) -> None:
+        scores = self.project(segmenter, self.features(segmenter, image))
+        expected = F.interpolate(scores, (55, 61), mode="bilinear")[0].argmax(0)
+        found = segmenter_masks(segmenter)(image, PROTOCOLS[name], 55, 61)
+        assert (torch.from_numpy(found) == expected).double().mean() > 0.999
+
+    def test_stego_upsamples_the_mean_features_of_both_ways_round(
+        self, segmenter: Segmenter, image: Tensor
+    ) -> None:
+        flipped = self.features(segmenter, image.flip(-1)).flip(-1)
+        mean = (self.features(segmenter, image) + flipped) / 2
+        upsampled = F.interpolate(mean, (40, 40), mode="bilinear")
+        expected = self.project(segmenter, upsampled)[0].argmax(0)
+        found = segmenter_masks(segmenter)(image, PROTOCOLS["stego"], 40, 40)
+        assert (torch.from_numpy(found) == expected).double().mean() > 0.999
+        plain = segmenter_masks(segmenter)(image, PROTOCOLS["picie"], 40, 40)
+        assert (torch.from_numpy(plain) == expected).double().mean() < 0.999
+
+    def test_stego_of_a_mirrored_image_is_mirrored(
+        self, segmenter: Segmenter, image: Tensor
+    ) -> None:
+        mask_of = segmenter_masks(segmenter)
+        one = mask_of(image, PROTOCOLS["stego"], 40, 40)
+        two = mask_of(image.flip(-1), PROTOCOLS["stego"], 40, 40)
+        assert (one == two[:, ::-1]).mean() > 0.999
+
+    @pytest.mark.parametrize("name", PROTOCOLS)
+    def test_a_kmeans_readout(self, segmenter: Segmenter, image: Tensor, name: str) -> None:
+        centres = F.normalize(torch.randn(7, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+        read = segmenter.with_centroids(Centroids(centres, torch.ones(7, dtype=torch.int64)))
+        mask = segmenter_masks(read)(image, PROTOCOLS[name], 50, 50)
+        assert mask.shape == (50, 50)
+        assert 1 < len(np.unique(mask)) <= 7
+
+
+class TestEvaluate:
+    @pytest.fixture
+    def scenes(self, tmp_path: Path) -> Path:
+        for folder in ("images", "labels"):
+            (tmp_path / folder).mkdir()
+        for index in range(3):
+            image, label = scene(9, index, 48)
+            Image.fromarray(image).save(tmp_path / "images" / f"{index}.png")
+            Image.fromarray((10 * (label % 3 + 1)).astype(np.uint8)).save(
+                tmp_path / "labels" / f"{index}.png"
+            )
+        (tmp_path / "tiny.toml").write_text(TOML)
+        return tmp_path
+
+    @pytest.mark.parametrize("name", PROTOCOLS)
+    def test_it_is_the_sum_over_the_set(
+        self, scenes: Path, segmenter: Segmenter, name: str
+    ) -> None:
+        result = evaluate(scenes / "tiny.toml", scenes, segmenter, protocol=name)
+        dataset = load_dataset(scenes / "tiny.toml")
+        expected = np.zeros((3, 5), np.int64)
+        for sample in samples(dataset, scenes):
+            image, label = shown(sample, dataset, PROTOCOLS[name], 32)
+            mask = segmenter_masks(segmenter)(image, PROTOCOLS[name], *label.shape)
+            np.add.at(expected, (label.ravel(), mask.ravel()), 1)
+        np.testing.assert_array_equal(result.counts, expected)
+        assert result.protocol == PROTOCOLS[name].describe(32)
+        assert result.counts.sum() == 3 * (48 if name == "full-image" else 32) ** 2
+
+    def test_a_models_folder_and_the_datasets_own_protocol(
+        self, scenes: Path, model_folder: Path
+    ) -> None:
+        loaded = evaluate(str(scenes / "tiny.toml"), str(scenes), model_folder, device="cpu")
+        same = Segmenter.load(model_folder, device="cpu")
+        direct = evaluate(scenes / "tiny.toml", scenes, same, protocol="full-image")
+        np.testing.assert_array_equal(loaded.counts, direct.counts)
+        assert loaded.protocol == direct.protocol
+        assert loaded.digest == direct.digest
+
+    def test_full_image_scores_the_masks_that_predict_writes(
+        self, scenes: Path, segmenter: Segmenter
+    ) -> None:
+        dataset = load_dataset(scenes / "tiny.toml")
+        for sample in samples(dataset, scenes):
+            image, label = shown(sample, dataset, PROTOCOLS["full-image"], 32)
+            mask = segmenter_masks(segmenter)(image, PROTOCOLS["full-image"], *label.shape)
+            np.testing.assert_array_equal(mask, segmenter.predict(sample.image))
+
+    def test_another_size(self, scenes: Path, segmenter: Segmenter) -> None:
+        result = evaluate(scenes / "tiny.toml", scenes, segmenter, protocol="picie", image_size=40)
+        assert result.counts.sum() == 3 * 40**2
+        assert "shorter side 40" in result.protocol
+
+    def test_a_list(self, scenes: Path, segmenter: Segmenter, tmp_path: Path) -> None:
+        (tmp_path / "some.txt").write_text("2\n0\n")
+        result = evaluate(scenes / "tiny.toml", scenes, segmenter, list_file=tmp_path / "some.txt")
+        assert result.images == 2
+
+    def test_unknown_protocol(self, scenes: Path, segmenter: Segmenter) -> None:
+        with pytest.raises(UsageError, match="--protocol voc"):
+            evaluate(scenes / "tiny.toml", scenes, segmenter, protocol="voc")
+
+    def test_unknown_dataset(self, scenes: Path, segmenter: Segmenter) -> None:
+        with pytest.raises(UsageError, match="no dataset is named 'mine'"):
+            evaluate("mine", scenes, segmenter)
+
+    def test_order_does_not_matter(self, scenes: Path, segmenter: Segmenter) -> None:
+        dataset = load_dataset(scenes / "tiny.toml")
+        found = samples(dataset, scenes)
+        turned = replace(found, items=found.items[::-1])
+        results = [
+            list(
+                evaluation_events(
+                    dataset,
+                    each,
+                    segmenter_masks(segmenter),
+                    clusters=5,
+                    readout="head",
+                    protocol=PROTOCOLS["picie"],
+                    side=32,
+                )
+            )[-1]
+            for each in (found, turned)
+        ]
+        assert isinstance(results[0], Evaluation)
+        assert isinstance(results[1], Evaluation)
+        assert results[0].scores == results[1].scores
