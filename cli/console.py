@@ -25,11 +25,11 @@ from rich.table import Table
 
 from densesiam_seg.demo import Demonstrated
 from densesiam_seg.evaluation import Evaluation, Scoring
+from densesiam_seg.events import Decoding, Event, Notice, Started, Trained
 from densesiam_seg.files import replace_text, to_json
 from densesiam_seg.loop import EpochRecord, StepRecord
 from densesiam_seg.manifest import Skipped
 from densesiam_seg.prediction import Plan, Predicted, overall_error
-from densesiam_seg.training import Decoding, Event, Notice, Started, Trained
 
 
 class Console:

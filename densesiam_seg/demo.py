@@ -24,6 +24,7 @@ from densesiam_seg.evaluation import (
     segmenter_masks,
     shown,
 )
+from densesiam_seg.events import Event, Notice, Trained
 from densesiam_seg.files import replace_file, replace_text
 from densesiam_seg.images import load_image
 from densesiam_seg.masks import Colour, colourise, encode_png
@@ -34,7 +35,7 @@ from densesiam_seg.runs import new_run_folder, write_status
 from densesiam_seg.scan import scan
 from densesiam_seg.scenes import CLASSES, COLOURS, write_scenes
 from densesiam_seg.segmenter import Segmenter
-from densesiam_seg.training import Event, Notice, Trained, training_events
+from densesiam_seg.training import training_events
 
 SIDE = 192
 TRAINING_SCENES = 240

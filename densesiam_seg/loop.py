@@ -191,9 +191,10 @@ class Training:
             sound = sound & torch.isfinite(torch.nn.utils.get_total_norm(gradients))
         if not bool(sound):
             names = ", ".join(self.store.manifest.names[index] for index in batch.indices[:4])
+            more = ", …" if len(batch.indices) > 4 else ""
             raise NumericError(
-                f"loss or gradient is not finite at step {self.step + 1} (batch with {names}, …); the last checkpoint "
-                "is kept: lower --learning-rate or use --precision fp32"
+                f"loss or gradient is not finite at step {self.step + 1} (batch with {names}{more}); "
+                "the last checkpoint is kept: lower --learning-rate or use --precision fp32"
             )
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:

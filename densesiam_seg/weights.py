@@ -46,16 +46,26 @@ def load_backbone(backbone: Backbone, name: str, weights: str) -> str:
                     f"ImageNet weights of {name}: neither cached nor fetched ({reason}); give --weights FILE or none"
                 ) from error
             return f"weights: ImageNet's are neither cached nor to be fetched ({reason}), training from scratch"
-        _fill(backbone, _read_archive(path), path)
+        try:
+            _fill(backbone, _read_archive(path), path)
+        except ModelError as error:
+            raise ModelError(
+                f"{path}: the cached ImageNet weights are damaged; delete that file"
+            ) from error
         return f"weights: ImageNet, {path}"
+    require_source(weights)
     path = Path(weights)
-    if not path.is_file():
-        raise UsageError(
-            f"--weights {weights}: no such file; give auto, imagenet, none or a .safetensors or .pth file"
-        )
     tensors = read_safetensors(path) if path.suffix == ".safetensors" else _read_archive(path)
     _fill(backbone, tensors, path)
     return f"weights: {path}"
+
+
+def require_source(weights: str) -> None:
+    """Raises UsageError when `weights` is neither a known word nor a file that is there."""
+    if weights not in ("auto", "imagenet", "none") and not Path(weights).is_file():
+        raise UsageError(
+            f"--weights {weights}: no such file; give auto, imagenet, none or a .safetensors or .pth file"
+        )
 
 
 def _cached(name: str) -> Path:

@@ -27,7 +27,7 @@ import numpy as np
 import pytest
 import torch
 
-from densesiam_seg import batches, loop, training
+from densesiam_seg import batches, loop, preparation, training
 from densesiam_seg.checkpoint import TENSORS, load_checkpoint
 from densesiam_seg.config import TrainConfig
 from densesiam_seg.environment import environment
@@ -41,6 +41,7 @@ from densesiam_seg.errors import (
     StoppedError,
     UsageError,
 )
+from densesiam_seg.events import Decoding, Event, Notice, Started, Trained
 from densesiam_seg.lock import LOCK, RunLock
 from densesiam_seg.loop import EpochRecord, StepRecord
 from densesiam_seg.model import DenseSiam
@@ -48,15 +49,7 @@ from densesiam_seg.objective import Objective, objective
 from densesiam_seg.records import read_records
 from densesiam_seg.runs import RUN_NAMES, read_status
 from densesiam_seg.segmenter import Segmenter
-from densesiam_seg.training import (
-    Decoding,
-    Event,
-    Notice,
-    Started,
-    Trained,
-    train,
-    training_events,
-)
+from densesiam_seg.training import train, training_events
 from densesiam_seg.views import ViewPair
 
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
@@ -532,7 +525,7 @@ class TestResumeAfterChange:
 
     def test_another_machine_is_told(self, stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         here = environment()
-        monkeypatch.setattr(training, "environment", lambda: {**here, "threads": 7})
+        monkeypatch.setattr(preparation, "environment", lambda: {**here, "threads": 7})
         events = list(training_events([], out=stopped, resume=True))
         (warning,) = [event for event in events if isinstance(event, Notice) and event.warning]
         assert "not bit-exact: threads 1 -> 7" in warning.text
@@ -892,7 +885,7 @@ def test_every_error_of_a_run_is_in_its_status(
     def full(*args: object) -> None:
         raise OutputError("3 MB are free and 9 MB are needed")
 
-    monkeypatch.setattr(training, "require_space", full)
+    monkeypatch.setattr(preparation, "require_space", full)
     with pytest.raises(DenseSiamError):
         train(image_folder, tmp_path / "run", **tiny_settings)
     status = read_status(tmp_path / "run")

@@ -1,0 +1,252 @@
+"""A run directory → a `Training` ready for its next step: a fresh one, or one that goes on."""
+
+from __future__ import annotations
+
+import json
+import time
+import tomllib
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import densesiam_seg
+from densesiam_seg.batches import ImageStore
+from densesiam_seg.checkpoint import discard_checkpoint, load_checkpoint, space_needed
+from densesiam_seg.config import Preset, TrainConfig, preset, with_settings
+from densesiam_seg.devices import available_cores, make_repeatable, pick_device, pick_precision
+from densesiam_seg.environment import compare_fingerprints, environment, fingerprint
+from densesiam_seg.errors import (
+    DenseSiamError,
+    InputError,
+    ModelError,
+    StoppedError,
+    UsageError,
+)
+from densesiam_seg.events import Decoding, Event, Notice, Trained
+from densesiam_seg.files import replace_json, replace_text
+from densesiam_seg.loop import Training
+from densesiam_seg.manifest import Manifest
+from densesiam_seg.model import Architecture, DenseSiam, build_network
+from densesiam_seg.records import Records, truncate_to_step
+from densesiam_seg.runs import read_status, require_space, write_status
+from densesiam_seg.signals import StopRequest
+from densesiam_seg.weights import load_backbone
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run under way: its folder, and what may end it early."""
+
+    folder: Path
+    stop: StopRequest
+    began: float
+    max_time: float | None
+
+    def out_of_time(self) -> bool:
+        return self.max_time is not None and time.monotonic() - self.began >= self.max_time
+
+    def require_going_on(self) -> None:
+        if self.stop:
+            raise StoppedError(
+                "stopped before the first step; nothing is lost: give the same command again, "
+                "with --overwrite if it named --out",
+                self.stop.number,
+            )
+
+
+def fresh(
+    run: Run,
+    manifest: Manifest,
+    name: Preset | None,
+    settings: Mapping[str, Any],
+    max_bad: float,
+    initial: tuple[DenseSiam, str] | None,
+) -> Generator[Event, None, Training]:
+    """Decode the images, settle the settings and build the network; everything is written into the run's folder.
+
+    `initial` is a trained network to take the weights from, with the path it came from.
+    """
+    write_status(run.folder, "running")
+    device = pick_device(settings.get("device", "auto"))
+    name, base = preset(name, len(manifest), gpu=device.type == "cuda")
+    config = with_settings(base, settings)
+    store = ImageStore(
+        manifest, 2 * config.image_size, workers=config.workers, max_pixels=config.max_pixels
+    )
+    yield from _decode(store, run)
+    yield from _report_skipped(run.folder, store.manifest, max_bad)
+    # Files that turned out bad change how many steps an epoch has.
+    config = with_settings(preset(name, len(store), gpu=device.type == "cuda")[1], settings)
+    replace_text(
+        run.folder / "config.toml",
+        f"# preset {name}, densesiam-seg {densesiam_seg.__version__}\n{config.to_toml()}",
+    )
+    replace_json(run.folder / "dataset.json", store.manifest.to_dict())
+    yield Notice(f"preset {name}: {_summary(config)}")
+
+    training = _build(config, store, device)
+    if initial:
+        yield Notice(_take_over(training.network, *initial))
+    else:
+        yield Notice(
+            load_backbone(training.network.encoder.backbone, config.backbone, config.weights)
+        )
+    facts = environment()
+    replace_json(run.folder / "env.json", {**facts, "fingerprint": numerics(training, facts)})
+    require_space(run.folder, space_needed(training.state()[0]))
+    return training
+
+
+def resumed(run: Run, settings: Mapping[str, Any]) -> Generator[Event, None, Training | None]:
+    """The run in its folder, as its last sound checkpoint left it; None when it had finished.
+
+    Raises UsageError for `settings` that are not the run's, and ModelError for images or checkpoints that are no
+    longer what they were.
+    """
+    config, manifest = _read_run(run.folder)
+    changed = [name for name, value in settings.items() if getattr(config, name) != value]
+    if changed:
+        raise UsageError(
+            f"--resume: {changed[0]} is {getattr(config, changed[0])!r} in {run.folder}; a resumed run keeps its "
+            "settings, so leave that option out or start a new run with --init-from"
+        )
+    if read_status(run.folder).get("status") == "done":
+        yield Notice("this run had finished; nothing to do")
+        yield Trained(run.folder, run.folder / "model", None, complete=True)
+        return None
+    edited = manifest.changed()
+    if edited:
+        raise ModelError(
+            f"{manifest.root}: {len(edited)} of {len(manifest)} training images were changed or removed since the run "
+            f"began, first {edited[0]}; put them back, or start a new run with --init-from {run.folder}"
+        )
+    write_status(run.folder, "running")
+    store = ImageStore(
+        manifest, 2 * config.image_size, workers=config.workers, max_pixels=config.max_pixels
+    )
+    yield from _decode(store, run)
+    if len(store) != len(manifest):
+        raise ModelError(
+            f"{store.manifest.skipped[-1].path}: was read before and cannot be now; put it back"
+        )
+    training = _build(config, store, pick_device(config.device))
+    loaded = load_checkpoint(run.folder / "checkpoints")
+    if loaded is None:
+        raise ModelError(
+            f"{run.folder}: stopped before its first checkpoint; start it again with --overwrite"
+        )
+    for path, why in loaded.rejected:
+        yield Notice(f"{path}: damaged checkpoint passed over and deleted ({why})", warning=True)
+        discard_checkpoint(path)
+    _require_fit(training, loaded.checkpoint.tensors, loaded.path)
+    training.restore(loaded.checkpoint.tensors, loaded.checkpoint.state)
+    yield from _warn_of_other_bits(loaded.checkpoint.state, training)
+    truncate_to_step(run.folder / "metrics.jsonl", training.step)
+    return training
+
+
+def _decode(store: ImageStore, run: Run) -> Iterator[Event]:
+    total = len(store)
+    for done in store.prepare():
+        run.require_going_on()
+        yield Decoding(done, total)
+
+
+def _report_skipped(folder: Path, manifest: Manifest, max_bad: float) -> Iterator[Event]:
+    """Write the list of skipped files and tell of it. Raises InputError when too few images are left."""
+    skipped = manifest.skipped
+    with Records(folder / "skipped.jsonl") as records:
+        for item in skipped:
+            records.append({"path": item.path, "reason": item.reason, "message": item.message})
+    if not skipped:
+        return
+    for item in skipped[:10]:
+        yield Notice(f"skipped ({item.reason}): {item.message}", warning=True)
+    total = len(skipped) + len(manifest)
+    yield Notice(
+        f"{len(skipped)} of {total} files were skipped; all are listed in {folder / 'skipped.jsonl'}",
+        warning=True,
+    )
+    if not len(manifest) or len(skipped) / total > max_bad:
+        raise InputError(
+            f"{manifest.root}: {len(skipped)} of {total} files cannot be used (first: {skipped[0].message}); "
+            + ("give at least one image" if not len(manifest) else "mend them or raise --max-bad")
+        )
+
+
+def _build(config: TrainConfig, store: ImageStore, device: torch.device) -> Training:
+    torch.set_num_threads(config.threads or available_cores())
+    make_repeatable(device)
+    architecture = Architecture(
+        config.backbone, config.channels, config.clusters, config.over_clusters
+    )
+    network = build_network(architecture, config.seed)
+    return Training(network, config, store, device, pick_precision(config.precision, device))
+
+
+def numerics(training: Training, facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What the last bits of the run's results depend on; `facts` are those of `environment()`."""
+    device, precision = training.device.type, str(training.precision).removeprefix("torch.")
+    return fingerprint(facts or environment(), device=device, precision=precision)
+
+
+def _warn_of_other_bits(state: Mapping[str, Any], training: Training) -> Iterator[Event]:
+    differences = compare_fingerprints(state["fingerprint"], numerics(training))
+    if differences:
+        yield Notice(f"resume is not bit-exact: {', '.join(differences)}", warning=True)
+
+
+def _require_fit(training: Training, tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    for name, value in training.network.state_dict().items():
+        found = tensors.get(f"network.{name}")
+        if found is None or found.shape != value.shape:
+            raise ModelError(
+                f"{path}: {name} does not fit the run's config.toml; restore that file"
+            )
+
+
+def _read_run(folder: Path) -> tuple[TrainConfig, Manifest]:
+    """Settings and images of a run that is to go on. Raises ModelError when they are not there or not sound."""
+    try:
+        config = TrainConfig(**tomllib.loads((folder / "config.toml").read_text(encoding="utf-8")))
+        manifest = Manifest.from_dict(
+            json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+        )
+    except (OSError, ValueError, TypeError, KeyError, DenseSiamError) as error:
+        raise ModelError(
+            f"{folder}: no run to resume here ({error}); start a new one without --resume"
+        ) from error
+    return config, manifest
+
+
+def _take_over(network: DenseSiam, source: DenseSiam, path: str) -> str:
+    """Copy every part of a trained network that fits; returns a line that says which did not."""
+    if source.architecture.backbone != network.architecture.backbone:
+        raise ModelError(
+            f"--init-from {path}: its backbone is {source.architecture.backbone}, not {network.architecture.backbone}; "
+            f"give --backbone {source.architecture.backbone}"
+        )
+    target, trained = network.state_dict(), source.state_dict()
+    new = sorted({_part(name) for name in target if target[name].shape != trained[name].shape})
+    for name, value in target.items():
+        if _part(name) not in new:
+            value.copy_(trained[name])
+    return f"initial weights: {path}" + (f" (new: {', '.join(new)})" if new else "")
+
+
+def _part(name: str) -> str:
+    """The head, or the half of the encoder, that a tensor belongs to: parts are taken whole."""
+    first, second = name.split(".")[:2]
+    return f"{first}.{second}" if first == "encoder" else first
+
+
+def _summary(config: TrainConfig) -> str:
+    shown = ("image_size", "batch_size", "epochs", "clusters", "backbone", "seed")
+    return ", ".join(
+        f"{field.name} {getattr(config, field.name)}"
+        for field in fields(config)
+        if field.name in shown
+    )

@@ -1,0 +1,161 @@
+"""Which model is taken, and which images its k-means is fitted to."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from densesiam_seg.centroids import fit_readout
+from densesiam_seg.errors import InputError, ModelError, UsageError
+from densesiam_seg.images import load_image
+from densesiam_seg.readout import load_with_readout
+from densesiam_seg.scan import scan
+from densesiam_seg.segmenter import Segmenter
+
+CPU: dict[str, Any] = {"device": "cpu", "precision": "fp32"}
+
+
+@pytest.fixture
+def run(model_folder: Path, image_folder: Path, tmp_path: Path) -> Path:
+    """A finished run, with the list of its training images."""
+    folder = tmp_path / "run"
+    shutil.copytree(model_folder, folder / "model")
+    manifest = scan([image_folder])
+    (folder / "dataset.json").write_text(json.dumps(manifest.to_dict()))
+    return folder
+
+
+def expected_masks(
+    segmenter: Segmenter, folder: Path, clusters: int, seed: int = 0
+) -> list[list[list[int]]]:
+    manifest = scan([folder])
+    images = [load_image(manifest.path(index)) for index in range(len(manifest))]
+    read = fit_readout(segmenter, lambda: images, len(images), clusters, seed=seed)
+    return [read.predict(image).tolist() for image in images[:2]]
+
+
+def masks(segmenter: Segmenter, folder: Path) -> list[list[list[int]]]:
+    manifest = scan([folder])
+    return [segmenter.predict(manifest.path(index)).tolist() for index in range(2)]
+
+
+class TestModel:
+    @pytest.mark.parametrize("name", ["", "model"])
+    def test_a_run_or_its_model(self, run: Path, segmenter: Segmenter, name: str) -> None:
+        loaded = load_with_readout(run / name, **CPU)
+        assert loaded.card == segmenter.card
+        image = np.full((9, 9, 3), 80, np.uint8)
+        np.testing.assert_array_equal(loaded.predict(image), segmenter.predict(image))
+
+    def test_without_a_name_the_latest(
+        self, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        for age, stamp in enumerate(("20260102-000000", "20260101-000000", "mine")):
+            copy = Path("runs") / "train" / stamp
+            shutil.copytree(run, copy)
+            card = json.loads((copy / "model" / "config.json").read_text())
+            card["training"] = {"stamp": stamp}
+            (copy / "model" / "config.json").write_text(json.dumps(card))
+            os.utime(copy / "model" / "config.json", (1000 + age, 1000 + age))
+        assert load_with_readout(**CPU).card.training == {"stamp": "mine"}
+
+    def test_without_a_name_and_without_a_run(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(ModelError, match="train one first"):
+            load_with_readout()
+
+    def test_device_and_precision_are_passed_on(self, run: Path) -> None:
+        with pytest.raises(UsageError, match="--device tpu"):
+            load_with_readout(run, device="tpu")
+        with pytest.raises(UsageError, match="--precision fp8: give auto, fp32, bf16, fp16"):
+            load_with_readout(run, device="cpu", precision="fp8")
+
+
+class TestOptions:
+    def test_unknown_readout(self, run: Path) -> None:
+        with pytest.raises(UsageError, match="--readout tree: give head or kmeans"):
+            load_with_readout(run, "tree")
+
+    @pytest.mark.parametrize("options", [{"clusters": 3}, {"fit_images": ["images"]}])
+    def test_options_of_kmeans_without_it(self, run: Path, options: dict[str, Any]) -> None:
+        with pytest.raises(UsageError, match="belong to --readout kmeans"):
+            load_with_readout(run, **options)
+
+    @pytest.mark.parametrize("clusters", [0, -1, 4097])
+    def test_numbers_out_of_range(self, run: Path, clusters: int) -> None:
+        with pytest.raises(UsageError, match=f"--clusters {clusters}: must be 1 to 4096"):
+            load_with_readout(run, "kmeans", clusters, **CPU)
+
+
+class TestKmeans:
+    def test_fitted_to_the_training_images(
+        self, run: Path, segmenter: Segmenter, image_folder: Path
+    ) -> None:
+        """By default with as many clusters as the head has."""
+        read = load_with_readout(run, "kmeans", **CPU)
+        assert (read.card.readout, read.card.clusters) == ("kmeans", 5)
+        assert masks(read, image_folder) == expected_masks(segmenter, image_folder, 5)
+
+    def test_the_model_of_a_run_knows_them_too(self, run: Path, image_folder: Path) -> None:
+        one, two = (load_with_readout(path, "kmeans", **CPU) for path in (run, run / "model"))
+        assert masks(one, image_folder) == masks(two, image_folder)
+
+    def test_any_number_and_seed(self, run: Path, segmenter: Segmenter, image_folder: Path) -> None:
+        read = load_with_readout(run, "kmeans", 9, seed=4, **CPU)
+        assert read.card.clusters == 9
+        assert masks(read, image_folder) == expected_masks(segmenter, image_folder, 9, seed=4)
+
+    def test_images_of_ones_own(
+        self, model_folder: Path, segmenter: Segmenter, image_folder: Path, tmp_path: Path
+    ) -> None:
+        for name in ("00.jpg", "01.png"):
+            shutil.copy(image_folder / name, tmp_path)
+        read = load_with_readout(model_folder, "kmeans", 4, [tmp_path], **CPU)
+        assert masks(read, tmp_path) == expected_masks(segmenter, tmp_path, 4)
+
+    def test_bad_files_are_passed_over(self, model_folder: Path, tmp_path: Path) -> None:
+        draw = np.random.default_rng(0)
+        for name in ("a.png", "c.png"):
+            pixels = draw.integers(0, 256, (30, 30, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name)
+        clean = load_with_readout(model_folder, "kmeans", 4, [tmp_path], **CPU)
+        (tmp_path / "b.png").write_bytes(b"junk")
+        spoilt = load_with_readout(model_folder, "kmeans", 4, [tmp_path], **CPU)
+        assert masks(clean, tmp_path)[0] == spoilt.predict(tmp_path / "a.png").tolist()
+
+    def test_only_bad_files(self, model_folder: Path, tmp_path: Path) -> None:
+        (tmp_path / "b.png").write_bytes(b"junk")
+        with pytest.raises(InputError, match="none of the images can be read"):
+            load_with_readout(model_folder, "kmeans", 4, [tmp_path], **CPU)
+
+    def test_too_few_pixels(self, model_folder: Path, tmp_path: Path) -> None:
+        Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+        with pytest.raises(InputError, match="64 points cannot make 65 clusters"):
+            load_with_readout(model_folder, "kmeans", 65, [tmp_path], **CPU)
+
+    def test_a_model_that_does_not_tell_its_images(self, model_folder: Path) -> None:
+        with pytest.raises(InputError, match=r"dataset\.json.*--fit-images"):
+            load_with_readout(model_folder, "kmeans", **CPU)
+
+    @pytest.mark.parametrize("content", ["", "[]", "{}", '{"names": 3}', "[" * 5000])
+    def test_a_damaged_list(self, run: Path, content: str) -> None:
+        (run / "dataset.json").write_text(content)
+        with pytest.raises(InputError):
+            load_with_readout(run, "kmeans", **CPU)
+
+    def test_images_that_have_moved(self, run: Path) -> None:
+        content = json.loads((run / "dataset.json").read_text())
+        content["root"] = "/nowhere"
+        (run / "dataset.json").write_text(json.dumps(content))
+        with pytest.raises(InputError, match=r"/nowhere/00\.jpg: the training images have moved"):
+            load_with_readout(run, "kmeans", **CPU)
