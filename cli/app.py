@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from contextlib import suppress
@@ -57,6 +58,9 @@ def options(
 
 def main() -> None:
     """Run the program and leave with the documented exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A name that the terminal's encoding lacks must not end the program.
+        sys.stdout.reconfigure(errors="backslashreplace")
     code = 0
     try:
         code = _run(debug="--debug" in sys.argv[1:2])

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console as Terminal
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -22,6 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from densesiam_seg.demo import Demonstrated
 from densesiam_seg.evaluation import Evaluation, Scoring
@@ -41,10 +41,12 @@ class Console:
 
     def say(self, text: str, *, warning: bool = False) -> None:
         """One line on stderr; warnings also when quiet."""
+        # As Text, since Rich would read names such as [red].jpg and :cat:.jpg as markup.
+        line = Text(_printable(text))
         if warning:
-            self.terminal.print(f"[yellow]warning:[/yellow] {escape(_printable(text))}")
+            self.terminal.print(Text.assemble(("warning:", "yellow"), " ", line))
         elif not self.quiet:
-            self.terminal.print(escape(_printable(text)))
+            self.terminal.print(line)
 
     def data(self, value: Any) -> None:
         """One JSON object on stdout."""
@@ -208,17 +210,17 @@ class _Bar:
 
 
 def print_evaluation(result: Evaluation) -> None:
-    """The table of an evaluation on stdout: the protocol first, the means last."""
+    """The table of an evaluation on stdout, then what fixes its numbers, the means last."""
     terminal = Terminal(highlight=False)
     scores = result.scores
-    table = Table(title=escape(f"{result.dataset}, {result.split}"), title_justify="left")
-    table.add_column("class")
+    table = Table(title=Text(f"{result.dataset}, {result.split}"), title_justify="left")
+    table.add_column("class", overflow="fold")
     for title in ("IoU", "accuracy", "share of pixels", "clusters"):
         table.add_column(title, justify="right")
     for index, name in enumerate(scores.names):
         members = [str(k) for k, c in enumerate(result.matching.cluster_to_class) if c == index]
         values = (scores.iou[index], scores.accuracy[index], scores.share[index])
-        table.add_row(escape(name), *map(_percent, values), " ".join(members) or "–")
+        table.add_row(Text(name), *map(_percent, values), " ".join(members) or "–")
     terminal.print(table)
     of = f" of {result.expected}" if result.expected not in (None, result.images) else ""
     print(

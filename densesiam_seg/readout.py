@@ -57,7 +57,7 @@ def _training_images(path: Path) -> Manifest:
     file = (path.parent if path.name == "model" else path) / "dataset.json"
     try:
         manifest = Manifest.from_dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
             f"{file}: k-means needs images, and the run does not tell its own; {remedy}"
         ) from error

@@ -134,10 +134,10 @@ def air(c: Canvas) -> Floats:
 
 
 def water(c: Canvas) -> Floats:
-    colour = c.mix((0.22, 0.42, 0.58), (0.38, 0.52, 0.62), (0.25, 0.43, 0.48))
+    colour = c.mix((0.12, 0.36, 0.60), (0.22, 0.46, 0.64), (0.14, 0.42, 0.52))
     rows = c.uniform(14, 20) * np.log(c.near + 0.2)
     ripples = c.noise(rows, c.uniform(3, 5)) + 0.6 * c.noise(2 * rows, 8.0)
-    return colour * (1.1 + c.uniform(0.14, 0.2) * ripples - 0.2 * c.near)
+    return colour * (1.1 + c.uniform(0.24, 0.32) * ripples - 0.2 * c.near)
 
 
 def grass(c: Canvas) -> Floats:

@@ -83,7 +83,7 @@ def test_other_ways_not_to_import(monkeypatch: pytest.MonkeyPatch, error: Except
     def load(name: str) -> ModuleType:
         raise error
 
-    monkeypatch.setattr(doctor.importlib, "import_module", load)
+    monkeypatch.setattr(importlib, "import_module", load)
     found = of(list(doctor.torch_and_torchvision()), "torchvision")
     assert found.state == "broken"
     assert str(error) in found.text

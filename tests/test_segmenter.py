@@ -62,6 +62,8 @@ def slow_scores(segmenter: Segmenter, pixels: NDArray[np.uint8]) -> Tensor:
 def centroids_of(count: int) -> Centroids:
     draw = torch.Generator().manual_seed(count)
     centres = F.normalize(torch.randn(count, 8, generator=draw), dim=1)
+    # Means of unit vectors are shorter than 1, each by another factor.
+    centres *= 0.3 + 0.7 * torch.rand(count, 1, generator=draw)
     return Centroids(centres, torch.arange(1, count + 1))
 
 

@@ -1,0 +1,103 @@
+"""What is installed: the public names, the packages, and a test for every file."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import densesiam_seg
+from densesiam_seg.evaluation import evaluate
+from densesiam_seg.segmenter import Segmenter
+from densesiam_seg.training import train
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = {"densesiam_seg": "", "cli": "cli_", "datasets": "datasets_"}
+"""Where modules lie, and what their tests' names begin with."""
+
+
+@pytest.fixture(scope="module")
+def project() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def test_the_public_names() -> None:
+    assert densesiam_seg.__all__ == ["Segmenter", "__version__", "evaluate", "train"]
+    assert densesiam_seg.Segmenter is Segmenter
+    assert densesiam_seg.evaluate is evaluate
+    assert densesiam_seg.train is train
+
+
+def test_other_names_are_not_there() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'predict'"):
+        _ = densesiam_seg.predict
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, densesiam_seg; densesiam_seg.__version__;"
+        "assert not {'torch', 'faiss', 'numpy', 'PIL', 'scipy'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_one_version(project: dict[str, Any]) -> None:
+    assert densesiam_seg.__version__ == project["project"]["version"] == version("densesiam-seg")
+
+
+def test_the_packages_are_those_of_the_tree(project: dict[str, Any]) -> None:
+    """Every folder with modules of the package is listed, under the place where it really lies."""
+    package = ROOT / "densesiam_seg"
+    inside = [path for path in package.iterdir() if path.is_dir() and path.name != "__pycache__"]
+    tree = {f"densesiam_seg.{path.name}": path.name for path in inside}
+    tools = project["tool"]["setuptools"]
+    assert set(tools["packages"]) == {"densesiam_seg", *tree}
+    assert tools["package-dir"] == {"densesiam_seg": "densesiam_seg", **tree}
+    for name in tools["packages"]:
+        assert (ROOT / tools["package-dir"][name] / "__init__.py").is_file()
+
+
+def test_the_links_show_the_folders_at_the_root() -> None:
+    for name in ("cli", "datasets"):
+        link = ROOT / "densesiam_seg" / name
+        assert link.is_symlink()
+        assert link.readlink() == Path("..") / name
+        assert link.resolve() == ROOT / name
+
+
+def test_data_files_are_packed(project: dict[str, Any]) -> None:
+    data = project["tool"]["setuptools"]["package-data"]
+    assert data == {"densesiam_seg": ["py.typed"], "densesiam_seg.datasets": ["*.toml"]}
+    assert (ROOT / "densesiam_seg" / "py.typed").is_file()
+    others = {path.suffix for path in (ROOT / "datasets").iterdir() if path.is_file()}
+    assert others == {".py", ".toml"}
+
+
+def test_the_program_starts_at_main(project: dict[str, Any]) -> None:
+    assert project["project"]["scripts"] == {"densesiam-seg": "densesiam_seg.cli.app:main"}
+
+
+def test_every_file_has_a_mirrored_test() -> None:
+    missing = [
+        f"{folder}/{module.name}"
+        for folder, prefix in FOLDERS.items()
+        for module in sorted((ROOT / folder).glob("*.py"))
+        if module.name != "__init__.py"
+        and not (ROOT / "tests" / f"test_{prefix}{module.name}").is_file()
+    ]
+    assert missing == []
+
+
+def test_every_test_mirrors_a_file() -> None:
+    modules = {
+        f"test_{prefix}{module.name}"
+        for folder, prefix in FOLDERS.items()
+        for module in (ROOT / folder).glob("*.py")
+    }
+    tests = {path.name for path in (ROOT / "tests").glob("test_*.py")}
+    assert tests - modules <= {"test_package.py", "test_datasets.py"}
