@@ -44,7 +44,7 @@ SETTINGS: dict[str, Any] = {
     "image_size": 96,
     "clusters": len(CLASSES),
     "batch_size": 16,
-    "epochs": 20,
+    "epochs": 14,
     "weights": "none",
 }
 PICTURED = 4
