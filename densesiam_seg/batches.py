@@ -99,10 +99,13 @@ class ImageStore:
         return ahead(load, indices, self.workers)
 
 
-def ahead(work: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+def ahead(
+    work: Callable[[Item], Result], items: Iterable[Item], workers: int, *, each: int = 8
+) -> Iterator[Result]:
     """`work` of each item, in order, done by threads ahead of its use; 0 workers: when it is asked for.
 
-    Threads are enough for decoding and writing images: Pillow works outside Python's lock.
+    At most `each` times `workers` results wait, so that large ones do not fill the memory. Threads are enough for
+    decoding and writing images: Pillow works outside Python's lock.
     """
     if workers == 0:
         yield from map(work, items)
@@ -112,7 +115,7 @@ def ahead(work: Callable[[Item], Result], items: Iterable[Item], workers: int) -
         try:
             for item in items:
                 waiting.append(pool.submit(work, item))
-                if len(waiting) > 8 * workers:
+                if len(waiting) > each * workers:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

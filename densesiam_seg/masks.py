@@ -23,6 +23,8 @@ from densesiam_seg.views import bilinear_matrix
 Colour = tuple[int, int, int]
 TILE = 2**22
 """Upsampled logits held at once: 16 MB in float32, whatever the image's size."""
+BAND = 256
+"""Rows of an overlay that are computed at once."""
 LARGEST_8_BIT = 255
 """Ids 0 … 254 fit an 8-bit mask; 255 stays free for ignored pixels."""
 
@@ -111,9 +113,14 @@ def overlay(
     opacity: float = 0.5,
 ) -> NDArray[np.uint8]:
     """The image (H, W, 3) with its mask's colours laid over it, borders of clusters drawn at full strength."""
-    tinted = image * (1 - opacity) + colourise(mask, colours) * opacity
+    colour = colourise(mask, colours)
+    tinted = np.empty_like(image)
+    # Band by band: in floating point the whole of a large image would take gigabytes.
+    for top in range(0, len(image), BAND):
+        rows = slice(top, top + BAND)
+        tinted[rows] = image[rows] * (1 - opacity) + colour[rows] * opacity
     border = np.zeros(mask.shape, bool)
     border[:, 1:] |= mask[:, 1:] != mask[:, :-1]
     border[1:] |= mask[1:] != mask[:-1]
-    tinted[border] = colourise(mask, colours)[border]
-    return tinted.astype(np.uint8)
+    tinted[border] = colour[border]
+    return tinted

@@ -138,7 +138,7 @@ def predict_events(
             return error
 
     def masks() -> Iterator[tuple[str, Path, Tensor | ImageError, NDArray[np.integer] | None]]:
-        images = ahead(load, work.sources, available_cores())
+        images = ahead(load, work.sources, available_cores(), each=1)
         for source, target, image in zip(work.sources, work.targets, images, strict=True):
             if stop:
                 raise StoppedError("stopped; finish with --resume", stop.number)
@@ -162,7 +162,7 @@ def predict_events(
     if work.failures is not None:
         work.failures.unlink(missing_ok=True)
     with stop_requests() as stop:
-        for result in ahead(write, masks(), available_cores()):
+        for result in ahead(write, masks(), available_cores(), each=1):
             if result.error is not None and work.failures is not None:
                 with Records(work.failures) as records:
                     record = {

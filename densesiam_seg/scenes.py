@@ -156,7 +156,7 @@ def leaves(c: Canvas) -> Floats:
 
 def tarmac(c: Canvas) -> Floats:
     colour = c.mix((0.38, 0.38, 0.40), (0.50, 0.49, 0.49), (0.44, 0.42, 0.40))
-    return colour * (1 + c.uniform(0.06, 0.08) * c.noise(68.0, 68.0) + 0.04 * c.noise(6.0, 3.0))
+    return colour * (1 + c.uniform(0.02, 0.04) * c.noise(68.0, 68.0) + 0.04 * c.noise(6.0, 3.0))
 
 
 def facade(c: Canvas, left: float, top: float) -> Floats:
