@@ -67,6 +67,29 @@ MaxPixels = Annotated[
     ),
 ]
 
+Readout = Annotated[
+    str,
+    typer.Option(
+        "--readout",
+        help="head: the learned clusters. kmeans: k-means of the features, any K.",
+        rich_help_panel=RECIPE,
+    ),
+]
+ReadoutClusters = Annotated[
+    int | None,
+    typer.Option(
+        "--clusters", "-k", help="Clusters of the k-means read-out.", rich_help_panel=RECIPE
+    ),
+]
+FitImages = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fit-images",
+        help="Images for k-means; default those of the training run.",
+        rich_help_panel=RECIPE,
+    ),
+]
+
 
 def number_or_auto(option: str, text: str | None) -> int | None:
     """The number of an option that also takes `auto`, which is None. Raises UsageError."""

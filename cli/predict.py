@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from densesiam_seg.cli.options import (
-    RECIPE,
     WORK,
     Device,
+    FitImages,
     Json,
     MaxPixels,
     Model,
@@ -18,6 +18,8 @@ from densesiam_seg.cli.options import (
     Overwrite,
     Precision,
     Quiet,
+    Readout,
+    ReadoutClusters,
     Seed,
 )
 
@@ -49,28 +51,9 @@ def command(
     ] = False,
     json: Json = False,
     quiet: Quiet = False,
-    readout: Annotated[
-        str,
-        typer.Option(
-            "--readout",
-            help="head: the learned clusters. kmeans: k-means of the features, any K.",
-            rich_help_panel=RECIPE,
-        ),
-    ] = "head",
-    clusters: Annotated[
-        int | None,
-        typer.Option(
-            "--clusters", "-k", help="Clusters of the k-means read-out.", rich_help_panel=RECIPE
-        ),
-    ] = None,
-    fit_images: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--fit-images",
-            help="Images for k-means; default those of the training run.",
-            rich_help_panel=RECIPE,
-        ),
-    ] = None,
+    readout: Readout = "head",
+    clusters: ReadoutClusters = None,
+    fit_images: FitImages = None,
     seed: Seed = None,
     device: Device = None,
     precision: Precision = None,
