@@ -11,7 +11,18 @@ from typing import Annotated
 import typer
 
 from densesiam_seg import __version__
-from densesiam_seg.cli import demo, doctor, evaluate, predict, train
+from densesiam_seg.cli import (
+    demo,
+    doctor,
+    evaluate,
+    export,
+    predict,
+    pretrain,
+    probe,
+    study,
+    train,
+    visualize,
+)
 from densesiam_seg.errors import DenseSiamError
 
 app = typer.Typer(
@@ -29,6 +40,11 @@ app = typer.Typer(
 app.command("train")(train.command)
 app.command("predict")(predict.command)
 app.command("evaluate")(evaluate.command)
+app.command("pretrain")(pretrain.command)
+app.command("probe")(probe.command)
+app.command("visualize")(visualize.command)
+app.command("export")(export.command)
+app.command("study")(study.command)
 app.command("demo")(demo.command)
 app.command("doctor")(doctor.command)
 

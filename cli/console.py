@@ -27,7 +27,7 @@ from densesiam_seg.demo import Demonstrated
 from densesiam_seg.evaluation import Evaluation, Scoring
 from densesiam_seg.events import Decoding, Event, Notice, Started, Trained
 from densesiam_seg.files import replace_text, to_json
-from densesiam_seg.loop import EpochRecord, StepRecord
+from densesiam_seg.loop import EpochRecord, Preparing, StepRecord
 from densesiam_seg.manifest import Skipped
 from densesiam_seg.prediction import Plan, Predicted, overall_error
 
@@ -78,6 +78,8 @@ class Console:
                         self.say(event.text, warning=event.warning)
                     case Decoding():
                         bar.show("reading images", event.done, event.total)
+                    case Preparing():
+                        bar.show(f"clustering for epoch {event.epoch + 1}", event.done, event.total)
                     case Scoring():
                         bar.show("scoring", event.done, event.total)
                     case Started():
@@ -98,8 +100,10 @@ class Console:
                         kept.append(event)
         return kept
 
-    def training(self, events: Iterable[Event], *, json: bool = False) -> None:
-        """Draw a training run."""
+    def training(
+        self, events: Iterable[Event], *, command: str = "train", json: bool = False
+    ) -> None:
+        """Draw a run of `train` or `pretrain`."""
         done = self.follow(events)[-1]
         assert isinstance(done, Trained)
         if json:
@@ -114,10 +118,13 @@ class Console:
             )
         if not done.complete:
             self.say(
-                f"stopped by the time limit; go on with densesiam-seg train --resume --out {done.run}"
+                f"stopped by the time limit; go on with densesiam-seg {command} --resume --out {done.run}"
             )
         self.say(f"model: {done.model}")
-        self.say(f"next:  densesiam-seg predict IMAGE --model {done.run} --out mask.png")
+        if command == "pretrain":
+            self.say(f"next:  densesiam-seg train IMAGES --weights {done.run}")
+        else:
+            self.say(f"next:  densesiam-seg predict IMAGE --model {done.run} --out mask.png")
 
     def predicting(
         self,

@@ -86,19 +86,21 @@ def command(
 ) -> None:
     """Score a model on a labelled dataset; labels are used for scoring only."""
     from densesiam_seg.cli.console import Console
-    from densesiam_seg.datasets import load_dataset, samples
     from densesiam_seg.errors import UsageError
-    from densesiam_seg.evaluation import PROTOCOLS, evaluation_events, segmenter_masks
+    from densesiam_seg.evaluation import benchmark, segmenter_events
     from densesiam_seg.readout import load_with_readout
 
-    declared = load_dataset(dataset)
-    if protocol is not None and protocol not in PROTOCOLS:
-        raise UsageError(f"--protocol {protocol}: give one of {', '.join(PROTOCOLS)}")
-    if image_size is not None and not 32 <= image_size <= 4096:
-        raise UsageError(f"--image-size {image_size}: must be 32 to 4096")
     if out is not None and out.exists() and not overwrite:
         raise UsageError(f"--out {out}: exists already; give --overwrite or another name")
-    found = samples(declared, root, split, list_file=list_file, allow_missing=allow_missing)
+    task = benchmark(
+        dataset,
+        root,
+        split,
+        protocol=protocol,
+        image_size=image_size,
+        list_file=list_file,
+        allow_missing=allow_missing,
+    )
     segmenter = load_with_readout(
         model,
         readout,
@@ -108,14 +110,4 @@ def command(
         device=device or "auto",
         precision=precision or "auto",
     )
-    events = evaluation_events(
-        declared,
-        found,
-        segmenter_masks(segmenter),
-        clusters=segmenter.card.clusters,
-        readout=segmenter.card.readout,
-        protocol=PROTOCOLS[protocol or declared.protocol],
-        side=image_size or segmenter.card.image_size,
-        allow_missing=allow_missing,
-    )
-    Console(quiet=quiet).evaluating(events, json=json, out=out)
+    Console(quiet=quiet).evaluating(segmenter_events(segmenter, task), json=json, out=out)

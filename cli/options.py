@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -58,6 +59,163 @@ Seed = Annotated[
         max=2**63 - 1,
         help="Seed of every random choice; 0 unless given.",
         rich_help_panel=RECIPE,
+    ),
+]
+ImagesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="Folders, files, globs, .txt lists of paths, or - for a list on stdin.",
+        show_default=False,
+    ),
+]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Go on with the run in --out (else the latest), to the same weights.",
+        rich_help_panel=WORK,
+    ),
+]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", help="TOML file of settings; options win over it.", rich_help_panel=WORK
+    ),
+]
+InitFrom = Annotated[
+    Path | None,
+    typer.Option(
+        "--init-from", help="Start from the weights of another run or model.", rich_help_panel=WORK
+    ),
+]
+MaxBad = Annotated[
+    float,
+    typer.Option(
+        "--max-bad",
+        min=0,
+        max=1,
+        help="Refuse when more than this share of the files is unusable.",
+        rich_help_panel=WORK,
+    ),
+]
+VisualizeEvery = Annotated[
+    int | None,
+    typer.Option(
+        "--visualize-every",
+        metavar="EPOCHS",
+        help="Draw a picture of the clusters after every so many epochs.",
+        rich_help_panel=WORK,
+    ),
+]
+
+
+class PresetName(StrEnum):
+    """Presets, as typer wants them."""
+
+    fast = "fast"
+    balanced = "balanced"
+    paper = "paper"
+
+
+Epochs = Annotated[
+    int | None, typer.Option("--epochs", help="Passes over the images.", rich_help_panel=RECIPE)
+]
+BatchSize = Annotated[
+    str | None,
+    typer.Option("--batch-size", "-b", help="Images per step, or auto.", rich_help_panel=RECIPE),
+]
+ImageSize = Annotated[
+    int | None,
+    typer.Option("--image-size", help="Side of a view in pixels.", rich_help_panel=RECIPE),
+]
+LearningRate = Annotated[
+    float | None,
+    typer.Option("--learning-rate", help="The optimiser's rate.", rich_help_panel=RECIPE),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        "--weights",
+        help="auto, imagenet, none, a .safetensors or .pth file, or a run of pretrain.",
+        rich_help_panel=RECIPE,
+    ),
+]
+Backbone = Annotated[
+    str | None,
+    typer.Option("--backbone", help="resnet18, resnet34 or resnet50.", rich_help_panel=RECIPE),
+]
+MaxTime = Annotated[
+    str | None,
+    typer.Option(
+        "--max-time",
+        help="Stop with a model after this long: 90s, 15m, 2h.",
+        rich_help_panel=RECIPE,
+    ),
+]
+Channels = Annotated[
+    int | None,
+    typer.Option("--channels", help="Channels C of the FPN's features.", rich_help_panel=METHOD),
+]
+Similarity = Annotated[
+    str | None,
+    typer.Option("--similarity", help="cross-entropy or cosine.", rich_help_panel=METHOD),
+]
+ImageWeight = Annotated[
+    float | None,
+    typer.Option(
+        "--image-weight", help="Factor on SimSiam's loss of whole images.", rich_help_panel=METHOD
+    ),
+]
+PixelWeight = Annotated[
+    float | None,
+    typer.Option("--pixel-weight", help="Factor on the pixel loss.", rich_help_panel=METHOD),
+]
+RegionWeight = Annotated[
+    float | None,
+    typer.Option("--region-weight", help="Weight of the region loss.", rich_help_panel=METHOD),
+]
+RegionStopGradient = Annotated[
+    bool | None,
+    typer.Option(
+        "--region-stop-gradient/--no-region-stop-gradient",
+        help="Stop the gradient at region targets (the paper does, its code does not).",
+        show_default=False,
+        rich_help_panel=METHOD,
+    ),
+]
+Optimizer = Annotated[
+    str | None, typer.Option("--optimizer", help="sgd or adam.", rich_help_panel=METHOD)
+]
+Schedule = Annotated[
+    str | None,
+    typer.Option(
+        "--schedule",
+        help="Rate: constant, or cosine (the predictors keep theirs).",
+        rich_help_panel=METHOD,
+    ),
+]
+RateScaling = Annotated[
+    str | None,
+    typer.Option(
+        "--rate-scaling",
+        help="batch: rate times batch / 256; none: as given.",
+        rich_help_panel=METHOD,
+    ),
+]
+Momentum = Annotated[
+    float | None, typer.Option("--momentum", help="SGD's momentum.", rich_help_panel=METHOD)
+]
+WeightDecay = Annotated[
+    float | None, typer.Option("--weight-decay", help="Weight decay.", rich_help_panel=METHOD)
+]
+Workers = Annotated[
+    str | None,
+    typer.Option("--workers", "-j", help="Decoding threads, or auto.", rich_help_panel=MACHINE),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads", help="Processor threads of the network; 0: all cores.", rich_help_panel=MACHINE
     ),
 ]
 MaxPixels = Annotated[

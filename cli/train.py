@@ -2,78 +2,62 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from densesiam_seg.cli.options import (
-    MACHINE,
     METHOD,
     RECIPE,
-    WORK,
+    Backbone,
+    BatchSize,
+    Channels,
+    ConfigFile,
     Device,
+    Epochs,
+    ImagesArgument,
+    ImageSize,
+    ImageWeight,
+    InitFrom,
     Json,
+    LearningRate,
+    MaxBad,
     MaxPixels,
+    MaxTime,
+    Momentum,
+    Optimizer,
     Out,
     Overwrite,
+    PixelWeight,
     Precision,
+    PresetName,
     Quiet,
+    RateScaling,
+    RegionStopGradient,
+    RegionWeight,
+    Resume,
+    Schedule,
     Seed,
+    Similarity,
+    Threads,
+    VisualizeEvery,
+    WeightDecay,
+    Weights,
+    Workers,
     number_or_auto,
     seconds,
 )
 
 
-class PresetName(StrEnum):
-    fast = "fast"
-    balanced = "balanced"
-    paper = "paper"
-
-
 def command(
-    images: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="Folders, files, globs, .txt lists of paths, or - for a list on stdin.",
-            show_default=False,
-        ),
-    ] = None,
+    images: ImagesArgument = None,
     out: Out = None,
     overwrite: Overwrite = False,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume",
-            help="Go on with the run in --out (else the latest), to the same weights.",
-            rich_help_panel=WORK,
-        ),
-    ] = False,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            "--config", help="TOML file of settings; options win over it.", rich_help_panel=WORK
-        ),
-    ] = None,
-    init_from: Annotated[
-        Path | None,
-        typer.Option(
-            "--init-from",
-            help="Start from the weights of another run or model.",
-            rich_help_panel=WORK,
-        ),
-    ] = None,
-    max_bad: Annotated[
-        float,
-        typer.Option(
-            "--max-bad",
-            min=0,
-            max=1,
-            help="Refuse when more than this share of the files is unusable.",
-            rich_help_panel=WORK,
-        ),
-    ] = 1.0,
+    resume: Resume = False,
+    config: ConfigFile = None,
+    init_from: InitFrom = None,
+    max_bad: MaxBad = 1.0,
+    visualize_every: VisualizeEvery = None,
     json: Json = False,
     quiet: Quiet = False,
     preset: Annotated[
@@ -85,59 +69,34 @@ def command(
             rich_help_panel=RECIPE,
         ),
     ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            "--method",
+            help="densesiam, pixsim (without regions), simsiam (whole images only), or the baselines picie and mdc.",
+            rich_help_panel=RECIPE,
+        ),
+    ] = None,
     clusters: Annotated[
         int | None,
         typer.Option(
             "--clusters", "-k", help="Clusters K to learn; 27 unless given.", rich_help_panel=RECIPE
         ),
     ] = None,
-    epochs: Annotated[
-        int | None, typer.Option("--epochs", help="Passes over the images.", rich_help_panel=RECIPE)
-    ] = None,
-    batch_size: Annotated[
-        str | None,
-        typer.Option(
-            "--batch-size", "-b", help="Images per step, or auto.", rich_help_panel=RECIPE
-        ),
-    ] = None,
-    image_size: Annotated[
-        int | None,
-        typer.Option("--image-size", help="Side of a view in pixels.", rich_help_panel=RECIPE),
-    ] = None,
-    learning_rate: Annotated[
-        float | None, typer.Option("--learning-rate", help="SGD's rate.", rich_help_panel=RECIPE)
-    ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            "--weights",
-            help="auto, imagenet, none, or a .safetensors or .pth file.",
-            rich_help_panel=RECIPE,
-        ),
-    ] = None,
-    backbone: Annotated[
-        str | None,
-        typer.Option("--backbone", help="resnet18, resnet34 or resnet50.", rich_help_panel=RECIPE),
-    ] = None,
-    max_time: Annotated[
-        str | None,
-        typer.Option(
-            "--max-time",
-            help="Stop with a model after this long: 90s, 15m, 2h.",
-            rich_help_panel=RECIPE,
-        ),
-    ] = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    image_size: ImageSize = None,
+    learning_rate: LearningRate = None,
+    weights: Weights = None,
+    backbone: Backbone = None,
+    max_time: MaxTime = None,
     seed: Seed = None,
     over_clusters: Annotated[
-        int | None, typer.Option("--over-clusters", help="Over-clusters A.", rich_help_panel=METHOD)
+        int | None,
+        typer.Option("--over-clusters", help="Over-clusters A.", rich_help_panel=METHOD),
     ] = None,
-    channels: Annotated[
-        int | None, typer.Option("--channels", help="Feature channels C.", rich_help_panel=METHOD)
-    ] = None,
-    similarity: Annotated[
-        str | None,
-        typer.Option("--similarity", help="cross-entropy or cosine.", rich_help_panel=METHOD),
-    ] = None,
+    channels: Channels = None,
+    similarity: Similarity = None,
     balance: Annotated[
         str | None,
         typer.Option(
@@ -146,10 +105,8 @@ def command(
             rich_help_panel=METHOD,
         ),
     ] = None,
-    pixel_weight: Annotated[
-        float | None,
-        typer.Option("--pixel-weight", help="Factor on the pixel loss.", rich_help_panel=METHOD),
-    ] = None,
+    image_weight: ImageWeight = None,
+    pixel_weight: PixelWeight = None,
     over_cluster_weight: Annotated[
         float | None,
         typer.Option(
@@ -164,10 +121,7 @@ def command(
             "--segmentation-weight", help="Weight of the pseudo-label loss.", rich_help_panel=METHOD
         ),
     ] = None,
-    region_weight: Annotated[
-        float | None,
-        typer.Option("--region-weight", help="Weight of the region loss.", rich_help_panel=METHOD),
-    ] = None,
+    region_weight: RegionWeight = None,
     region_start: Annotated[
         float | None,
         typer.Option(
@@ -176,15 +130,7 @@ def command(
             rich_help_panel=METHOD,
         ),
     ] = None,
-    region_stop_gradient: Annotated[
-        bool | None,
-        typer.Option(
-            "--region-stop-gradient/--no-region-stop-gradient",
-            help="Stop the gradient at region targets (the paper does, its code does not).",
-            show_default=False,
-            rich_help_panel=METHOD,
-        ),
-    ] = None,
+    region_stop_gradient: RegionStopGradient = None,
     replay: Annotated[
         str | None,
         typer.Option(
@@ -193,35 +139,15 @@ def command(
             rich_help_panel=METHOD,
         ),
     ] = None,
-    rate_scaling: Annotated[
-        str | None,
-        typer.Option(
-            "--rate-scaling",
-            help="batch: rate times batch / 256; none: as given.",
-            rich_help_panel=METHOD,
-        ),
-    ] = None,
-    momentum: Annotated[
-        float | None, typer.Option("--momentum", help="SGD's momentum.", rich_help_panel=METHOD)
-    ] = None,
-    weight_decay: Annotated[
-        float | None,
-        typer.Option("--weight-decay", help="SGD's weight decay.", rich_help_panel=METHOD),
-    ] = None,
+    optimizer: Optimizer = None,
+    schedule: Schedule = None,
+    rate_scaling: RateScaling = None,
+    momentum: Momentum = None,
+    weight_decay: WeightDecay = None,
     device: Device = None,
     precision: Precision = None,
-    workers: Annotated[
-        str | None,
-        typer.Option("--workers", "-j", help="Decoding threads, or auto.", rich_help_panel=MACHINE),
-    ] = None,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            "--threads",
-            help="Processor threads of the network; 0: all cores.",
-            rich_help_panel=MACHINE,
-        ),
-    ] = None,
+    workers: Workers = None,
+    threads: Threads = None,
     max_pixels: MaxPixels = None,
 ) -> None:
     """Learn to segment from a folder of unlabelled images.
@@ -229,6 +155,8 @@ def command(
     The run directory keeps the settings, records, checkpoints and the model.
     """
     given: dict[str, Any] = {
+        "visualize_every": visualize_every,
+        "method": method,
         "clusters": clusters,
         "epochs": epochs,
         "batch_size": number_or_auto("--batch-size", batch_size),
@@ -241,6 +169,7 @@ def command(
         "channels": channels,
         "similarity": similarity,
         "balance": balance,
+        "image_weight": image_weight,
         "pixel_weight": pixel_weight,
         "over_cluster_weight": over_cluster_weight,
         "segmentation_weight": segmentation_weight,
@@ -248,6 +177,8 @@ def command(
         "region_start": region_start,
         "region_stop_gradient": region_stop_gradient,
         "replay": replay,
+        "optimizer": optimizer,
+        "schedule": schedule,
         "rate_scaling": rate_scaling,
         "momentum": momentum,
         "weight_decay": weight_decay,

@@ -2,7 +2,8 @@
 
 import densesiam_seg
 
-densesiam_seg.train("images/", out="runs/mine")
+densesiam_seg.pretrain("images/", out="runs/pre")        # optional: dense features first
+densesiam_seg.train("images/", out="runs/mine", weights="runs/pre")
 segmenter = densesiam_seg.Segmenter.load("runs/mine")
 mask = segmenter.predict("img.jpg")                      # (H, W) cluster ids
 result = densesiam_seg.evaluate("camvid", "camvid/", segmenter)
@@ -14,13 +15,19 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from densesiam_seg.evaluation import evaluate as evaluate
+    from densesiam_seg.pretraining import pretrain as pretrain
     from densesiam_seg.segmenter import Segmenter as Segmenter
     from densesiam_seg.training import train as train
 
 __version__ = "0.1.0"
-__all__ = ["Segmenter", "__version__", "evaluate", "train"]
+__all__ = ["Segmenter", "__version__", "evaluate", "pretrain", "train"]
 
-_HOMES = {"Segmenter": "segmenter", "evaluate": "evaluation", "train": "training"}
+_HOMES = {
+    "Segmenter": "segmenter",
+    "evaluate": "evaluation",
+    "pretrain": "pretraining",
+    "train": "training",
+}
 
 
 def __getattr__(name: str) -> object:

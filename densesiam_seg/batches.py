@@ -10,19 +10,22 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from densesiam_seg.devices import available_cores, free_memory
 from densesiam_seg.errors import ImageError
-from densesiam_seg.images import load_square
+from densesiam_seg.images import load_square, load_stretched
 from densesiam_seg.manifest import Manifest, Skipped
 from densesiam_seg.randomness import permutation
 
 MEMORY_SHARE = 0.25
 """Share of the machine's free memory that decoded images may take before they are decoded anew in every epoch."""
+
+Fit = Literal["crop", "stretch"]
+"""How an image becomes a square: its centre, or the whole of it at another aspect."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -40,10 +43,19 @@ class ImageStore:
     """The usable images of a manifest as uint8 squares: all in memory where they fit, else decoded when asked for."""
 
     def __init__(
-        self, manifest: Manifest, side: int, *, workers: int = -1, max_pixels: int
+        self,
+        manifest: Manifest,
+        side: int,
+        *,
+        fit: Fit = "crop",
+        workers: int = -1,
+        max_pixels: int,
     ) -> None:
         self.manifest = manifest
         self.side = side
+        self.fit = fit
+        self.aspects = torch.ones(len(manifest))
+        """Width over height (N,) of what the squares show; known after `prepare`."""
         self.max_pixels = max_pixels
         self.workers = available_cores() if workers < 0 else workers
         self._squares: Tensor | None = None
@@ -60,21 +72,23 @@ class ImageStore:
         count = len(self.manifest)
         keep = count * 3 * self.side**2 <= MEMORY_SHARE * free_memory()
         squares = torch.empty((count if keep else 0, 3, self.side, self.side), dtype=torch.uint8)
-        good: list[int] = []
+        aspects: list[float] = []
         bad: list[Skipped] = []
-        for done, (index, square) in enumerate(
+        for done, (index, decoded) in enumerate(
             zip(range(count), self._decode(range(count)), strict=True), 1
         ):
-            if isinstance(square, ImageError):
-                bad.append(Skipped(self.manifest.names[index], square.reason, str(square)))
+            if isinstance(decoded, ImageError):
+                bad.append(Skipped(self.manifest.names[index], decoded.reason, str(decoded)))
             else:
+                square, aspect = decoded
                 if keep:
-                    squares[len(good)] = square
-                good.append(index)
+                    squares[len(aspects)] = square
+                aspects.append(aspect)
             yield done
         self.manifest = self.manifest.without(bad)
+        self.aspects = torch.tensor(aspects)
         if keep:
-            self._squares = squares[: len(good)]
+            self._squares = squares[: len(aspects)]
 
     def batches(self, groups: Sequence[tuple[int, ...]]) -> Iterator[Batch]:
         """One batch for each group of positions, decoded ahead of their use."""
@@ -89,10 +103,13 @@ class ImageStore:
                     torch.stack([_sound(square) for square in islice(squares, len(group))]), group
                 )
 
-    def _decode(self, indices: Sequence[int]) -> Iterator[Tensor | ImageError]:
-        def load(index: int) -> Tensor | ImageError:
+    def _decode(self, indices: Sequence[int]) -> Iterator[tuple[Tensor, float] | ImageError]:
+        def load(index: int) -> tuple[Tensor, float] | ImageError:
+            path = self.manifest.path(index)
             try:
-                return load_square(self.manifest.path(index), self.side, max_pixels=self.max_pixels)
+                if self.fit == "stretch":
+                    return load_stretched(path, self.side, max_pixels=self.max_pixels)
+                return load_square(path, self.side, max_pixels=self.max_pixels), 1.0
             except ImageError as error:
                 return error
 
@@ -124,10 +141,10 @@ def ahead(
                 future.cancel()
 
 
-def _sound(square: Tensor | ImageError) -> Tensor:
-    if isinstance(square, ImageError):
-        raise square
-    return square
+def _sound(decoded: tuple[Tensor, float] | ImageError) -> Tensor:
+    if isinstance(decoded, ImageError):
+        raise decoded
+    return decoded[0]
 
 
 def epoch_batches(images: int, batch_size: int, *, seed: int, epoch: int) -> list[tuple[int, ...]]:

@@ -1,9 +1,11 @@
 """Backbone and decoder: image → dense features.
 
-Axes: B images, C feature channels, H W image size, h w = H/4 W/4.
+Axes: B images, C feature channels, H W image size, h w = H/4 W/4 (H/32 W/32 for features of res5).
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torchvision
 from torch import Tensor, nn
@@ -15,6 +17,8 @@ BACKBONES = {
     "resnet50": (256, 512, 1024, 2048),
 }
 """Names of torchvision's ResNets and the channels of their stages res2 … res5."""
+
+Features = Literal["fpn", "res5"]
 
 
 class Backbone(nn.Module):
@@ -54,14 +58,23 @@ class Decoder(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Backbone + decoder."""
+    """Backbone + decoder; without a decoder the last stage is the features."""
 
-    def __init__(self, backbone: str, channels: int) -> None:
+    def __init__(self, backbone: str, channels: int, features: Features = "fpn") -> None:
         super().__init__()
+        stages = BACKBONES[backbone]
         self.backbone = Backbone(backbone)
-        self.decoder = Decoder(BACKBONES[backbone], channels)
+        self.decoder = Decoder(stages, channels) if features == "fpn" else None
+        self.width = channels if features == "fpn" else stages[-1]
+        """Channels C of the features."""
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) → features (B, C, h, w)."""
-        features: Tensor = self.decoder(self.backbone(images))
+        return self.dense(self.backbone(images))
+
+    def dense(self, stages: tuple[Tensor, ...]) -> Tensor:
+        """res2 … res5 → features (B, C, h, w)."""
+        if self.decoder is None:
+            return stages[-1]
+        features: Tensor = self.decoder(stages)
         return features

@@ -1,13 +1,13 @@
 """Segmenter + labelled data → scores, under one of the field's three protocols.
 
-Axes: N classes, K clusters, H W label size, R the protocol's side.
+Axes: B images, C channels, h w features, N classes, K clusters, H W label size, R the protocol's side.
 
 Numbers are comparable only within a protocol (METHOD, section 5), so every result names its own in full.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -65,6 +65,30 @@ def pick_protocol(name: str) -> Protocol:
 
 Masker = Callable[[Tensor, Protocol, int, int], Mask]
 """(uint8 image (3, h, w) as the protocol shows it, protocol, H, W) → cluster ids (H, W)."""
+ReadOut = Callable[[Tensor], Tensor]
+"""Features (B, C, h, w) → cluster scores (B, K, h, w), at any resolution."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the ids of a mask mean: how many there are, who gave them, and their classes where those are known."""
+
+    clusters: int
+    readout: str
+    matching: Matching | None = None
+    """None: the best one for the whole set (`metrics.match`)."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What models are scored on; complete before any of them is loaded."""
+
+    dataset: Dataset
+    found: Samples
+    protocol: Protocol
+    image_size: int | None
+    """None: the model's own."""
+    allow_missing: bool
 
 
 @dataclass(frozen=True)
@@ -110,21 +134,52 @@ def evaluate(
     device: str = "auto",
 ) -> Evaluation:
     """Score a model on a labelled dataset: a built-in name or a TOML file, and the folder `root` that holds it."""
+    task = benchmark(
+        dataset,
+        root,
+        split,
+        protocol=protocol,
+        image_size=image_size,
+        list_file=list_file,
+        allow_missing=allow_missing,
+    )
     segmenter = model if isinstance(model, Segmenter) else Segmenter.load(model, device=device)
+    *_, result = segmenter_events(segmenter, task)
+    assert isinstance(result, Evaluation)
+    return result
+
+
+def benchmark(
+    dataset: str | Path,
+    root: str | Path,
+    split: str | None = None,
+    *,
+    protocol: str | None = None,
+    image_size: int | None = None,
+    list_file: str | Path | None = None,
+    allow_missing: bool = False,
+) -> Benchmark:
+    """A split of a labelled dataset under a protocol (None: the dataset's own). Raises UsageError or InputError."""
     declared = load_dataset(dataset)
+    chosen = pick_protocol(declared.protocol if protocol is None else protocol)
+    if image_size is not None and not 32 <= image_size <= 4096:
+        raise UsageError(f"--image-size {image_size}: must be 32 to 4096")
     found = samples(declared, root, split, list_file=list_file, allow_missing=allow_missing)
-    *_, result = evaluation_events(
-        declared,
-        found,
+    return Benchmark(declared, found, chosen, image_size, allow_missing)
+
+
+def segmenter_events(segmenter: Segmenter, task: Benchmark) -> Iterator[Scoring | Evaluation]:
+    """Score a segmenter as it is read out; the last event is the `Evaluation`."""
+    return evaluation_events(
+        task.dataset,
+        task.found,
         segmenter_masks(segmenter),
         clusters=segmenter.card.clusters,
         readout=segmenter.card.readout,
-        protocol=pick_protocol(protocol or declared.protocol),
-        side=image_size or segmenter.card.image_size,
-        allow_missing=allow_missing,
+        protocol=task.protocol,
+        side=task.image_size or segmenter.card.image_size,
+        allow_missing=task.allow_missing,
     )
-    assert isinstance(result, Evaluation)
-    return result
 
 
 def evaluation_events(
@@ -137,8 +192,38 @@ def evaluation_events(
     protocol: Protocol,
     side: int,
     allow_missing: bool = False,
+    matching: Matching | None = None,
 ) -> Iterator[Scoring | Evaluation]:
     """Score masks over a set: one confusion matrix, one matching; the last event is the `Evaluation`.
+
+    `matching` None is the best one for the whole set. Raises as `scoring_events` does.
+    """
+
+    def masks_of(image: Tensor, protocol: Protocol, height: int, width: int) -> list[Mask]:
+        return [mask_of(image, protocol, height, width)]
+
+    return scoring_events(
+        dataset,
+        found,
+        masks_of,
+        [Reading(clusters, readout, matching)],
+        protocol=protocol,
+        side=side,
+        allow_missing=allow_missing,
+    )
+
+
+def scoring_events(
+    dataset: Dataset,
+    found: Samples,
+    masks_of: Callable[[Tensor, Protocol, int, int], Sequence[Mask]],
+    readings: Sequence[Reading],
+    *,
+    protocol: Protocol,
+    side: int,
+    allow_missing: bool = False,
+) -> Iterator[Scoring | Evaluation]:
+    """Score several masks of each image in one pass; the last events are an `Evaluation` for each of `readings`.
 
     Raises ImageError for an image that cannot be read (counted as missing with `allow_missing`) and InputError for a
     label that does not fit its image or its dataset.
@@ -150,7 +235,8 @@ def evaluation_events(
         except ImageError as error:
             return error
 
-    counts = np.zeros((len(dataset.classes), clusters), np.int64)
+    classes = len(dataset.classes)
+    counts = [np.zeros((classes, reading.clusters), np.int64) for reading in readings]
     unreadable: list[str] = []
     for done, (sample, pair) in enumerate(
         zip(found.items, ahead(load, found.items, available_cores()), strict=True), 1
@@ -161,24 +247,31 @@ def evaluation_events(
             unreadable.append(sample.name)
         else:
             image, label = pair
-            mask = mask_of(image, protocol, *label.shape)
-            counts += confusion(label, mask, len(dataset.classes), clusters)
+            masks = masks_of(image, protocol, *label.shape)
+            for total, mask in zip(counts, masks, strict=True):
+                total += confusion(label, mask, *total.shape)
         yield Scoring(done, len(found))
-    matching = match(counts)
-    yield Evaluation(
-        dataset=dataset.title,
-        split=found.split,
-        protocol=protocol.describe(side),
-        images=len(found) - len(unreadable),
-        expected=found.expected,
-        missing=(*found.missing, *unreadable),
-        digest=found.digest,
-        clusters=clusters,
-        readout=readout,
-        matching=matching,
-        scores=score(counts, matching, dataset.names, dataset.kinds),
-        counts=counts,
-    )
+    for reading, total in zip(readings, counts, strict=True):
+        matching = reading.matching or match(total)
+        yield Evaluation(
+            dataset=dataset.title,
+            split=found.split,
+            protocol=protocol.describe(side),
+            images=len(found) - len(unreadable),
+            expected=found.expected,
+            missing=(*found.missing, *unreadable),
+            digest=found.digest,
+            clusters=reading.clusters,
+            readout=reading.readout,
+            matching=matching,
+            scores=score(total, matching, dataset.names, dataset.kinds),
+            counts=total,
+        )
+
+
+def known_classes(classes: int) -> Matching:
+    """The matching of masks whose ids are class ids already."""
+    return Matching(tuple(range(classes)), "identity")  # type: ignore[arg-type]
 
 
 def shown(
@@ -225,16 +318,34 @@ def _nearest(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.u
 
 def segmenter_masks(segmenter: Segmenter) -> Masker:
     """A segmenter's masks under any protocol."""
+    masks_of = read_masks(segmenter, [segmenter.read_out])
 
     def mask_of(image: Tensor, protocol: Protocol, height: int, width: int) -> Mask:
-        batch = normalise(image[None].to(segmenter.device).float().div_(255.0))
-        features = segmenter.features(batch)
-        if protocol.flip:
-            flipped = segmenter.features(batch.flip(-1)).flip(-1)
-            features = 0.5 * (features + flipped)
-        if protocol.upsample == "features":
-            features = F.interpolate(features.float(), (height, width), mode="bilinear")
-        logits = segmenter.read_out(features)[0]
-        return upsample_argmax(logits, height, width).cpu().numpy()
+        return masks_of(image, protocol, height, width)[0]
 
     return mask_of
+
+
+def read_masks(
+    segmenter: Segmenter, read_outs: Sequence[ReadOut]
+) -> Callable[[Tensor, Protocol, int, int], list[Mask]]:
+    """Makes a mask of each read-out from the same features, under any protocol."""
+
+    def masks_of(image: Tensor, protocol: Protocol, height: int, width: int) -> list[Mask]:
+        features = dense_features(segmenter, image[None], protocol)
+        if protocol.upsample == "features":
+            features = F.interpolate(features.float(), (height, width), mode="bilinear")
+        scores = (read_out(features)[0] for read_out in read_outs)
+        return [upsample_argmax(each, height, width).cpu().numpy() for each in scores]
+
+    return masks_of
+
+
+def dense_features(segmenter: Segmenter, images: Tensor, protocol: Protocol) -> Tensor:
+    """uint8 images (B, 3, H, W) as the protocol shows them → their features (B, C, h, w)."""
+    batch = normalise(images.to(segmenter.device).float().div_(255.0))
+    features = segmenter.features(batch)
+    if protocol.flip:
+        flipped = segmenter.features(batch.flip(-1)).flip(-1)
+        features = 0.5 * (features + flipped)
+    return features

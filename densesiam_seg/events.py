@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from densesiam_seg.config import TrainConfig
-from densesiam_seg.loop import EpochRecord, StepRecord
+from densesiam_seg.config import RunConfig
+from densesiam_seg.loop import EpochRecord, Preparing, StepRecord
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Started:
     """Training is about to make its first step (or its next, after a resume)."""
 
     run: Path
-    config: TrainConfig
+    config: RunConfig
     images: int
     step: int
     total_steps: int
@@ -57,4 +57,4 @@ class Trained:
     """False when the time limit came first; `resume` goes on from there."""
 
 
-Event = Notice | Decoding | Started | StepRecord | EpochRecord | Trained
+Event = Notice | Decoding | Started | Preparing | StepRecord | EpochRecord | Trained

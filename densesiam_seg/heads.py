@@ -39,6 +39,27 @@ def region_predictor(channels: int) -> nn.Sequential:
     return nn.Sequential(*_row_layer(channels), nn.Linear(channels, channels))
 
 
+def image_projector(width: int) -> nn.Sequential:
+    """Pooled features (B, C) → projection (B, C) of zero mean and unit deviation (SimSiam, section 3)."""
+    return nn.Sequential(
+        *_row_layer(width),
+        *_row_layer(width),
+        nn.Linear(width, width, bias=False),
+        nn.BatchNorm1d(width, affine=False),
+    )
+
+
+def image_predictor(width: int) -> nn.Sequential:
+    """Projection (B, C) → prediction (B, C) through SimSiam's bottleneck of C / 4, at least 1."""
+    narrow = max(width // 4, 1)
+    return nn.Sequential(
+        nn.Linear(width, narrow, bias=False),
+        nn.BatchNorm1d(narrow),
+        nn.ReLU(inplace=True),
+        nn.Linear(narrow, width),
+    )
+
+
 def _pixel_layer(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
     return nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
 

@@ -26,6 +26,7 @@ __all__ = [
     "load_image",
     "load_label",
     "load_square",
+    "load_stretched",
 ]
 
 # Up to this aspect ratio an image is resized whole and then cropped, which gives torchvision's
@@ -57,6 +58,25 @@ def load_square(path: str | os.PathLike[str], side: int, *, max_pixels: int = MA
         picture = upright(image)
         square = _centre_square(picture, side, width, height, gain(picture, os.fspath(path)))
         return torch.from_numpy(np.asarray(square.convert("RGB")).transpose(2, 0, 1).copy())
+
+
+def load_stretched(
+    path: str | os.PathLike[str], side: int, *, max_pixels: int = MAX_PIXELS
+) -> tuple[Tensor, float]:
+    """Decode the whole image to uint8 (3, side, side), whatever its shape; also its own width over height.
+
+    Bilinear with antialiasing; a JPEG is decoded at reduced size where both its sides stay at least `side`.
+
+    Raises `ImageError`.
+    """
+    assert side > 0
+    with opened(path, max_pixels) as image:
+        height, width = upright_size(image)
+        image.draft(None, (side, side))
+        picture = upright(image)
+        whole = eight_bit(picture, gain(picture, os.fspath(path)))
+        square = whole.resize((side, side), Image.Resampling.BILINEAR).convert("RGB")
+        return torch.from_numpy(np.asarray(square).transpose(2, 0, 1).copy()), width / height
 
 
 def load_label(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> LabelArray:

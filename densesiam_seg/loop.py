@@ -2,9 +2,9 @@
 
 Axes: B images, K clusters, S stored side.
 
-The loop's whole state is the network, the optimiser's momentum, the number of finished steps and the sums of the
-epoch under way. Views and order are functions of (seed, epoch, image), so a loop restored from that state goes on to
-the same weights.
+The loop's whole state is the network, the optimiser's moments, what the method keeps, the number of finished steps and
+the sums of the epoch under way. Views and order are functions of (seed, epoch, image), so a loop restored from that
+state goes on to the same weights.
 """
 
 from __future__ import annotations
@@ -16,29 +16,43 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from densesiam_seg.batches import Batch, ImageStore, epoch_batches
-from densesiam_seg.config import TrainConfig
+from densesiam_seg.config import RunConfig
 from densesiam_seg.devices import autocast
 from densesiam_seg.errors import InputError, NumericError
-from densesiam_seg.model import DenseSiam
-from densesiam_seg.objective import Objective, objective
-from densesiam_seg.views import view_pair
+from densesiam_seg.method import Method, Objective
 
 IN_USE = 0.001
 """A cluster counts as in use from this share of an epoch's pixels on."""
+COLLAPSED = 0.1
+"""Spread of the projections below which they carry next to nothing."""
+
+
+@dataclass(frozen=True)
+class Preparing:
+    """Images seen by what the method does before an epoch, such as clustering them."""
+
+    epoch: int
+    done: int
+    total: int
 
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One optimiser step: losses before weighting and `total` after, view agreement in [0, 1], wall time."""
+    """One optimiser step: losses before weighting and `total` after, view agreement in [0, 1], wall time.
+
+    `disjoint` counts images whose views do not overlap; `spread` is 0 when the projections have collapsed.
+    """
 
     step: int
     epoch: int
     losses: dict[str, float]
     agreement: float
     seconds: float
+    disjoint: int = 0
+    spread: float | None = None
 
 
 @dataclass(frozen=True)
@@ -53,16 +67,30 @@ class EpochRecord:
     entropy: float
     """Entropy of the cluster shares over log K: 1 when all are alike, 0 when one cluster has everything."""
     shares: list[float]
+    """Of each cluster; empty where the method clusters nothing in training."""
+    disjoint: int = 0
+    spread: float | None = None
 
     def __str__(self) -> str:
         parts = [f"{name} {value:.3f}" for name, value in self.losses.items() if name != "total"]
-        return (
-            f"epoch {self.epoch + 1}: loss {self.losses['total']:.3f} ({', '.join(parts)}), views agree "
-            f"{100 * self.agreement:.0f} %, clusters in use {self.clusters_in_use}/{len(self.shares)}"
-        )
+        facts = [
+            f"loss {self.losses['total']:.3f} ({', '.join(parts)})",
+            f"views agree {100 * self.agreement:.0f} %",
+        ]
+        if self.shares:
+            facts.append(f"clusters in use {self.clusters_in_use}/{len(self.shares)}")
+        if self.spread is not None:
+            facts.append(f"spread {self.spread:.2f}")
+        if self.disjoint:
+            facts.append(f"{self.disjoint} pairs of views without overlap")
+        return f"epoch {self.epoch + 1}: {', '.join(facts)}"
 
     def collapsed(self) -> bool:
-        """True when fewer than half of the clusters are in use, or one has almost everything."""
+        """True when most clusters are unused, one has almost everything, or all projections point the same way."""
+        if self.spread is not None:
+            return self.spread < COLLAPSED
+        if not self.shares:
+            return False
         return self.clusters_in_use < len(self.shares) / 2 or max(self.shares) > 0.9
 
 
@@ -74,36 +102,44 @@ class EpochSums:
     losses: dict[str, float] = field(default_factory=dict)
     agreement: float = 0.0
     histogram: list[int] = field(default_factory=list)
+    disjoint: int = 0
+    spread: float | None = None
 
     def add(self, record: StepRecord, histogram: list[int]) -> None:
         self.steps += 1
         for name, value in record.losses.items():
             self.losses[name] = self.losses.get(name, 0.0) + value
         self.agreement += record.agreement
+        self.disjoint += record.disjoint
+        if record.spread is not None:
+            self.spread = (self.spread or 0.0) + record.spread
         old = self.histogram or [0] * len(histogram)
         self.histogram = [a + b for a, b in zip(old, histogram, strict=True)]
 
     def record(self, step: int, epoch: int) -> EpochRecord:
         pixels = sum(self.histogram)
         shares = [count / pixels for count in self.histogram]
+        uniform = math.log(len(shares)) if shares else 1.0
         return EpochRecord(
             step=step,
             epoch=epoch,
             losses={name: value / self.steps for name, value in self.losses.items()},
             agreement=self.agreement / self.steps,
             clusters_in_use=sum(share >= IN_USE for share in shares),
-            entropy=-sum(s * math.log(s) for s in shares if s) / math.log(len(shares)),
+            entropy=-sum(s * math.log(s) for s in shares if s) / uniform,
             shares=shares,
+            disjoint=self.disjoint,
+            spread=None if self.spread is None else self.spread / self.steps,
         )
 
 
 class Training:
-    """A network under training; iterate `records` to advance it."""
+    """A method's network under training; iterate `records` to advance it."""
 
     def __init__(
         self,
-        network: DenseSiam,
-        config: TrainConfig,
+        method: Method,
+        config: RunConfig,
         store: ImageStore,
         device: torch.device,
         precision: torch.dtype,
@@ -113,17 +149,13 @@ class Training:
                 f"{len(store)} usable images cannot fill a batch of {config.batch_size}; "
                 "give more images or a smaller --batch-size"
             )
-        self.network = network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        self.method = method
+        self.network = method.network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         self.config = config
         self.store = store
         self.device = device
         self.precision = precision
-        self.optimizer = torch.optim.SGD(
-            network.parameters(),
-            config.rate(),
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-        )
+        self.optimizer = _optimizer(self.network, config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
         self.step = 0
         self.sums = EpochSums()
@@ -137,24 +169,20 @@ class Training:
     def total_steps(self) -> int:
         return self.steps_per_epoch * self.config.epochs
 
-    def records(self) -> Iterator[StepRecord | EpochRecord]:
+    def records(self) -> Iterator[Preparing | StepRecord | EpochRecord]:
         """Train from the current step to the last; the state is consistent whenever a record is yielded."""
         while self.step < self.total_steps:
             epoch, done = divmod(self.step, self.steps_per_epoch)
             groups = epoch_batches(
                 len(self.store), self.config.batch_size, seed=self.config.seed, epoch=epoch
             )
+            for images in self.method.prepare(self.store, epoch):
+                yield Preparing(epoch, images, self.steps_per_epoch * self.config.batch_size)
             for batch in self.store.batches(groups[done:]):
                 start = time.perf_counter()
                 result = self._advance(batch, epoch)
                 self.step += 1
-                *values, agreement = torch.stack(
-                    [*result.parts.values(), result.total.detach(), result.agreement]
-                ).tolist()
-                losses = dict(zip([*result.parts, "total"], values, strict=True))
-                record = StepRecord(
-                    self.step, epoch, losses, agreement, time.perf_counter() - start
-                )
+                record = self._record(result, epoch, time.perf_counter() - start)
                 self.sums.add(record, result.histogram.tolist())
                 last = self.step % self.steps_per_epoch == 0
                 if last:
@@ -164,18 +192,31 @@ class Training:
                 if last and self.last_epoch:
                     yield self.last_epoch
 
+    def _record(self, result: Objective, epoch: int, seconds: float) -> StepRecord:
+        values = [*result.parts.values(), result.total.detach(), result.agreement]
+        if result.spread is not None:
+            values.append(result.spread)
+        # One copy from the device for all of them.
+        numbers = torch.stack([value.float() for value in values]).tolist()
+        names = [*result.parts, "total"]
+        return StepRecord(
+            self.step,
+            epoch,
+            losses=dict(zip(names, numbers, strict=False)),
+            agreement=numbers[len(names)],
+            seconds=seconds,
+            disjoint=result.disjoint,
+            spread=numbers[-1] if result.spread is not None else None,
+        )
+
     def _advance(self, batch: Batch, epoch: int) -> Objective:
         """One optimiser step. Raises NumericError, with the weights as they were, when something is not finite."""
-        config = self.config
+        factor = self.config.decay(self.step / self.total_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.rate() * (factor if group["decays"] else 1.0)
         images = batch.images.to(self.device, non_blocking=True)
-        views = view_pair(
-            images,
-            batch.indices,
-            seed=config.seed,
-            round_=epoch if config.replay == "epoch" else 0,
-        )
         with autocast(self.device, self.precision):
-            result = objective(self.network, views, config, regions=epoch >= config.region_epoch())
+            result = self.method.objective(images, batch.indices, epoch)
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(self.scaler.scale(result.total))
         self._require_finite(result, batch)
@@ -201,9 +242,11 @@ class Training:
         """Everything needed to go on: tensors, and a JSON object."""
         tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
         for name, parameter in self.network.named_parameters():
-            buffer = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
-            if buffer is not None:
-                tensors[f"momentum.{name}"] = buffer
+            for moment, value in self.optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer.{moment}.{name}"] = value
+        for name, value in self.method.state().items():
+            tensors[f"method.{name}"] = value
         return tensors, {
             "step": self.step,
             "sums": asdict(self.sums),
@@ -220,14 +263,41 @@ class Training:
                 if name.startswith("network.")
             }
         )
-        for name, parameter in self.network.named_parameters():
-            buffer = tensors.get(f"momentum.{name}")
-            if buffer is not None:
-                # The buffer's memory layout is the parameter's: another one would add up in another order.
-                momentum = torch.empty_like(parameter).copy_(buffer)
-                self.optimizer.state[parameter] = {"momentum_buffer": momentum}
+        parameters = dict(self.network.named_parameters())
+        for name, value in tensors.items():
+            if name.startswith("momentum."):
+                # A run that began when there was SGD alone.
+                name = f"optimizer.momentum_buffer.{name.removeprefix('momentum.')}"
+            if name.startswith("optimizer."):
+                _, moment, name = name.split(".", 2)
+                parameter = parameters[name]
+                # A moment's memory layout is the parameter's: another one would add up in another order. Adam's count
+                # of steps is no moment and stays on the processor.
+                same = value.shape == parameter.shape
+                kept = torch.empty_like(parameter).copy_(value) if same else value.clone()
+                self.optimizer.state[parameter][moment] = kept
+        self.method.restore(
+            {
+                name.removeprefix("method."): value
+                for name, value in tensors.items()
+                if name.startswith("method.")
+            }
+        )
         self.step = state["step"]
         self.sums = EpochSums(**state["sums"])
         self.last_epoch = EpochRecord(**state["last_epoch"]) if state["last_epoch"] else None
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
+
+
+def _optimizer(network: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
+    """SGD or Adam of two groups: the predictors, whose rate stays, and everything else."""
+    predictors = [p for name, p in network.named_parameters() if "predictor." in name]
+    known = set(predictors)
+    others = [p for p in network.parameters() if p not in known]
+    groups = [{"params": others, "decays": True}, {"params": predictors, "decays": False}]
+    if config.optimizer == "adam":
+        return torch.optim.Adam(groups, config.rate(), weight_decay=config.weight_decay)
+    return torch.optim.SGD(
+        groups, config.rate(), momentum=config.momentum, weight_decay=config.weight_decay
+    )

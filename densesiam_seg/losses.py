@@ -1,6 +1,7 @@
-"""The four losses of DenseSiam as pure functions of tensors.
+"""The losses of DenseSiam as pure functions of tensors.
 
-Axes: B images, K clusters, C channels, h w feature size. z is a projection, p a prediction, both (B, K, h, w).
+Axes: B images, K clusters, C channels, h w feature size, N and M places sampled in view 1 and 2. z is a projection,
+p a prediction, both (B, K, h, w), or rows (B, N, K) of places.
 The stop-gradient stands where a target is named and nowhere else. Equations: DenseSiam (ECCV 2022), section 3.
 """
 
@@ -38,26 +39,70 @@ def pixel_loss(
     return 0.5 * dissimilarity(p_1, z_2, form) + 0.5 * dissimilarity(p_2, z_1, form)
 
 
+def linked_loss(
+    p_1: Tensor,
+    z_1: Tensor,
+    p_2: Tensor,
+    z_2: Tensor,
+    weight: Tensor,
+    form: Similarity = "cross-entropy",
+) -> Tensor:
+    """PixSim of places linked by `weight` (B, N, M) ≥ 0: the mean of ½ D(p₁, z₂) + ½ D(p₂, z₁) over all links.
+
+    Rows (B, N, K) of view 1 and (B, M, K) of view 2. Every image with a link counts alike; with the identity as weight
+    it is `pixel_loss`. Without any link the loss is 0.
+    """
+    pairs = _similarities(p_1, z_2, form) + _similarities(p_2, z_1, form).mT
+    links = weight.sum((-2, -1))
+    means = (weight * pairs).sum((-2, -1)) / links.clamp(min=1e-12)
+    return -0.5 * means.sum() / (links > 0).sum().clamp(min=1)
+
+
+def _similarities(p: Tensor, z: Tensor, form: Similarity) -> Tensor:
+    """-D of every prediction with every target: (B, N, K), (B, M, K) → (B, N, M)."""
+    target = z.detach().float()
+    # Autocast would round logarithms of shares to three digits.
+    with torch.autocast(p.device.type, enabled=False):
+        if form == "cosine":
+            return F.normalize(p.float(), dim=-1) @ F.normalize(target, dim=-1).mT
+        return p.float().log_softmax(-1) @ target.softmax(-1).mT
+
+
 def segmentation_loss(z: Tensor, balance: Balance = "inverse") -> Tensor:
-    """Cross-entropy of z with its own argmax, weighted per pseudo-label, mean over all B·h·w pixels.
+    """Cross-entropy of z with its own argmax, weighted as `pseudo_label_loss` says, mean over all B·h·w pixels."""
+    log_shares = z.float().log_softmax(1)
+    best, pseudo_labels = log_shares.max(1)
+    return _balanced(best, pseudo_labels, z.shape[1], balance)
+
+
+def pseudo_label_loss(z: Tensor, pseudo_labels: Tensor, balance: Balance = "inverse") -> Tensor:
+    """Cross-entropy of z (B, K, h, w) with pseudo-labels (B, h, w), weighted per label, mean over all pixels.
 
     With n_k of n pixels labelled k the weight is n / (n_k · labels in use), which gives every label in use the same
     total weight (`inverse`: the re-balancing that the paper describes), n_k / n (`frequency`: what its released code
     computes, so that frequent labels weigh more) or 1 (`none`).
     """
-    log_shares = z.float().log_softmax(1)
-    best, pseudo_labels = log_shares.max(1)
+    labelled = z.float().log_softmax(1).gather(1, pseudo_labels.unsqueeze(1)).squeeze(1)
+    return _balanced(labelled, pseudo_labels, z.shape[1], balance)
+
+
+def _balanced(log_share: Tensor, pseudo_labels: Tensor, clusters: int, balance: Balance) -> Tensor:
     if balance == "none":
-        return -best.mean()
-    counts = torch.bincount(pseudo_labels.flatten(), minlength=z.shape[1]).float()
+        return -log_share.mean()
+    counts = torch.bincount(pseudo_labels.flatten(), minlength=clusters).float()
     shares = counts / counts.sum()
     weights = shares if balance == "frequency" else 1.0 / (shares * (counts > 0).sum())
-    return -(weights[pseudo_labels] * best).mean()
+    return -(weights[pseudo_labels] * log_share).mean()
 
 
-def region_embeddings(z: Tensor, features: Tensor) -> Tensor:
-    """e[n] = Σ over pixels of softmax(z)[n] · F: (B, K, h, w) and (B, C, h, w) → (B, K, C)."""
+def region_embeddings(z: Tensor, features: Tensor, used: Tensor | None = None) -> Tensor:
+    """e[n] = Σ over pixels of softmax(z)[n] · F: (B, K, h, w) and (B, C, h, w) → (B, K, C).
+
+    Where `used` (B, h, w) is given, pixels outside it do not count.
+    """
     shares = z.float().softmax(1).flatten(2)
+    if used is not None:
+        shares = shares * used.flatten(1).unsqueeze(1)
     return shares @ features.float().flatten(2).mT
 
 

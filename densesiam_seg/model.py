@@ -10,8 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from densesiam_seg.encoder import Encoder
+from densesiam_seg.encoder import Encoder, Features
 from densesiam_seg.heads import (
+    image_predictor,
+    image_projector,
     pixel_predictor,
     pixel_projector,
     region_predictor,
@@ -29,22 +31,29 @@ class Architecture:
     channels: int = 128
     clusters: int = 27
     over_clusters: int = 128
+    """0: no over-clustering heads."""
+    features: Features = "fpn"
+    image_head: bool = False
+    """SimSiam's projector and predictor of the pooled features."""
 
 
 class DenseSiam(nn.Module):
-    """Encoder, the two pixel heads (K clusters, A over-clusters) and the region head."""
+    """Encoder, the pixel heads (K clusters, A over-clusters), the region head and the image head; some may be None."""
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
-        channels = architecture.channels
+        clusters, over_clusters = architecture.clusters, architecture.over_clusters
         self.architecture = architecture
-        self.encoder = Encoder(architecture.backbone, channels)
-        self.projector = pixel_projector(channels, architecture.clusters)
-        self.predictor = pixel_predictor(architecture.clusters, channels)
-        self.over_projector = pixel_projector(channels, architecture.over_clusters)
-        self.over_predictor = pixel_predictor(architecture.over_clusters, channels)
-        self.region_projector = region_projector(channels)
-        self.region_predictor = region_predictor(channels)
+        self.encoder = Encoder(architecture.backbone, architecture.channels, architecture.features)
+        width = self.encoder.width
+        self.projector = pixel_projector(width, clusters)
+        self.predictor = pixel_predictor(clusters, width)
+        self.over_projector = pixel_projector(width, over_clusters) if over_clusters else None
+        self.over_predictor = pixel_predictor(over_clusters, width) if over_clusters else None
+        self.region_projector = region_projector(width)
+        self.region_predictor = region_predictor(width)
+        self.image_projector = image_projector(width) if architecture.image_head else None
+        self.image_predictor = image_predictor(width) if architecture.image_head else None
 
     def paired_features(self, views: ViewPair) -> Tensor:
         """Features of both views in exact correspondence, (2B, C, h, h), view 1 first.
@@ -54,6 +63,11 @@ class DenseSiam(nn.Module):
         features = self.encoder(torch.cat((views.image_1, views.image_2)))
         features_1, features_2 = features.chunk(2)
         return torch.cat((features_1, warp(features_2, views.geometry).to(features.dtype)))
+
+    def region_outputs(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        """Projections u and predictions q of region embeddings (B, K, C), each (B, K, C)."""
+        u = self.region_projector(embeddings.flatten(0, 1))
+        return u.view_as(embeddings), self.region_predictor(u).view_as(embeddings)
 
     def forward(self, images: Tensor) -> Tensor:
         """Cluster logits z (B, K, h, w) of normalised images (B, 3, H, W)."""

@@ -1,11 +1,11 @@
-"""The training objective: the one place where weights meet losses.
+"""DenseSiam's objective for segmentation, and its ablations: the one place where weights meet losses.
 
 Axes: B images, K clusters, C channels, h feature side.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -18,20 +18,23 @@ from densesiam_seg.losses import (
     region_loss,
     segmentation_loss,
 )
+from densesiam_seg.method import Objective, Stateless, image_loss
 from densesiam_seg.model import DenseSiam
-from densesiam_seg.views import ViewPair
+from densesiam_seg.views import ViewPair, view_pair
 
 
-@dataclass(frozen=True)
-class Objective:
-    """The weighted sum to minimise, its parts before weighting, and two signs of health that need no labels."""
+class Siamese(Stateless):
+    """DenseSiam on replayed views; SimSiam and PixSim are the same with losses switched off."""
 
-    total: Tensor
-    parts: dict[str, Tensor]
-    agreement: Tensor
-    """Share of pixels that both views give the same cluster."""
-    histogram: Tensor
-    """Pixels per cluster over both views, (K,) int64."""
+    def __init__(self, network: DenseSiam, config: TrainConfig) -> None:
+        self.network = network
+        self.config = config
+
+    def objective(self, images: Tensor, indices: Sequence[int], epoch: int) -> Objective:
+        """Losses of one batch of stored images; the region loss joins in the last epochs."""
+        config = self.config
+        views = view_pair(images, indices, seed=config.seed, round_=config.round(epoch))
+        return objective(self.network, views, config, regions=epoch >= config.region_epoch())
 
 
 def objective(
@@ -39,16 +42,40 @@ def objective(
 ) -> Objective:
     """Losses of one pair of views (METHOD, section 2). A loss whose weight is 0 is not computed."""
     features = network.paired_features(views)
-    z = network.projector(features)
+    terms: list[tuple[str, float, Tensor]] = []
+    agreement, dispersion = torch.zeros((), device=features.device), None
+    histogram = torch.zeros(0, dtype=torch.int64, device=features.device)
+
+    if config.image_weight:
+        loss, agreement, dispersion = image_loss(network, features)
+        terms.append(("image", config.image_weight, loss))
+    if config.uses_pixels():
+        z = network.projector(features)
+        terms += _pixel_terms(network, features, z, config, regions=regions)
+        with torch.no_grad():
+            winners = z.argmax(1)
+            winners_1, winners_2 = winners.chunk(2)
+            agreement = (winners_1 == winners_2).float().mean()
+            histogram = torch.bincount(winners.flatten(), minlength=config.clusters)
+
+    total = sum((weight * loss for _, weight, loss in terms), features.new_zeros(()).float())
+    parts = {name: loss.detach() for name, _, loss in terms}
+    return Objective(total, parts, agreement, histogram, spread=dispersion)
+
+
+def _pixel_terms(
+    network: DenseSiam, features: Tensor, z: Tensor, config: TrainConfig, *, regions: bool
+) -> list[tuple[str, float, Tensor]]:
+    """Name, weight and value of each loss of pixels or regions."""
     z_1, z_2 = z.chunk(2)
     weight_k, weight_a = pixel_weights(config.clusters, config.over_clusters)
     terms: list[tuple[str, float, Tensor]] = []
-
     if config.pixel_weight:
         p_1, p_2 = network.predictor(z).chunk(2)
         loss = pixel_loss(p_1, z_1, p_2, z_2, config.similarity)
         terms.append(("pixel", config.pixel_weight * weight_k, loss))
     if config.over_cluster_weight:
+        assert network.over_projector is not None and network.over_predictor is not None
         y = network.over_projector(features)
         (y_1, y_2), (o_1, o_2) = y.chunk(2), network.over_predictor(y).chunk(2)
         loss = pixel_loss(o_1, y_1, o_2, y_2, config.similarity)
@@ -60,20 +87,11 @@ def objective(
         terms.append(("segmentation", config.segmentation_weight, loss))
     if regions and config.region_weight:
         terms.append(("region", config.region_weight, _region_loss(network, z, features, config)))
-
-    total = sum((weight * loss for _, weight, loss in terms), z.new_zeros((), dtype=torch.float32))
-    with torch.no_grad():
-        winners = z.argmax(1)
-        agreement = (winners[: len(z_1)] == winners[len(z_1) :]).float().mean()
-        histogram = torch.bincount(winners.flatten(), minlength=config.clusters)
-    parts = {name: loss.detach() for name, _, loss in terms}
-    return Objective(total, parts, agreement, histogram)
+    return terms
 
 
 def _region_loss(network: DenseSiam, z: Tensor, features: Tensor, config: TrainConfig) -> Tensor:
     embeddings = region_embeddings(z, features)
-    u = network.region_projector(embeddings.flatten(0, 1))
-    q = network.region_predictor(u)
-    u_1, u_2 = u.view_as(embeddings).chunk(2)
-    q_1, q_2 = q.view_as(embeddings).chunk(2)
+    u, q = network.region_outputs(embeddings)
+    (u_1, u_2), (q_1, q_2) = u.chunk(2), q.chunk(2)
     return region_loss(q_1, u_1, q_2, u_2, stop_gradient=config.region_stop_gradient)

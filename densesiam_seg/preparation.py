@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import time
 import tomllib
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 import densesiam_seg
-from densesiam_seg.batches import ImageStore
+from densesiam_seg.batches import Fit, ImageStore
 from densesiam_seg.checkpoint import discard_checkpoint, load_checkpoint, space_needed
-from densesiam_seg.config import Preset, TrainConfig, preset, with_settings
+from densesiam_seg.config import Preset, RunConfig, with_settings
 from densesiam_seg.devices import available_cores, make_repeatable, pick_device, pick_precision
 from densesiam_seg.environment import compare_fingerprints, environment, fingerprint
 from densesiam_seg.errors import (
@@ -29,17 +29,35 @@ from densesiam_seg.events import Decoding, Event, Notice, Trained
 from densesiam_seg.files import replace_json, replace_text
 from densesiam_seg.loop import Training
 from densesiam_seg.manifest import Manifest
-from densesiam_seg.model import Architecture, DenseSiam, build_network
+from densesiam_seg.method import Method
+from densesiam_seg.model import DenseSiam
 from densesiam_seg.records import Records, truncate_to_step
 from densesiam_seg.runs import read_status, require_space, write_status
+from densesiam_seg.segmenter import Segmenter
 from densesiam_seg.signals import StopRequest
-from densesiam_seg.weights import load_backbone
+from densesiam_seg.weights import load_encoder
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What tells the kinds of run apart: training and pre-training."""
+
+    command: Literal["train", "pretrain"]
+    config: type[RunConfig]
+    preset: Callable[[Preset | None, int, bool, Mapping[str, Any]], tuple[Preset, RunConfig]]
+    """Name, images, whether there is a GPU, and settings given → the preset's name and settings."""
+    fit: Fit
+    build: Callable[[RunConfig, ImageStore, torch.device, torch.dtype], Method]
+    """Settings → the method with its network, all initial weights being functions of the seed."""
+    finish: Callable[[Training, dict[str, Any]], Segmenter]
+    """A trained network, and what its card says of the training, → the model."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run under way: its folder, and what may end it early."""
+    """A run under way: what it does, its folder, and what may end it early."""
 
+    recipe: Recipe
     folder: Path
     stop: StopRequest
     began: float
@@ -71,15 +89,14 @@ def fresh(
     """
     write_status(run.folder, "running")
     device = pick_device(settings.get("device", "auto"))
-    name, base = preset(name, len(manifest), gpu=device.type == "cuda")
+    gpu = device.type == "cuda"
+    name, base = run.recipe.preset(name, len(manifest), gpu, settings)
     config = with_settings(base, settings)
-    store = ImageStore(
-        manifest, 2 * config.image_size, workers=config.workers, max_pixels=config.max_pixels
-    )
+    store = _store(run, manifest, config)
     yield from _decode(store, run)
     yield from _report_skipped(run.folder, store.manifest, max_bad)
     # Files that turned out bad change how many steps an epoch has.
-    config = with_settings(preset(name, len(store), gpu=device.type == "cuda")[1], settings)
+    config = with_settings(run.recipe.preset(name, len(store), gpu, settings)[1], settings)
     replace_text(
         run.folder / "config.toml",
         f"# preset {name}, densesiam-seg {densesiam_seg.__version__}\n{config.to_toml()}",
@@ -87,13 +104,11 @@ def fresh(
     replace_json(run.folder / "dataset.json", store.manifest.to_dict())
     yield Notice(f"preset {name}: {_summary(config)}")
 
-    training = _build(config, store, device)
+    training = _build(run, config, store, device)
     if initial:
         yield Notice(_take_over(training.network, *initial))
     else:
-        yield Notice(
-            load_backbone(training.network.encoder.backbone, config.backbone, config.weights)
-        )
+        yield Notice(load_encoder(training.network.encoder, config.backbone, config.weights))
     facts = environment()
     replace_json(run.folder / "env.json", {**facts, "fingerprint": numerics(training, facts)})
     require_space(run.folder, space_needed(training.state()[0]))
@@ -106,7 +121,7 @@ def resumed(run: Run, settings: Mapping[str, Any]) -> Generator[Event, None, Tra
     Raises UsageError for `settings` that are not the run's, and ModelError for images or checkpoints that are no
     longer what they were.
     """
-    config, manifest = _read_run(run.folder)
+    config, manifest = _read_run(run)
     changed = [name for name, value in settings.items() if getattr(config, name) != value]
     if changed:
         raise UsageError(
@@ -124,15 +139,13 @@ def resumed(run: Run, settings: Mapping[str, Any]) -> Generator[Event, None, Tra
             f"began, first {edited[0]}; put them back, or start a new run with --init-from {run.folder}"
         )
     write_status(run.folder, "running")
-    store = ImageStore(
-        manifest, 2 * config.image_size, workers=config.workers, max_pixels=config.max_pixels
-    )
+    store = _store(run, manifest, config)
     yield from _decode(store, run)
     if len(store) != len(manifest):
         raise ModelError(
             f"{store.manifest.skipped[-1].path}: was read before and cannot be now; put it back"
         )
-    training = _build(config, store, pick_device(config.device))
+    training = _build(run, config, store, pick_device(config.device))
     loaded = load_checkpoint(run.folder / "checkpoints")
     if loaded is None:
         raise ModelError(
@@ -177,14 +190,22 @@ def _report_skipped(folder: Path, manifest: Manifest, max_bad: float) -> Iterato
         )
 
 
-def _build(config: TrainConfig, store: ImageStore, device: torch.device) -> Training:
+def _store(run: Run, manifest: Manifest, config: RunConfig) -> ImageStore:
+    return ImageStore(
+        manifest,
+        2 * config.image_size,
+        fit=run.recipe.fit,
+        workers=config.workers,
+        max_pixels=config.max_pixels,
+    )
+
+
+def _build(run: Run, config: RunConfig, store: ImageStore, device: torch.device) -> Training:
     torch.set_num_threads(config.threads or available_cores())
     make_repeatable(device)
-    architecture = Architecture(
-        config.backbone, config.channels, config.clusters, config.over_clusters
-    )
-    network = build_network(architecture, config.seed)
-    return Training(network, config, store, device, pick_precision(config.precision, device))
+    precision = pick_precision(config.precision, device)
+    method = run.recipe.build(config, store, device, precision)
+    return Training(method, config, store, device, precision)
 
 
 def numerics(training: Training, facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -208,16 +229,20 @@ def _require_fit(training: Training, tensors: Mapping[str, torch.Tensor], path: 
             )
 
 
-def _read_run(folder: Path) -> tuple[TrainConfig, Manifest]:
+def _read_run(run: Run) -> tuple[RunConfig, Manifest]:
     """Settings and images of a run that is to go on. Raises ModelError when they are not there or not sound."""
+    folder = run.folder
     try:
-        config = TrainConfig(**tomllib.loads((folder / "config.toml").read_text(encoding="utf-8")))
+        config = with_settings(
+            run.recipe.config(),
+            tomllib.loads((folder / "config.toml").read_text(encoding="utf-8")),
+        )
         manifest = Manifest.from_dict(
             json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
         )
     except (OSError, ValueError, TypeError, KeyError, DenseSiamError) as error:
         raise ModelError(
-            f"{folder}: no run to resume here ({error}); start a new one without --resume"
+            f"{folder}: no run of {run.recipe.command} to resume here ({error}); start a new one without --resume"
         ) from error
     return config, manifest
 
@@ -230,7 +255,8 @@ def _take_over(network: DenseSiam, source: DenseSiam, path: str) -> str:
             f"give --backbone {source.architecture.backbone}"
         )
     target, trained = network.state_dict(), source.state_dict()
-    new = sorted({_part(name) for name in target if target[name].shape != trained[name].shape})
+    shapes = {name: value.shape for name, value in trained.items()}
+    new = sorted({_part(name) for name in target if target[name].shape != shapes.get(name)})
     for name, value in target.items():
         if _part(name) not in new:
             value.copy_(trained[name])
@@ -243,8 +269,19 @@ def _part(name: str) -> str:
     return f"{first}.{second}" if first == "encoder" else first
 
 
-def _summary(config: TrainConfig) -> str:
-    shown = ("image_size", "batch_size", "epochs", "clusters", "backbone", "seed")
+def _summary(config: RunConfig) -> str:
+    shown = (
+        "method",
+        "correspondence",
+        "image_size",
+        "batch_size",
+        "epochs",
+        "clusters",
+        "categories",
+        "backbone",
+        "features",
+        "seed",
+    )
     return ", ".join(
         f"{field.name} {getattr(config, field.name)}"
         for field in fields(config)

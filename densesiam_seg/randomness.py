@@ -19,6 +19,7 @@ class Stream(IntEnum):
     ORDER = 1
     WEIGHTS = 2
     PIXELS = 3
+    GRID = 4
 
 
 def generator(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -101,7 +101,7 @@ class Segmenter:
             {f"network.{name}": value for name, value in network.state_dict().items()}
         )
         if card.readout == "kmeans":
-            shape = (card.clusters, card.architecture.channels)
+            shape = (card.clusters, network.encoder.width)
             expected = {**expected, "centroids": (shape, torch.float32)}
         tensors = read_safetensors(folder / "model.safetensors", expected=expected)
         centroids = tensors.pop("centroids", None)
@@ -235,11 +235,18 @@ def _read_card(path: Path) -> ModelCard:
         content.pop("format")
         architecture = Architecture(**content.pop("architecture"))
         card = ModelCard(architecture, **content)
-        numbers = [getattr(architecture, item.name) for item in fields(architecture)[1:]]
         sound = (
             architecture.backbone in BACKBONES
+            and architecture.features in ("fpn", "res5")
+            and type(architecture.image_head) is bool
             and all(
-                type(number) is int and 1 <= number <= 4096 for number in [*numbers, card.clusters]
+                type(number) is int and least <= number <= 4096
+                for number, least in (
+                    (architecture.channels, 1),
+                    (architecture.clusters, 1),
+                    (architecture.over_clusters, 0),
+                    (card.clusters, 1),
+                )
             )
             and type(card.image_size) is int
             and 32 <= card.image_size <= 4096

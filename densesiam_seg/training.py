@@ -1,46 +1,26 @@
-"""`train`: a folder of images → a run directory with a model.
-
-The work is a stream of events; the command line draws them, `train` runs through them.
-"""
+"""`train`: a folder of images → a run directory with a model that segments."""
 
 from __future__ import annotations
 
-import time
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import asdict
-from datetime import datetime
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import densesiam_seg
-from densesiam_seg.checkpoint import (
-    clean,
-    save_checkpoint,
-)
-from densesiam_seg.config import Preset, TrainConfig, with_settings
-from densesiam_seg.devices import pick_device
-from densesiam_seg.errors import (
-    DenseSiamError,
-    OutputError,
-    StoppedError,
-    UsageError,
-)
-from densesiam_seg.events import Event, Notice, Started, Trained
-from densesiam_seg.files import output_error, remove_leftovers
-from densesiam_seg.lock import RunLock
-from densesiam_seg.loop import EpochRecord, StepRecord, Training
-from densesiam_seg.preparation import Run, fresh, numerics, resumed
-from densesiam_seg.records import Records
-from densesiam_seg.runs import Status, new_run_folder, read_status, write_status
-from densesiam_seg.scan import scan
-from densesiam_seg.segmenter import ModelCard, Segmenter, name_clusters
-from densesiam_seg.signals import stop_requests
-from densesiam_seg.weights import require_source
+import torch
 
-SAVE_SECONDS = 60.0
-"""Wall time between checkpoints. It moves no result: any step can be resumed from."""
+from densesiam_seg.batches import ImageStore
+from densesiam_seg.centroids import fit_readout
+from densesiam_seg.config import Preset, RunConfig, TrainConfig, train_preset
+from densesiam_seg.events import Event, Trained
+from densesiam_seg.loop import Training
+from densesiam_seg.method import Method
+from densesiam_seg.model import Architecture, build_network
+from densesiam_seg.objective import Siamese
+from densesiam_seg.picie import PiCIE
+from densesiam_seg.preparation import Recipe
+from densesiam_seg.running import model_card, run_events
+from densesiam_seg.segmenter import Segmenter, name_clusters
 
 
 def train(
@@ -55,153 +35,54 @@ def train(
     return last
 
 
-def training_events(
-    images: Sequence[str | Path],
-    *,
-    out: str | Path | None = None,
-    preset: Preset | None = None,
-    max_time: float | None = None,
-    max_bad: float = 1.0,
-    init_from: str | Path | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    **settings: Any,
-) -> Iterator[Event]:
-    """Train in a run directory, one event at a time; the last event is `Trained`.
-
-    `images` are files, folders, globs or lists. `settings` are fields of `TrainConfig` that differ from the preset's.
-    `max_time` (seconds) ends training early with a model. `max_bad` is the share of unusable files above which the run
-    is refused. With `resume` the run in `out` (else the latest one) goes on to the same final weights; `images` may
-    then be empty and nothing may change. Raises a `DenseSiamError`; a stop signal raises StoppedError after saving.
-    """
-    if resume and (init_from or overwrite or preset):
-        raise UsageError(
-            "--resume goes on with the same run; leave out --init-from, --overwrite and --preset"
-        )
-    # Refuse wrong settings before anything is written.
-    with_settings(TrainConfig(), settings)
-    if not resume:
-        pick_device(settings.get("device", "auto"))
-        require_source(settings.get("weights", "auto"))
-        initial = (
-            (Segmenter.load(init_from, device="cpu").network, str(init_from)) if init_from else None
-        )
-        manifest = scan(images)
-    folder = new_run_folder("train", Path(out) if out else None, overwrite=overwrite, resume=resume)
-    with RunLock(folder), stop_requests() as stop:
-        run = Run(folder, stop, time.monotonic(), max_time)
-        remove_leftovers(folder)
-        clean(folder / "checkpoints")
-        try:
-            prepared = (
-                resumed(run, settings)
-                if resume
-                else fresh(run, manifest, preset, settings, max_bad, initial)
-            )
-            yield from _logged(folder, _train(run, prepared))
-        except BaseException as error:
-            status: Status = "stopped" if isinstance(error, StoppedError) else "failed"
-            code = error.exit_code if isinstance(error, DenseSiamError) else 1
-            # A refused resume leaves a finished run finished. On a full disk the status cannot be written either; the
-            # first error is the one to report.
-            if read_status(folder).get("status") != "done":
-                with suppress(OutputError):
-                    write_status(
-                        folder, status, reason=str(error) or type(error).__name__, exit_code=code
-                    )
-            raise
+def training_events(images: Sequence[str | Path], **options: Any) -> Iterator[Event]:
+    """Train to segment, one event at a time; the options are `run_events`'s and the fields of `TrainConfig`."""
+    return run_events(RECIPE, images, **options)
 
 
-def _logged(folder: Path, events: Iterator[Event]) -> Iterator[Event]:
-    """The same events; those that a person would read later also go to `train.log`."""
-    for event in events:
-        if isinstance(event, Notice | Started | EpochRecord):
-            _log(folder / "train.log", str(event))
-        yield event
+def _preset(
+    name: Preset | None, images: int, gpu: bool, settings: Mapping[str, Any]
+) -> tuple[Preset, TrainConfig]:
+    # A method that is no word is refused with the other settings.
+    return train_preset(name, images, gpu=gpu, method=str(settings.get("method", "densesiam")))
 
 
-def _log(path: Path, text: str) -> None:
-    line = f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}".replace("\n", "\\n")
-    try:
-        with path.open("a", encoding="utf-8", errors="backslashreplace") as log:
-            print(line, file=log)
-    except OSError as error:
-        raise output_error(path, error) from error
-
-
-def _train(run: Run, prepared: Generator[Event, None, Training | None]) -> Iterator[Event]:
-    training = yield from prepared
-    if training is not None:
-        yield from _fit(run, training)
-
-
-def _fit(run: Run, training: Training) -> Iterator[Event]:
-    """Train to the end, a signal or the time limit; checkpoints as time goes by, the model at the end."""
-    checkpoints = run.folder / "checkpoints"
-    facts = numerics(training)
-
-    def save() -> float:
-        tensors, state = training.state()
-        save_checkpoint(checkpoints, tensors, {**state, "fingerprint": facts}, step=training.step)
-        return time.monotonic()
-
-    # The first checkpoint shows that the place can be written, and makes the initial weights part of the run.
-    saved = save()
-    yield Started(
-        run.folder, training.config, len(training.store), training.step, training.total_steps
+def _build(
+    config: RunConfig, store: ImageStore, device: torch.device, precision: torch.dtype
+) -> Method:
+    assert isinstance(config, TrainConfig)
+    architecture = Architecture(
+        config.backbone,
+        config.channels,
+        config.clusters,
+        config.over_clusters,
+        image_head=bool(config.image_weight),
     )
-    with Records(run.folder / "metrics.jsonl") as records:
-        for record in training.records():
-            kind = "step" if isinstance(record, StepRecord) else "epoch"
-            records.append({"record": kind, **asdict(record)})
-            yield record
-            if isinstance(record, EpochRecord):
-                if record.collapsed():
-                    yield Notice(_collapse(record), warning=True)
-            elif training.step % training.steps_per_epoch == 0:
-                continue  # the epoch's own record comes next, and would be lost by a stop in between
-            if run.stop:
-                save()
-                raise StoppedError(
-                    f"stopped after step {training.step} of {training.total_steps}; go on with "
-                    f"densesiam-seg train --resume --out {run.folder}",
-                    run.stop.number,
-                )
-            if run.out_of_time():
-                break
-            if time.monotonic() - saved > SAVE_SECONDS:
-                saved = save()
-    save()
-    complete = training.step >= training.total_steps
+    network = build_network(architecture, config.seed)
+    if config.method in ("picie", "mdc"):
+        return PiCIE(network, config, device, precision)
+    return Siamese(network, config)
+
+
+def _finish(training: Training, facts: dict[str, Any]) -> Segmenter:
+    """The head that was learned, or where there is none a fresh k-means of the features of the training images."""
+    config, device = training.config, str(training.device)
+    assert isinstance(config, TrainConfig)
+    card = model_card(training, facts)
     shares = training.last_epoch.shares if training.last_epoch else None
-    config = training.config
-    card = ModelCard(
-        training.network.architecture,
-        config.image_size,
-        clusters=config.clusters,
-        training={
-            "version": densesiam_seg.__version__,
-            "images": len(training.store),
-            "steps": training.step,
-            "epochs": round(training.step / training.steps_per_epoch, 2),
-            "seed": config.seed,
-        },
+    segmenter = Segmenter(
+        training.network,
+        card,
+        name_clusters(config.clusters, shares or None),
+        device=device,
+        precision=config.precision,
     )
-    clusters = name_clusters(config.clusters, shares)
-    Segmenter(training.network, card, clusters, device=str(training.device)).save(
-        run.folder / "model"
-    )
-    write_status(
-        run.folder,
-        "done" if complete else "stopped",
-        reason="" if complete else "time limit",
-        exit_code=0,
-    )
-    yield Trained(run.folder, run.folder / "model", training.last_epoch, complete)
+    if config.learns_clusters():
+        return segmenter
+    store = training.store
+    # Stored images have twice the side of a view; prepared for the network they are as large as one.
+    images = lambda: (batch.images[0] for batch in store.batches([(i,) for i in range(len(store))]))  # noqa: E731
+    return fit_readout(segmenter, images, len(store), config.clusters, seed=config.seed)
 
 
-def _collapse(record: EpochRecord) -> str:
-    return (
-        f"clusters are collapsing: {record.clusters_in_use} of {len(record.shares)} in use, the largest has "
-        f"{100 * max(record.shares):.0f} % of the pixels; try fewer --clusters or --balance inverse"
-    )
+RECIPE = Recipe("train", TrainConfig, _preset, "crop", _build, _finish)

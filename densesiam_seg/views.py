@@ -1,15 +1,17 @@
 """Sampled-then-replayed views: parameters first, pixels after.
 
-Axes: B images, C channels, S side of the stored square image, R side of a view, h feature side.
+Axes: B images, C channels, S side of the stored square image, R = S/2 side of a view, h feature side.
 
 A crop + resize + flip of a map F is A_y F A_xᵀ with two small bilinear matrices, for images and feature maps alike. The
 last photometric change, the Gaussian blur, is linear and separable too, so it is folded into the same two matrices:
 a view costs one pointwise colour pass and two matrix products. Geometry and photometry follow DenseSiam's
-supplement, section A, which follows PiCIE.
+supplement, section A: for segmentation (`view_pair`) those of PiCIE, for pre-training (`independent_views`) those of
+SimSiam.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Self
@@ -31,6 +33,12 @@ JITTER_PROBABILITY = 0.8
 GREY_PROBABILITY = 0.2
 BLUR_PROBABILITY = 0.5
 BLUR_SIGMA = (0.1, 2.0)
+
+PRETRAINING_JITTER = 0.4
+ASPECTS = (3 / 4, 4 / 3)
+"""Width over height of a pre-training crop, in the image's own pixels."""
+ATTEMPTS = 10
+"""Crops drawn until one fits into the image, as torchvision's RandomResizedCrop does."""
 
 
 class _PerImage:
@@ -57,6 +65,17 @@ class Geometry(_PerImage):
 
 
 @dataclass(frozen=True)
+class Window(_PerImage):
+    """A crop as fractions of its image's own height and width, then a horizontal flip; each field (B,)."""
+
+    top: Tensor
+    left: Tensor
+    height: Tensor
+    width: Tensor
+    flip: Tensor
+
+
+@dataclass(frozen=True)
 class Photometry(_PerImage):
     """Colour changes in the order of their fields, then a blur of `sigma` pixels of the stored image (0: none)."""
 
@@ -75,6 +94,16 @@ class ViewPair:
     image_1: Tensor
     image_2: Tensor
     geometry: Geometry
+
+
+@dataclass(frozen=True)
+class WindowPair:
+    """Two views (B, 3, R, R), normalised, each drawn for itself, and where in the image each of them lies."""
+
+    image_1: Tensor
+    image_2: Tensor
+    window_1: Window
+    window_2: Window
 
 
 def sample_geometry(seed: int, round_: int, images: Sequence[int]) -> Geometry:
@@ -105,6 +134,99 @@ def sample_photometry(seed: int, round_: int, images: Sequence[int], view: int) 
     return Photometry(*torch.from_numpy(table).unbind(1))
 
 
+def sample_windows(
+    seed: int,
+    round_: int,
+    images: Sequence[int],
+    view: int,
+    aspects: Tensor,
+    scales: tuple[float, float] = (0.2, 1.0),
+) -> Window:
+    """RandomResizedCrop and flip of each image for view 1 or 2, with a share of its area from `scales`.
+
+    `aspects` (B,) are the images' own widths over heights. Where none of ten draws fits, the largest centred crop of
+    an allowed aspect is taken.
+    """
+    table = np.empty((len(images), 5), np.float32)
+    for row, (image, aspect) in enumerate(zip(images, aspects.tolist(), strict=True)):
+        draw = generator(seed, Stream.VIEWS, round_, image, 2 + view)
+        shares = draw.uniform(*scales, ATTEMPTS)
+        ratios = np.exp(draw.uniform(math.log(ASPECTS[0]), math.log(ASPECTS[1]), ATTEMPTS)) / aspect
+        heights, widths = np.sqrt(shares / ratios), np.sqrt(shares * ratios)
+        fitting = np.flatnonzero((heights <= 1) & (widths <= 1))
+        if len(fitting):
+            height, width = heights[fitting[0]], widths[fitting[0]]
+            top, left = draw.uniform(0.0, 1.0, 2) * (1.0 - height, 1.0 - width)
+        else:
+            ratio = np.clip(aspect, *ASPECTS) / aspect
+            height, width = min(1.0, 1.0 / ratio), min(1.0, ratio)
+            top, left = (1.0 - height) / 2, (1.0 - width) / 2
+        table[row] = top, left, height, width, draw.random() < 0.5
+    return Window(*torch.from_numpy(table).unbind(1))
+
+
+def sample_pretraining_photometry(
+    seed: int, round_: int, images: Sequence[int], view: int
+) -> Photometry:
+    """ColorJitter(0.4, 0.4, 0.4, 0.1) with p 0.8 for all four at once, grey p 0.2, blur p 0.5, for view 1 or 2."""
+    table = np.empty((len(images), 6), np.float32)
+    for row, image in enumerate(images):
+        draw = generator(seed, Stream.VIEWS, round_, image, 4 + view)
+        jitter = draw.random() < JITTER_PROBABILITY
+        factors = draw.uniform(1.0 - PRETRAINING_JITTER, 1.0 + PRETRAINING_JITTER, 3)
+        hue = draw.uniform(-HUE, HUE)
+        grey = draw.random() < GREY_PROBABILITY
+        blurred = draw.random() < BLUR_PROBABILITY
+        sigma = draw.uniform(*BLUR_SIGMA)
+        table[row, :3] = factors if jitter else 1.0
+        table[row, 3:] = hue * jitter, grey, sigma * blurred
+    return Photometry(*torch.from_numpy(table).unbind(1))
+
+
+def independent_views(
+    images: Tensor,
+    indices: Sequence[int],
+    aspects: Tensor,
+    *,
+    seed: int,
+    round_: int,
+    scales: tuple[float, float] = (0.2, 1.0),
+) -> WindowPair:
+    """Both pre-training views of a batch, crop, flip and colours drawn per view.
+
+    `images` is uint8 (B, 3, S, S): whole images, stretched to a square; `aspects` (B,) are their true widths over
+    heights. The views have side R = S / 2. The crop comes first, then colours and the blur, as in SimSiam.
+    """
+    found = []
+    for view in (1, 2):
+        window = sample_windows(seed, round_, indices, view, aspects, scales).to(images.device)
+        photometry = sample_pretraining_photometry(seed, round_, indices, view).to(images.device)
+        with torch.autocast(images.device.type, enabled=False):
+            found.append((_window_view(images, photometry, window), window))
+    (image_1, window_1), (image_2, window_2) = found
+    return WindowPair(image_1, image_2, window_1, window_2)
+
+
+def _window_view(images: Tensor, photometry: Photometry, window: Window) -> Tensor:
+    """uint8 (B, 3, S, S) → normalised float (B, 3, S/2, S/2)."""
+    source, side = images.shape[-1], images.shape[-1] // 2
+    never = torch.zeros_like(window.flip)
+    rows = bilinear_matrix(window.top, window.height, never, source, side, antialias=True)
+    columns = bilinear_matrix(window.left, window.width, window.flip, source, side, antialias=True)
+    blur = blur_matrix(photometry.sigma, side)
+    step = len(images) if images.is_cuda else 1
+    parts = []
+    for i in range(0, len(images), step):
+        part = slice(i, i + step)
+        view = resample(images[part].float().div_(255.0), rows[part], columns[part])
+        view = adjust_colour(view, photometry[part])
+        # The blur is the last change: where no image of the part has one, it would multiply by the identity.
+        parts.append(
+            resample(view, blur[part], blur[part]) if photometry.sigma[part].any() else view
+        )
+    return normalise(torch.cat(parts))
+
+
 def view_pair(images: Tensor, indices: Sequence[int], *, seed: int, round_: int) -> ViewPair:
     """Both views of a batch of stored images.
 
@@ -112,18 +234,28 @@ def view_pair(images: Tensor, indices: Sequence[int], *, seed: int, round_: int)
     view 1 is changed in colour and then cropped, view 2 is changed in colour and shown whole (METHOD: its features are
     cropped later, by `warp` with the returned geometry).
     """
-    device = images.device
-    geometry = sample_geometry(seed, round_, indices).to(device)
+    geometry = sample_geometry(seed, round_, indices).to(images.device)
     whole = Geometry(*(torch.full_like(geometry.top, value) for value in (0.0, 0.0, 1.0, 0.0)))
-    photometry_1 = sample_photometry(seed, round_, indices, 1).to(device)
-    photometry_2 = sample_photometry(seed, round_, indices, 2).to(device)
-    return ViewPair(
-        _view(images, photometry_1, geometry), _view(images, photometry_2, whole), geometry
-    )
+    image_1 = first_view(images, indices, seed=seed, round_=round_)
+    photometry_2 = sample_photometry(seed, round_, indices, 2).to(images.device)
+    return ViewPair(image_1, _view(images, photometry_2, whole), geometry)
+
+
+def first_view(images: Tensor, indices: Sequence[int], *, seed: int, round_: int) -> Tensor:
+    """View 1 of `view_pair` alone, (B, 3, R, R)."""
+    geometry = sample_geometry(seed, round_, indices).to(images.device)
+    photometry = sample_photometry(seed, round_, indices, 1).to(images.device)
+    return _view(images, photometry, geometry)
 
 
 def _view(images: Tensor, photometry: Photometry, geometry: Geometry) -> Tensor:
     """uint8 (B, 3, S, S) → normalised float (B, 3, S/2, S/2)."""
+    # The loop calls this under autocast, which would round the matrix products of colours to three digits.
+    with torch.autocast(images.device.type, enabled=False):
+        return _coloured_and_cropped(images, photometry, geometry)
+
+
+def _coloured_and_cropped(images: Tensor, photometry: Photometry, geometry: Geometry) -> Tensor:
     side = images.shape[-1]
     rows, columns = crop_matrices(geometry, side, side // 2)
     blur = blur_matrix(photometry.sigma, side)
@@ -210,18 +342,29 @@ def crop_matrices(geometry: Geometry, source: int, target: int) -> tuple[Tensor,
 
 
 def bilinear_matrix(
-    start: Tensor, extent: Tensor, flip: Tensor, source: int, target: int
+    start: Tensor,
+    extent: Tensor,
+    flip: Tensor,
+    source: int,
+    target: int,
+    *,
+    antialias: bool = False,
 ) -> Tensor:
     """(B, target, source) weights of a bilinear resize of the window [start, start + extent] of a unit interval.
 
     Pixel centres lie at (i + ½) / length and the border value is continued outwards: `grid_sample` with
     `padding_mode="border", align_corners=False`. Rows sum to 1. Where `flip` is not 0 the target runs backwards.
+    With `antialias` the triangle is as wide as a target pixel where that is the wider one, as Pillow's filter is.
     """
     centres = (torch.arange(target, device=start.device) + 0.5) / target
     centres = torch.where(flip.view(-1, 1) != 0, 1.0 - centres, centres)
     position = (start.view(-1, 1) + extent.view(-1, 1) * centres) * source - 0.5
-    position = position.clamp(0, source - 1)
     pixels = torch.arange(source, device=start.device)
+    if antialias:
+        reach = (extent * source / target).clamp(min=1).view(-1, 1, 1)
+        weights = (1.0 - (position.unsqueeze(-1) - pixels).abs() / reach).clamp_(min=0)
+        return weights / weights.sum(-1, keepdim=True)
+    position = position.clamp(0, source - 1)
     return (1.0 - (position.unsqueeze(-1) - pixels).abs()).clamp_(min=0)
 
 

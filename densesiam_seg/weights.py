@@ -1,4 +1,4 @@
-"""Initial weights of the backbone: ImageNet's, a file's, or none.
+"""Initial weights of the encoder: ImageNet's, a file's, another run's, or none.
 
 No file is unpickled: safetensors is read as it is, a torchvision `.pth` with `weights_only=True` after its archive was
 found to be stored uncompressed, so that a small file cannot become a large one.
@@ -19,21 +19,25 @@ import torch
 import torchvision
 from torch import Tensor
 
-from densesiam_seg.encoder import Backbone
+from densesiam_seg.encoder import Backbone, Encoder
 from densesiam_seg.errors import ModelError, UsageError
-from densesiam_seg.tensorfiles import read_safetensors
+from densesiam_seg.model import DenseSiam
+from densesiam_seg.segmenter import Segmenter
+from densesiam_seg.tensorfiles import layout, read_safetensors
 
 TIMEOUT = 10.0
 """Seconds without an answer after which the one attempt to fetch weights gives up."""
 
 
-def load_backbone(backbone: Backbone, name: str, weights: str) -> str:
-    """Fill `backbone` (torchvision's model `name`) as `weights` says and return one line that tells what was done.
+def load_encoder(encoder: Encoder, name: str, weights: str) -> str:
+    """Fill `encoder` (backbone: torchvision's model `name`) as `weights` says; returns a line that tells what was done.
 
     `auto`: ImageNet weights from torch's cache, else fetched once, else none. `imagenet`: the same, but a ModelError
     where they cannot be had. `none`: the initial weights stay. Otherwise the path of a `.safetensors` or `.pth` file
-    with torchvision's names.
+    with torchvision's names, or a run or model directory of this program, whose decoder is taken over too where it has
+    the same channels. Raises UsageError and ModelError.
     """
+    backbone = encoder.backbone
     if weights == "none":
         return "weights: none, training from scratch"
     if weights in ("auto", "imagenet"):
@@ -53,19 +57,56 @@ def load_backbone(backbone: Backbone, name: str, weights: str) -> str:
                 f"{path}: the cached ImageNet weights are damaged; delete that file"
             ) from error
         return f"weights: ImageNet, {path}"
-    require_source(weights)
-    path = Path(weights)
+    path = _given(weights)
+    if path.is_dir():
+        return _take_over(encoder, name, path)
     tensors = read_safetensors(path) if path.suffix == ".safetensors" else _read_archive(path)
     _fill(backbone, tensors, path)
     return f"weights: {path}"
 
 
 def require_source(weights: str) -> None:
-    """Raises UsageError when `weights` is neither a known word nor a file that is there."""
-    if weights not in ("auto", "imagenet", "none") and not Path(weights).is_file():
+    """Refuse `weights` that nothing can come of, before any other work is done.
+
+    Raises UsageError when they are neither a known word nor a file or folder that is there, and ModelError for a folder
+    without a sound model.
+    """
+    if weights not in ("auto", "imagenet", "none"):
+        path = _given(weights)
+        if path.is_dir():
+            _network(path)
+
+
+def _given(weights: str) -> Path:
+    path = Path(weights)
+    # An empty name would be the current folder.
+    if not weights or not (path.is_file() or path.is_dir()):
         raise UsageError(
-            f"--weights {weights}: no such file; give auto, imagenet, none or a .safetensors or .pth file"
+            f"--weights {weights}: no such file or folder; "
+            "give auto, imagenet, none, a .safetensors or .pth file, or a run directory"
         )
+    return path
+
+
+def _network(path: Path) -> DenseSiam:
+    network: DenseSiam = Segmenter.load(path, device="cpu", precision="fp32").network
+    return network
+
+
+def _take_over(encoder: Encoder, name: str, path: Path) -> str:
+    """Copy the encoder of a run or model directory, the decoder only where its tensors fit."""
+    source = _network(path)
+    found = source.architecture.backbone
+    if found != name:
+        raise ModelError(
+            f"{path}: its backbone is {found}, not {name}; give --backbone {found} or other --weights"
+        )
+    encoder.backbone.load_state_dict(source.encoder.backbone.state_dict())
+    mine, theirs = encoder.decoder, source.encoder.decoder
+    if mine is None or theirs is None or layout(mine.state_dict()) != layout(theirs.state_dict()):
+        return f"weights: backbone of {path} ({name})"
+    mine.load_state_dict(theirs.state_dict())
+    return f"weights: backbone and decoder of {path} ({name})"
 
 
 def _cached(name: str) -> Path:

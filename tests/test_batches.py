@@ -14,20 +14,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor
 
 from densesiam_seg import batches
-from densesiam_seg.batches import Batch, ImageStore, ahead, epoch_batches
+from densesiam_seg.batches import Batch, Fit, ImageStore, ahead, epoch_batches
 from densesiam_seg.errors import ImageError
-from densesiam_seg.images import load_square
+from densesiam_seg.images import load_square, load_stretched
 from densesiam_seg.scan import scan
 from densesiam_seg.views import view_pair
 
 SIDE = 64
 
 
-def store_of(folder: Path, *, workers: int = 0) -> ImageStore:
-    store = ImageStore(scan([folder]), SIDE, workers=workers, max_pixels=10**6)
+def store_of(folder: Path, *, workers: int = 0, fit: Fit = "crop") -> ImageStore:
+    store = ImageStore(scan([folder]), SIDE, fit=fit, workers=workers, max_pixels=10**6)
     count = len(store)
     assert list(store.prepare()) == list(range(1, count + 1))
     return store
@@ -201,6 +202,59 @@ class TestBadFiles:
         (folder / "03.png").unlink()
         with pytest.raises(ImageError, match=r"03\.png"):
             list(store.batches([(0, 1), (2, 3)]))
+
+
+class TestStretched:
+    """Whole images at another aspect, and their own widths over heights beside them."""
+
+    @pytest.fixture
+    def folder(self, image_folder: Path, tmp_path: Path) -> Path:
+        """Images of aspect 2, ½ and 1¼, bad ones between them."""
+        for name, size in (("b.png", (60, 30)), ("d.jpg", (30, 60)), ("e.png", (50, 40))):
+            with Image.open(image_folder / "01.png") as picture:
+                picture.resize(size).save(tmp_path / name)
+        (tmp_path / "a.png").write_bytes(b"not an image")
+        (tmp_path / "c.jpg").write_bytes((tmp_path / "d.jpg").read_bytes()[:300])
+        return tmp_path
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    @pytest.mark.parametrize("memory", [0, 10**9])
+    def test_squares_and_aspects_are_those_of_the_usable_files(
+        self, folder: Path, memory: int, workers: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(batches, "free_memory", Mock(return_value=memory))
+        store = store_of(folder, workers=workers, fit="stretch")
+        assert store.manifest.names == ("b.png", "d.jpg", "e.png")
+        assert store.aspects.dtype == torch.float32
+        assert store.aspects.tolist() == [2.0, 0.5, 1.25]
+        (batch,) = store.batches([(2, 0, 1)])
+        assert batch.indices == (2, 0, 1)
+        for square, name in zip(batch.images, ("e.png", "b.png", "d.jpg"), strict=True):
+            assert torch.equal(square, load_stretched(folder / name, SIDE)[0])
+        # `aspects` is read at the positions that a batch names.
+        assert store.aspects[list(batch.indices)].tolist() == [1.25, 2.0, 0.5]
+
+    def test_aspects_are_one_for_each_image_before_they_are_known(self, folder: Path) -> None:
+        store = ImageStore(scan([folder]), SIDE, fit="stretch", workers=0, max_pixels=10**6)
+        assert store.aspects.tolist() == [1.0] * 5
+
+    def test_centres_have_aspect_one(self, folder: Path) -> None:
+        store = store_of(folder)
+        assert store.fit == "crop"
+        assert store.aspects.tolist() == [1.0, 1.0, 1.0]
+        (batch,) = store.batches([(0,)])
+        assert torch.equal(batch.images[0], load_square(folder / "b.png", SIDE))
+
+    def test_only_bad_ones_leave_no_aspects(self, tmp_path: Path) -> None:
+        (tmp_path / "a.png").write_bytes(b"")
+        assert store_of(tmp_path, fit="stretch").aspects.tolist() == []
+
+    @pytest.mark.usefixtures("no_memory")
+    def test_a_file_that_goes_bad_later_is_an_error_that_names_it(self, folder: Path) -> None:
+        store = store_of(folder, fit="stretch")
+        (folder / "d.jpg").unlink()
+        with pytest.raises(ImageError, match=r"d\.jpg"):
+            list(store.batches([(0, 1)]))
 
 
 def test_memory_decides_whether_squares_are_kept(

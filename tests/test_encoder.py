@@ -124,5 +124,38 @@ class TestEncoder:
         encoder = Encoder("resnet18", 8).eval()
         images = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
-            expected = encoder.decoder(encoder.backbone(images))
+            stages = encoder.backbone(images)
+            assert encoder.decoder is not None
+            expected = encoder.decoder(stages)
             assert torch.equal(encoder(images), expected)
+            assert torch.equal(encoder.dense(stages), expected)
+
+    def test_width_is_that_of_the_decoder(self) -> None:
+        with torch.device("meta"):
+            assert Encoder("resnet18", 24).width == 24
+
+
+class TestLastStage:
+    """Features of res5, without a decoder."""
+
+    @pytest.mark.parametrize("name", list(BACKBONES))
+    def test_features_have_stride_32_and_the_stages_width(self, name: str) -> None:
+        with torch.device("meta"):
+            encoder = Encoder(name, 128, "res5")
+            features = encoder(torch.empty(1, 3, 64, 96))
+        assert encoder.width == BACKBONES[name][-1]
+        assert features.shape == (1, encoder.width, 2, 3)
+
+    def test_are_the_last_stage_itself(self) -> None:
+        encoder = Encoder("resnet18", 8, "res5").eval()
+        images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            stages = encoder.backbone(images)
+            assert torch.equal(encoder(images), stages[-1])
+            assert encoder.dense(stages) is stages[-1]
+
+    def test_there_is_no_decoder(self) -> None:
+        with torch.device("meta"):
+            encoder = Encoder("resnet18", 8, "res5")
+        assert encoder.decoder is None
+        assert {name.split(".")[0] for name in encoder.state_dict()} == {"backbone"}

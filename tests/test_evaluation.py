@@ -25,14 +25,22 @@ from densesiam_seg.evaluation import (
     Evaluation,
     Mask,
     Protocol,
+    Reading,
     Scoring,
+    benchmark,
+    dense_features,
     evaluate,
     evaluation_events,
+    known_classes,
     pick_protocol,
+    read_masks,
+    scoring_events,
+    segmenter_events,
     segmenter_masks,
     shown,
 )
 from densesiam_seg.files import to_json
+from densesiam_seg.metrics import Matching
 from densesiam_seg.scenes import scene
 from densesiam_seg.segmenter import Segmenter
 
@@ -68,7 +76,7 @@ def red_masks(image: Tensor, protocol: Protocol, height: int, width: int) -> Mas
 
 
 def events(
-    root: Path, clusters: int, *, allow_missing: bool = False
+    root: Path, clusters: int, *, allow_missing: bool = False, matching: Matching | None = None
 ) -> Iterator[Scoring | Evaluation]:
     """Score `red_masks` at the images' own size, which is 2 pixels high."""
     (root / "tiny.toml").write_text(TOML)
@@ -82,11 +90,14 @@ def events(
         protocol=PROTOCOLS["full-image"],
         side=2,
         allow_missing=allow_missing,
+        matching=matching,
     )
 
 
-def score(root: Path, clusters: int, *, allow_missing: bool = False) -> Evaluation:
-    *_, result = events(root, clusters, allow_missing=allow_missing)
+def score(
+    root: Path, clusters: int, *, allow_missing: bool = False, matching: Matching | None = None
+) -> Evaluation:
+    *_, result = events(root, clusters, allow_missing=allow_missing, matching=matching)
     assert isinstance(result, Evaluation)
     return result
 
@@ -164,6 +175,56 @@ class TestCounts:
         assert value["protocol"].startswith("full-image: shorter side 2 ")
         assert value["matching"]["kind"] == "hungarian"
         assert value["scores"]["names"] == ("a", "b", "c")
+
+
+class TestKnownClasses:
+    def test_by_hand(self, root: Path) -> None:
+        """The diagonal alone is right: 1, 1, 1 of 4 pixels each, and each class is predicted 4 times."""
+        result = score(root, 3, matching=known_classes(3))
+        assert result.counts.tolist() == COUNTS
+        assert result.matching.cluster_to_class == (0, 1, 2)
+        assert result.matching.kind == "identity"
+        assert result.scores.iou == pytest.approx((100 / 7, 100 / 7, 100 / 7))
+        assert result.scores.pixel_accuracy == pytest.approx(25)
+
+    def test_shifted_classes_are_wrong_and_not_matched(self, tmp_path: Path) -> None:
+        put(tmp_path, "one", [[1, 2], [0, 1]], [[10, 20], [30, 10]])
+        assert score(tmp_path, 3).scores.mean_iou == 100
+        shifted = score(tmp_path, 3, matching=known_classes(3)).scores
+        assert shifted.mean_iou == shifted.pixel_accuracy == 0
+
+
+class TestSeveralMasks:
+    def test_each_is_scored_as_if_alone(self, root: Path) -> None:
+        (root / "tiny.toml").write_text(TOML)
+        dataset = load_dataset(root / "tiny.toml")
+        seen: list[Tensor] = []
+
+        def masks_of(image: Tensor, protocol: Protocol, height: int, width: int) -> list[Mask]:
+            seen.append(image)
+            mask = red_masks(image, protocol, height, width)
+            return [mask, mask + 2, (mask + 1) % 3]
+
+        fixed = Matching((1, 2, 0), "hungarian")
+        readings = [Reading(3, "a"), Reading(5, "b"), Reading(3, "c", fixed)]
+        *progress, one, two, three = scoring_events(
+            dataset,
+            samples(dataset, root),
+            masks_of,
+            readings,
+            protocol=PROTOCOLS["full-image"],
+            side=2,
+        )
+        assert progress == [Scoring(1, 2), Scoring(2, 2)]
+        assert len(seen) == 2
+        assert isinstance(one, Evaluation)
+        assert isinstance(two, Evaluation)
+        assert isinstance(three, Evaluation)
+        assert to_json({**one.to_dict(), "readout": "head"}) == to_json(score(root, 3).to_dict())
+        assert two.counts.tolist() == [[0, 0, *row] for row in COUNTS]
+        assert (two.readout, two.clusters, two.matching.kind) == ("b", 5, "many-to-one")
+        assert three.counts.tolist() == [row[2:] + row[:2] for row in COUNTS]
+        assert three.matching is fixed
 
 
 class TestFiles:
@@ -410,6 +471,42 @@ class TestSegmenterMasks:
         assert 1 < len(np.unique(mask)) <= 7
 
 
+class TestReadMasks:
+    @pytest.fixture
+    def images(self) -> Tensor:
+        pictures = [torch.from_numpy(scene(5, index, 40)[0]) for index in range(3)]
+        return torch.stack(pictures).permute(0, 3, 1, 2).contiguous()
+
+    @pytest.mark.parametrize("name", PROTOCOLS)
+    def test_features_of_a_batch_are_those_of_its_images(
+        self, segmenter: Segmenter, images: Tensor, name: str
+    ) -> None:
+        found = dense_features(segmenter, images, PROTOCOLS[name])
+        assert found.shape == (3, 8, 10, 10)
+        for features, image in zip(found, images, strict=True):
+            alone = dense_features(segmenter, image[None], PROTOCOLS[name])[0]
+            torch.testing.assert_close(features, alone)
+
+    @pytest.mark.parametrize("name", PROTOCOLS)
+    def test_several_read_outs_of_the_same_features(
+        self, segmenter: Segmenter, images: Tensor, name: str
+    ) -> None:
+        calls: list[Tensor] = []
+
+        def channels(features: Tensor) -> Tensor:
+            calls.append(features)
+            return features[:, :3]
+
+        masks_of = read_masks(segmenter, [channels, segmenter.read_out])
+        one, two = masks_of(images[0], PROTOCOLS[name], 40, 40)
+        features = dense_features(segmenter, images[:1], PROTOCOLS[name])
+        full = F.interpolate(features, (40, 40), mode="bilinear")[0, :3]
+        assert (torch.from_numpy(one) == full.argmax(0)).double().mean() > 0.999
+        alone = segmenter_masks(segmenter)(images[0], PROTOCOLS[name], 40, 40)
+        np.testing.assert_array_equal(two, alone)
+        assert calls[0].shape[-1] == (40 if name == "stego" else 10)
+
+
 class TestEvaluate:
     @pytest.fixture
     def scenes(self, tmp_path: Path) -> Path:
@@ -471,6 +568,28 @@ class TestEvaluate:
     def test_unknown_protocol(self, scenes: Path, segmenter: Segmenter) -> None:
         with pytest.raises(UsageError, match="--protocol voc"):
             evaluate(scenes / "tiny.toml", scenes, segmenter, protocol="voc")
+
+    @pytest.mark.parametrize("side", [0, 31, 4097])
+    def test_sizes_out_of_range(self, scenes: Path, segmenter: Segmenter, side: int) -> None:
+        with pytest.raises(UsageError, match=f"--image-size {side}: must be 32 to 4096"):
+            evaluate(scenes / "tiny.toml", scenes, segmenter, image_size=side)
+
+    def test_what_is_scored_is_known_before_the_model_is_read(self, scenes: Path) -> None:
+        with pytest.raises(UsageError, match="no split 'test'"):
+            evaluate(scenes / "tiny.toml", scenes, scenes / "nowhere", split="test")
+
+    def test_a_benchmark_serves_any_model(self, scenes: Path, segmenter: Segmenter) -> None:
+        task = benchmark(scenes / "tiny.toml", scenes, protocol="picie", image_size=40)
+        assert (task.found.split, task.protocol, task.image_size) == ("val", PROTOCOLS["picie"], 40)
+        centres = F.normalize(torch.randn(7, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+        read = segmenter.with_centroids(Centroids(centres, torch.ones(7, dtype=torch.int64)))
+        *_, first = segmenter_events(segmenter, task)
+        *_, second = segmenter_events(read, task)
+        assert isinstance(first, Evaluation)
+        assert isinstance(second, Evaluation)
+        assert (first.readout, first.clusters) == ("head", 5)
+        assert (second.readout, second.clusters) == ("kmeans", 7)
+        assert benchmark(scenes / "tiny.toml", scenes).protocol == PROTOCOLS["full-image"]
 
     def test_unknown_dataset(self, scenes: Path, segmenter: Segmenter) -> None:
         with pytest.raises(UsageError, match="no dataset is named 'mine'"):

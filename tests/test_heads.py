@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from densesiam_seg.heads import (
+    image_predictor,
+    image_projector,
     pixel_predictor,
     pixel_projector,
     region_predictor,
@@ -87,6 +89,27 @@ def test_region_predictor_layers() -> None:
     ]
 
 
+def test_image_projector_layers() -> None:
+    """SimSiam's, at the features' own width: no bias before a norm, and none of the last norm's own."""
+    hidden = [f"linear {C}→{C}", f"norm {C}", "relu"]
+    assert described(image_projector(C)) == [
+        *hidden,
+        *hidden,
+        f"linear {C}→{C}",
+        f"norm {C} plain",
+    ]
+
+
+@pytest.mark.parametrize(("width", "narrow"), [(512, 128), (16, 4), (6, 1), (3, 1), (1, 1)])
+def test_image_predictor_is_a_bottleneck_of_a_quarter(width: int, narrow: int) -> None:
+    assert described(image_predictor(width)) == [
+        f"linear {width}→{narrow}",
+        f"norm {narrow}",
+        "relu",
+        f"linear {narrow}→{width}+b",
+    ]
+
+
 def slow(head: nn.Sequential, rows: Array) -> Array:
     """The head in training mode over rows (N, C), batch statistics in float64."""
     for layer in head:
@@ -132,8 +155,10 @@ def test_pixel_predictor_equals_the_slow_sum() -> None:
     np.testing.assert_allclose(rows_of(p), slow(head, rows_of(maps)), atol=1e-5)
 
 
-@pytest.mark.parametrize("make", [region_projector, region_predictor])
-def test_region_heads_equal_the_slow_sum(make: Callable[[int], nn.Sequential]) -> None:
+@pytest.mark.parametrize(
+    "make", [region_projector, region_predictor, image_projector, image_predictor]
+)
+def test_heads_of_rows_equal_the_slow_sum(make: Callable[[int], nn.Sequential]) -> None:
     rows = torch.randn(20, C, generator=torch.Generator().manual_seed(2))
     head = varied(make(C))
     out = head(rows)
@@ -146,7 +171,8 @@ def test_projections_have_zero_mean_and_unit_deviation() -> None:
     source = torch.Generator().manual_seed(3)
     z = pixel_projector(C, K)(torch.randn(4, C, 8, 8, generator=source))
     u = region_projector(C)(torch.randn(64, C, generator=source))
-    for rows in (rows_of(z), u.detach().double().numpy()):
+    y = image_projector(C)(torch.randn(64, C, generator=source))
+    for rows in (rows_of(z), *(rows.detach().double().numpy() for rows in (u, y))):
         np.testing.assert_allclose(rows.mean(0), 0, atol=1e-5)
         np.testing.assert_allclose(rows.std(0), 1, atol=2e-3)
 

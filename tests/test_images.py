@@ -16,7 +16,13 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageFile
 
 from densesiam_seg.errors import ImageError
-from densesiam_seg.images import image_size, load_image, load_label, load_square
+from densesiam_seg.images import (
+    image_size,
+    load_image,
+    load_label,
+    load_square,
+    load_stretched,
+)
 
 BAD_IMAGES = Path(__file__).resolve().parents[2] / "shared" / "data" / "badimages"
 BILINEAR = Image.Resampling.BILINEAR
@@ -130,12 +136,60 @@ def test_upscaled_constant_stays_constant(tmp_path: Path) -> None:
     assert torch.equal(load_square(path, 10), expected)
 
 
-def test_jpeg_is_decoded_reduced_but_never_below_the_side(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    height=st.integers(1, 70),
+    width=st.integers(1, 70),
+    side=st.integers(1, 40),
+    channels=st.sampled_from([1, 3]),
+)
+def test_stretched_is_the_whole_image_at_another_aspect(
+    tmp_path_factory: pytest.TempPathFactory, height: int, width: int, side: int, channels: int
 ) -> None:
-    y, x = np.mgrid[0:255, 0:401]
-    smooth = np.stack([x * 255 // 400, y, (x + y) // 3], axis=2).astype(np.uint8)
-    path = saved(tmp_path, "a.jpg", Image.fromarray(smooth), quality=95)
+    array = noise(height, width, channels)
+    path = saved(tmp_path_factory.getbasetemp(), "stretched.png", Image.fromarray(array))
+    square, aspect = load_stretched(path, side)
+    assert aspect == width / height
+    assert square.shape == (3, side, side) and square.dtype == torch.uint8
+    assert square.is_contiguous()
+    expected = np.asarray(Image.fromarray(array).resize((side, side), BILINEAR))
+    expected = expected.transpose(2, 0, 1) if channels == 3 else np.stack([expected] * 3)
+    np.testing.assert_array_equal(square.numpy(), expected)
+
+
+def test_stretched_corners_are_the_images(tmp_path: Path) -> None:
+    """Nothing is cut off: each quarter of a wide image is a quarter of the square."""
+    colours = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [9, 9, 9]]], np.uint8)
+    array = colours.repeat(10, axis=0).repeat(30, axis=1)
+    square, aspect = load_stretched(saved(tmp_path, "a.png", Image.fromarray(array)), 20)
+    assert aspect == 3
+    np.testing.assert_array_equal(square.permute(1, 2, 0)[::19, ::19].numpy(), colours)
+
+
+def test_stretched_is_what_a_rotated_file_displays(tmp_path: Path) -> None:
+    array = noise(20, 30)
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        path = saved(tmp_path, "a.png", Image.fromarray(array), exif=exif)
+        square, aspect = load_stretched(path, 12)
+        displayed = Image.fromarray(load_image(path).permute(1, 2, 0).numpy())
+        assert aspect == displayed.width / displayed.height == (2 / 3 if orientation > 4 else 1.5)
+        expected = np.asarray(displayed.resize((12, 12), BILINEAR)).transpose(2, 0, 1)
+        np.testing.assert_array_equal(square.numpy(), expected)
+
+
+def test_stretched_of_an_extreme_shape(tmp_path: Path) -> None:
+    path = saved(tmp_path, "a.png", Image.new("RGB", (20000, 1), (9, 8, 7)))
+    square, aspect = load_stretched(path, 8)
+    assert aspect == 20000
+    assert torch.equal(
+        square, torch.tensor([9, 8, 7]).to(torch.uint8).view(3, 1, 1).expand(3, 8, 8)
+    )
+
+
+def recorded_sizes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Grows by the size (width, height) at which each file is decoded."""
     loaded: list[tuple[int, int]] = []
     load = ImageFile.ImageFile.load
 
@@ -144,14 +198,48 @@ def test_jpeg_is_decoded_reduced_but_never_below_the_side(
         return load(self)
 
     monkeypatch.setattr(ImageFile.ImageFile, "load", note)
+    return loaded
+
+
+@pytest.fixture
+def smooth_jpeg(tmp_path: Path) -> Path:
+    """401 × 255 pixels."""
+    y, x = np.mgrid[0:255, 0:401]
+    smooth = np.stack([x * 255 // 400, y, (x + y) // 3], axis=2).astype(np.uint8)
+    return saved(tmp_path, "a.jpg", Image.fromarray(smooth), quality=95)
+
+
+def test_jpeg_is_decoded_reduced_but_never_below_the_side(
+    smooth_jpeg: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = recorded_sizes(monkeypatch)
     used: dict[int, tuple[int, int]] = {}
     for side in (300, 255, 128, 127, 64, 40, 8):
         loaded.clear()
-        square = load_square(path, side)
+        square = load_square(smooth_jpeg, side)
         used[side] = loaded[0]
-        whole = square_reference(np.asarray(Image.open(path)), side).transpose(2, 0, 1)
+        whole = square_reference(np.asarray(Image.open(smooth_jpeg)), side).transpose(2, 0, 1)
         assert np.abs(square.numpy().astype(int) - whole).max() <= 8
     assert used[300] == used[255] == used[128] == (401, 255)
+    assert used[127] == used[64] == (201, 128)
+    assert used[40] == (101, 64)
+    assert used[8] == (51, 32)
+
+
+def test_stretched_jpeg_is_decoded_reduced_but_never_below_the_side(
+    smooth_jpeg: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = recorded_sizes(monkeypatch)
+    used: dict[int, tuple[int, int]] = {}
+    for side in (300, 128, 127, 64, 40, 8):
+        loaded.clear()
+        square, aspect = load_stretched(smooth_jpeg, side)
+        used[side] = loaded[0]
+        # The aspect is the file's own, not that of its rounded reduced size.
+        assert aspect == 401 / 255
+        whole = np.asarray(Image.open(smooth_jpeg).resize((side, side), BILINEAR))
+        assert np.abs(square.numpy().astype(int) - whole.transpose(2, 0, 1)).max() <= 8
+    assert used[300] == used[128] == (401, 255)
     assert used[127] == used[64] == (201, 128)
     assert used[40] == (101, 64)
     assert used[8] == (51, 32)
@@ -167,6 +255,7 @@ def outcome(path: Path) -> str:
     assert tensor.shape[0] == 3
     assert tuple(tensor.shape[1:]) == image_size(path)
     assert load_square(path, 16).shape == (3, 16, 16)
+    assert load_stretched(path, 16)[0].shape == (3, 16, 16)
     return "good"
 
 
@@ -206,6 +295,7 @@ def test_mutants_raise_nothing_else(tmp_path: Path) -> None:
         try:
             load_image(path, max_pixels=1_000_000)
             load_square(path, 16, max_pixels=1_000_000)
+            load_stretched(path, 16, max_pixels=1_000_000)
             outcomes.add("good")
         except ImageError as error:
             outcomes.add(error.reason)
@@ -234,3 +324,13 @@ def test_bad_images_of_others() -> None:
     assert by_folder["04"] == {"not-an-image", "truncated", "corrupt"}
     for folder in ("07", "09", "10", "12", "13"):
         assert by_folder[folder] <= {"good", "not-an-image"}
+
+
+def test_stretched_refuses_as_the_others_do(tmp_path: Path) -> None:
+    path = saved(tmp_path, "a.png", Image.new("RGB", (40, 30)))
+    with pytest.raises(ImageError, match="--max-pixels"):
+        load_stretched(path, 8, max_pixels=1199)
+    assert load_stretched(path, 8, max_pixels=1200)[1] == 4 / 3
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(ImageError, match=r"a\.png"):
+        load_stretched(path, 8)

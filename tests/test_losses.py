@@ -1,21 +1,25 @@
-"""The four losses against numbers worked out by hand, slow loops in float64 and their gradients' formulas."""
+"""The losses against numbers worked out by hand, slow loops in float64 and their gradients' formulas."""
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from densesiam_seg.losses import (
     Balance,
     Similarity,
     dissimilarity,
+    linked_loss,
     pixel_loss,
     pixel_weights,
+    pseudo_label_loss,
     region_embeddings,
     region_loss,
     segmentation_loss,
@@ -62,6 +66,40 @@ def slow_dissimilarity(p: Tensor, z: Tensor, form: Similarity) -> float:
     return float(sum(terms) / len(terms))
 
 
+def rows(*places: tuple[float, ...]) -> Tensor:
+    """(1, N, K): one tuple of K values per place."""
+    return torch.tensor(places)[None]
+
+
+class Links(NamedTuple):
+    p_1: Tensor
+    z_1: Tensor
+    p_2: Tensor
+    z_2: Tensor
+    weight: Tensor
+
+
+def slow_linked(links: Links, form: Similarity) -> float:
+    """The weighted mean over each image's links, then the mean over the images that have one."""
+    means = []
+    for b, weights in enumerate(links.weight.tolist()):
+        total, count = 0.0, 0.0
+        for n, row in enumerate(weights):
+            for m, w in enumerate(row):
+                there = slow_dissimilarity(as_map(links.p_1[b, n]), as_map(links.z_2[b, m]), form)
+                back = slow_dissimilarity(as_map(links.p_2[b, m]), as_map(links.z_1[b, n]), form)
+                total += w * 0.5 * (there + back)
+                count += w
+        if count:
+            means.append(total / count)
+    return sum(means) / len(means)
+
+
+def as_map(row: Tensor) -> Tensor:
+    """One place's K values as a map of one pixel."""
+    return row.detach().view(1, -1, 1, 1)
+
+
 def slow_weights(labels: list[int], balance: Balance) -> list[float]:
     counts = {label: labels.count(label) for label in labels}
     if balance == "none":
@@ -72,8 +110,11 @@ def slow_weights(labels: list[int], balance: Balance) -> list[float]:
 
 
 def slow_segmentation(z: Tensor, balance: Balance) -> float:
+    return slow_pseudo_labels(z, [int(column.argmax()) for column in columns_of(z)], balance)
+
+
+def slow_pseudo_labels(z: Tensor, labels: list[int], balance: Balance) -> float:
     columns = columns_of(z)
-    labels = [int(column.argmax()) for column in columns]
     weights = slow_weights(labels, balance)
     terms = [
         -weight * math.log(shares(column)[label])
@@ -202,6 +243,122 @@ class TestPixelLoss:
         assert gradients[0].abs().max() > 1e-4 and gradients[2].abs().max() > 1e-4
 
 
+def random_links(seed: int, batch: int = 3, ends: tuple[int, int] = (4, 5)) -> Links:
+    """N and M places of six values; some weights are 0."""
+    source = torch.Generator().manual_seed(seed)
+    n, m = ends
+    p_1, z_1, p_2, z_2 = (
+        2 * torch.randn(batch, places, 6, generator=source) for places in (n, n, m, m)
+    )
+    weight = torch.rand(batch, n, m, generator=source)
+    return Links(p_1, z_1, p_2, z_2, torch.where(weight < 0.5, 0.0, 2 * weight))
+
+
+class TestLinkedLoss:
+    """PixSim of places that are linked one by one."""
+
+    EVEN, LEANING = (0.0, 0.0), (LN3, 0.0)
+
+    def test_by_hand(self) -> None:
+        """Two places of view 1, one of view 2, weights 1 and 3; the D are those of `TestDissimilarity`."""
+        p_1, z_1 = rows(self.EVEN, self.LEANING), rows(self.LEANING, self.EVEN)
+        p_2, z_2 = rows(self.LEANING), rows(self.EVEN)
+        weight = torch.tensor([[[1.0], [3.0]]])
+        # First link: ½ D(even, even) + ½ D(leaning, leaning) = ½ · (0.6931472 + 0.5623351) = 0.6277412.
+        # Second: ½ D(leaning, even) twice = 0.8369882. Mean: (0.6277412 + 3 · 0.8369882) / 4.
+        loss = linked_loss(p_1, z_1, p_2, z_2, weight)
+        assert loss.item() == pytest.approx(0.7846764, abs=1e-6)
+        only_first = linked_loss(p_1, z_1, p_2, z_2, torch.tensor([[[5.0], [0.0]]]))
+        assert only_first.item() == pytest.approx(0.6277412, abs=1e-6)
+        # From the other view's side it is the same sum.
+        turned = linked_loss(p_2, z_2, p_1, z_1, weight.mT)
+        assert turned.item() == pytest.approx(0.7846764, abs=1e-6)
+
+    def test_cosine_by_hand(self) -> None:
+        p_1, z_1 = rows((3.0, 4.0), (1.0, 0.0)), rows((1.0, 0.0), (0.0, 2.0))
+        p_2, z_2 = rows((0.0, 5.0)), rows((4.0, 3.0))
+        # First link: -½ (24/25 + 0) = -0.48. Second: -½ (0.8 + 1) = -0.9. Mean: (-0.48 - 0.9) / 2.
+        loss = linked_loss(p_1, z_1, p_2, z_2, torch.ones(1, 2, 1), "cosine")
+        assert loss.item() == pytest.approx(-0.69, abs=1e-6)
+
+    @pytest.mark.parametrize("form", FORMS)
+    def test_each_place_with_itself_is_the_pixel_loss(self, form: Similarity) -> None:
+        p_1, z_1, p_2, z_2 = random_maps(4, 5, (2, 4, 3, 5))
+        weight = torch.eye(15).expand(2, 15, 15)
+        links = Links(*(maps.flatten(2).mT for maps in (p_1, z_1, p_2, z_2)), weight=weight)
+        expected = pixel_loss(p_1, z_1, p_2, z_2, form)
+        assert linked_loss(*links, form).item() == pytest.approx(expected.item(), abs=1e-5)
+        # Only the weights' ratios count.
+        tripled = linked_loss(*links._replace(weight=3 * weight), form)
+        assert tripled.item() == pytest.approx(expected.item(), abs=1e-5)
+
+    @pytest.mark.parametrize("form", FORMS)
+    @pytest.mark.parametrize("seed", range(3))
+    def test_equals_a_slow_loop(self, form: Similarity, seed: int) -> None:
+        links = random_links(seed)
+        if seed == 2:
+            links.weight[1] = 0
+        expected = slow_linked(links, form)
+        assert linked_loss(*links, form).item() == pytest.approx(expected, abs=1e-5)
+
+    @pytest.mark.parametrize("form", FORMS)
+    def test_every_image_with_a_link_counts_alike(self, form: Similarity) -> None:
+        """One link of one image weighs as much as twenty of another; an image without any does not weigh."""
+        links = random_links(3)
+        links.weight[:] = 0
+        links.weight[0], links.weight[1, 2, 3] = 1.0, 0.01
+        one, two = (Links(*(field[b : b + 1] for field in links)) for b in (0, 1))
+        alone = linked_loss(*one, form), linked_loss(*two, form)
+        expected = (alone[0] + alone[1]) / 2
+        assert linked_loss(*links, form).item() == pytest.approx(expected.item(), abs=1e-5)
+
+    @pytest.mark.parametrize("form", FORMS)
+    @pytest.mark.parametrize("ends", [(4, 5), (0, 0)])
+    def test_no_links_make_zero_and_a_gradient_of_zero(
+        self, form: Similarity, ends: tuple[int, int]
+    ) -> None:
+        links = random_links(4, ends=ends)
+        links.weight[:] = 0
+        predictions = links.p_1.requires_grad_(), links.p_2.requires_grad_()
+        loss = linked_loss(*links, form)
+        assert loss.item() == 0
+        for gradient in torch.autograd.grad(loss, predictions):
+            assert (gradient == 0).all()
+
+    @pytest.mark.parametrize("form", FORMS)
+    def test_gradient_reaches_linked_predictions_only(self, form: Similarity) -> None:
+        links = random_links(5)
+        weight = links.weight
+        weight[1], weight[:, 2], weight[:, :, 3] = 0, 0, 0
+        places = [field.requires_grad_() for field in links[:4]]
+        loss = linked_loss(*links, form)
+        gradients = torch.autograd.grad(loss, places, allow_unused=True)
+        to_p_1, to_z_1, to_p_2, to_z_2 = gradients
+        assert to_z_1 is None and to_z_2 is None
+        for gradient, ends in ((to_p_1, weight.sum(2) > 0), (to_p_2, weight.sum(1) > 0)):
+            assert (gradient[~ends] == 0).all()
+            assert (gradient[ends].abs().amax(-1) > 1e-5).all()
+
+    @pytest.mark.parametrize("form", FORMS)
+    def test_autocast_changes_nothing(self, form: Similarity) -> None:
+        p_1, z_1, p_2, z_2, weight = random_links(6)
+        links = Links(*(values.bfloat16() for values in (p_1, z_1, p_2, z_2)), weight=weight)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = linked_loss(*links, form)
+        assert loss.dtype == torch.float32
+        assert torch.equal(loss, linked_loss(*links, form))
+        expected = slow_linked(links, form)
+        assert loss.item() == pytest.approx(expected, abs=1e-5)
+
+    def test_large_logits_stay_finite(self) -> None:
+        p, z = rows((1e4, -1e4)), rows((-1e4, 1e4))
+        assert linked_loss(p, z, p, z, torch.ones(1, 1, 1)).item() == pytest.approx(2e4)
+
+    def test_default_is_cross_entropy(self) -> None:
+        links = random_links(7)
+        assert linked_loss(*links).item() == linked_loss(*links, "cross-entropy").item()
+
+
 class TestPixelWeights:
     def test_by_hand(self) -> None:
         # ln 27 = 3.2958369, ln 128 = 4.8520303, sum 8.1478672.
@@ -286,6 +443,60 @@ class TestSegmentation:
         assert loss.item() == pytest.approx(expected, abs=1e-5)
 
 
+class TestPseudoLabels:
+    """Cross-entropy with labels that come from elsewhere."""
+
+    Z = pixels((LN3, 0.0), (LN3, 0.0), (LN3, 0.0), (0.0, LN9))
+
+    @pytest.mark.parametrize(
+        ("balance", "expected"),
+        [
+            # Labels 1 0 1 1; cross-entropies -ln ¼ = 1.3862944, -ln ¾ = 0.2876821, -ln ¼ and -ln 0.9 = 0.1053605.
+            ("none", 0.7914079),
+            # Weights ¼ for the 0 and ¾ for the others: (0.25 · 0.2876821 + 0.75 · 2.8779493) / 4
+            ("frequency", 0.5575956),
+            # Weights 4 / (1 · 2) = 2 and 4 / (3 · 2) = ⅔: (2 · 0.2876821 + ⅔ · 2.8779493) / 4
+            ("inverse", 0.6234993),
+        ],
+    )
+    def test_by_hand(self, balance: Balance, expected: float) -> None:
+        labels = torch.tensor([[[1, 0, 1, 1]]])
+        loss = pseudo_label_loss(self.Z, labels, balance)
+        assert loss.item() == pytest.approx(expected, abs=1e-6)
+
+    @pytest.mark.parametrize("balance", BALANCES)
+    @pytest.mark.parametrize("seed", range(3))
+    def test_equals_a_slow_loop(self, balance: Balance, seed: int) -> None:
+        (z,) = random_maps(1, seed)
+        source = torch.Generator().manual_seed(seed)
+        # Label 3 is that of no pixel.
+        labels = torch.randint(0, 3, (2, 3, 5), generator=source)
+        expected = slow_pseudo_labels(z, labels.flatten().tolist(), balance)
+        assert pseudo_label_loss(z, labels, balance).item() == pytest.approx(expected, abs=1e-5)
+
+    @pytest.mark.parametrize("balance", BALANCES)
+    def test_its_own_argmax_is_the_segmentation_loss(self, balance: Balance) -> None:
+        (z,) = random_maps(1, 8)
+        loss = pseudo_label_loss(z, z.argmax(1), balance)
+        assert loss.item() == pytest.approx(segmentation_loss(z, balance).item(), abs=1e-6)
+
+    def test_without_balance_it_is_torchs_cross_entropy_with_its_gradient(self) -> None:
+        z = random_maps(1, 9)[0].requires_grad_()
+        labels = random_maps(1, 10)[0].argmax(1)
+        losses = pseudo_label_loss(z, labels, "none"), cross_entropy(z, labels)
+        assert losses[0].item() == pytest.approx(losses[1].item(), abs=1e-6)
+        (one,), (two,) = (torch.autograd.grad(loss, z) for loss in losses)
+        torch.testing.assert_close(one, two, atol=1e-6, rtol=0)
+
+    def test_half_precision_is_computed_in_float32(self) -> None:
+        z = random_maps(1, 11)[0].bfloat16()
+        labels = random_maps(1, 12)[0].argmax(1)
+        loss = pseudo_label_loss(z, labels)
+        assert loss.dtype == torch.float32
+        expected = slow_pseudo_labels(z, labels.flatten().tolist(), "inverse")
+        assert loss.item() == pytest.approx(expected, abs=1e-5)
+
+
 class TestRegions:
     def test_embeddings_by_hand(self) -> None:
         z = pixels((LN3, 0.0), (0.0, 0.0))  # shares (¾, ¼) and (½, ½)
@@ -301,6 +512,40 @@ class TestRegions:
         out = region_embeddings(z, features)
         assert out.shape == (2, 4, 6)
         np.testing.assert_allclose(out.numpy(), slow_regions(z, features), atol=1e-5)
+
+    def test_embeddings_of_some_pixels_by_hand(self) -> None:
+        z = pixels((0.0, 0.0), (LN3, 0.0), (0.0, LN9))
+        features = pixels((4.0, 0.0), (2.0, 8.0), (100.0, 100.0))
+        used = torch.tensor([[[True, True, False]]])
+        # Region 0: ½ · (4, 0) + ¾ · (2, 8); region 1: ½ · (4, 0) + ¼ · (2, 8).
+        torch.testing.assert_close(
+            region_embeddings(z, features, used), torch.tensor([[[3.5, 6.0], [2.5, 2.0]]])
+        )
+        torch.testing.assert_close(
+            region_embeddings(z, features, ~used), torch.tensor([[[10.0, 10.0], [90.0, 90.0]]])
+        )
+
+    def test_embeddings_of_some_pixels_are_those_of_these_alone(self) -> None:
+        z, features = random_maps(1, 2)[0], random_maps(1, 3, (2, 6, 3, 5))[0]
+        used = random_maps(1, 4, (2, 3, 5))[0] > 0
+        out = region_embeddings(z, features, used)
+        for b in range(2):
+            alone = [maps[b : b + 1, :, used[b]].unsqueeze(-1) for maps in (z, features)]
+            np.testing.assert_allclose(out[b].numpy(), slow_regions(*alone)[0], atol=1e-5)
+        everywhere = torch.ones_like(used)
+        assert torch.equal(
+            region_embeddings(z, features, everywhere), region_embeddings(z, features)
+        )
+        assert (region_embeddings(z, features, ~everywhere) == 0).all()
+
+    def test_gradient_of_embeddings_is_zero_outside_the_pixels_used(self) -> None:
+        z, features = random_maps(1, 2)[0], random_maps(1, 3, (2, 6, 3, 5))[0]
+        used = random_maps(1, 4, (2, 3, 5))[0] > 0
+        inputs = z.requires_grad_(), features.requires_grad_()
+        embeddings = region_embeddings(*inputs, used)
+        for gradient in torch.autograd.grad(embeddings.square().sum(), inputs):
+            reached = gradient.abs().amax(1)
+            assert (reached[~used] == 0).all() and (reached[used] > 0).all()
 
     def test_gradient_of_embeddings_reaches_masks_and_features(self) -> None:
         (z,) = random_maps(1, 2)

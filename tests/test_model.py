@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -10,7 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from densesiam_seg.encoder import Encoder
+from densesiam_seg.heads import (
+    pixel_predictor,
+    pixel_projector,
+    region_predictor,
+    region_projector,
+)
 from densesiam_seg.model import Architecture, DenseSiam, build_network
+from densesiam_seg.randomness import Stream, torch_seed
 from densesiam_seg.views import Geometry, ViewPair
 
 SMALL = Architecture(channels=8, clusters=3, over_clusters=5)
@@ -45,7 +55,7 @@ def network() -> DenseSiam:
 
 class TestParts:
     def test_defaults_are_the_papers(self) -> None:
-        assert Architecture() == Architecture("resnet18", 128, 27, 128)
+        assert Architecture() == Architecture("resnet18", 128, 27, 128, "fpn", image_head=False)
 
     def test_heads_have_their_sizes(self) -> None:
         """Weights of the first and last layer of each head, (outputs, inputs, …), C = 128, K = 27, A = 64."""
@@ -60,6 +70,7 @@ class TestParts:
             "region_predictor": ((128, 128), (128, 128)),
         }
         assert {name for name, _ in network.named_children()} == {"encoder", *ends}
+        assert network.image_projector is None and network.image_predictor is None
         for name, expected in ends.items():
             weights = [
                 tuple(layer.weight.shape)
@@ -71,6 +82,7 @@ class TestParts:
     def test_backbone_is_the_named_one(self) -> None:
         with torch.device("meta"):
             network = DenseSiam(Architecture(backbone="resnet50"))
+        assert network.encoder.decoder is not None
         lateral = network.encoder.decoder.laterals[-1]
         assert isinstance(lateral, nn.Conv2d)
         assert lateral.in_channels == 2048
@@ -84,7 +96,92 @@ class TestParts:
         assert torch.equal(logits, expected)
 
 
+def shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        state = DenseSiam(architecture).state_dict()
+    return {name: tuple(value.shape) for name, value in state.items()}
+
+
+class TestOptions:
+    """Networks of another shape than the paper's for segmentation."""
+
+    def test_features_of_res5_have_heads_of_its_width(self) -> None:
+        found = shapes(Architecture(channels=8, clusters=3, over_clusters=5, features="res5"))
+        assert found["projector.0.weight"] == (512, 512, 1, 1)
+        assert found["projector.6.weight"] == (3, 512, 1, 1)
+        assert found["over_predictor.0.weight"] == (512, 5, 1, 1)
+        assert found["region_projector.0.weight"] == (512, 512)
+        assert not any("decoder" in name for name in found)
+        assert not any(8 in shape for shape in found.values())
+
+    def test_features_of_res5_have_stride_32(self) -> None:
+        with torch.device("meta"):
+            network = DenseSiam(Architecture(features="res5", clusters=3, over_clusters=0))
+            assert network(torch.empty(2, 3, 96, 64)).shape == (2, 3, 3, 2)
+
+    def test_no_over_clusters_have_no_heads(self) -> None:
+        network = build_network(replace(SMALL, over_clusters=0), seed=0)
+        assert network.over_projector is None and network.over_predictor is None
+        expected = {
+            name: shape for name, shape in shapes(SMALL).items() if not name.startswith("over_")
+        }
+        assert {n: tuple(v.shape) for n, v in network.state_dict().items()} == expected
+
+    @pytest.mark.parametrize(("features", "width"), [("fpn", 8), ("res5", 512)])
+    def test_image_head_has_the_features_width(
+        self, features: Literal["fpn", "res5"], width: int
+    ) -> None:
+        architecture = replace(SMALL, features=features)
+        found = shapes(replace(architecture, image_head=True))
+        added = set(found) - set(shapes(architecture))
+        assert {name.split(".")[0] for name in added} == {"image_projector", "image_predictor"}
+        assert found["image_projector.6.weight"] == (width, width)
+        assert found["image_predictor.0.weight"] == (width // 4, width)
+        assert found["image_predictor.3.weight"] == (width, width // 4)
+
+    def test_region_outputs_are_the_heads_row_by_row(self, network: DenseSiam) -> None:
+        embeddings = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            u, q = network.region_outputs(embeddings)
+            for image in range(2):
+                rows = network.region_projector(embeddings[image])
+                torch.testing.assert_close(u[image], rows)
+                torch.testing.assert_close(q[image], network.region_predictor(rows))
+
+    def test_regions_of_all_images_share_batch_statistics(self) -> None:
+        network = build_network(SMALL, seed=0).train()
+        embeddings = torch.randn(4, 3, 8, generator=torch.Generator().manual_seed(0))
+        u, q = network.region_outputs(embeddings)
+        assert u.shape == q.shape == (4, 3, 8)
+        torch.testing.assert_close(u.mean((0, 1)), torch.zeros(8), atol=1e-5, rtol=0)
+        assert u.mean(1).abs().max() > 0.1
+
+
 class TestInitialWeights:
+    def test_are_drawn_part_by_part_and_options_last(self) -> None:
+        """The default network is what it was before there were options, to the last bit.
+
+        So a seed's network is the same in every version, and an image head beside it changes nothing.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(torch_seed(7, Stream.WEIGHTS))
+            parts = nn.ModuleDict()
+            parts["encoder"] = Encoder("resnet18", 8)
+            parts["projector"], parts["predictor"] = pixel_projector(8, 3), pixel_predictor(3, 8)
+            parts["over_projector"] = pixel_projector(8, 5)
+            parts["over_predictor"] = pixel_predictor(5, 8)
+            parts["region_projector"] = region_projector(8)
+            parts["region_predictor"] = region_predictor(8)
+        expected = parts.state_dict()
+        assert list(build_network(SMALL, seed=7).state_dict()) == list(expected)
+        for architecture in (SMALL, replace(SMALL, image_head=True)):
+            found = build_network(architecture, seed=7).state_dict()
+            assert all(torch.equal(found[name], value) for name, value in expected.items())
+        without = build_network(replace(SMALL, over_clusters=0), seed=7).state_dict()
+        for name in without:
+            if not name.startswith("region_"):
+                assert torch.equal(without[name], expected[name])
+
     def test_are_a_function_of_the_seed(self) -> None:
         torch.rand(3)  # wherever the global generator stands
         one = build_network(SMALL, seed=5).state_dict()

@@ -72,6 +72,7 @@ def test_streams_are_numbered_for_ever() -> None:
         "ORDER": 1,
         "WEIGHTS": 2,
         "PIXELS": 3,
+        "GRID": 4,
     }
 
 

@@ -1,4 +1,4 @@
-"""The backbone's initial weights: from torch's cache, the network, a file, or none; and files that mean harm."""
+"""The initial weights: from torch's cache, the network, a file, another run, or none; and files that mean harm."""
 
 from __future__ import annotations
 
@@ -21,9 +21,11 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from densesiam_seg.encoder import Backbone
+from densesiam_seg.encoder import Encoder
 from densesiam_seg.errors import ModelError, UsageError
-from densesiam_seg.weights import TIMEOUT, load_backbone
+from densesiam_seg.model import Architecture, build_network
+from densesiam_seg.segmenter import ModelCard, Segmenter
+from densesiam_seg.weights import TIMEOUT, load_encoder, require_source
 
 Fetch = Callable[[str, float], Any]
 
@@ -45,53 +47,54 @@ def net(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Fetch], No
 
 
 @pytest.fixture
-def backbone(slim: None) -> Backbone:
-    return Backbone("resnet18")
+def encoder(slim: None) -> Encoder:
+    return Encoder("resnet18", 8)
 
 
-def filled(backbone: Backbone, value: float = 0.25) -> dict[str, Tensor]:
+def filled(encoder: Encoder, value: float = 0.25) -> dict[str, Tensor]:
     """A state dict for the backbone: each tensor's elements are different, and different from its own."""
     return {
         name: tensor + 1
         if tensor.dtype == torch.int64
         else torch.linspace(value, 1, tensor.numel()).view_as(tensor)
-        for name, tensor in backbone.state_dict().items()
+        for name, tensor in encoder.backbone.state_dict().items()
     }
 
 
-def state(backbone: Backbone) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in backbone.state_dict().items()}
+def state(encoder: Encoder) -> dict[str, Tensor]:
+    """A copy of the backbone's state dict."""
+    return {name: value.clone() for name, value in encoder.backbone.state_dict().items()}
 
 
 def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
-def refused(backbone: Backbone, path: Path, expected: str) -> None:
-    """Loading `path` fails with a ModelError of one line that names it."""
+def refused(encoder: Encoder, path: Path, expected: str, *, source: Path | None = None) -> None:
+    """Loading `path` (or `source`) fails with a ModelError of one line that names `path`."""
     with pytest.raises(ModelError) as caught:
-        load_backbone(backbone, "resnet18", str(path))
+        load_encoder(encoder, "resnet18", str(source or path))
     message = str(caught.value)
     assert str(path) in message and expected in message and "\n" not in message
     assert caught.value.exit_code == 4
 
 
-def test_none_changes_nothing(backbone: Backbone) -> None:
-    before = state(backbone)
-    assert "from scratch" in load_backbone(backbone, "resnet18", "none")
-    assert same(state(backbone), before)
+def test_none_changes_nothing(encoder: Encoder) -> None:
+    before = state(encoder)
+    assert "from scratch" in load_encoder(encoder, "resnet18", "none")
+    assert same(state(encoder), before)
 
 
 class TestImageNet:
     @pytest.fixture
-    def original(self, backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> bytes:
+    def original(self, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> bytes:
         """The bytes of a fake torchvision file, whose address ends in the first digits of its digest.
 
         As in torchvision's files of 2021 parameters are Parameters and the counters of batch normalisation are absent.
         """
         tensors: dict[str, Tensor] = {
             name: nn.Parameter(value) if name.endswith("weight") else value
-            for name, value in filled(backbone).items()
+            for name, value in filled(encoder).items()
             if not name.endswith("num_batches_tracked")
         }
         buffer = io.BytesIO()
@@ -103,9 +106,9 @@ class TestImageNet:
         monkeypatch.setattr(torchvision.models, "get_model_weights", {"resnet18": entry}.get)
         return data
 
-    def expected(self, backbone: Backbone) -> dict[str, Tensor]:
-        counters = {k: v for k, v in state(backbone).items() if k.endswith("num_batches_tracked")}
-        return {**filled(backbone), **counters}
+    def expected(self, encoder: Encoder) -> dict[str, Tensor]:
+        counters = {k: v for k, v in state(encoder).items() if k.endswith("num_batches_tracked")}
+        return {**filled(encoder), **counters}
 
     def cached(self, tmp_path: Path) -> list[Path]:
         folder = tmp_path / "hub" / "checkpoints"
@@ -114,7 +117,7 @@ class TestImageNet:
     @pytest.mark.parametrize("weights", ["auto", "imagenet"])
     def test_fetched_once_and_then_from_the_cache(
         self,
-        backbone: Backbone,
+        encoder: Encoder,
         original: bytes,
         tmp_path: Path,
         net: Callable[[Fetch], None],
@@ -127,16 +130,16 @@ class TestImageNet:
             return io.BytesIO(original)
 
         net(fetch)
-        wanted = self.expected(backbone)
-        line = load_backbone(backbone, "resnet18", weights)
-        assert same(state(backbone), wanted)
+        wanted = self.expected(encoder)
+        line = load_encoder(encoder, "resnet18", weights)
+        assert same(state(encoder), wanted)
         (path,) = self.cached(tmp_path)
         assert path.read_bytes() == original and str(path) in line
         assert [timeout for _, timeout in calls] == [TIMEOUT]
 
         net(refuse)
-        other = Backbone("resnet18")
-        assert load_backbone(other, "resnet18", weights) == line
+        other = Encoder("resnet18", 8)
+        assert load_encoder(other, "resnet18", weights) == line
         assert same(state(other), wanted)
 
     @pytest.mark.parametrize(
@@ -151,7 +154,7 @@ class TestImageNet:
     )
     def test_without_a_network(
         self,
-        backbone: Backbone,
+        encoder: Encoder,
         original: bytes,
         tmp_path: Path,
         net: Callable[[Fetch], None],
@@ -161,16 +164,16 @@ class TestImageNet:
             raise error
 
         net(fail)
-        before = state(backbone)
-        line = load_backbone(backbone, "resnet18", "auto")
+        before = state(encoder)
+        line = load_encoder(encoder, "resnet18", "auto")
         assert "training from scratch" in line and "\n" not in line
         with pytest.raises(ModelError, match="neither cached nor fetched"):
-            load_backbone(backbone, "resnet18", "imagenet")
-        assert same(state(backbone), before)
+            load_encoder(encoder, "resnet18", "imagenet")
+        assert same(state(encoder), before)
         assert self.cached(tmp_path) == []
 
     def test_a_connection_that_breaks_leaves_no_half_file(
-        self, backbone: Backbone, original: bytes, tmp_path: Path, net: Callable[[Fetch], None]
+        self, encoder: Encoder, original: bytes, tmp_path: Path, net: Callable[[Fetch], None]
     ) -> None:
         class Broken(io.BytesIO):
             def read(self, size: int | None = -1) -> bytes:
@@ -179,13 +182,13 @@ class TestImageNet:
                 return super().read(100)
 
         net(lambda url, timeout: Broken(original))
-        assert "Connection reset" in load_backbone(backbone, "resnet18", "auto")
+        assert "Connection reset" in load_encoder(encoder, "resnet18", "auto")
         assert self.cached(tmp_path) == []
 
     @pytest.mark.parametrize("flaw", ["short", "flipped", "page"])
     def test_a_fetched_file_of_another_digest_is_not_kept(
         self,
-        backbone: Backbone,
+        encoder: Encoder,
         original: bytes,
         tmp_path: Path,
         net: Callable[[Fetch], None],
@@ -197,27 +200,27 @@ class TestImageNet:
             "page": b"<html>Please log in</html>",
         }[flaw]
         net(lambda url, timeout: io.BytesIO(data))
-        before = state(backbone)
-        assert "sha256" in load_backbone(backbone, "resnet18", "auto")
+        before = state(encoder)
+        assert "sha256" in load_encoder(encoder, "resnet18", "auto")
         with pytest.raises(ModelError, match="sha256"):
-            load_backbone(backbone, "resnet18", "imagenet")
-        assert same(state(backbone), before) and self.cached(tmp_path) == []
+            load_encoder(encoder, "resnet18", "imagenet")
+        assert same(state(encoder), before) and self.cached(tmp_path) == []
 
     def test_a_cache_that_cannot_be_written_is_no_network(
-        self, backbone: Backbone, original: bytes, tmp_path: Path
+        self, encoder: Encoder, original: bytes, tmp_path: Path
     ) -> None:
         (tmp_path / "hub").write_text("a file where the folder would be")
-        assert "training from scratch" in load_backbone(backbone, "resnet18", "auto")
+        assert "training from scratch" in load_encoder(encoder, "resnet18", "auto")
 
     def test_a_damaged_cached_file_is_refused(
-        self, backbone: Backbone, original: bytes, tmp_path: Path, net: Callable[[Fetch], None]
+        self, encoder: Encoder, original: bytes, tmp_path: Path, net: Callable[[Fetch], None]
     ) -> None:
         net(lambda url, timeout: io.BytesIO(original))
-        load_backbone(backbone, "resnet18", "auto")
+        load_encoder(encoder, "resnet18", "auto")
         (path,) = self.cached(tmp_path)
         path.write_bytes(original[: len(original) // 2])
         with pytest.raises(ModelError, match=path.name):
-            load_backbone(backbone, "resnet18", "auto")
+            load_encoder(encoder, "resnet18", "auto")
 
     @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
     def test_torchvisions_names_end_in_eight_digits(self, name: str) -> None:
@@ -229,9 +232,9 @@ class TestImageNet:
 class TestFile:
     @pytest.mark.parametrize("kind", ["safetensors", "pth", "nested"])
     def test_round_trip_without_the_classifier(
-        self, backbone: Backbone, tmp_path: Path, kind: str
+        self, encoder: Encoder, tmp_path: Path, kind: str
     ) -> None:
-        wanted = filled(backbone)
+        wanted = filled(encoder)
         tensors = {**wanted, "fc.weight": torch.ones(10, 16), "fc.bias": torch.ones(10)}
         path = tmp_path / ("w.safetensors" if kind == "safetensors" else "w.pth")
         if kind == "safetensors":
@@ -239,43 +242,125 @@ class TestFile:
         else:
             content = tensors if kind == "pth" else {"state_dict": tensors, "epoch": 3}
             torch.save(content, path)
-        assert load_backbone(backbone, "resnet18", str(path)) == f"weights: {path}"
-        assert same(state(backbone), wanted)
-        assert not any(value.requires_grad for value in backbone.state_dict().values())
-        assert all(parameter.requires_grad for parameter in backbone.parameters())
+        assert load_encoder(encoder, "resnet18", str(path)) == f"weights: {path}"
+        assert same(state(encoder), wanted)
+        assert not any(value.requires_grad for value in encoder.state_dict().values())
+        assert all(parameter.requires_grad for parameter in encoder.parameters())
 
     def test_a_real_resnet_is_taken_over_whole(self, tmp_path: Path) -> None:
         """Names and shapes are torchvision's: a ResNet-18 and its filled backbone give equal stages."""
         source = torchvision.models.resnet18(weights=None).eval()
         path = tmp_path / "resnet18.pth"
         torch.save(source.state_dict(), path)
-        backbone = Backbone("resnet18").eval()
-        load_backbone(backbone, "resnet18", str(path))
+        encoder = Encoder("resnet18", 8).eval()
+        load_encoder(encoder, "resnet18", str(path))
         images = torch.rand(1, 3, 32, 32)
         with torch.no_grad():
-            pooled = backbone(images)[-1].mean((2, 3))
+            pooled = encoder.backbone(images)[-1].mean((2, 3))
             assert torch.equal(source.fc(pooled), source(images))
 
-    def test_halves_are_widened(self, backbone: Backbone, tmp_path: Path) -> None:
+    def test_halves_are_widened(self, encoder: Encoder, tmp_path: Path) -> None:
         path = tmp_path / "w.safetensors"
-        halves = {name: value.half() for name, value in filled(backbone).items()}
+        halves = {name: value.half() for name, value in filled(encoder).items()}
         safetensors.torch.save_file(halves, path)
-        before = state(backbone)
-        load_backbone(backbone, "resnet18", str(path))
+        before = state(encoder)
+        load_encoder(encoder, "resnet18", str(path))
         wanted = {name: value.to(before[name].dtype) for name, value in halves.items()}
-        assert same(state(backbone), wanted)
+        assert same(state(encoder), wanted)
 
-    @pytest.mark.parametrize("weights", ["absent.pth", ".", "", "ImageNet", "pretrained"])
+    @pytest.mark.parametrize("weights", ["absent.pth", "absent/", "", "ImageNet", "pretrained"])
     def test_what_is_no_file_is_a_wrong_option(
         self,
-        backbone: Backbone,
+        encoder: Encoder,
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
         weights: str,
     ) -> None:
         monkeypatch.chdir(tmp_path)
-        with pytest.raises(UsageError, match="no such file; give auto, imagenet, none or a"):
-            load_backbone(backbone, "resnet18", weights)
+        with pytest.raises(
+            UsageError, match="no such file or folder; give auto, imagenet, none, a"
+        ):
+            load_encoder(encoder, "resnet18", weights)
+        with pytest.raises(UsageError, match="no such file or folder"):
+            require_source(weights)
+
+
+class TestRun:
+    """Another run's encoder. Its tensors are filled, so that equal ones were copied."""
+
+    def model(self, folder: Path, **architecture: Any) -> Segmenter:
+        built = Architecture(**{"channels": 8, "clusters": 4, "over_clusters": 0, **architecture})
+        network = build_network(built, seed=3)
+        encoder = network.encoder
+        encoder.backbone.load_state_dict(filled(encoder))
+        model = Segmenter(network, ModelCard(built, 32, clusters=4), device="cpu")
+        model.save(folder)
+        return model
+
+    def test_backbone_and_decoder_where_both_fit(self, encoder: Encoder, tmp_path: Path) -> None:
+        run = tmp_path / "run"
+        wanted = self.model(run / "model").network.encoder.state_dict()
+        assert not same(encoder.state_dict(), wanted)
+        for path in (run, run / "model"):
+            fresh = Encoder("resnet18", 8)
+            line = load_encoder(fresh, "resnet18", str(path))
+            assert line == f"weights: backbone and decoder of {path} (resnet18)"
+            assert same(fresh.state_dict(), wanted)
+            assert all(parameter.requires_grad for parameter in fresh.parameters())
+
+    @pytest.mark.parametrize(
+        ("mine", "theirs"),
+        [
+            ({"channels": 8}, {"channels": 12}),
+            ({"channels": 8}, {"features": "res5"}),
+            ({"channels": 8, "features": "res5"}, {}),
+            ({"channels": 8, "features": "res5"}, {"features": "res5", "image_head": True}),
+        ],
+    )
+    def test_the_backbone_alone_where_the_decoders_differ(
+        self, slim: None, tmp_path: Path, mine: dict[str, Any], theirs: dict[str, Any]
+    ) -> None:
+        self.model(tmp_path, **theirs)
+        encoder = Encoder("resnet18", **mine)
+        wanted = encoder.state_dict() | {
+            f"backbone.{name}": value for name, value in filled(encoder).items()
+        }
+        wanted = {name: value.clone() for name, value in wanted.items()}
+        line = load_encoder(encoder, "resnet18", str(tmp_path))
+        assert line == f"weights: backbone of {tmp_path} (resnet18)"
+        assert same(encoder.state_dict(), wanted)
+
+    def test_another_backbone_is_refused(self, encoder: Encoder, tmp_path: Path) -> None:
+        self.model(tmp_path, backbone="resnet34")
+        before = state(encoder)
+        refused(encoder, tmp_path, "its backbone is resnet34, not resnet18; give --backbone")
+        assert same(state(encoder), before)
+
+    def test_folders_without_a_sound_model(self, encoder: Encoder, tmp_path: Path) -> None:
+        run = tmp_path / "run"
+        run.mkdir()
+        refused(encoder, run, "no model here")
+        (run / "checkpoints").mkdir()
+        refused(encoder, run, "this run has not finished")
+        self.model(run / "model")
+        file = run / "model" / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:-1])
+        refused(encoder, file, "no sound safetensors file", source=run)
+        with pytest.raises(ModelError, match="no sound safetensors file"):
+            require_source(str(run))
+
+    def test_no_pickle_is_run(self, encoder: Encoder, tmp_path: Path) -> None:
+        marker = tmp_path / "marker"
+        self.model(tmp_path)
+        torch.save({**filled(encoder), "x": Malice(marker)}, tmp_path / "model.safetensors")
+        with pytest.raises(ModelError, match=r"model\.safetensors"):
+            load_encoder(encoder, "resnet18", str(tmp_path))
+        assert not marker.exists()
+
+    def test_known_words_and_sound_sources_pass(self, encoder: Encoder, tmp_path: Path) -> None:
+        self.model(tmp_path / "model")
+        for weights in ("auto", "imagenet", "none", tmp_path, tmp_path / "model" / "config.json"):
+            require_source(str(weights))
 
 
 class Malice:
@@ -296,7 +381,7 @@ def write_archive(path: Path, pickled: bytes, compression: int) -> None:
 
 
 class TestMalice:
-    def test_no_pickle_is_run(self, backbone: Backbone, tmp_path: Path) -> None:
+    def test_no_pickle_is_run(self, encoder: Encoder, tmp_path: Path) -> None:
         path, marker = tmp_path / "w.pth", tmp_path / "marker"
         evil = Malice(marker)
         pickle.loads(pickle.dumps(evil))
@@ -305,27 +390,27 @@ class TestMalice:
 
         writers: list[Callable[[], object]] = [
             lambda: torch.save(evil, path),
-            lambda: torch.save({**filled(backbone), "conv1.weight": evil}, path),
-            lambda: torch.save({**filled(backbone), "fc.weight": evil}, path),
+            lambda: torch.save({**filled(encoder), "conv1.weight": evil}, path),
+            lambda: torch.save({**filled(encoder), "fc.weight": evil}, path),
             lambda: torch.save(evil, path, _use_new_zipfile_serialization=False),
             lambda: path.write_bytes(pickle.dumps(evil)),
             lambda: write_archive(path, pickle.dumps(evil), zipfile.ZIP_STORED),
         ]
         for write in writers:
             write()
-            refused(backbone, path, "not a torchvision state dict")
+            refused(encoder, path, "not a torchvision state dict")
             assert not marker.exists()
             path.rename(tmp_path / "w.safetensors")
-            refused(backbone, tmp_path / "w.safetensors", "")
+            refused(encoder, tmp_path / "w.safetensors", "")
             assert not marker.exists()
 
-    def test_a_whole_module_is_refused(self, backbone: Backbone, tmp_path: Path) -> None:
+    def test_a_whole_module_is_refused(self, encoder: Encoder, tmp_path: Path) -> None:
         path = tmp_path / "w.pth"
         torch.save(nn.Linear(2, 2), path)
-        refused(backbone, path, "torch.save(model.state_dict(), path)")
+        refused(encoder, path, "torch.save(model.state_dict(), path)")
 
     def test_a_small_file_that_would_become_large_is_refused(
-        self, backbone: Backbone, tmp_path: Path
+        self, encoder: Encoder, tmp_path: Path
     ) -> None:
         path, packed = tmp_path / "w.pth", tmp_path / "packed.pth"
         torch.save({"conv1.weight": torch.zeros(10**7)}, path)
@@ -336,9 +421,9 @@ class TestMalice:
             for entry in source.infolist():
                 target.writestr(entry.filename, source.read(entry))
         assert packed.stat().st_size < 10**5
-        refused(backbone, packed, "its archive is compressed")
+        refused(encoder, packed, "its archive is compressed")
 
-    def test_records_that_share_bytes_are_refused(self, backbone: Backbone, tmp_path: Path) -> None:
+    def test_records_that_share_bytes_are_refused(self, encoder: Encoder, tmp_path: Path) -> None:
         """Directory entries of one and the same megabyte, so that the sum exceeds the file."""
         path = tmp_path / "w.pth"
         with zipfile.ZipFile(path, "w") as archive:
@@ -349,23 +434,23 @@ class TestMalice:
                 copy.header_offset, copy.CRC = first.header_offset, first.CRC
                 copy.compress_size = copy.file_size = first.file_size
                 archive.filelist.append(copy)
-        refused(backbone, path, "its records are larger than the file")
+        refused(encoder, path, "its records are larger than the file")
 
     def test_a_tensor_larger_than_its_storage_is_refused(
-        self, backbone: Backbone, tmp_path: Path
+        self, encoder: Encoder, tmp_path: Path
     ) -> None:
         path = tmp_path / "w.pth"
-        tensors = filled(backbone)
+        tensors = filled(encoder)
         shape = tensors["conv1.weight"].shape
         torch.save({**tensors, "conv1.weight": torch.ones(1).expand(shape)}, path)
-        refused(backbone, path, "conv1.weight is larger than its storage")
+        refused(encoder, path, "conv1.weight is larger than its storage")
         # One that is not wanted costs nothing and is left out.
         torch.save({**tensors, "fc.weight": torch.ones(1).expand(2**40)}, path)
-        load_backbone(backbone, "resnet18", str(path))
+        load_encoder(encoder, "resnet18", str(path))
 
-    def test_unusual_tensors_are_refused(self, backbone: Backbone, tmp_path: Path) -> None:
+    def test_unusual_tensors_are_refused(self, encoder: Encoder, tmp_path: Path) -> None:
         path = tmp_path / "w.pth"
-        tensors = filled(backbone)
+        tensors = filled(encoder)
         weight = tensors["conv1.weight"]
         unusual: list[Tensor] = [
             weight.to_sparse(),
@@ -374,7 +459,7 @@ class TestMalice:
         ]
         for value in unusual:
             torch.save({**tensors, "conv1.weight": value}, path)
-            refused(backbone, path, "")
+            refused(encoder, path, "")
 
     @pytest.mark.parametrize(
         ("value", "dtype"),
@@ -387,10 +472,10 @@ class TestMalice:
     )
     @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
     def test_values_that_are_not_finite_are_refused(
-        self, backbone: Backbone, tmp_path: Path, value: float, dtype: torch.dtype, suffix: str
+        self, encoder: Encoder, tmp_path: Path, value: float, dtype: torch.dtype, suffix: str
     ) -> None:
         path = tmp_path / f"w.{suffix}"
-        tensors = filled(backbone)
+        tensors = filled(encoder)
         wrong = tensors["layer4.0.weight"].to(dtype)
         wrong[-1, 0, 0, 0] = value
         tensors["layer4.0.weight"] = wrong
@@ -398,11 +483,11 @@ class TestMalice:
             torch.save(tensors, path)
         else:
             safetensors.torch.save_file(tensors, path)
-        refused(backbone, path, "layer4.0.weight")
+        refused(encoder, path, "layer4.0.weight")
 
     @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
     def test_other_networks_are_refused_by_the_first_tensor_that_differs(
-        self, backbone: Backbone, tmp_path: Path, suffix: str
+        self, encoder: Encoder, tmp_path: Path, suffix: str
     ) -> None:
         path = tmp_path / f"w.{suffix}"
 
@@ -412,53 +497,53 @@ class TestMalice:
             else:
                 safetensors.torch.save_file(tensors, path)
 
-        tensors = filled(backbone)
+        tensors = filled(encoder)
         write({name: value for name, value in tensors.items() if name != "bn1.bias"})
-        refused(backbone, path, "has no tensor bn1.bias")
+        refused(encoder, path, "has no tensor bn1.bias")
         write({**tensors, "bn1.bias": torch.ones(5)})
-        refused(backbone, path, "bn1.bias is (5,), not (4,)")
+        refused(encoder, path, "bn1.bias is (5,), not (4,)")
         write({"weight": torch.ones(2)})
-        refused(backbone, path, "has no tensor conv1.weight")
+        refused(encoder, path, "has no tensor conv1.weight")
 
     @pytest.mark.parametrize(
         "content", [b"", b"x", b"\x80\x02.", b"PK\x03\x04" + b"\0" * 50, b"<html>" * 100]
     )
     @pytest.mark.parametrize("suffix", ["pth", "safetensors", "bin"])
     def test_junk_is_refused(
-        self, backbone: Backbone, tmp_path: Path, content: bytes, suffix: str
+        self, encoder: Encoder, tmp_path: Path, content: bytes, suffix: str
     ) -> None:
         path = tmp_path / f"w.{suffix}"
         path.write_bytes(content)
-        refused(backbone, path, "")
+        refused(encoder, path, "")
 
     @pytest.mark.parametrize(
         "content", [[torch.ones(2)], torch.ones(2), {"a": 1}, {"state_dict": 5}, 7, None]
     )
     def test_other_contents_are_refused(
-        self, backbone: Backbone, tmp_path: Path, content: object
+        self, encoder: Encoder, tmp_path: Path, content: object
     ) -> None:
         path = tmp_path / "w.pth"
         torch.save(content, path)
-        refused(backbone, path, "not a torchvision state dict")
+        refused(encoder, path, "not a torchvision state dict")
 
     def test_a_truncated_file_is_refused_at_any_length(
-        self, backbone: Backbone, tmp_path: Path
+        self, encoder: Encoder, tmp_path: Path
     ) -> None:
         path = tmp_path / "w.pth"
-        torch.save(filled(backbone), path)
+        torch.save(filled(encoder), path)
         data = path.read_bytes()
         for length in range(0, len(data), len(data) // 25):
             path.write_bytes(data[:length])
-            refused(backbone, path, "not a torchvision state dict")
+            refused(encoder, path, "not a torchvision state dict")
 
     def test_flipped_bytes_are_refused_or_change_weights_only(
-        self, backbone: Backbone, tmp_path: Path
+        self, encoder: Encoder, tmp_path: Path
     ) -> None:
         """The format has no digest that torch checks: what must not happen is another kind of error."""
         path = tmp_path / "w.pth"
-        torch.save(filled(backbone), path)
+        torch.save(filled(encoder), path)
         data = path.read_bytes()
         for place in range(0, len(data), len(data) // 60):
             path.write_bytes(data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :])
             with contextlib.suppress(ModelError):
-                load_backbone(backbone, "resnet18", str(path))
+                load_encoder(encoder, "resnet18", str(path))

@@ -1,0 +1,54 @@
+"""`densesiam-seg export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from densesiam_seg.cli.options import WORK, Json, Overwrite, Quiet
+
+
+def command(
+    run: Annotated[
+        Path,
+        typer.Argument(help="Run or model directory of pretrain or train.", show_default=False),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", help="File to write: .pth or .safetensors.", rich_help_panel=WORK
+        ),
+    ],
+    backbone: Annotated[
+        bool,
+        typer.Option(
+            "--backbone",
+            help="Export the backbone as a torchvision state dict.",
+            rich_help_panel=WORK,
+        ),
+    ] = False,
+    overwrite: Overwrite = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a model's backbone as a plain torchvision state dict, for programs other than this one."""
+    from densesiam_seg.cli.console import Console
+    from densesiam_seg.errors import UsageError
+    from densesiam_seg.export import export_backbone, require_export_target
+    from densesiam_seg.segmenter import Segmenter
+
+    if not backbone:
+        raise UsageError("export: only the backbone can be exported so far; give --backbone")
+    require_export_target(out, overwrite=overwrite)
+    segmenter = Segmenter.load(run, device="cpu", precision="fp32")
+    export_backbone(segmenter, out, overwrite=overwrite)
+    name = segmenter.card.architecture.backbone
+    console = Console(quiet=quiet)
+    if json:
+        console.data({"file": str(out), "backbone": name})
+    console.say(f"backbone ({name}): {out}")
+    console.say(
+        f"next: torchvision.models.{name}().load_state_dict(…, strict=False), or --weights {out}"
+    )

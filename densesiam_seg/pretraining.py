@@ -1,0 +1,73 @@
+"""`pretrain`: a folder of images → a run directory with a backbone, and pseudo categories to look at."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from densesiam_seg.batches import ImageStore
+from densesiam_seg.config import Preset, PretrainConfig, RunConfig, pretrain_preset
+from densesiam_seg.events import Event, Trained
+from densesiam_seg.loop import Training
+from densesiam_seg.method import Method
+from densesiam_seg.model import Architecture, build_network
+from densesiam_seg.preparation import Recipe
+from densesiam_seg.pretext import Pretext
+from densesiam_seg.running import model_card, run_events
+from densesiam_seg.segmenter import Segmenter, name_clusters
+
+
+def pretrain(
+    images: str | Path | Sequence[str | Path],
+    out: str | Path | None = None,
+    **options: Any,
+) -> Trained:
+    """Pre-train on unlabelled images and return where the model lies; options are those of `pretraining_events`."""
+    inputs = [images] if isinstance(images, str | Path) else list(images)
+    *_, last = deque(pretraining_events(inputs, out=out, **options), maxlen=1)
+    assert isinstance(last, Trained)
+    return last
+
+
+def pretraining_events(images: Sequence[str | Path], **options: Any) -> Iterator[Event]:
+    """Pre-train, one event at a time; the options are `run_events`'s and the fields of `PretrainConfig`."""
+    return run_events(RECIPE, images, **options)
+
+
+def _preset(
+    name: Preset | None, images: int, gpu: bool, settings: Mapping[str, Any]
+) -> tuple[Preset, PretrainConfig]:
+    return pretrain_preset(name, images, gpu=gpu)
+
+
+def _build(
+    config: RunConfig, store: ImageStore, device: torch.device, precision: torch.dtype
+) -> Method:
+    assert isinstance(config, PretrainConfig)
+    architecture = Architecture(
+        config.backbone,
+        config.channels,
+        config.categories,
+        over_clusters=0,
+        features=config.features,
+        image_head=bool(config.image_weight),
+    )
+    return Pretext(build_network(architecture, config.seed), config, store.aspects)
+
+
+def _finish(training: Training, facts: dict[str, Any]) -> Segmenter:
+    shares = training.last_epoch.shares if training.last_epoch else None
+    return Segmenter(
+        training.network,
+        model_card(training, facts),
+        name_clusters(training.network.architecture.clusters, shares or None),
+        device=str(training.device),
+        precision=training.config.precision,
+    )
+
+
+RECIPE = Recipe("pretrain", PretrainConfig, _preset, "stretch", _build, _finish)
