@@ -30,6 +30,9 @@ from densesiam_seg.files import replace_text, to_json
 from densesiam_seg.loop import EpochRecord, Preparing, StepRecord
 from densesiam_seg.manifest import Skipped
 from densesiam_seg.prediction import Plan, Predicted, overall_error
+from densesiam_seg.probe import Probing
+from densesiam_seg.study import RowDone, RowStarted
+from densesiam_seg.studyrow import RowProgress
 
 
 class Console:
@@ -80,6 +83,10 @@ class Console:
                         bar.show("reading images", event.done, event.total)
                     case Preparing():
                         bar.show(f"clustering for epoch {event.epoch + 1}", event.done, event.total)
+                    case Probing() | RowProgress():
+                        bar.show(event.what, event.done, event.total)
+                    case RowStarted() | RowDone():
+                        self.say(str(event))
                     case Scoring():
                         bar.show("scoring", event.done, event.total)
                     case Started():

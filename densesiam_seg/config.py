@@ -118,10 +118,12 @@ class TrainConfig(RunConfig):
         _require(
             0 <= self.region_start <= 1, "region_start", "a share from 0 to 1", self.region_start
         )
+        late = self.region_weight if self.region_epoch() == 0 else 0.0
+        others = (self.image_weight, self.over_cluster_weight, self.segmentation_weight, late)
         _require(
-            bool(self.image_weight) or self.uses_pixels(),
+            bool(self.pixel_weight) or any(others),
             "pixel_weight",
-            "above 0 where every other loss is off",
+            "above 0 where no other loss is on in the first epoch",
             self.pixel_weight,
         )
 

@@ -271,7 +271,7 @@ def scoring_events(
 
 def known_classes(classes: int) -> Matching:
     """The matching of masks whose ids are class ids already."""
-    return Matching(tuple(range(classes)), "identity")  # type: ignore[arg-type]
+    return Matching(tuple(range(classes)), "identity")
 
 
 def shown(

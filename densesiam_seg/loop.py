@@ -23,6 +23,7 @@ from densesiam_seg.config import RunConfig
 from densesiam_seg.devices import autocast
 from densesiam_seg.errors import InputError, NumericError
 from densesiam_seg.method import Method, Objective
+from densesiam_seg.model import DenseSiam
 
 IN_USE = 0.001
 """A cluster counts as in use from this share of an epoch's pixels on."""
@@ -150,7 +151,9 @@ class Training:
                 "give more images or a smaller --batch-size"
             )
         self.method = method
-        self.network = method.network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        self.network: DenseSiam = method.network.to(
+            device, memory_format=torch.channels_last
+        ).train()  # type: ignore[call-overload]
         self.config = config
         self.store = store
         self.device = device

@@ -23,7 +23,7 @@ class Matching:
     """The class of each cluster (K entries), -1 where it has none."""
 
     cluster_to_class: tuple[int, ...]
-    kind: Literal["hungarian", "many-to-one"]
+    kind: Literal["hungarian", "many-to-one", "identity"]
 
 
 @dataclass(frozen=True)

@@ -167,7 +167,7 @@ def standing_notes(results: Sequence[RunResult], total: int) -> list[str]:
     ]
     return [
         *budgets,
-        f"seeds {', '.join(map(str, seeds))}: mean ± standard deviation (n - 1); {of_all}",
+        f"seeds: {', '.join(map(str, seeds))}; mean ± standard deviation (n - 1); {of_all}",
         "labels: pre-training uses none; the linear probe is trained on the labels of the train split; the k-means "
         "probe uses labels for scoring alone",
         "training s: processor seconds of one run's pre-training, decoding included",

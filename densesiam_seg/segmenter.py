@@ -80,7 +80,7 @@ class Segmenter:
         assert (card.readout == "kmeans") == (centroids is not None)
         self.device = pick_device(device)
         self.precision = pick_precision(precision, self.device)
-        self.network = network.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        self.network: DenseSiam = network.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.card = card
         self.clusters = tuple(clusters or name_clusters(card.clusters))
         self.centroids = centroids
@@ -219,7 +219,7 @@ def _model_folder(path: Path) -> Path:
             return folder
     if (path / "checkpoints").is_dir():
         raise ModelError(
-            f"{path}: this run has not finished; end it with densesiam-seg train --resume --out {path}"
+            f"{path}: this run has not finished; end it with the command that began it and --resume --out {path}"
         )
     raise ModelError(f"{path}: no model here (no config.json); give a run or model directory")
 

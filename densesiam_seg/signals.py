@@ -13,7 +13,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """The number of the signal that asked to stop, or 0."""
+    """The number of the signal that asked to stop, or 0; called by Python as the handler of these signals."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -21,24 +21,29 @@ class StopRequest:
     def __bool__(self) -> bool:
         return self.number != 0
 
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Note a first signal; leave at once on a second."""
+        if self:
+            # What is on the disk is whole at every moment, so leaving here loses only this step.
+            os._exit(128 + number)
+        self.number = number
+
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Note stop signals while the block runs; outside the main thread, where Python allows no handler, none come."""
+    """Note stop signals while the block runs; outside the main thread, where Python allows no handler, none come.
+
+    A request that came inside an inner block is the outer one's too: the inner one may have been past its last look.
+    """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if request:
-            # What is on the disk is whole at every moment, so leaving here loses only this step.
-            os._exit(128 + number)
-        request.number = number
-
-    before = {number: signal.signal(number, note) for number in SIGNALS}
+    before = {number: signal.signal(number, request) for number in SIGNALS}
     try:
         yield request
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+            if isinstance(handler, StopRequest):
+                handler.number = handler.number or request.number

@@ -146,7 +146,7 @@ def _study(study: Study) -> Iterator[StudyEvent]:
     plan = study.plan
     runs = [RowRun(study, row, seed) for row, seed in plan.runs()]
     yield Notice(
-        f"{plan.study} study: {len(plan.rows)} rows with {len(plan.seeds)} seeds, {len(runs)} runs, into {study.folder}"
+        f"{plan.study} study: {len(plan.rows)} rows x {len(plan.seeds)} seeds = {len(runs)} runs, into {study.folder}"
     )
     for item in plan.images.skipped:
         yield Notice(f"skipped ({item.reason}): {item.message}", warning=True)

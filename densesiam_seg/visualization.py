@@ -110,6 +110,7 @@ def visualize(
     columns: int = 1,
 ) -> Image.Image:
     """The sheet of images given as `Segmenter.predict` takes them. Raises UsageError, ImageError and InputError."""
+    assert images, "a sheet shows at least one image"
     named = chosen(segmenter.clusters, shown)
     seen = [
         _look(
@@ -185,13 +186,22 @@ def _draw(
         [tile for group in groups[first : first + columns] for tile in group]
         for first in range(0, len(groups), columns)
     ]
-    legend: list[tuple[str, Colour | None]] = [
-        (f"{clusters[k].name} {_percent(shares[k])}", clusters[k].colour) for k in by_share[:LEGEND]
+    return Drawing(sheet(rows, _legend(clusters, by_share), side=SIDE), shown, clusters)
+
+
+def _legend(
+    clusters: Sequence[Cluster], by_share: Sequence[int]
+) -> list[tuple[str, Colour | None]]:
+    """The largest categories, then how many more there are and what they have together."""
+    first, others = by_share[:LEGEND], by_share[LEGEND:]
+    entries: list[tuple[str, Colour | None]] = [
+        (f"{clusters[k].name}: {_percent(clusters[k].share or 0)}", clusters[k].colour)
+        for k in first
     ]
-    if len(by_share) > LEGEND:
-        rest = _percent(shares[by_share[LEGEND:]].sum())
-        legend.append((f"and {len(by_share) - LEGEND} more {rest}", None))
-    return Drawing(sheet(rows, legend, side=SIDE), shown, clusters)
+    if others:
+        rest = sum(clusters[k].share or 0 for k in others)
+        entries.append((f"and {len(others)} more: {_percent(rest)}", None))
+    return entries
 
 
 def _row(seen: _Seen, shown: Sequence[Cluster], palette: Sequence[Colour]) -> list[Tile]:
@@ -207,7 +217,7 @@ def _row(seen: _Seen, shown: Sequence[Cluster], palette: Sequence[Colour]) -> li
         *(
             Tile(
                 lit(seen.picture, seen.categories == cluster.id, cluster.colour),
-                f"{cluster.name} {_percent(shares[cluster.id])}",
+                f"{cluster.name}: {_percent(shares[cluster.id])}",
                 cluster.colour,
             )
             for cluster in shown
@@ -228,4 +238,4 @@ def lit(picture: NDArray[np.uint8], mask: NDArray[np.bool_], colour: Colour) -> 
 
 
 def _percent(share: float) -> str:
-    return "<1 %" if 0 < share < 0.005 else f"{100 * share:.0f} %"
+    return "<1 %" if 0 < share < 0.01 else f"{100 * share:.0f} %"

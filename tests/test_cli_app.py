@@ -34,25 +34,49 @@ Cli = Callable[..., tuple[int, str, str]]
 
 OPTIONS = {
     "": "--version --debug --install-completion --show-completion",
-    "train": "--out/-o --overwrite --resume --config --init-from --max-bad --json --quiet/-q --preset --clusters/-k "
-    "--epochs --batch-size/-b --image-size --learning-rate --weights --backbone --max-time --seed --over-clusters "
-    "--channels --similarity --balance --pixel-weight --over-cluster-weight --segmentation-weight --region-weight "
-    "--region-start --region-stop-gradient/--no-region-stop-gradient --replay --rate-scaling --momentum "
+    "train": "--out/-o --overwrite --resume --config --init-from --max-bad --visualize-every --json --quiet/-q "
+    "--preset --method --clusters/-k --epochs --batch-size/-b --image-size --learning-rate --weights --backbone "
+    "--max-time --seed --over-clusters --channels --similarity --balance --image-weight --pixel-weight "
+    "--over-cluster-weight --segmentation-weight --region-weight --region-start "
+    "--region-stop-gradient/--no-region-stop-gradient --replay --optimizer --schedule --rate-scaling --momentum "
     "--weight-decay --device --precision --workers/-j --threads --max-pixels",
     "predict": "--model/-m --out/-o --overlay --overwrite --resume --json --quiet/-q --readout --clusters/-k "
     "--fit-images --seed --device --precision --max-pixels",
     "evaluate": "--root --model/-m --split --list --allow-missing --out/-o --overwrite --json --quiet/-q --protocol "
     "--image-size --readout --clusters/-k --fit-images --seed --device --precision",
+    "pretrain": "--out/-o --overwrite --resume --config --init-from --max-bad --visualize-every --json --quiet/-q "
+    "--preset --epochs --batch-size/-b --image-size --learning-rate --weights --backbone --features --max-time --seed "
+    "--channels --categories --correspondence --sampling --grid --oversample --importance --distance-threshold "
+    "--similarity --image-weight --pixel-weight --region-weight "
+    "--region-stop-gradient/--no-region-stop-gradient --min-scale --max-scale --optimizer --schedule --rate-scaling "
+    "--momentum --weight-decay --device --precision --workers/-j --threads --max-pixels",
+    "probe": "--dataset --root --split --train-split --out/-o --overwrite --json --quiet/-q --kind --protocol "
+    "--image-size --clusters/-k --seed --device --precision",
+    "visualize": "--out/-o --overwrite --json --quiet/-q --clusters-shown --limit --columns --readout --clusters/-k "
+    "--fit-images --seed --device --precision --max-pixels",
+    "export": "--out/-o --backbone --overwrite --json --quiet/-q",
+    "study": "--root --images --out/-o --overwrite --resume --config --split --train-split --json --quiet/-q --seeds "
+    "--seed --preset --epochs --batch-size/-b --image-size --learning-rate --weights --backbone --channels --protocol "
+    "--device --precision --workers/-j --threads",
     "demo": "--out/-o --overwrite --json --quiet/-q --seed --epochs",
     "doctor": "--json",
 }
-ARGUMENTS = {"train": ["images"], "predict": ["images"], "evaluate": ["dataset"]}
+ARGUMENTS = {
+    "train": ["images"],
+    "predict": ["images"],
+    "evaluate": ["dataset"],
+    "pretrain": ["images"],
+    "probe": ["run"],
+    "visualize": ["run", "images"],
+    "export": ["run"],
+    "study": ["study", "dataset"],
+}
 
 HELP_PROBE = """
 import contextlib, io, json, os, sys
 from densesiam_seg.cli.app import main
 calls = [["--help"], ["-h"], [], ["--version"]]
-calls += [[name, "--help"] for name in ("train", "predict", "evaluate", "demo", "doctor")]
+calls += [[name, "--help"] for name in sys.argv[1:]]
 found = []
 for arguments in [*calls, "completion"]:
     sys.argv = ["densesiam-seg", *arguments]
@@ -88,7 +112,10 @@ class TestStart:
     def test_help_version_and_completion_load_nothing_heavy(self) -> None:
         environment = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1"}
         run = subprocess.run(
-            [sys.executable, "-c", HELP_PROBE], env=environment, check=True, capture_output=True
+            [sys.executable, "-c", HELP_PROBE, *list(OPTIONS)[1:]],
+            env=environment,
+            check=True,
+            capture_output=True,
         )
         found = {call: (code, out) for call, code, out, _ in json.loads(run.stdout)}
         assert {call: heavy for call, _, _, heavy in json.loads(run.stdout) if heavy} == {}

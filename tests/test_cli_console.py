@@ -20,7 +20,7 @@ from densesiam_seg.demo import Demonstrated
 from densesiam_seg.errors import ImageError, InputError, OutputError, PartialError
 from densesiam_seg.evaluation import Evaluation, Scoring
 from densesiam_seg.events import Decoding, Notice, Started, Trained
-from densesiam_seg.loop import EpochRecord, StepRecord
+from densesiam_seg.loop import EpochRecord, Preparing, StepRecord
 from densesiam_seg.manifest import Skipped
 from densesiam_seg.metrics import match, score
 from densesiam_seg.prediction import Plan, Predicted
@@ -102,6 +102,8 @@ class TestFollow:
         events = [Decoding(1, 2), Notice("n"), STEP, EPOCH, Scoring(1, 2), result, TRAINED]
         assert Console(quiet=True).follow(events) == [EPOCH, result, TRAINED]
         assert streams() == ("", "")
+        assert Console().follow([Preparing(0, 1, 2)]) == []
+        assert streams() == ("", "")
 
     def test_without_a_terminal_only_whole_lines(self, streams: Streams) -> None:
         started = Started(RUN, TrainConfig(), 40, 0, 9)
@@ -116,11 +118,14 @@ class TestFollow:
         console, screen = Console(), io.StringIO()
         console.terminal = Terminal(file=screen, force_terminal=True, width=200)
         started = Started(RUN, TrainConfig(epochs=3), 40, 0, 9)
-        console.follow([Decoding(1, 2), Decoding(2, 2), started, STEP, EPOCH, Scoring(1, 4)])
+        prepared = [Preparing(1, 8, 12), Preparing(1, 12, 12)]
+        events = [Decoding(1, 2), Decoding(2, 2), started, *prepared, STEP, EPOCH, Scoring(1, 4)]
+        console.follow(events)
         console.follow([Predicted("a", Path("a.png"))])
         shown = screen.getvalue()
         for words in ("reading images", "epoch 1/3", "pixel 0.500 total 1.250", "scoring", "masks"):
             assert words in shown
+        assert "clustering for epoch 2" in shown
 
     def test_an_error_passes_through(self) -> None:
         def events() -> Any:
@@ -140,6 +145,25 @@ class TestTraining:
             "model: runs/mine/model",
             "next:  densesiam-seg predict IMAGE --model runs/mine --out mask.png",
         ]
+
+    def test_after_pre_training_comes_training(self, streams: Streams) -> None:
+        Console().training([EPOCH, TRAINED], command="pretrain")
+        assert streams()[1].splitlines()[-2:] == [
+            "model: runs/mine/model",
+            "next:  densesiam-seg train IMAGES --weights runs/mine",
+        ]
+        Console().training([replace(TRAINED, complete=False)], command="pretrain")
+        assert "go on with densesiam-seg pretrain --resume --out runs/mine" in streams()[1]
+
+    def test_an_epoch_that_clusters_nothing(self, streams: Streams) -> None:
+        last = EpochRecord(3, 0, {"image": -0.5, "total": -0.5}, 0.9, 0, 0.0, [], spread=0.75)
+        Console().training([last, replace(TRAINED, last=last)], json=True)
+        out, error = streams()
+        assert error.splitlines()[0] == (
+            "epoch 1: loss -0.500 (image -0.500), views agree 90 %, spread 0.75"
+        )
+        value = json.loads(out)["last_epoch"]
+        assert (value["shares"], value["spread"], value["disjoint"]) == ([], 0.75, 0)
 
     def test_json(self, streams: Streams) -> None:
         Console(quiet=True).training([EPOCH, TRAINED], json=True)

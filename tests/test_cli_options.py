@@ -1,12 +1,19 @@
-"""Options whose text means a number or a time."""
+"""Options whose text means a number or a time, and those that several commands share."""
 
 from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from densesiam_seg.cli.options import number_or_auto, seconds
+from densesiam_seg.cli import pretrain, train
+from densesiam_seg.cli.options import PresetName, number_or_auto, seconds
+from densesiam_seg.config import Preset, PretrainConfig, RunConfig, TrainConfig
 from densesiam_seg.errors import UsageError
 
 
@@ -55,3 +62,32 @@ class TestSeconds:
     @given(st.floats(0.001, 1e5), st.sampled_from([("s", 1), ("m", 60), ("h", 3600)]))
     def test_units(self, number: float, unit: tuple[str, int]) -> None:
         assert seconds("-t", f"{number}{unit[0]}") == number * unit[1]
+
+
+def declared(command: Callable[..., None]) -> Iterator[tuple[str, Any]]:
+    """Every parameter with its option."""
+    hints = get_type_hints(command, include_extras=True)
+    for name in inspect.signature(command).parameters:
+        yield name, get_args(hints[name])[1]
+
+
+class TestShared:
+    def test_what_both_kinds_of_run_have_is_declared_once(self) -> None:
+        one, two = dict(declared(train.command)), dict(declared(pretrain.command))
+        known = {field.name for field in fields(RunConfig)}
+        assert known <= one.keys() & two.keys()
+        for name in (one.keys() & two.keys()) - {"preset"}:
+            assert one[name] is two[name], name
+
+    @pytest.mark.parametrize(
+        ("command", "config"), [(train.command, TrainConfig), (pretrain.command, PretrainConfig)]
+    )
+    def test_no_option_of_a_setting_has_a_default_of_its_own(
+        self, command: Callable[..., None], config: type[RunConfig]
+    ) -> None:
+        parameters = inspect.signature(command).parameters
+        for field in fields(config):
+            assert parameters[field.name].default is None, field.name
+
+    def test_presets_are_the_librarys(self) -> None:
+        assert tuple(PresetName) == get_args(Preset)

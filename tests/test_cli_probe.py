@@ -13,6 +13,7 @@ import torch
 from densesiam_seg import probe as probe_module
 from densesiam_seg.cli import probe as command_module
 from densesiam_seg.cli.app import app
+from densesiam_seg.errors import InputError
 from densesiam_seg.evaluation import PROTOCOLS
 from densesiam_seg.probe import probe
 from densesiam_seg.scenes import CLASSES, write_scenes
@@ -122,7 +123,7 @@ class TestNumbers:
 
         def record(*arguments: Any, **options: Any) -> Any:
             calls.append((arguments, options))
-            raise probe_module.InputError("enough")
+            raise InputError("enough")
 
         monkeypatch.setattr(probe_module, "ready_probe", record)
         cli("probe", "run", "--dataset", "camvid", "--root", tmp_path)

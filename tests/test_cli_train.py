@@ -22,11 +22,27 @@ VALUES: dict[str, Any] = {
     "backbone": "resnet34",
     "weights": "none",
     "channels": 64,
+    "image_size": 160,
+    "epochs": 3,
+    "batch_size": 8,
+    "optimizer": "adam",
+    "learning_rate": 0.01,
+    "rate_scaling": "none",
+    "schedule": "cosine",
+    "momentum": 0.8,
+    "weight_decay": 0.001,
+    "visualize_every": 2,
+    "device": "cpu",
+    "precision": "fp32",
+    "threads": 2,
+    "workers": 1,
+    "max_pixels": 1000,
+    "method": "picie",
     "clusters": 11,
     "over_clusters": 99,
-    "image_size": 160,
     "replay": "run",
     "similarity": "cosine",
+    "image_weight": 0.7,
     "pixel_weight": 2.0,
     "over_cluster_weight": 0.5,
     "segmentation_weight": 0.25,
@@ -34,17 +50,6 @@ VALUES: dict[str, Any] = {
     "region_weight": 0.3,
     "region_start": 0.5,
     "region_stop_gradient": False,
-    "epochs": 3,
-    "batch_size": 8,
-    "learning_rate": 0.01,
-    "rate_scaling": "none",
-    "momentum": 0.8,
-    "weight_decay": 0.001,
-    "device": "cpu",
-    "precision": "fp32",
-    "threads": 2,
-    "workers": 1,
-    "max_pixels": 1000,
 }
 """Another value than the default for every setting but those that are machine-dependent anyway."""
 
@@ -132,6 +137,12 @@ class TestSettings:
         given = call("images", "--config", tmp_path / "c.toml", "--clusters", "4")
         assert (given["clusters"], given["momentum"]) == (4, 0.5)
 
+    def test_a_file_of_pre_training_is_refused(self, cli: Cli, tmp_path: Path) -> None:
+        (tmp_path / "c.toml").write_text("categories = 9\n")
+        code, out, error = cli("train", "images", "--config", tmp_path / "c.toml")
+        assert (code, out) == (3, "")
+        assert "unknown setting 'categories'" in error
+
     def test_a_runs_own_file_can_be_given_back(
         self, call: Callable[..., dict[str, Any]], tmp_path: Path
     ) -> None:
@@ -152,6 +163,23 @@ class TestRuns:
         assert f"model: {out / 'model'}" in error
         assert error.splitlines()[-1].startswith("next:  densesiam-seg predict IMAGE --model")
         assert Segmenter.load(out, device="cpu").card.clusters == 4
+
+    @pytest.mark.parametrize("method", ["simsiam", "picie"])
+    def test_another_method(
+        self, cli: Cli, image_folder: Path, tmp_path: Path, tiny: list[str], method: str
+    ) -> None:
+        out = tmp_path / "run"
+        code, text, error = cli("train", image_folder, "-o", out, *tiny, "--method", method)
+        assert (code, text) == (0, "")
+        assert f"method {method}" in error and "warning" not in error
+        assert Segmenter.load(out, device="cpu").card.readout == "kmeans"
+
+    def test_pictures(self, cli: Cli, image_folder: Path, tmp_path: Path, tiny: list[str]) -> None:
+        out = tmp_path / "run"
+        code, _, error = cli("train", image_folder, "-o", out, *tiny, "--visualize-every", "3")
+        assert code == 0
+        assert f"picture: {out / 'report' / 'epoch-0003.png'}" in error.splitlines()
+        assert (out / "report" / "epoch-0003.png").is_file()
 
     def test_json_and_quiet(
         self, cli: Cli, image_folder: Path, tmp_path: Path, tiny: list[str]
@@ -254,6 +282,10 @@ class TestRefusals:
             (["--clusters", "1"], "clusters = 1: must be 2 to 4096"),
             (["--image-size", "33"], "image_size = 33: must be a multiple of 4"),
             (["--balance", "fair"], "balance = 'fair': must be one of"),
+            (["--method", "stego"], "method = 'stego': must be one of densesiam, pixsim, simsiam"),
+            (["--optimizer", "lars"], "optimizer = 'lars': must be one of sgd, adam"),
+            (["--visualize-every", "-1"], "visualize_every = -1: must be 0 to"),
+            (["--method", "simsiam", "--image-weight", "0"], "where no other loss is on"),
             (["--resume", "--overwrite"], "--resume goes on with the same run"),
         ],
     )

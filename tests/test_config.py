@@ -209,6 +209,13 @@ class TestRanges:
         config = with_settings(TrainConfig(), METHODS["simsiam"])
         self.refused(config, {"image_weight": 0.0}, "pixel_weight")
 
+    def test_and_so_from_the_first_epoch_on(self) -> None:
+        """The region loss alone, which joins after 8 of 10 epochs."""
+        alone = {f"{part}_weight": 0.0 for part in ("pixel", "over_cluster", "segmentation")}
+        self.refused(TrainConfig(), alone, "pixel_weight")
+        config = with_settings(TrainConfig(), {**alone, "region_start": 0.0})
+        assert config.uses_pixels() and not config.learns_clusters()
+
     def refused(self, base: RunConfig, chosen: dict[str, Any], name: str) -> None:
         """The message begins with the setting and its value."""
         value = chosen.get(name, getattr(base, name))

@@ -183,7 +183,7 @@ class TestKnownClasses:
         result = score(root, 3, matching=known_classes(3))
         assert result.counts.tolist() == COUNTS
         assert result.matching.cluster_to_class == (0, 1, 2)
-        assert result.matching.kind == "identity"
+        assert str(result.matching.kind) == "identity"
         assert result.scores.iou == pytest.approx((100 / 7, 100 / 7, 100 / 7))
         assert result.scores.pixel_accuracy == pytest.approx(25)
 

@@ -1,4 +1,4 @@
-"""The events of a training run: their text for people."""
+"""The events of a run: their text for people."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from densesiam_seg.config import TrainConfig
+from densesiam_seg.config import PretrainConfig, TrainConfig
 from densesiam_seg.events import Decoding, Event, Notice, Started, Trained
+from densesiam_seg.loop import Preparing
 
 
 def test_a_notice_is_its_text_and_a_warning_says_so() -> None:
@@ -19,6 +20,8 @@ def test_a_notice_is_its_text_and_a_warning_says_so() -> None:
 def test_a_start_tells_how_much_there_is_to_do() -> None:
     started = Started(Path("runs/a"), TrainConfig(epochs=3), images=40, step=0, total_steps=30)
     assert str(started) == "training on 40 images, 3 epochs, 30 steps, into runs/a"
+    started = dataclasses.replace(started, config=PretrainConfig())
+    assert str(started) == "training on 40 images, 100 epochs, 30 steps, into runs/a"
 
 
 def test_a_resumed_start_tells_from_where() -> None:
@@ -28,7 +31,12 @@ def test_a_resumed_start_tells_from_where() -> None:
 
 @pytest.mark.parametrize(
     "event",
-    [Notice("a"), Decoding(1, 2), Trained(Path("r"), Path("r/model"), None, complete=False)],
+    [
+        Notice("a"),
+        Decoding(1, 2),
+        Preparing(0, 1, 2),
+        Trained(Path("r"), Path("r/model"), None, complete=False),
+    ],
 )
 def test_events_are_values(event: Event) -> None:
     assert event == dataclasses.replace(event)

@@ -284,8 +284,9 @@ class TestLinkedLoss:
     @pytest.mark.parametrize("form", FORMS)
     def test_each_place_with_itself_is_the_pixel_loss(self, form: Similarity) -> None:
         p_1, z_1, p_2, z_2 = random_maps(4, 5, (2, 4, 3, 5))
+        ends = [maps.flatten(2).mT for maps in (p_1, z_1, p_2, z_2)]
         weight = torch.eye(15).expand(2, 15, 15)
-        links = Links(*(maps.flatten(2).mT for maps in (p_1, z_1, p_2, z_2)), weight=weight)
+        links = Links(ends[0], ends[1], ends[2], ends[3], weight)
         expected = pixel_loss(p_1, z_1, p_2, z_2, form)
         assert linked_loss(*links, form).item() == pytest.approx(expected.item(), abs=1e-5)
         # Only the weights' ratios count.
@@ -341,8 +342,8 @@ class TestLinkedLoss:
 
     @pytest.mark.parametrize("form", FORMS)
     def test_autocast_changes_nothing(self, form: Similarity) -> None:
-        p_1, z_1, p_2, z_2, weight = random_links(6)
-        links = Links(*(values.bfloat16() for values in (p_1, z_1, p_2, z_2)), weight=weight)
+        links = Links(*(field.bfloat16() for field in random_links(6)))
+        links = links._replace(weight=links.weight.float())
         with torch.autocast("cpu", torch.bfloat16):
             loss = linked_loss(*links, form)
         assert loss.dtype == torch.float32

@@ -4,27 +4,42 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densesiam_seg.config import TrainConfig, with_settings
+from densesiam_seg.batches import ImageStore
+from densesiam_seg.config import METHODS, TrainConfig, with_settings
+from densesiam_seg.errors import UsageError
 from densesiam_seg.model import Architecture, DenseSiam, build_network
-from densesiam_seg.objective import objective
+from densesiam_seg.objective import Siamese, objective
+from densesiam_seg.scan import scan
 from densesiam_seg.views import Geometry, ViewPair
+from densesiam_seg.views import view_pair as drawn_views
 
 K, A, C = 3, 5, 8
 CONFIG = TrainConfig(clusters=K, over_clusters=A, channels=C)
 ODD = replace(
     CONFIG,
+    image_weight=0.6,
     pixel_weight=0.7,
     over_cluster_weight=1.9,
     segmentation_weight=0.3,
     region_weight=0.45,
 )
+ARCHITECTURE = Architecture(channels=C, clusters=K, over_clusters=A, image_head=True)
+REGIONS_ALONE: dict[str, Any] = {
+    "pixel_weight": 0.0,
+    "over_cluster_weight": 0.0,
+    "segmentation_weight": 0.0,
+    "region_start": 0.0,
+}
 HEADS = {
+    "image": ("image_projector", "image_predictor"),
     "pixel": ("predictor",),
     "over_cluster": ("over_projector", "over_predictor"),
     "segmentation": (),
@@ -48,12 +63,12 @@ def features_of(network: DenseSiam, views: ViewPair) -> tuple[Tensor, Tensor]:
 @pytest.fixture(scope="module")
 def network() -> DenseSiam:
     """In eval mode, with running statistics that make its outputs vary."""
-    built = build_network(Architecture(channels=C, clusters=K, over_clusters=A), seed=0).train()
+    built = build_network(ARCHITECTURE, seed=0).train()
     for module in built.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             module.momentum = None  # running statistics become those of the one batch seen
     with torch.no_grad():
-        objective(built, view_pair(), CONFIG, regions=True)
+        objective(built, view_pair(), ODD, regions=True)
     built.eval().requires_grad_(True)
     return built
 
@@ -103,7 +118,9 @@ def region_similarity(network: DenseSiam, f: list[Tensor], z: list[Tensor], stop
 def by_hand(
     network: DenseSiam, views: ViewPair, config: TrainConfig
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Parts and total as METHOD's section 2 has them, all four losses on."""
+    """Parts and total as METHOD's section 2 has them, all four losses on; SimSiam's where it has a weight."""
+    assert network.over_projector is not None and network.over_predictor is not None
+    assert network.image_projector is not None and network.image_predictor is not None
     f = list(features_of(network, views))
     z = [network.projector(features) for features in f]
     p = [network.predictor(logits) for logits in z]
@@ -118,7 +135,15 @@ def by_hand(
         "region": region_similarity(network, f, z, config.region_stop_gradient),
     }
     both = math.log(A) + math.log(K)
-    total = (
+    total = torch.zeros(())
+    if config.image_weight:
+        v = [network.image_projector(features.mean((2, 3))) for features in f]
+        w = [network.image_predictor(rows) for rows in v]
+        # Cosine whatever the form of the pixels' similarity.
+        image = 0.5 * negative_cosine(w[0], v[1]) + 0.5 * negative_cosine(w[1], v[0])
+        parts = {"image": image, **parts}
+        total = total + config.image_weight * image
+    total = total + (
         config.pixel_weight * math.log(A) / both * parts["pixel"]
         + config.over_cluster_weight * math.log(K) / both * parts["over_cluster"]
         + config.segmentation_weight * parts["segmentation"]
@@ -158,6 +183,9 @@ class TestTotal:
         expected = gradients(network, total)
         for name, gradient in gradients(network, result.total).items():
             wanted = expected[name]
+            if name.startswith("image_") and not config.image_weight:
+                assert gradient is None
+                continue
             assert gradient is not None and wanted is not None
             scale = max(1.0, wanted.abs().max().item())
             torch.testing.assert_close(gradient, wanted, atol=1e-4 * scale, rtol=0)
@@ -165,14 +193,18 @@ class TestTotal:
     def test_every_part_counts_in_the_default_recipe(self, network: DenseSiam) -> None:
         result = objective(network, view_pair(), CONFIG, regions=True)
         found = gradients(network, result.total)
-        assert all(value is not None and value.isfinite().all() for value in found.values())
+        for name, value in found.items():
+            if name.startswith("image_"):
+                assert value is None
+            else:
+                assert value is not None and value.isfinite().all()
 
 
 class TestSwitches:
     @pytest.mark.parametrize("name", list(HEADS))
     def test_weight_zero_is_not_computed(self, name: str) -> None:
-        network = build_network(Architecture(channels=C, clusters=K, over_clusters=A), seed=0)
-        config = with_settings(CONFIG, {f"{name}_weight": 0.0})
+        network = build_network(ARCHITECTURE, seed=0)
+        config = with_settings(ODD, {f"{name}_weight": 0.0})
         result = objective(network, view_pair(), config, regions=True)
         assert set(result.parts) == set(HEADS) - {name}
         found = gradients(network, result.total)
@@ -192,7 +224,7 @@ class TestSwitches:
         views = view_pair()
         with_regions = objective(network, views, ODD, regions=True)
         without = objective(network, views, ODD, regions=False)
-        assert list(without.parts) == ["pixel", "over_cluster", "segmentation"]
+        assert list(without.parts) == ["image", "pixel", "over_cluster", "segmentation"]
         expected = with_regions.total - 0.45 * with_regions.parts["region"]
         assert without.total.item() == pytest.approx(expected.item(), abs=1e-5)
         found = gradients(network, without.total)
@@ -200,8 +232,7 @@ class TestSwitches:
         assert heads == {"region_projector", "region_predictor"}
 
     def test_region_stop_gradient_changes_the_gradient_only(self, network: DenseSiam) -> None:
-        only = replace(CONFIG, pixel_weight=0.0, over_cluster_weight=0.0, segmentation_weight=0.0)
-        views = view_pair()
+        views, only = view_pair(), replace(CONFIG, **REGIONS_ALONE)
         stopped = objective(network, views, only, regions=True)
         free = objective(network, views, replace(only, region_stop_gradient=False), regions=True)
         assert stopped.total.item() == free.total.item()
@@ -209,16 +240,121 @@ class TestSwitches:
         key = "region_projector.0.weight"
         assert not torch.allclose(one[key], two[key])  # type: ignore[arg-type]
 
-    def test_all_weights_zero_is_zero(self, network: DenseSiam) -> None:
-        nothing = replace(
-            CONFIG,
-            pixel_weight=0.0,
-            over_cluster_weight=0.0,
-            segmentation_weight=0.0,
-            region_weight=0.0,
+    def test_regions_alone_must_start_at_once(self, network: DenseSiam) -> None:
+        """An epoch without any loss would have no gradient, so no settings ask for one."""
+        result = Siamese(network, replace(CONFIG, **REGIONS_ALONE)).objective(
+            torch.zeros(2, 3, 64, 64, dtype=torch.uint8), [0, 1], 0
         )
-        result = objective(network, view_pair(), nothing, regions=True)
-        assert result.total.item() == 0 and result.parts == {}
+        assert list(result.parts) == ["region"]
+        with pytest.raises(UsageError, match="in the first epoch"):
+            replace(CONFIG, **{**REGIONS_ALONE, "region_start": 0.8})
+
+    def test_no_over_clusters(self) -> None:
+        network = build_network(replace(ARCHITECTURE, over_clusters=0), seed=0)
+        config = replace(ODD, over_cluster_weight=0.0)
+        result = objective(network, view_pair(), config, regions=True)
+        assert list(result.parts) == ["image", "pixel", "segmentation", "region"]
+
+
+class TestMethods:
+    """The paper's own ablations by switching losses off (`train --method simsiam`, `pixsim`)."""
+
+    def test_simsiam_is_the_image_loss_alone(self) -> None:
+        network = build_network(ARCHITECTURE, seed=0)
+        config = with_settings(CONFIG, METHODS["simsiam"])
+        assert not config.uses_pixels()
+        result = objective(network, view_pair(), config, regions=True)
+        assert list(result.parts) == ["image"]
+        assert torch.equal(result.total.detach(), result.parts["image"])
+        reached = {
+            name.split(".")[0]
+            for name, gradient in gradients(network, result.total).items()
+            if gradient is not None
+        }
+        assert reached == {"encoder", *HEADS["image"]}
+        # No projection z of any pixel is computed.
+        for name, head in network.named_children():
+            for module in head.modules():
+                if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+                    seen = int(name == "encoder" or name in HEADS["image"])
+                    assert module.num_batches_tracked == seen
+        assert result.histogram.shape == (0,) and result.histogram.dtype == torch.int64
+
+    def test_simsiam_tells_how_images_agree_and_spread(self, network: DenseSiam) -> None:
+        views = view_pair()
+        result = objective(network, views, with_settings(CONFIG, METHODS["simsiam"]), regions=True)
+        assert network.image_projector is not None
+        with torch.no_grad():
+            rows = [
+                F.normalize(network.image_projector(features.mean((2, 3))), dim=1)
+                for features in features_of(network, views)
+            ]
+        found = [int((rows[0][i] @ rows[1].T).argmax()) == i for i in range(2)]
+        assert result.agreement.item() == pytest.approx(sum(found) / 2)
+        deviation = torch.cat(rows).std(0, unbiased=False).mean() * math.sqrt(C)
+        assert result.spread is not None
+        assert result.spread.item() == pytest.approx(deviation.item(), abs=1e-5)
+
+    def test_pixels_take_over_agreement(self, network: DenseSiam) -> None:
+        """With pixels to compare it is of pixels, with or without the image loss; the spread stays the images'."""
+        one = objective(network, view_pair(), ODD, regions=False)
+        two = objective(network, view_pair(), replace(ODD, image_weight=0.0), regions=False)
+        assert one.agreement.item() == two.agreement.item()
+        assert one.histogram.tolist() == two.histogram.tolist()
+        assert one.spread is not None and two.spread is None
+
+    def test_pixsim_has_no_regions(self, network: DenseSiam) -> None:
+        config = with_settings(CONFIG, METHODS["pixsim"])
+        result = objective(network, view_pair(), config, regions=True)
+        assert list(result.parts) == ["pixel", "over_cluster", "segmentation"]
+        expected = objective(network, view_pair(), CONFIG, regions=False)
+        assert result.total.item() == expected.total.item()
+
+
+class TestSiamese:
+    """The method as the loop sees it."""
+
+    IMAGES = torch.randint(
+        0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    INDICES = (11, 3)
+
+    def same(self, network: DenseSiam, config: TrainConfig, epoch: int, round_: int) -> bool:
+        """Whether the method's objective is that of the views drawn for `round_`."""
+        found = Siamese(network, config).objective(self.IMAGES, self.INDICES, epoch)
+        views = drawn_views(self.IMAGES, self.INDICES, seed=config.seed, round_=round_)
+        regions = "region" in found.parts
+        expected = objective(network, views, config, regions=regions)
+        assert list(found.parts) == list(expected.parts)
+        return torch.equal(found.total, expected.total)
+
+    @pytest.mark.parametrize("epoch", [0, 5])
+    def test_views_are_those_of_the_epoch(self, network: DenseSiam, epoch: int) -> None:
+        config = replace(CONFIG, seed=4)
+        assert self.same(network, config, epoch, epoch)
+        assert not self.same(network, config, epoch, epoch + 1)
+        assert self.same(network, replace(config, replay="run"), epoch, 0)
+
+    def test_region_loss_joins_in_its_epoch(self, network: DenseSiam) -> None:
+        """8 of 10 in the paper: epochs 0 to 7 go without."""
+        method = Siamese(network, CONFIG)
+        with torch.no_grad():
+            parts = [method.objective(self.IMAGES, self.INDICES, e).parts for e in (7, 8)]
+        assert ["region" in part for part in parts] == [False, True]
+
+    def test_replay(self, network: DenseSiam) -> None:
+        method = Siamese(network, CONFIG)
+        totals = [
+            method.objective(self.IMAGES, self.INDICES, epoch).total.item() for epoch in (2, 2, 3)
+        ]
+        assert totals[0] == totals[1] != totals[2]
+
+    def test_nothing_is_prepared_or_kept(self, network: DenseSiam, image_folder: Path) -> None:
+        method = Siamese(network, CONFIG)
+        store = ImageStore(scan([image_folder]), 64, workers=0, max_pixels=10**6)
+        assert list(method.prepare(store, 0)) == []
+        assert method.state() == {}
+        method.restore({})
 
 
 class TestHealth:

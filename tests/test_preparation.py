@@ -1,4 +1,4 @@
-"""A run directory becomes a training, fresh or resumed; `test_training` has whole runs and their refusals."""
+"""A run directory becomes a training, fresh or resumed; `test_running` has whole runs and their refusals."""
 
 from __future__ import annotations
 
@@ -11,18 +11,21 @@ from typing import Any, TypeVar
 
 import pytest
 import torch
+from PIL import Image
 
 from densesiam_seg.checkpoint import save_checkpoint
-from densesiam_seg.config import TrainConfig, read_config
-from densesiam_seg.errors import InputError, StoppedError, UsageError
+from densesiam_seg.config import PretrainConfig, TrainConfig, read_config
+from densesiam_seg.errors import InputError, ModelError, StoppedError, UsageError
 from densesiam_seg.events import Decoding, Event, Notice, Trained
 from densesiam_seg.loop import Training
 from densesiam_seg.manifest import Manifest
-from densesiam_seg.model import Architecture, build_network
-from densesiam_seg.preparation import Run, fresh, numerics, resumed
+from densesiam_seg.model import Architecture, DenseSiam, build_network
+from densesiam_seg.preparation import Recipe, Run, fresh, numerics, resumed
+from densesiam_seg.pretraining import RECIPE as PRETRAINING
 from densesiam_seg.runs import read_status, write_status
 from densesiam_seg.scan import scan
 from densesiam_seg.signals import StopRequest
+from densesiam_seg.training import RECIPE as TRAINING
 
 Value = TypeVar("Value")
 
@@ -39,9 +42,9 @@ def drained(events: Generator[Event, None, Value]) -> tuple[list[Event], Value]:
             return seen, end.value
 
 
-def run_in(folder: Path, *, max_time: float | None = None) -> Run:
+def run_in(folder: Path, recipe: Recipe = TRAINING) -> Run:
     folder.mkdir(exist_ok=True)
-    return Run(folder, StopRequest(), time.monotonic(), max_time)
+    return Run(recipe, folder, StopRequest(), time.monotonic(), None)
 
 
 @pytest.fixture
@@ -49,21 +52,26 @@ def run(tmp_path: Path) -> Run:
     return run_in(tmp_path / "run")
 
 
-def begun(run: Run, images: list[Path], settings: dict[str, Any]) -> tuple[list[Event], Training]:
-    return drained(fresh(run, scan(images), None, settings, 1.0, None))
+def begun(
+    run: Run,
+    images: list[Path],
+    settings: dict[str, Any],
+    initial: tuple[DenseSiam, str] | None = None,
+) -> tuple[list[Event], Training]:
+    return drained(fresh(run, scan(images), None, settings, 1.0, initial))
 
 
 class TestRun:
     def test_time_counts_from_the_start(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        run = Run(tmp_path, StopRequest(), 100.0, 60.0)
+        run = Run(TRAINING, tmp_path, StopRequest(), 100.0, 60.0)
         for now, over in ((100.0, False), (159.9, False), (160.0, True)):
             monkeypatch.setattr(time, "monotonic", lambda now=now: now)
             assert run.out_of_time() is over
 
     def test_without_a_limit_it_never_ends(self, tmp_path: Path) -> None:
-        assert not Run(tmp_path, StopRequest(), -1e9, None).out_of_time()
+        assert not Run(TRAINING, tmp_path, StopRequest(), -1e9, None).out_of_time()
 
     def test_a_signal_before_the_first_step(self, run: Run) -> None:
         run.require_going_on()
@@ -118,6 +126,108 @@ class TestFresh:
             drained(fresh(run, manifest, None, tiny_settings, 0.05, None))
         (line,) = (run.folder / "skipped.jsonl").read_text().splitlines()
         assert json.loads(line)["reason"] == "empty"
+
+
+class TestRecipes:
+    """Whatever tells one kind of run from another comes with its recipe."""
+
+    def test_a_methods_own_settings_lose_against_what_is_given(
+        self, run: Run, image_folder: Path, tiny_settings: dict[str, Any]
+    ) -> None:
+        settings = {**tiny_settings, "method": "picie", "balance": "inverse"}
+        events, training = begun(run, [image_folder], settings)
+        config = training.config
+        assert isinstance(config, TrainConfig)
+        found = (config.optimizer, config.learning_rate, config.balance)
+        assert found == ("adam", 1e-4, "inverse")
+        assert isinstance(training.optimizer, torch.optim.Adam)
+        assert read_config(run.folder / "config.toml") == asdict(config)
+        told = [event.text for event in events if isinstance(event, Notice)]
+        assert told[0].startswith("preset balanced: ") and "method picie" in told[0]
+
+    def test_pre_training_sees_whole_images_and_their_aspects(
+        self, tmp_path: Path, image_folder: Path, tiny_settings: dict[str, Any]
+    ) -> None:
+        Image.new("RGB", (96, 48)).save(tmp_path / "wide.png")
+        known = vars(PretrainConfig())
+        settings = {name: value for name, value in tiny_settings.items() if name in known}
+        run = run_in(tmp_path / "run", PRETRAINING)
+        events, training = begun(run, [image_folder, tmp_path / "wide.png"], settings)
+        store = training.store
+        assert (store.fit, store.side) == ("stretch", 2 * training.config.image_size)
+        found = dict(zip((Path(n).name for n in store.manifest.names), store.aspects, strict=True))
+        assert found.pop("wide.png") == 2 and set(map(float, found.values())) == {1.0}
+        architecture = Architecture(channels=16, clusters=128, over_clusters=0, image_head=True)
+        assert training.network.architecture == architecture
+        told = [event.text for event in events if isinstance(event, Notice)]
+        assert "correspondence location" in told[0] and "categories 128" in told[0]
+
+    def test_the_same_images_are_cut_for_training(
+        self, run: Run, image_folder: Path, tiny_settings: dict[str, Any]
+    ) -> None:
+        _, training = begun(run, [image_folder], tiny_settings)
+        assert training.store.fit == "crop"
+        assert training.network.image_projector is None
+
+
+class TestInitial:
+    """`--init-from`."""
+
+    ARCHITECTURE = Architecture("resnet18", 16, 4, 6)
+
+    def taken(
+        self,
+        run: Run,
+        images: Path,
+        settings: dict[str, Any],
+        source: Architecture,
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], str]:
+        """The new network's tensors, those of the trained one, and the line that tells of it."""
+        trained = build_network(source, seed=8)
+        events, training = begun(run, [images], settings, (trained, "old"))
+        line = events[-1]
+        assert isinstance(line, Notice) and not line.warning
+        return dict(training.network.state_dict()), dict(trained.state_dict()), line.text
+
+    def test_the_same_architecture_is_taken_over_whole(
+        self, run: Run, image_folder: Path, tiny_settings: dict[str, Any]
+    ) -> None:
+        new, old, line = self.taken(run, image_folder, tiny_settings, self.ARCHITECTURE)
+        assert line == "initial weights: old"
+        assert new.keys() == old.keys()
+        assert all(torch.equal(new[name], old[name]) for name in new)
+
+    def test_heads_of_other_clusters_are_new(
+        self, run: Run, image_folder: Path, tiny_settings: dict[str, Any]
+    ) -> None:
+        settings = {**tiny_settings, "clusters": 5}
+        new, old, line = self.taken(run, image_folder, settings, self.ARCHITECTURE)
+        assert line == "initial weights: old (new: predictor, projector)"
+        for name, value in new.items():
+            if name.split(".")[0] not in ("predictor", "projector"):
+                assert torch.equal(value, old[name]), name
+        assert new["projector.6.weight"].shape[0] == 5
+
+    def test_a_pre_trained_network_lends_what_it_has(
+        self, run: Run, image_folder: Path, tiny_settings: dict[str, Any]
+    ) -> None:
+        """Features of res5 have no decoder and another width."""
+        source = Architecture("resnet18", 16, 9, over_clusters=0, features="res5", image_head=True)
+        new, old, line = self.taken(run, image_folder, tiny_settings, source)
+        kept = {name for name in new if name.startswith("encoder.backbone.")}
+        assert kept and all(torch.equal(new[name], old[name]) for name in kept)
+        assert line.startswith("initial weights: old (new: encoder.decoder, over_predictor, ")
+        assert "encoder.backbone" not in line
+
+    def test_another_backbone_is_refused(
+        self, run: Run, image_folder: Path, tiny_settings: dict[str, Any]
+    ) -> None:
+        settings = {**tiny_settings, "backbone": "resnet34"}
+        with pytest.raises(
+            ModelError, match=r"--init-from old: .*give --backbone resnet18"
+        ) as caught:
+            self.taken(run, image_folder, settings, self.ARCHITECTURE)
+        assert caught.value.exit_code == 4
 
 
 class TestResumed:

@@ -138,7 +138,7 @@ class TestProbe:
         supervised = "linear probe, supervised: uses the labels of the wrong split"
         assert result.linear.readout == supervised
         assert result.kmeans.readout == "k-means probe, label-free: labels only match and score"
-        assert result.linear.matching.kind == "identity"
+        assert str(result.linear.matching.kind) == "identity"
         assert result.linear.matching.cluster_to_class == (0, 1, 2)
         assert result.kmeans.matching.kind == "hungarian"
 
@@ -178,10 +178,10 @@ class TestProbe:
         assert found.scores.mean_iou == 100
 
     def test_equal_for_a_seed_and_blind_to_global_state(self, run: Callable[..., Probe]) -> None:
-        states = torch.random.get_rng_state(), np.random.get_state()[1]  # noqa: NPY002
+        states = torch.random.get_rng_state(), str(np.random.get_state())  # noqa: NPY002
         first = run(seed=3, clusters=9)
         assert torch.equal(torch.random.get_rng_state(), states[0])
-        np.testing.assert_array_equal(np.random.get_state()[1], states[1])  # noqa: NPY002
+        assert str(np.random.get_state()) == states[1]  # noqa: NPY002
         torch.manual_seed(99)
         again, other = run(seed=3, clusters=9), run(seed=4, clusters=9)
         values = [replace(each, seconds=0).to_dict() for each in (first, again, other)]
@@ -386,7 +386,7 @@ class TestSamplePoints:
     def test_every_pixel_where_all_fit(self, segmenter: Segmenter, mixed: Path) -> None:
         features, labels = self.sampled(segmenter, mixed)
         assert len(features) == len(labels) == 4 * 8 * 10 + 10 * 8
-        assert len(features.unique(dim=0)) == len(features)
+        assert len({tuple(row) for row in features.tolist()}) == len(features)
 
     def test_one_pixel_of_each_image_at_least(
         self, segmenter: Segmenter, mixed: Path, monkeypatch: pytest.MonkeyPatch
@@ -405,7 +405,7 @@ class TestSamplePoints:
             Image.fromarray(void).save(path)
         after, labels = self.sampled(segmenter, mixed)
         assert torch.equal(before, after)
-        assert labels.unique().tolist() == [255]
+        assert set(labels.tolist()) == {255}
 
     def test_features_keep_the_networks_precision(self, segmenter: Segmenter, mixed: Path) -> None:
         half = Segmenter(segmenter.network, segmenter.card, device="cpu", precision="bf16")
@@ -478,7 +478,7 @@ class TestFitLinear:
             loss.backward()  # type: ignore[no-untyped-call]
             return float(loss.detach())
 
-        solver.step(closure)
+        solver.step(closure)  # type: ignore[no-untyped-call]
         weight, bias = finished(fit_linear(features, labels, 3))
         assert weight.shape == (3, 6, 1, 1)
         mean, deviation = exact.mean(0), exact.std(0, correction=0)

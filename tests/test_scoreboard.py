@@ -139,7 +139,7 @@ def test_notes_say_which_numbers_used_labels_and_what_all_cost() -> None:
     notes = standing_notes([result("first", 0, 20.0), result("first", 1, 22.0)], 12)
     assert notes == [
         "budget per run: steps 30, epochs 3",
-        "seeds 0, 1: mean ± standard deviation (n - 1); 2 of 12 runs finished",
+        "seeds: 0, 1; mean ± standard deviation (n - 1); 2 of 12 runs finished",
         "labels: pre-training uses none; the linear probe is trained on the labels of the train split; the k-means "
         "probe uses labels for scoring alone",
         "training s: processor seconds of one run's pre-training, decoding included",

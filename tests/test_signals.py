@@ -50,13 +50,18 @@ def test_blocks_do_not_share_requests() -> None:
 
 
 @posix
-def test_an_inner_block_takes_the_signal() -> None:
+def test_an_inner_block_passes_its_signal_on() -> None:
     with stop_requests() as outer:
         with stop_requests() as inner:
-            os.kill(os.getpid(), signal.SIGINT)
-        assert inner and not outer
-        os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert inner and not outer
         assert outer.number == signal.SIGTERM
+    with stop_requests() as outer:
+        with stop_requests():
+            pass
+        assert not outer
+        os.kill(os.getpid(), signal.SIGINT)
+        assert outer.number == signal.SIGINT
 
 
 def test_outside_the_main_thread_there_are_no_handlers() -> None:
