@@ -112,7 +112,9 @@ def _dense_terms(
 
 def _rows(head: torch.nn.Module, rows: Tensor) -> Tensor:
     """A head of 1×1 convolutions on rows: (B, N, C) → (B, N, K)."""
-    outputs: Tensor = head(rows.mT.unsqueeze(-1)).squeeze(-1).mT
+    # Places lie along the width. As a column, of width 1, the gradient's memory layout is ambiguous, and a processor's
+    # batch norm reads it in the wrong order (torch 2.15).
+    outputs: Tensor = head(rows.mT.unsqueeze(-2)).squeeze(-2).mT
     return outputs
 
 

@@ -7,6 +7,7 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,11 +19,13 @@ from torch.nn import functional as F
 from densesiam_seg import method
 from densesiam_seg.batches import ImageStore
 from densesiam_seg.config import PretrainConfig, with_settings
-from densesiam_seg.losses import linked_loss, pixel_loss, region_loss
+from densesiam_seg.correspondence import STRATEGIES, Correspondence
+from densesiam_seg.losses import Similarity, linked_loss, pixel_loss, region_loss
 from densesiam_seg.method import Objective, image_loss
 from densesiam_seg.model import Architecture, DenseSiam, build_network
 from densesiam_seg.pretext import Pretext, pretext_objective
 from densesiam_seg.sampling import Grid, grid_draws
+from densesiam_seg.scan import scan
 from densesiam_seg.views import Window, WindowPair, independent_views
 
 pytestmark = pytest.mark.usefixtures("slim_module")
@@ -94,6 +97,15 @@ def gradients(network: DenseSiam, total: Tensor) -> dict[str, Tensor | None]:
 # ---- the same sum, slowly ----------------------------------------------------------------------
 
 
+Position = tuple[float, float]
+
+
+def within(crop: Crop, point: Position) -> Position:
+    """Where in its view a point of the image is seen."""
+    y, x = (point[0] - crop.top) / crop.height, (point[1] - crop.left) / crop.width
+    return y, 1 - x if crop.flip else x
+
+
 def read(features: Tensor, y: float, x: float) -> Tensor:
     """The bilinear sample (C,) of one map (C, h, w) at a position of its view; the border value goes on outwards."""
     height, width = features.shape[1:]
@@ -106,7 +118,7 @@ def read(features: Tensor, y: float, x: float) -> Tensor:
     return (1 - dy) * top + dy * bottom
 
 
-def places(one: Crop, two: Crop, size: int) -> list[tuple[tuple[float, float], ...]]:
+def places(one: Crop, two: Crop, size: int) -> list[tuple[Position, Position]]:
     """A size × size grid of the overlap: each position (y, x) in view 1 and in view 2.
 
     Without overlap, which the losses then leave out, of each view as a whole.
@@ -114,19 +126,15 @@ def places(one: Crop, two: Crop, size: int) -> list[tuple[tuple[float, float], .
     top, left = max(one.top, two.top), max(one.left, two.left)
     bottom = min(one.top + one.height, two.top + two.height)
     right = min(one.left + one.width, two.left + two.width)
-    out = []
+    out: list[tuple[Position, Position]] = []
     for i in range(size):
         for j in range(size):
             down, across = (i + 0.5) / size, (j + 0.5) / size
             if bottom <= top or right <= left:
                 out.append(((down, across), (down, across)))
                 continue
-            pair = []
-            for crop in (one, two):
-                y = (top + down * (bottom - top) - crop.top) / crop.height
-                x = (left + across * (right - left) - crop.left) / crop.width
-                pair.append((y, 1 - x if crop.flip else x))
-            out.append(tuple(pair))
+            point = top + down * (bottom - top), left + across * (right - left)
+            out.append((within(one, point), within(two, point)))
     return out
 
 
@@ -266,7 +274,16 @@ class TestLocation:
             wanted = expected[name]
             assert gradient is not None and wanted is not None
             scale = max(0.1, wanted.abs().max().item())
-            torch.testing.assert_close(gradient, wanted.float(), atol=2e-3 * scale, rtol=0)
+            torch.testing.assert_close(gradient, wanted.float(), atol=2e-4 * scale, rtol=0)
+
+    def test_memory_layout_does_not_matter(self, network: DenseSiam) -> None:
+        """The loop keeps weights with their channels last; a gradient in another order would be silently wrong."""
+        turned = copy.deepcopy(network).to(memory_format=torch.channels_last)
+        one, two = (gradients(each, found(each, CONFIG).total) for each in (network, turned))
+        for name, gradient in one.items():
+            other = two[name]
+            assert gradient is not None and other is not None
+            torch.testing.assert_close(gradient, other, atol=2e-4, rtol=2e-4)
 
     def test_with_gradients_through_the_targets_it_would_differ(self, network: DenseSiam) -> None:
         """The comparison above tells the two apart."""
@@ -346,7 +363,7 @@ class TestStopGradient:
         elif name == "region":
             loss = region_loss(*values)
         else:
-            form = "cosine" if name == "pixel cosine" else "cross-entropy"
+            form: Similarity = "cosine" if name == "pixel cosine" else "cross-entropy"
             loss = linked_loss(*values, torch.ones(3, 6, 6), form)
         to_p_1, to_z_1, to_p_2, to_z_2 = torch.autograd.grad(loss, values, allow_unused=True)
         assert to_z_1 is None and to_z_2 is None
@@ -442,11 +459,11 @@ class TestCollapse:
 
 # ---- views without overlap ---------------------------------------------------------------------
 
-STRATEGIES = ["location", "feature-similarity", "pixel-distance", "candidate-regions"]
+STRATEGY_NAMES = ["location", "feature-similarity", "pixel-distance", "candidate-regions"]
 
 
 class TestDisjoint:
-    @pytest.mark.parametrize("correspondence", STRATEGIES)
+    @pytest.mark.parametrize("correspondence", STRATEGY_NAMES)
     def test_a_batch_of_them_has_no_dense_loss(
         self, network: DenseSiam, correspondence: str
     ) -> None:
@@ -472,7 +489,7 @@ class TestDisjoint:
         values = [v for v in gradients(network, result.total).values() if v is not None]
         assert values and not any(value.any() for value in values)
 
-    @pytest.mark.parametrize("correspondence", STRATEGIES)
+    @pytest.mark.parametrize("correspondence", STRATEGY_NAMES)
     def test_one_of_them_leaves_the_others_their_losses(
         self, network: DenseSiam, correspondence: str
     ) -> None:
@@ -503,7 +520,7 @@ class TestSettings:
     @pytest.mark.parametrize(
         "settings",
         [
-            *({"correspondence": name} for name in STRATEGIES),
+            *({"correspondence": name} for name in STRATEGY_NAMES),
             {"sampling": "uniform"},
             {"sampling": "biased"},
             {"sampling": "biased", "oversample": 10, "importance": 1.0},
@@ -578,10 +595,21 @@ class TestSettings:
             v is not None and v.isfinite().all() for v in gradients(network, result.total).values()
         )
 
-    def test_places_bound_to_the_features_teach_them_nothing(self, network: DenseSiam) -> None:
-        """Which cells are alike is found out, not learned: the choice itself has no gradient."""
-        config = with_settings(CONFIG, {"correspondence": "feature-similarity"})
-        assert found(network, config).total.requires_grad
+    @pytest.mark.parametrize("correspondence", STRATEGY_NAMES)
+    def test_places_are_found_and_not_learned(
+        self, network: DenseSiam, correspondence: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A strategy sees the features of both views without their gradient."""
+        strategy = STRATEGIES[correspondence]
+        asked: list[bool] = []
+
+        def note(one: Window, two: Window, *rest: Any) -> Correspondence:
+            asked.append(rest[0].requires_grad or rest[1].requires_grad)
+            return strategy(one, two, *rest)
+
+        monkeypatch.setitem(STRATEGIES, correspondence, note)
+        found(network, with_settings(CONFIG, {"correspondence": correspondence}))
+        assert asked == [False]
 
 
 # ---- the method --------------------------------------------------------------------------------
@@ -651,9 +679,11 @@ class TestPretext:
         assert torch.equal(result.total, expected.total)
         assert result.histogram.tolist() == expected.histogram.tolist()
 
-    def test_nothing_is_prepared_or_kept(self) -> None:
+    def test_nothing_is_prepared_or_kept(self, image_folder: Path) -> None:
         pretext = Pretext(build_network(ARCHITECTURE, seed=0), CONFIG, ASPECTS)
-        store: Any = ImageStore
+        store = ImageStore(
+            scan([image_folder]), 2 * SIDE, fit="stretch", workers=0, max_pixels=10**6
+        )
         assert list(pretext.prepare(store, 0)) == []
         assert pretext.state() == {}
         pretext.restore({})

@@ -23,7 +23,7 @@ from densesiam_seg import segmenter as segmenter_module
 from densesiam_seg.clustering import Centroids
 from densesiam_seg.errors import ImageError, InputError, ModelError
 from densesiam_seg.masks import palette
-from densesiam_seg.model import Architecture
+from densesiam_seg.model import Architecture, build_network
 from densesiam_seg.scenes import scene
 from densesiam_seg.segmenter import (
     LARGEST_CONFIG,
@@ -37,6 +37,7 @@ from densesiam_seg.segmenter import (
 )
 from densesiam_seg.tensorfiles import read_safetensors, write_safetensors
 
+SMALL = Architecture(channels=8, clusters=5, over_clusters=6)
 SIZES = [(1, 1), (1, 500), (500, 1), (33, 47), (64, 64), (7, 3), (31, 101)]
 
 
@@ -288,6 +289,83 @@ class TestSaveAndLoad:
         assert torch.equal(torch.random.get_rng_state(), before)
 
 
+OTHERS = {
+    "no over-clusters": replace(SMALL, over_clusters=0),
+    "an image head": replace(SMALL, image_head=True),
+    "features of res5": replace(SMALL, features="res5"),
+    "a pre-trained network": replace(SMALL, features="res5", over_clusters=0, image_head=True),
+}
+
+
+@pytest.mark.usefixtures("slim_module")
+class TestOtherNetworks:
+    """Networks as pre-training makes them, and as methods without over-clusters do."""
+
+    @pytest.fixture(params=list(OTHERS.values()), ids=list(OTHERS))
+    def other(self, request: pytest.FixtureRequest) -> Segmenter:
+        architecture: Architecture = request.param
+        network = build_network(architecture, seed=2)
+        return Segmenter(network, ModelCard(architecture, 32, clusters=5), device="cpu")
+
+    def test_save_and_load(self, other: Segmenter, tmp_path: Path) -> None:
+        folder = other.save(tmp_path / "m")
+        loaded = Segmenter.load(folder, device="cpu")
+        assert loaded.card == other.card
+        assert list(loaded.network.state_dict()) == list(other.network.state_dict())
+        for size in ((33, 47), (64, 64), (1, 50)):
+            mask = loaded.predict(photograph(*size))
+            assert mask.shape == size
+            np.testing.assert_array_equal(mask, other.predict(photograph(*size)))
+        again = loaded.save(tmp_path / "again")
+        for path in again.iterdir():
+            assert path.read_bytes() == (folder / path.name).read_bytes()
+
+    def test_kmeans_readout_has_the_width_of_the_features(
+        self, other: Segmenter, tmp_path: Path
+    ) -> None:
+        width = other.network.encoder.width
+        draw = torch.Generator().manual_seed(0)
+        centres = F.normalize(torch.randn(3, width, generator=draw), dim=1)
+        read = other.with_centroids(Centroids(centres, torch.ones(3, dtype=torch.int64)))
+        loaded = Segmenter.load(read.save(tmp_path / "m"), device="cpu")
+        np.testing.assert_array_equal(
+            loaded.predict(photograph(33, 47)), read.predict(photograph(33, 47))
+        )
+
+    def test_centroids_of_another_width_are_refused(self, tmp_path: Path) -> None:
+        """Features of res5 are 16 wide here, whatever `channels` says."""
+        architecture = OTHERS["features of res5"]
+        network = build_network(architecture, seed=2)
+        card = ModelCard(architecture, 32, readout="kmeans", clusters=3)
+        wrong = Segmenter(network, card, centroids=torch.zeros(3, 8), device="cpu")
+        with pytest.raises(ModelError, match=r"centroids is .*instead of"):
+            Segmenter.load(wrong.save(tmp_path / "m"), device="cpu")
+
+    def test_features_have_the_stride_of_their_stage(self, other: Segmenter) -> None:
+        features = other.features(other.prepare(as_pixels(photograph(64, 96))))
+        stride = 32 if other.card.architecture.features == "res5" else 4
+        assert features.shape == (
+            1,
+            other.network.encoder.width,
+            32 // stride,
+            -(-48 // stride),
+        )
+
+
+def test_a_card_from_before_these_options_is_read(model_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(model_folder, tmp_path / "model"))
+    config(features=None, image_head=None)(folder)
+    loaded = Segmenter.load(folder, device="cpu")
+    assert (loaded.card.architecture.features, loaded.card.architecture.image_head) == (
+        "fpn",
+        False,
+    )
+    np.testing.assert_array_equal(
+        loaded.predict(photograph(20, 30)),
+        Segmenter.load(model_folder, device="cpu").predict(photograph(20, 30)),
+    )
+
+
 class TestKmeansReadout:
     def test_scores_are_nearness(self, segmenter: Segmenter) -> None:
         """argmax of the scores is the nearest centre of the L2-normalised features."""
@@ -433,6 +511,18 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "k a text": (both_clusters("5"), "out of range"),
     "huge channels": (config(channels=10**12), "out of range"),
     "negative over-clusters": (config(over_clusters=-1), "out of range"),
+    "over-clusters beyond the limit": (config(over_clusters=4097), "out of range"),
+    "over-clusters a truth value": (config(over_clusters=False), "out of range"),
+    "over-clusters a fraction": (config(over_clusters=0.0), "out of range"),
+    "channels zero": (config(channels=0), "out of range"),
+    "unknown features": (config(features="res4"), "out of range"),
+    "features a list": (config(features=["fpn"]), "out of range"),
+    "features a truth value": (config(features=True), "out of range"),
+    "features of another network": (config(features="res5"), "model.safetensors"),
+    "image head a number": (config(image_head=1), "out of range"),
+    "image head a text": (config(image_head="yes"), "out of range"),
+    "image head without its tensors": (config(image_head=True), "image_.* is missing"),
+    "over-clusters without their tensors": (config(over_clusters=0), "over_.* is not part"),
     "size too small": (config(image_size=31), "out of range"),
     "size too large": (config(image_size=4097), "out of range"),
     "size not a number": (config(image_size="32"), "out of range"),
@@ -515,10 +605,10 @@ class TestRefusals:
 
     def test_an_unfinished_run_tells_how_to_finish_it(self, tmp_path: Path) -> None:
         (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-        remedy = f"densesiam-seg train --resume --out {tmp_path / 'run'}"
         with pytest.raises(ModelError, match="has not finished") as caught:
             Segmenter.load(tmp_path / "run")
-        assert remedy in str(caught.value)
+        # Which command began it, train or pretrain, the folder does not tell here.
+        assert str(caught.value).endswith(f"--resume --out {tmp_path / 'run'}")
 
     def test_nothing_is_unpickled(self, folder: Path, tmp_path: Path) -> None:
         marker = tmp_path / "marker"
