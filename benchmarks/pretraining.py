@@ -20,6 +20,7 @@ from typing import Any
 import densesiam_seg
 
 COMMON = {"image_size": 160, "batch_size": 16, "rate_scaling": "none", "threads": 0}
+ARMS = ("scratch", "pre-trained")
 RESULTS = Path(__file__).parent / "results" / "pretraining.json"
 
 
@@ -32,19 +33,25 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=10, help="budget of an arm")
     parser.add_argument("--share", type=float, default=0.5, help="of the budget for pre-training")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/pretraining"))
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    rows = [
-        run(arm, seed, arguments) for seed in arguments.seeds for arm in ("scratch", "pre-trained")
-    ]
-    for arm in ("scratch", "pre-trained"):
+    rows = [run(arm, seed, arguments) for seed in arguments.seeds for arm in arguments.arms]
+    for arm in arguments.arms:
         for name in ("mean_iou", "pixel_accuracy", "processor_seconds"):
             values = [row[name] for row in rows if row["arm"] == arm]
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            print(f"{arm}: {name} {statistics.mean(values):.2f} ± {spread:.2f}, {len(values)} seeds")
-    report = {"settings": COMMON, "epochs": arguments.epochs, "share": arguments.share, "rows": rows}
+            print(
+                f"{arm}: {name} {statistics.mean(values):.2f} ± {spread:.2f}, {len(values)} seeds"
+            )
+    report = {
+        "settings": COMMON,
+        "epochs": arguments.epochs,
+        "share": arguments.share,
+        "rows": rows,
+    }
     arguments.results.parent.mkdir(parents=True, exist_ok=True)
     arguments.results.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 

@@ -87,6 +87,10 @@ class RunConfig:
         """Factor on the learning rate after this share of all steps; predictors keep theirs (SimSiam, section 4.3)."""
         return 0.5 * (1.0 + math.cos(math.pi * progress)) if self.schedule == "cosine" else 1.0
 
+    def learns_clusters(self) -> bool:
+        """Whether a head learns the K clusters; where none does, k-means of the features finds them at the end."""
+        raise NotImplementedError
+
     def to_toml(self) -> str:
         """The settings as a TOML document that `read_config` reads back."""
         return "".join(f"{name} = {_toml(value)}\n" for name, value in asdict(self).items())
@@ -145,7 +149,6 @@ class TrainConfig(RunConfig):
         )
 
     def learns_clusters(self) -> bool:
-        """Whether a head learns the K clusters; where none does, k-means of the features finds them at the end."""
         return self.method not in ("picie", "mdc") and bool(
             self.pixel_weight or self.segmentation_weight
         )
@@ -202,6 +205,9 @@ class PretrainConfig(RunConfig):
             "above 0 where there is no pixel loss",
             self.image_weight,
         )
+
+    def learns_clusters(self) -> bool:
+        return self.dense() and bool(self.pixel_weight)
 
     def dense(self) -> bool:
         """Whether there are dense losses beside SimSiam's of the whole image."""

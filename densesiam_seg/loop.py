@@ -27,8 +27,9 @@ from densesiam_seg.model import DenseSiam
 
 IN_USE = 0.001
 """A cluster counts as in use from this share of an epoch's pixels on."""
-COLLAPSED = 0.1
-"""Spread of the projections below which they carry next to nothing."""
+COLLAPSED = 0.3
+"""Spread below which a run counts as collapsing: untrained heads have about 0.5, healthy runs showed 0.7 to 0.9 and
+collapsed ones less than 0.3."""
 
 
 @dataclass(frozen=True)

@@ -81,14 +81,15 @@ def image_loss(network: DenseSiam, features: Tensor) -> tuple[Tensor, Tensor, Te
     """
     assert network.image_projector is not None and network.image_predictor is not None
     z = network.image_projector(features.float().mean((-2, -1)))
-    (z_1, z_2), (p_1, p_2) = z.chunk(2), network.image_predictor(z).chunk(2)
+    p = network.image_predictor(z)
+    (z_1, z_2), (p_1, p_2) = z.chunk(2), p.chunk(2)
     loss = pixel_loss(p_1, z_1, p_2, z_2, "cosine")
     # Autocast would round similarities to three digits, and the first of equal ones would win.
     with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
         similarities = F.normalize(z_1.float(), dim=1) @ F.normalize(z_2.float(), dim=1).T
         own = torch.arange(len(z_1), device=z.device)
         agreement = (similarities.argmax(1) == own).float().mean()
-    return loss, agreement, spread(z)
+    return loss, agreement, spread(p)
 
 
 @torch.no_grad()

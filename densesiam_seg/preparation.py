@@ -33,7 +33,6 @@ from densesiam_seg.method import Method
 from densesiam_seg.model import DenseSiam
 from densesiam_seg.records import Records, truncate_to_step
 from densesiam_seg.runs import read_status, require_space, write_status
-from densesiam_seg.segmenter import Segmenter
 from densesiam_seg.signals import StopRequest
 from densesiam_seg.weights import load_encoder
 
@@ -49,8 +48,6 @@ class Recipe:
     fit: Fit
     build: Callable[[RunConfig, ImageStore, torch.device, torch.dtype], Method]
     """Settings → the method with its network, all initial weights being functions of the seed."""
-    finish: Callable[[Training, dict[str, Any]], Segmenter]
-    """A trained network, and what its card says of the training, → the model."""
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def pretext_objective(
         terms += _dense_terms(network, samples, z, places, config)
         with torch.no_grad():
             agreement, histogram = _health(z, places, config.categories)
-            dispersion = spread(z.flatten(0, 1))
+            dispersion = spread(z.flatten(0, 1)) if dispersion is None else dispersion
             disjoint = int((~places.linked).sum())
 
     total = sum((weight * loss for _, weight, loss in terms), features.new_zeros(()).float())

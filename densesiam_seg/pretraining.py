@@ -12,13 +12,11 @@ import torch
 from densesiam_seg.batches import ImageStore
 from densesiam_seg.config import Preset, PretrainConfig, RunConfig, pretrain_preset
 from densesiam_seg.events import Event, Trained
-from densesiam_seg.loop import Training
 from densesiam_seg.method import Method
 from densesiam_seg.model import Architecture, build_network
 from densesiam_seg.preparation import Recipe
 from densesiam_seg.pretext import Pretext
-from densesiam_seg.running import model_card, run_events
-from densesiam_seg.segmenter import Segmenter, name_clusters
+from densesiam_seg.running import run_events
 
 
 def pretrain(
@@ -59,15 +57,4 @@ def _build(
     return Pretext(build_network(architecture, config.seed), config, store.aspects)
 
 
-def _finish(training: Training, facts: dict[str, Any]) -> Segmenter:
-    shares = training.last_epoch.shares if training.last_epoch else None
-    return Segmenter(
-        training.network,
-        model_card(training, facts),
-        name_clusters(training.network.architecture.clusters, shares or None),
-        device=str(training.device),
-        precision=training.config.precision,
-    )
-
-
-RECIPE = Recipe("pretrain", PretrainConfig, _preset, "stretch", _build, _finish)
+RECIPE = Recipe("pretrain", PretrainConfig, _preset, "stretch", _build)

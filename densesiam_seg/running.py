@@ -13,7 +13,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 import densesiam_seg
+from densesiam_seg.centroids import fit_readout
 from densesiam_seg.checkpoint import (
     clean,
     save_checkpoint,
@@ -36,7 +39,7 @@ from densesiam_seg.preparation import Recipe, Run, fresh, numerics, resumed
 from densesiam_seg.records import Records
 from densesiam_seg.runs import Status, new_run_folder, read_status, write_status
 from densesiam_seg.scan import scan
-from densesiam_seg.segmenter import ModelCard, Segmenter
+from densesiam_seg.segmenter import ModelCard, Segmenter, name_clusters
 from densesiam_seg.signals import stop_requests
 from densesiam_seg.visualization import training_picture
 from densesiam_seg.weights import require_source
@@ -170,17 +173,15 @@ def _fit(run: Run, training: Training) -> Iterator[Event]:
                 saved = save()
     save()
     complete = training.step >= training.total_steps
-    segmenter = run.recipe.finish(
-        training,
-        {
-            "command": run.recipe.command,
-            "version": densesiam_seg.__version__,
-            "images": len(training.store),
-            "steps": training.step,
-            "epochs": round(training.step / training.steps_per_epoch, 2),
-            "seed": training.config.seed,
-        },
-    )
+    facts = {
+        "command": run.recipe.command,
+        "version": densesiam_seg.__version__,
+        "images": len(training.store),
+        "steps": training.step,
+        "epochs": round(training.step / training.steps_per_epoch, 2),
+        "seed": training.config.seed,
+    }
+    segmenter = _segmenter(training, range(len(training.store)), facts)
     segmenter.save(run.folder / "model")
     write_status(
         run.folder,
@@ -215,11 +216,10 @@ def _after_epoch(run: Run, training: Training, record: EpochRecord) -> Iterator[
 
 def _draw(run: Run, training: Training, epoch: int) -> Path:
     """Write `report/epoch-0007.png`: a few images with their clusters as the network sees them now."""
-    chosen = tuple(sorted({i * len(training.store) // PICTURES for i in range(PICTURES)}))
-    batch = next(training.store.batches([chosen]))
-    segmenter = Segmenter(training.network, model_card(training), device=str(training.device))
+    chosen = sorted({i * len(training.store) // PICTURES for i in range(PICTURES)})
+    batch = next(training.store.batches([tuple(chosen)]))
     try:
-        picture = training_picture(segmenter, batch.images)
+        picture = training_picture(_segmenter(training, chosen), batch.images)
     finally:
         # A segmenter puts its network into inference form.
         training.network.train()
@@ -229,21 +229,39 @@ def _draw(run: Run, training: Training, epoch: int) -> Path:
     return path
 
 
-def model_card(training: Training, facts: Mapping[str, Any] | None = None) -> ModelCard:
-    """The card of the network as its own head reads it."""
+def _segmenter(
+    training: Training, images: Sequence[int], facts: Mapping[str, Any] | None = None
+) -> Segmenter:
+    """The network as the head reads it that learned clusters, else by a fresh k-means of `images`' features.
+
+    `facts` are what its card says of the training.
+    """
+    config, store = training.config, training.store
     architecture = training.network.architecture
-    return ModelCard(
-        architecture,
-        training.config.image_size,
-        clusters=architecture.clusters,
-        training=facts or {},
+    clusters = architecture.clusters
+    card = ModelCard(architecture, config.image_size, clusters=clusters, training=dict(facts or {}))
+    shares = training.last_epoch.shares if training.last_epoch else None
+    segmenter = Segmenter(
+        training.network,
+        card,
+        name_clusters(clusters, shares or None),
+        device=str(training.device),
+        precision=config.precision,
     )
+    if config.learns_clusters():
+        return segmenter
+
+    def squares() -> Iterator[Tensor]:
+        for batch in store.batches([(index,) for index in images]):
+            yield batch.images[0]
+
+    return fit_readout(segmenter, squares, len(images), clusters, seed=config.seed)
 
 
 def _collapse(record: EpochRecord) -> str:
     if record.spread is not None:
         return (
-            f"the projections are collapsing onto one direction (spread {record.spread:.3f}, healthy is near 1); "
+            f"the representation is collapsing onto one direction (spread {record.spread:.3f}, healthy is near 1); "
             "lower --learning-rate or give larger batches"
         )
     return (

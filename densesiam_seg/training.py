@@ -10,17 +10,14 @@ from typing import Any
 import torch
 
 from densesiam_seg.batches import ImageStore
-from densesiam_seg.centroids import fit_readout
 from densesiam_seg.config import Preset, RunConfig, TrainConfig, train_preset
 from densesiam_seg.events import Event, Trained
-from densesiam_seg.loop import Training
 from densesiam_seg.method import Method
 from densesiam_seg.model import Architecture, build_network
 from densesiam_seg.objective import Siamese
 from densesiam_seg.picie import PiCIE
 from densesiam_seg.preparation import Recipe
-from densesiam_seg.running import model_card, run_events
-from densesiam_seg.segmenter import Segmenter, name_clusters
+from densesiam_seg.running import run_events
 
 
 def train(
@@ -64,25 +61,4 @@ def _build(
     return Siamese(network, config)
 
 
-def _finish(training: Training, facts: dict[str, Any]) -> Segmenter:
-    """The head that was learned, or where there is none a fresh k-means of the features of the training images."""
-    config, device = training.config, str(training.device)
-    assert isinstance(config, TrainConfig)
-    card = model_card(training, facts)
-    shares = training.last_epoch.shares if training.last_epoch else None
-    segmenter = Segmenter(
-        training.network,
-        card,
-        name_clusters(config.clusters, shares or None),
-        device=device,
-        precision=config.precision,
-    )
-    if config.learns_clusters():
-        return segmenter
-    store = training.store
-    # Stored images have twice the side of a view; prepared for the network they are as large as one.
-    images = lambda: (batch.images[0] for batch in store.batches([(i,) for i in range(len(store))]))  # noqa: E731
-    return fit_readout(segmenter, images, len(store), config.clusters, seed=config.seed)
-
-
-RECIPE = Recipe("train", TrainConfig, _preset, "crop", _build, _finish)
+RECIPE = Recipe("train", TrainConfig, _preset, "crop", _build)

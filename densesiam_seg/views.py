@@ -77,7 +77,10 @@ class Window(_PerImage):
 
 @dataclass(frozen=True)
 class Photometry(_PerImage):
-    """Colour changes in the order of their fields, then a blur of `sigma` pixels of the stored image (0: none)."""
+    """Colour changes in the order of their fields, then a blur of `sigma` pixels (0: none).
+
+    They are pixels of the stored image for segmentation, and of the view for pre-training.
+    """
 
     brightness: Tensor
     contrast: Tensor

@@ -201,7 +201,7 @@ class TestSums:
         assert not record.collapsed()
 
     @pytest.mark.parametrize(
-        ("spread", "expected"), [(0.0, True), (0.099, True), (0.1, False), (1.0, False)]
+        ("spread", "expected"), [(0.0, True), (0.299, True), (0.3, False), (1.0, False)]
     )
     def test_collapse_onto_one_direction(self, spread: float, expected: bool) -> None:
         """Where it is known the spread decides, whatever the pseudo categories do."""

@@ -107,7 +107,7 @@ class TestImageLoss:
             for i in range(5)
         ]
         assert agreement.item() == pytest.approx(sum(found) / 5)
-        directions = z / (z * z).sum(1, keepdim=True).sqrt()
+        directions = p / (p * p).sum(1, keepdim=True).sqrt()
         deviation = ((directions - directions.mean(0)) ** 2).mean(0).sqrt().mean()
         assert dispersion.item() == pytest.approx(deviation.item() * math.sqrt(C), abs=1e-5)
 

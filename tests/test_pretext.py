@@ -20,6 +20,7 @@ from densesiam_seg import method
 from densesiam_seg.batches import ImageStore
 from densesiam_seg.config import PretrainConfig, with_settings
 from densesiam_seg.correspondence import STRATEGIES, Correspondence
+from densesiam_seg.loop import COLLAPSED
 from densesiam_seg.losses import Similarity, linked_loss, pixel_loss, region_loss
 from densesiam_seg.method import Objective, image_loss
 from densesiam_seg.model import Architecture, DenseSiam, build_network
@@ -118,24 +119,48 @@ def read(features: Tensor, y: float, x: float) -> Tensor:
     return (1 - dy) * top + dy * bottom
 
 
-def places(one: Crop, two: Crop, size: int) -> list[tuple[Position, Position]]:
-    """A size × size grid of the overlap: each position (y, x) in view 1 and in view 2.
+class Linked(NamedTuple):
+    """Of one image: N places in each view, and which of view 1 belongs to which of view 2."""
 
-    Without overlap, which the losses then leave out, of each view as a whole.
-    """
+    seen: tuple[list[Position], list[Position]]
+    links: list[tuple[int, int]]
+
+
+def cells(size: int) -> list[Position]:
+    return [((i + 0.5) / size, (j + 0.5) / size) for i in range(size) for j in range(size)]
+
+
+def by_location(one: Crop, two: Crop, size: int) -> Linked:
+    """A size × size grid of the overlap; without overlap, and then without links, of each view as a whole."""
     top, left = max(one.top, two.top), max(one.left, two.left)
     bottom = min(one.top + one.height, two.top + two.height)
     right = min(one.left + one.width, two.left + two.width)
-    out: list[tuple[Position, Position]] = []
-    for i in range(size):
-        for j in range(size):
-            down, across = (i + 0.5) / size, (j + 0.5) / size
-            if bottom <= top or right <= left:
-                out.append(((down, across), (down, across)))
-                continue
-            point = top + down * (bottom - top), left + across * (right - left)
-            out.append((within(one, point), within(two, point)))
-    return out
+    if bottom <= top or right <= left:
+        return Linked((cells(size), cells(size)), [])
+    points = [(top + y * (bottom - top), left + x * (right - left)) for y, x in cells(size)]
+    views = [within(one, point) for point in points], [within(two, point) for point in points]
+    return Linked(views, [(n, n) for n in range(size**2)])
+
+
+def by_distance(one: Crop, two: Crop, size: int) -> Linked:
+    """Cells of both whole views, linked where they lie closer in the image than 0.7 of a cell's diagonal."""
+    diagonal = max(math.hypot(crop.height, crop.width) for crop in (one, two)) / size
+    points_1, points_2 = (
+        [
+            (crop.top + crop.height * y, crop.left + crop.width * (1 - x if crop.flip else x))
+            for y, x in cells(size)
+        ]
+        for crop in (one, two)
+    )
+    links = [
+        (n, m)
+        for n, point in enumerate(points_1)
+        for m, other in enumerate(points_2)
+        if math.dist(point, other) < 0.7 * diagonal
+    ]
+    # Views that do not overlap have no links, however close their border cells are.
+    overlapping = bool(by_location(one, two, 1).links)
+    return Linked((cells(size), cells(size)), links if overlapping else [])
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
@@ -149,86 +174,95 @@ def apart(p: Tensor, z: Tensor, form: str) -> Tensor:
 
 class Slow(NamedTuple):
     parts: dict[str, Tensor]
-    z_1: Tensor
-    z_2: Tensor
-    """Projections (B, N, K) of the places."""
+    z: Tensor
+    """Projections (2, B, N, K) of the places."""
+
+
+Target = Callable[[Tensor], Tensor]
+"""What becomes of the tensors that a prediction is compared with."""
 
 
 def slowly(
     network: DenseSiam,
     views: WindowPair,
-    crops: tuple[tuple[Crop, ...], tuple[Crop, ...]],
+    places: list[Linked],
     config: PretrainConfig,
-    target: Callable[[Tensor], Tensor],
+    target: Target,
 ) -> Slow:
-    """METHOD, section 4, for `location` on a regular grid, one place after the other, in float64.
-
-    `target` is what becomes of the tensors that a prediction is compared with.
-    """
-    exact = network
-    assert exact.image_projector is not None and exact.image_predictor is not None
-    features = exact.encoder(torch.cat((views.image_1, views.image_2)).double())
-    count, cells = len(views.image_1), config.grid**2
-
-    v = exact.image_projector(features.mean((2, 3)))
-    w = exact.image_predictor(v)
-    image = [
-        0.5 * apart(w[i], target(v[count + i]), "cosine")
-        + 0.5 * apart(w[count + i], target(v[i]), "cosine")
-        for i in range(count)
-    ]
-
-    grids = [places(one, two, config.grid) for one, two in zip(*crops, strict=True)]
+    """METHOD, section 4, one place after the other, by a network of float64."""
+    features = network.encoder(torch.cat((views.image_1, views.image_2)).double())
     samples = torch.stack(
         [
-            read(features[view * count + i], *pair[view])
+            read(features[view * len(places) + i], *position)
             for view in (0, 1)
-            for i in range(count)
-            for pair in grids[i]
+            for i, image in enumerate(places)
+            for position in image.seen[view]
         ]
     )
     # 1×1 convolutions over a line of pixels.
-    line = samples.T[None, :, None, :]
-    z_line = exact.projector(line)
-    p_line = exact.predictor(z_line)
-    z, p = (
-        values[0, :, 0].T.reshape(2, count, cells, config.categories) for values in (z_line, p_line)
-    )
-    places_of = samples.reshape(2, count, cells, -1)
-    linked = [i for i in range(count) if OVERLAPPING[i]]
-    pixel = [
-        0.5 * apart(p[0, i, j], target(z[1, i, j]), config.similarity)
-        + 0.5 * apart(p[1, i, j], target(z[0, i, j]), config.similarity)
-        for i in linked
-        for j in range(cells)
-    ]
+    z_line = network.projector(samples.T[None, :, None, :])
+    p_line = network.predictor(z_line)
+    shape = (2, len(places), config.grid**2, -1)
+    z, p = (values[0, :, 0].T.reshape(shape) for values in (z_line, p_line))
+    parts = {
+        "image": slow_image(network, features, target),
+        "pixel": slow_pixel(z, p, places, config.similarity, target),
+        "region": slow_region(network, z, samples.reshape(shape), places, target),
+    }
+    return Slow(parts, z)
 
-    embeddings = torch.stack(
-        [
-            sum(
-                (z[view, i, j].softmax(0)[n] * places_of[view, i, j] for j in range(cells)),
-                torch.zeros(places_of.shape[-1], dtype=torch.float64),
-            )
-            for view in (0, 1)
-            for i in linked
-            for n in range(config.categories)
+
+def slow_image(network: DenseSiam, features: Tensor, target: Target) -> Tensor:
+    assert network.image_projector is not None and network.image_predictor is not None
+    z = network.image_projector(features.mean((2, 3)))
+    p = network.image_predictor(z)
+    count = len(z) // 2
+    terms = [
+        apart(p[i], target(z[count + i]), "cosine") + apart(p[count + i], target(z[i]), "cosine")
+        for i in range(count)
+    ]
+    return 0.5 * torch.stack(terms).mean()
+
+
+def slow_pixel(z: Tensor, p: Tensor, places: list[Linked], form: str, target: Target) -> Tensor:
+    means = []
+    for i, image in enumerate(places):
+        terms = [
+            apart(p[0, i, n], target(z[1, i, m]), form)
+            + apart(p[1, i, m], target(z[0, i, n]), form)
+            for n, m in image.links
         ]
-    )
-    rows = exact.region_projector(embeddings)
-    shape = (2, len(linked), config.categories, -1)
-    u, q = rows.reshape(shape), exact.region_predictor(rows).reshape(shape)
-    region = []
+        if terms:
+            means.append(0.5 * torch.stack(terms).mean())
+    return torch.stack(means).mean()
+
+
+def slow_region(
+    network: DenseSiam, z: Tensor, samples: Tensor, places: list[Linked], target: Target
+) -> Tensor:
+    """Of images that have links, pooled from the places that have one."""
+    linked = [i for i, image in enumerate(places) if image.links]
+    embeddings = [
+        torch.stack(
+            [
+                z[view, i, j].softmax(0)[n] * samples[view, i, j]
+                for j in sorted({link[view] for link in places[i].links})
+            ]
+        ).sum(0)
+        for view in (0, 1)
+        for i in linked
+        for n in range(K)
+    ]
+    rows = network.region_projector(torch.stack(embeddings))
+    shape = (2, len(linked), K, -1)
+    u, q = rows.reshape(shape), network.region_predictor(rows).reshape(shape)
+    terms = []
     for a, b in ((0, 1), (1, 0)):
         for i in range(len(linked)):
-            for n in range(config.categories):
+            for n in range(K):
                 scores = [cosine(q[a, i, n], target(u[b, i, m])) / 0.1 for m in range(K)]
-                region.append(0.5 * (torch.stack(scores).logsumexp(0) - scores[n]))
-    parts = {
-        "image": torch.stack(image).mean(),
-        "pixel": torch.stack(pixel).mean(),
-        "region": torch.stack(region).sum() / (len(linked) * config.categories),
-    }
-    return Slow(parts, z[0], z[1])
+                terms.append(torch.stack(scores).logsumexp(0) - scores[n])
+    return torch.stack(terms).mean()
 
 
 def slow_total(parts: dict[str, Tensor], config: PretrainConfig) -> Tensor:
@@ -248,33 +282,51 @@ def unchanged(values: Tensor) -> Tensor:
     return values
 
 
-class TestLocation:
-    """The default strategy against the slow sum."""
+def linked_by(rule: Callable[[Crop, Crop, int], Linked], size: int = CONFIG.grid) -> list[Linked]:
+    return [rule(one, two, size) for one, two in zip(CROPS_1, CROPS_2, strict=True)]
+
+
+class TestObjective:
+    """Against the slow sum: four images, of which one has views that do not overlap."""
 
     @pytest.mark.parametrize(
         "config",
-        [CONFIG, ODD, replace(ODD, similarity="cosine", grid=2)],
-        ids=["paper", "weights", "cosine"],
+        [
+            CONFIG,
+            ODD,
+            replace(ODD, similarity="cosine", grid=2),
+            replace(ODD, correspondence="pixel-distance"),
+        ],
+        ids=["paper", "weights", "cosine", "distance"],
     )
     def test_parts_and_gradient_equal_the_slow_sum(
         self, network: DenseSiam, config: PretrainConfig
     ) -> None:
-        """One of the four images has views that do not overlap; targets are constants."""
-        views = pair_of()
+        """Its targets are constants."""
         exact = copy.deepcopy(network).double()
-        slow = slowly(exact, views, (CROPS_1, CROPS_2), config, constant)
-        expected = gradients(exact, slow_total(slow.parts, config))
-        result = found(network, config, views)
+        rule = by_location if config.correspondence == "location" else by_distance
+        slow = slowly(exact, pair_of(), linked_by(rule, config.grid), config, constant)
+        total = slow_total(slow.parts, config)
+        expected = gradients(exact, total)
+        result = found(network, config)
         assert list(result.parts) == ["image", "pixel", "region"]
         for name, part in slow.parts.items():
             assert result.parts[name].item() == pytest.approx(part.item(), abs=2e-5)
             assert not result.parts[name].requires_grad
-        assert result.total.item() == pytest.approx(slow_total(slow.parts, config).item(), abs=5e-5)
+        assert result.total.item() == pytest.approx(total.item(), abs=5e-5)
         for name, gradient in gradients(network, result.total).items():
             wanted = expected[name]
             assert gradient is not None and wanted is not None
             scale = max(0.1, wanted.abs().max().item())
             torch.testing.assert_close(gradient, wanted.float(), atol=2e-4 * scale, rtol=0)
+
+    def test_distance_leaves_places_of_both_views_unlinked(self) -> None:
+        """So the comparison above is of regions that leave such places out."""
+        image = by_distance(CROPS_1[0], CROPS_2[0], CONFIG.grid)
+        ends = [{link[view] for link in image.links} for view in (0, 1)]
+        assert len(ends[0]) < 9 and len(ends[1]) > 0
+        assert len(image.links) > len(ends[0])
+        assert [bool(image.links) for image in linked_by(by_distance)] == list(OVERLAPPING)
 
     def test_memory_layout_does_not_matter(self, network: DenseSiam) -> None:
         """The loop keeps weights with their channels last; a gradient in another order would be silently wrong."""
@@ -289,7 +341,7 @@ class TestLocation:
         """The comparison above tells the two apart."""
         exact = copy.deepcopy(network).double()
         totals = [
-            slow_total(slowly(exact, pair_of(), (CROPS_1, CROPS_2), ODD, target).parts, ODD)
+            slow_total(slowly(exact, pair_of(), linked_by(by_location), ODD, target).parts, ODD)
             for target in (constant, unchanged)
         ]
         assert totals[0].item() == pytest.approx(totals[1].item(), abs=1e-9)
@@ -300,11 +352,11 @@ class TestLocation:
             assert (one - two).abs().max() > 0.1 * one.abs().max()
 
     def test_health(self, network: DenseSiam) -> None:
-        """Agreement is of the linked places alone, the histogram and the spread of all that were sampled."""
+        """Agreement is of the linked places alone, the histogram of all that were sampled."""
         exact = copy.deepcopy(network).double()
-        slow = slowly(exact, pair_of(), (CROPS_1, CROPS_2), CONFIG, constant)
+        slow = slowly(exact, pair_of(), linked_by(by_location), CONFIG, constant)
         result = found(network, CONFIG)
-        winners_1, winners_2 = slow.z_1.argmax(-1), slow.z_2.argmax(-1)
+        winners_1, winners_2 = slow.z.argmax(-1)
         same = [
             bool(winners_1[i, j] == winners_2[i, j])
             for i in range(4)
@@ -315,12 +367,17 @@ class TestLocation:
         winners = [*winners_1.flatten().tolist(), *winners_2.flatten().tolist()]
         assert result.histogram.tolist() == [winners.count(k) for k in range(K)]
         assert result.histogram.dtype == torch.int64
-        directions = F.normalize(torch.cat((slow.z_1, slow.z_2)).flatten(0, 1), dim=1)
-        deviation = directions.std(0, unbiased=False).mean().item() * math.sqrt(K)
-        assert result.spread is not None
-        assert result.spread.item() == pytest.approx(deviation, abs=1e-4)
         assert result.disjoint == 1
-        assert not result.agreement.requires_grad and not result.spread.requires_grad
+        assert not result.agreement.requires_grad
+
+    def test_spread_without_an_image_loss_is_that_of_the_places(self, network: DenseSiam) -> None:
+        exact = copy.deepcopy(network).double()
+        slow = slowly(exact, pair_of(), linked_by(by_location), CONFIG, constant)
+        result = found(network, replace(CONFIG, image_weight=0.0))
+        directions = F.normalize(slow.z.flatten(0, 2), dim=1)
+        deviation = directions.std(0, unbiased=False).mean().item() * math.sqrt(K)
+        assert result.spread is not None and not result.spread.requires_grad
+        assert result.spread.item() == pytest.approx(deviation, abs=1e-4)
 
 
 # ---- no gradient reaches a target --------------------------------------------------------------
@@ -409,7 +466,7 @@ def without_stop(p_1: Tensor, z_1: Tensor, p_2: Tensor, z_2: Tensor, form: str) 
 
 
 def spread_after_training(seed: int) -> list[float]:
-    """Spread of the projections at each of 200 steps of SimSiam: 64 images of 16 numbers, views by noise.
+    """Spread of the predictions at each of 200 steps of SimSiam: 64 images of 16 numbers, views by noise.
 
     The encoder is a matrix; heads, loss and optimiser are the real ones.
     """
@@ -438,16 +495,16 @@ class TestCollapse:
     """SimSiam's figure 2: the stop-gradient is what keeps projections from all becoming one."""
 
     @pytest.mark.parametrize("seed", range(3))
-    def test_with_the_stop_gradient_projections_stay_spread(self, seed: int) -> None:
+    def test_with_the_stop_gradient_predictions_stay_spread(self, seed: int) -> None:
         spreads = spread_after_training(seed)
-        assert spreads[0] > 0.5
-        assert spreads[-1] > 0.7
+        assert spreads[0] > COLLAPSED
+        assert spreads[-1] > 0.5
 
     @pytest.mark.parametrize("seed", range(3))
     def test_without_it_they_collapse(self, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(method, "pixel_loss", without_stop)
         spreads = spread_after_training(seed)
-        assert spreads[0] > 0.5
+        assert spreads[0] > COLLAPSED
         assert spreads[-1] < 0.1
 
     def test_the_two_losses_are_the_same_number(self) -> None:

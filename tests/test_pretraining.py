@@ -115,7 +115,7 @@ class TestRun:
             assert list(losses) == ["image", "pixel", "region", "total"]
             total = losses["image"] + losses["pixel"] + 0.1 * losses["region"]
             assert losses["total"] == pytest.approx(total, rel=1e-5, abs=1e-6)
-            assert 0.5 < record["spread"] <= 1
+            assert 0.3 < record["spread"] <= 1
             assert 0 <= record["disjoint"] <= 12
             if record["record"] == "epoch":
                 assert len(record["shares"]) == 5 and sum(record["shares"]) == pytest.approx(1)
@@ -243,7 +243,10 @@ class TestStrategies:
         segmenter = Segmenter.load(tmp_path, device="cpu")
         assert segmenter.predict(image_folder / "00.jpg").max() < 5
         shares = [cluster.share for cluster in segmenter.clusters]
-        assert shares == (last.shares if dense else [None] * 5)
+        assert segmenter.card.readout == ("head" if dense else "kmeans")
+        if dense:
+            assert shares == last.shares
+        assert sum(share or 0.0 for share in shares) == pytest.approx(1.0)
 
     @pytest.mark.parametrize("sampling", get_args(HINTS["sampling"]))
     @pytest.mark.parametrize("features", ["fpn", "res5"])
