@@ -203,6 +203,7 @@ class TestFitReadout:
         self, segmenter: Segmenter, scenes: list[Tensor], spoil: float
     ) -> None:
         network = copy.deepcopy(segmenter.network)
+        assert network.encoder.decoder is not None
         bias = network.encoder.decoder.laterals[0].bias
         assert isinstance(bias, Tensor)
         with torch.no_grad():
@@ -213,6 +214,7 @@ class TestFitReadout:
 
     def test_constant_features(self, segmenter: Segmenter, scenes: list[Tensor]) -> None:
         network = copy.deepcopy(segmenter.network)
+        assert network.encoder.decoder is not None
         with torch.no_grad():
             for parameter in network.encoder.decoder.parameters():
                 parameter.zero_()

@@ -219,7 +219,7 @@ class TestRefusals:
         refused(found, 4, "model", "not a model of this program")
         (tmp_path / "run" / "checkpoints").mkdir(parents=True)
         found = cli("predict", *options, "--model", tmp_path / "run")
-        refused(found, 4, "model", "train --resume --out")
+        refused(found, 4, "model", "--resume --out")
         assert not mask.exists()
 
     def test_no_run_yet(

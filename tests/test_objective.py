@@ -283,15 +283,17 @@ class TestMethods:
     def test_simsiam_tells_how_images_agree_and_spread(self, network: DenseSiam) -> None:
         views = view_pair()
         result = objective(network, views, with_settings(CONFIG, METHODS["simsiam"]), regions=True)
-        assert network.image_projector is not None
+        assert network.image_projector is not None and network.image_predictor is not None
         with torch.no_grad():
-            rows = [
-                F.normalize(network.image_projector(features.mean((2, 3))), dim=1)
+            projected = [
+                network.image_projector(features.mean((2, 3)))
                 for features in features_of(network, views)
             ]
+            predicted = torch.cat([network.image_predictor(z) for z in projected])
+        rows = [F.normalize(z, dim=1) for z in projected]
         found = [int((rows[0][i] @ rows[1].T).argmax()) == i for i in range(2)]
         assert result.agreement.item() == pytest.approx(sum(found) / 2)
-        deviation = torch.cat(rows).std(0, unbiased=False).mean() * math.sqrt(C)
+        deviation = F.normalize(predicted, dim=1).std(0, unbiased=False).mean() * math.sqrt(C)
         assert result.spread is not None
         assert result.spread.item() == pytest.approx(deviation.item(), abs=1e-5)
 
