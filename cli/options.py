@@ -142,7 +142,11 @@ Weights = Annotated[
 ]
 Backbone = Annotated[
     str | None,
-    typer.Option("--backbone", help="resnet18, resnet34 or resnet50.", rich_help_panel=RECIPE),
+    typer.Option(
+        "--backbone",
+        help="A ResNet of torchvision: resnet18 … resnet152, resnext50_32x4d, wide_resnet50_2, ….",
+        rich_help_panel=RECIPE,
+    ),
 ]
 MaxTime = Annotated[
     str | None,

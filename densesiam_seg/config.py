@@ -18,6 +18,19 @@ from typing import Any, Literal, TypeVar
 from densesiam_seg.errors import InputError, UsageError
 
 Preset = Literal["fast", "balanced", "paper"]
+Backbone = Literal[
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "resnext50_32x4d",
+    "resnext101_32x8d",
+    "resnext101_64x4d",
+    "wide_resnet50_2",
+    "wide_resnet101_2",
+]
+"""torchvision's ResNets; the encoder, which nothing here imports, has the same list."""
 PAPER_IMAGES = 10_000
 """From this many images on, with a GPU, the preset is `paper` unless the user names one."""
 
@@ -30,7 +43,7 @@ class RunConfig:
 
     seed: int = 0
     # network
-    backbone: Literal["resnet18", "resnet34", "resnet50"] = "resnet18"
+    backbone: Backbone = "resnet18"
     weights: str = "auto"
     channels: int = 128
     # views

@@ -14,7 +14,19 @@ from torch.nn import functional as F
 BACKBONES = {
     "resnet18": (64, 128, 256, 512),
     "resnet34": (64, 128, 256, 512),
-    "resnet50": (256, 512, 1024, 2048),
+    **dict.fromkeys(
+        (
+            "resnet50",
+            "resnet101",
+            "resnet152",
+            "resnext50_32x4d",
+            "resnext101_32x8d",
+            "resnext101_64x4d",
+            "wide_resnet50_2",
+            "wide_resnet101_2",
+        ),
+        (256, 512, 1024, 2048),
+    ),
 }
 """Names of torchvision's ResNets and the channels of their stages res2 … res5."""
 

@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from densesiam_seg.config import (
     METHODS,
     PAPER_IMAGES,
+    Backbone,
     Preset,
     PretrainConfig,
     RunConfig,
@@ -236,7 +237,7 @@ class TestRanges:
             ("weights", None),
             ("weights", Path("w.pth")),
             ("weights", "broken\udcffname.pth"),
-            ("backbone", "resnet101"),
+            ("backbone", "resnet99"),
             ("backbone", ["resnet18"]),
             ("precision", "int8"),
             ("replay", ""),
@@ -399,7 +400,7 @@ NUMBERS = st.floats(0, 1e6)
 CONFIGS = st.builds(
     TrainConfig,
     seed=st.integers(0, 2**63 - 1),
-    backbone=st.sampled_from(("resnet18", "resnet34", "resnet50")),
+    backbone=st.sampled_from(get_args(Backbone)),
     weights=st.text(st.characters(codec="utf-8")),
     learning_rate=st.floats(1e-30, 1e30),
     weight_decay=NUMBERS,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
+from densesiam_seg import config
 from densesiam_seg.encoder import BACKBONES, Backbone, Decoder, Encoder
 
 Array = NDArray[np.float64]
@@ -47,6 +49,9 @@ class TestBackbone:
             expected = extractor(images)
             for stage, out in zip(stages, backbone(images), strict=True):
                 torch.testing.assert_close(out, expected[stage])
+
+    def test_the_settings_know_the_same_names(self) -> None:
+        assert list(BACKBONES) == list(get_args(config.Backbone))
 
     @pytest.mark.parametrize("name", list(BACKBONES))
     def test_names_and_shapes_are_torchvisions(self, name: str) -> None:
