@@ -19,6 +19,7 @@ from densesiam_seg.cli.options import (
     Quiet,
     Readout,
     ReadoutClusters,
+    ScoringProtocol,
     Seed,
 )
 
@@ -61,14 +62,7 @@ def command(
     overwrite: Overwrite = False,
     json: Json = False,
     quiet: Quiet = False,
-    protocol: Annotated[
-        str | None,
-        typer.Option(
-            "--protocol",
-            help="picie, stego or full-image; default the dataset's.",
-            rich_help_panel=RECIPE,
-        ),
-    ] = None,
+    protocol: ScoringProtocol = None,
     image_size: Annotated[
         int | None,
         typer.Option(

@@ -229,6 +229,14 @@ MaxPixels = Annotated[
     ),
 ]
 
+ScoringProtocol = Annotated[
+    str | None,
+    typer.Option(
+        "--protocol",
+        help="picie, stego or full-image; default the dataset's.",
+        rich_help_panel=RECIPE,
+    ),
+]
 Readout = Annotated[
     str,
     typer.Option(

@@ -16,6 +16,7 @@ from densesiam_seg.cli.options import (
     Overwrite,
     Precision,
     Quiet,
+    ScoringProtocol,
     Seed,
 )
 
@@ -70,14 +71,7 @@ def command(
             rich_help_panel=RECIPE,
         ),
     ] = "both",
-    protocol: Annotated[
-        str | None,
-        typer.Option(
-            "--protocol",
-            help="picie, stego or full-image; default the dataset's.",
-            rich_help_panel=RECIPE,
-        ),
-    ] = None,
+    protocol: ScoringProtocol = None,
     image_size: Annotated[
         int | None,
         typer.Option(

@@ -26,6 +26,7 @@ from densesiam_seg.cli.options import (
     PresetName,
     Quiet,
     Resume,
+    ScoringProtocol,
     Seed,
     Threads,
     Weights,
@@ -117,14 +118,7 @@ def command(
     weights: Weights = None,
     backbone: Backbone = None,
     channels: Channels = None,
-    protocol: Annotated[
-        str | None,
-        typer.Option(
-            "--protocol",
-            help="picie, stego or full-image; default the dataset's.",
-            rich_help_panel=RECIPE,
-        ),
-    ] = None,
+    protocol: ScoringProtocol = None,
     device: Device = None,
     precision: Precision = None,
     workers: Workers = None,

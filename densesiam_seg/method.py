@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from densesiam_seg.batches import ImageStore
-from densesiam_seg.losses import pixel_loss
+from densesiam_seg.losses import pixel_loss, region_loss
 from densesiam_seg.model import DenseSiam
 
 
@@ -90,6 +90,13 @@ def image_loss(network: DenseSiam, features: Tensor) -> tuple[Tensor, Tensor, Te
         own = torch.arange(len(z_1), device=z.device)
         agreement = (similarities.argmax(1) == own).float().mean()
     return loss, agreement, spread(p)
+
+
+def region_term(network: DenseSiam, embeddings: Tensor, *, stop_gradient: bool) -> Tensor:
+    """RegionSim through the network's region heads, for embeddings (2B, K, C) of both views, view 1 first."""
+    u, q = network.region_outputs(embeddings)
+    (u_1, u_2), (q_1, q_2) = u.chunk(2), q.chunk(2)
+    return region_loss(q_1, u_1, q_2, u_2, stop_gradient=stop_gradient)
 
 
 @torch.no_grad()

@@ -15,10 +15,9 @@ from densesiam_seg.losses import (
     pixel_loss,
     pixel_weights,
     region_embeddings,
-    region_loss,
     segmentation_loss,
 )
-from densesiam_seg.method import Objective, Stateless, image_loss
+from densesiam_seg.method import Objective, Stateless, image_loss, region_term
 from densesiam_seg.model import DenseSiam
 from densesiam_seg.views import ViewPair, view_pair
 
@@ -86,12 +85,7 @@ def _pixel_terms(
         )
         terms.append(("segmentation", config.segmentation_weight, loss))
     if regions and config.region_weight:
-        terms.append(("region", config.region_weight, _region_loss(network, z, features, config)))
+        embeddings = region_embeddings(z, features)
+        loss = region_term(network, embeddings, stop_gradient=config.region_stop_gradient)
+        terms.append(("region", config.region_weight, loss))
     return terms
-
-
-def _region_loss(network: DenseSiam, z: Tensor, features: Tensor, config: TrainConfig) -> Tensor:
-    embeddings = region_embeddings(z, features)
-    u, q = network.region_outputs(embeddings)
-    (u_1, u_2), (q_1, q_2) = u.chunk(2), q.chunk(2)
-    return region_loss(q_1, u_1, q_2, u_2, stop_gradient=config.region_stop_gradient)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from densesiam_seg.config import PretrainConfig
 from densesiam_seg.correspondence import STRATEGIES, Correspondence, used
-from densesiam_seg.losses import linked_loss, region_embeddings, region_loss
-from densesiam_seg.method import Objective, Stateless, image_loss, spread
+from densesiam_seg.losses import linked_loss, region_embeddings
+from densesiam_seg.method import Objective, Stateless, image_loss, region_term, spread
 from densesiam_seg.model import DenseSiam
 from densesiam_seg.sampling import Grid, grid_draws, pool
 from densesiam_seg.views import WindowPair, independent_views
@@ -103,9 +103,7 @@ def _dense_terms(
         embeddings = region_embeddings(
             z[linked].mT.unsqueeze(-1), samples[linked].mT.unsqueeze(-1), shown.unsqueeze(-1)
         )
-        u, q = network.region_outputs(embeddings)
-        (u_1, u_2), (q_1, q_2) = u.chunk(2), q.chunk(2)
-        loss = region_loss(q_1, u_1, q_2, u_2, stop_gradient=config.region_stop_gradient)
+        loss = region_term(network, embeddings, stop_gradient=config.region_stop_gradient)
         terms.append(("region", config.region_weight, loss))
     return terms
 

@@ -41,7 +41,7 @@ from densesiam_seg.runs import Status, new_run_folder, read_status, write_status
 from densesiam_seg.scan import scan
 from densesiam_seg.segmenter import ModelCard, Segmenter, name_clusters
 from densesiam_seg.signals import stop_requests
-from densesiam_seg.visualization import training_picture
+from densesiam_seg.visualization import spread, training_picture
 from densesiam_seg.weights import require_source
 
 PICTURES = 4
@@ -216,7 +216,7 @@ def _after_epoch(run: Run, training: Training, record: EpochRecord) -> Iterator[
 
 def _draw(run: Run, training: Training, epoch: int) -> Path:
     """Write `report/epoch-0007.png`: a few images with their clusters as the network sees them now."""
-    chosen = sorted({i * len(training.store) // PICTURES for i in range(PICTURES)})
+    chosen = spread(len(training.store), PICTURES)
     batch = next(training.store.batches([tuple(chosen)]))
     try:
         picture = training_picture(_segmenter(training, chosen), batch.images)
