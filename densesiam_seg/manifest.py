@@ -7,13 +7,17 @@ so the list is sorted by code point, and its digest tells whether the data are s
 from __future__ import annotations
 
 import hashlib
+import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
+from itertools import islice
 from typing import Any
 
+import numpy as np
+
+from densesiam_seg.columns import BLOCK, Integers, Names, encoded
 from densesiam_seg.errors import InputError
 
 
@@ -34,18 +38,27 @@ class Manifest:
     """N files below `root`.
 
     `names`: N paths relative to `root`, with `/`, sorted by code point, unique.
-    `sizes` in bytes and `mtimes_ms` in milliseconds, N each.
+    `sizes` in bytes and `mtimes_ms` in milliseconds, N each. All three are kept as columns, which equal tuples.
     `skipped`: what was left out for a reason, sorted. `ignored`: how many files in scanned folders
     have other suffixes. `repeated`: how many further names lead to a file that is already taken.
     """
 
     root: str
-    names: tuple[str, ...]
-    sizes: tuple[int, ...]
-    mtimes_ms: tuple[int, ...]
+    names: Sequence[str]
+    sizes: Sequence[int]
+    mtimes_ms: Sequence[int]
     skipped: tuple[Skipped, ...] = ()
     ignored: int = field(default=0, compare=False)
     repeated: int = field(default=0, compare=False)
+
+    def __post_init__(self) -> None:
+        # A million tuple items would take several times the memory of the files' names.
+        for column, compact in (
+            ("names", Names.of(self.names)),
+            ("sizes", Integers.of(self.sizes)),
+            ("mtimes_ms", Integers.of(self.mtimes_ms)),
+        ):
+            object.__setattr__(self, column, compact)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -54,23 +67,25 @@ class Manifest:
     def digest(self) -> str:
         """SHA-256 over every (name, size, time); the root is left out, so data may be moved."""
         total = hashlib.sha256()
-        for name, size, mtime in zip(self.names, self.sizes, self.mtimes_ms, strict=True):
-            total.update(name.encode("utf-8", "surrogatepass") + f"\0{size} {mtime}\n".encode())
+        lines = (f"{name}\0{size} {mtime}\n" for name, size, mtime in self._rows())
+        while block := "".join(islice(lines, BLOCK)):
+            total.update(encoded(block))
         return total.hexdigest()
 
     def path(self, index: int) -> str:
         """The full path of file `index`."""
-        return str(Path(self.root, self.names[index]))
+        return self._below_root(self.names[index])
 
     def without(self, skipped: Iterable[Skipped]) -> Manifest:
         """Leave out the files that `skipped` names, and note them in `Manifest.skipped`."""
         more = {item.path: item for item in skipped}
-        keep = [index for index, name in enumerate(self.names) if name not in more]
+        kept = np.fromiter((name not in more for name in self.names), np.bool_, len(self))
+        places = np.flatnonzero(kept)
         return replace(
             self,
-            names=tuple(self.names[index] for index in keep),
-            sizes=tuple(self.sizes[index] for index in keep),
-            mtimes_ms=tuple(self.mtimes_ms[index] for index in keep),
+            names=Names.of(self.names).take(places),
+            sizes=Integers.of(self.sizes).take(places),
+            mtimes_ms=Integers.of(self.mtimes_ms).take(places),
             skipped=tuple(sorted({*self.skipped, *more.values()})),
         )
 
@@ -78,9 +93,16 @@ class Manifest:
         """Names of files whose size or time is no longer as listed, or that cannot be found."""
         return [
             name
-            for index, name in enumerate(self.names)
-            if _stamp(self.path(index)) != (self.sizes[index], self.mtimes_ms[index])
+            for name, size, mtime in self._rows()
+            if _stamp(self._below_root(name)) != (size, mtime)
         ]
+
+    def _rows(self) -> Iterator[tuple[str, int, int]]:
+        return zip(self.names, self.sizes, self.mtimes_ms, strict=True)
+
+    def _below_root(self, name: str) -> str:
+        # A `Path` for each of a million names would take longer than to ask for their size.
+        return os.path.join(self.root, name.replace("/", os.sep))  # noqa: PTH118
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and numbers for JSON; names may hold surrogates, so keep ASCII escapes on."""
@@ -101,9 +123,9 @@ class Manifest:
         try:
             manifest = cls(
                 str(data["root"]),
-                tuple(str(name) for name in data["names"]),
-                tuple(int(size) for size in data["sizes"]),
-                tuple(int(mtime) for mtime in data["mtimes_ms"]),
+                Names.of(str(name) for name in data["names"]),
+                Integers.of(int(size) for size in data["sizes"]),
+                Integers.of(int(mtime) for mtime in data["mtimes_ms"]),
                 tuple(Skipped(**item) for item in data["skipped"]),
                 int(data["ignored"]),
                 int(data["repeated"]),
@@ -119,7 +141,7 @@ class Manifest:
 def _stamp(path: str) -> tuple[int, int] | None:
     """Size and time in ms of a regular file."""
     try:
-        status = Path(path).stat()
+        status = os.stat(path)  # noqa: PTH116
     except OSError:
         return None
     if not stat.S_ISREG(status.st_mode):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import glob
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from densesiam_seg.errors import InputError
 from densesiam_seg.files import open_regular
-from densesiam_seg.found import Found
+from densesiam_seg.found import Found, inside
 from densesiam_seg.imagefiles import SUFFIXES
 from densesiam_seg.manifest import Manifest
 
@@ -38,10 +39,11 @@ def scan(inputs: Sequence[str | os.PathLike[str]]) -> Manifest:
     assert not isinstance(inputs, str | os.PathLike), "inputs is a sequence of paths"
     if not inputs:
         raise InputError("no input given; name image files, folders, globs or lists")
-    found, *more = [_meant_by(os.fspath(item)) for item in inputs]
-    for part in more:
-        found.merge(part)
-    if not found.files:
+    first, *more = inputs
+    found = _meant_by(os.fspath(first))
+    for item in more:
+        found.merge(_meant_by(os.fspath(item)))
+    if not found.names:
         raise InputError(f"{found.skipped[0].message}; no other image was found")
     return found.manifest()
 
@@ -51,35 +53,85 @@ def _meant_by(item: str) -> Found:
     if item == "-":
         if sys.stdin is None:
             raise InputError("-: there is no standard input; name a list file")
-        return _listed("standard input", sys.stdin.buffer, Path.cwd())
+        return _listed("standard input", sys.stdin.buffer, str(Path.cwd()))
     if not item or "\0" in item:
         raise InputError("an input is empty or holds a NUL byte; name a file, folder, glob or list")
-    path = _absolute(Path.cwd(), item)
+    path = Path(_absolute(str(Path.cwd()), item))
     if glob.has_magic(item) and not os.path.lexists(path):
         return _matched(item, path)
     if _is_folder(path):
-        found = Found(path)
-        for file in _below(path, found):
-            found.add_image(file)
+        found = Found(path.as_posix())
+        _walk(path.as_posix(), found)
         return _not_empty(item, found)
     if path.suffix.lower() == ".txt":
         try:
             with open_regular(path) as lines:
-                return _listed(item, lines, path.parent)
+                return _listed(item, lines, str(path.parent))
         except OSError as error:
             raise InputError(f"{item}: cannot be read ({error.strerror}); check it") from error
-    found = Found(path.parent)
-    if found.add(path) == "dangling-link" and not path.is_symlink():
+    found = Found(path.parent.as_posix())
+    if found.add(path.name) == "dangling-link" and not path.is_symlink():
         raise InputError(f"{item}: no such file or folder; check the path")
     return found
 
 
-def _below(folder: Path, found: Found) -> Iterator[Path]:
-    """All files below a folder that are not hidden; what cannot be entered is noted in `found`."""
-    for here, folders, names in os.walk(folder, onerror=found.refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found.links += sum(Path(here, name).is_symlink() for name in folders)
-        yield from (Path(here, name) for name in names if not name.startswith("."))
+def _walk(top: str, found: Found, wanted: Callable[[str], bool] | None = None) -> None:
+    """Take the images below a folder that are not hidden, and whose names are `wanted`.
+
+    What cannot be entered, or not be read to its end, is noted in `found` instead.
+    """
+    assert found.root is not None
+    cut = len(inside(found.root))
+    waiting = [top]
+    while waiting:
+        folder = waiting.pop()
+        part = Found(found.root)
+        try:
+            with _listing(folder) as entries:
+                folders = _take(entries, inside(folder)[cut:], part, wanted)
+        except OSError as error:
+            found.refuse(folder, error)
+        else:
+            found.extend(part)
+            waiting += [inside(folder) + name for name in folders]
+
+
+@contextmanager
+def _listing(folder: str) -> Iterator[Iterator[os.DirEntry[str]]]:
+    """The entries of a folder."""
+    if os.scandir not in os.supports_fd:
+        with os.scandir(folder) as entries:
+            yield entries
+        return
+    # Where the folder is open, the system need not follow its path anew for every file.
+    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with os.scandir(number) as entries:
+            yield entries
+    finally:
+        os.close(number)
+
+
+def _take(
+    entries: Iterable[os.DirEntry[str]],
+    start: str,
+    found: Found,
+    wanted: Callable[[str], bool] | None,
+) -> list[str]:
+    """Take the images of one folder, under names that begin with `start`; returns the folders in it."""
+    folders: list[str] = []
+    for entry in entries:
+        name = entry.name
+        if name.startswith("."):
+            continue
+        if not _is_folder(entry):
+            if wanted is None or wanted(start + name):
+                found.add_image(start + name, entry)
+        elif entry.is_symlink():
+            found.links += 1
+        else:
+            folders.append(name)
+    return folders
 
 
 def _matched(item: str, path: Path) -> Found:
@@ -93,22 +145,21 @@ def _matched(item: str, path: Path) -> Found:
     root, pattern = Path(*parts[:fixed]), parts[fixed:]
     if not _is_folder(root):
         raise InputError(f"{item}: no such folder {root}; check the pattern")
-    found = Found(root)
+    top = root.as_posix()
+    found = Found(top)
     if "**" in pattern:
-        for file in _below(root, found):
-            if _fits(file.parts[fixed:], pattern):
-                found.add_image(file)
-    else:
-        # `Path.glob` would select hidden files as well.
-        for name in glob.iglob(str(Path(*pattern)), root_dir=root):  # noqa: PTH207
-            here = root / name
-            if not _is_folder(here):
-                found.add_image(here)
-            elif here.is_symlink():
-                found.links += 1
-            else:
-                for file in _below(here, found):
-                    found.add_image(file)
+        _walk(top, found, lambda name: _fits(name.split("/"), pattern))
+        return _not_empty(item, found)
+    # `Path.glob` would select hidden files as well.
+    for match in glob.iglob(str(Path(*pattern)), root_dir=root):  # noqa: PTH207
+        name = _with_slashes(match)
+        here = inside(top) + name
+        if not os.path.isdir(here):  # noqa: PTH112
+            found.add_image(name)
+        elif os.path.islink(here):  # noqa: PTH114
+            found.links += 1
+        else:
+            _walk(here, found)
     return _not_empty(item, found)
 
 
@@ -121,7 +172,7 @@ def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
     return bool(parts) and fnmatchcase(parts[0], head) and _fits(parts[1:], tail)
 
 
-def _listed(label: str, lines: Iterable[bytes], folder: Path) -> Found:
+def _listed(label: str, lines: Iterable[bytes], folder: str) -> Found:
     """The files that a list names."""
     found = Found()
     missing: list[str] = []
@@ -139,7 +190,7 @@ def _listed(label: str, lines: Iterable[bytes], folder: Path) -> Found:
         reason = found.add(path)
         if reason == "dangling-link":
             missing.append(f"line {number}: {line!a}")
-        elif reason == "not-regular" and path.is_dir():
+        elif reason == "not-regular" and Path(path).is_dir():
             raise InputError(f"{label}: line {number} names a folder; name the files in it")
     if missing:
         some = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
@@ -154,7 +205,7 @@ def _listed(label: str, lines: Iterable[bytes], folder: Path) -> Found:
 
 def _not_empty(item: str, found: Found) -> Found:
     """`found` again. Raises `InputError`, telling what is there instead, where it holds no image."""
-    if found.files or found.skipped:
+    if found.names or found.skipped:
         return found
     kinds = ", ".join(f"{count} {suffix}" for suffix, count in found.others.most_common(3))
     there = f"{found.others.total()} other files there" + (f": {kinds}" if kinds else "")
@@ -165,19 +216,28 @@ def _not_empty(item: str, found: Found) -> Found:
     )
 
 
-def _is_folder(path: Path) -> bool:
+def _is_folder(path: Path | os.DirEntry[str]) -> bool:
     try:
         return path.is_dir()
     except OSError:  # a folder above it may not be entered
         return False
 
 
-def _absolute(folder: Path, text: str) -> Path:
-    """Absolute, and without `..`, as names in a manifest must never lead out of its root."""
-    path = folder / text
+def _absolute(folder: str, text: str) -> str:
+    """Absolute, with `/`, and without `..`, as names in a manifest must never lead out of its root."""
+    # A `Path` for each of a million lines would take longer than to ask for the files' sizes.
+    joined = os.path.join(folder, text)  # noqa: PTH118
+    if ".." not in text:
+        return _with_slashes(os.path.normpath(joined))
+    path = Path(joined)
     if ".." not in path.parts:
-        return path
+        return path.as_posix()
     try:
-        return path.resolve() if path.name == ".." else path.parent.resolve() / path.name
+        path = path.resolve() if path.name == ".." else path.parent.resolve() / path.name
     except (OSError, RuntimeError) as error:
         raise InputError(f"{text}: cannot be followed; check the path") from error
+    return path.as_posix()
+
+
+def _with_slashes(path: str) -> str:
+    return path.replace(os.sep, "/")

@@ -108,3 +108,48 @@ def test_damaged_dictionaries() -> None:
 def test_json_round_trip(names: list[str]) -> None:
     files = small(*sorted(names))
     assert Manifest.from_dict(json.loads(json.dumps(files.to_dict()))) == files
+
+
+odd = st.text(st.characters(exclude_categories=()), min_size=1, max_size=8)
+
+
+def reference_digest(files: Manifest) -> str:
+    rows = zip(files.names, files.sizes, files.mtimes_ms, strict=True)
+    lines = (
+        name.encode("utf-8", "surrogatepass") + f"\0{size} {time}\n".encode()
+        for name, size, time in rows
+    )
+    return hashlib.sha256(b"".join(lines)).hexdigest()
+
+
+@given(st.lists(odd, unique=True, max_size=6), st.sets(odd, max_size=3))
+def test_odd_names(names: list[str], bad: set[str]) -> None:
+    files = small(*sorted(names))
+    assert files.names == tuple(sorted(names))
+    assert files.digest == reference_digest(files)
+    assert Manifest.from_dict(json.loads(json.dumps(files.to_dict()))) == files
+    rest = files.without(Skipped(name, "empty", "is empty") for name in bad)
+    assert rest.names == tuple(sorted({*names} - bad))
+    assert rest.digest == reference_digest(rest)
+
+
+def test_many_files() -> None:
+    files = small(*(f"{number:05d}.jpg" for number in range(10_000)))
+    assert files.digest == reference_digest(files)
+    assert files.sizes == tuple(range(10, 10_010))
+    assert Manifest.from_dict(json.loads(json.dumps(files.to_dict()))) == files
+    odd_ones = [Skipped(name, "empty", "is empty") for name in files.names[1::2]]
+    rest = files.without(odd_ones)
+    assert rest.names == files.names[::2]
+    assert rest.mtimes_ms == tuple(range(1000, 11_000, 2))
+
+
+def test_columns_of_unequal_length_are_damaged() -> None:
+    good = small("a.jpg", "b.jpg").to_dict()
+    with pytest.raises(InputError, match="damaged"):
+        Manifest.from_dict({**good, "mtimes_ms": [1000]})
+
+
+def test_paths_lie_below_the_root() -> None:
+    assert small("a/b.jpg", root="/").path(0) == "/a/b.jpg"
+    assert small("a/b.jpg", "c.jpg", root="/data").path(-1) == "/data/c.jpg"

@@ -6,8 +6,9 @@ import io
 import json
 import os
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any, Self
 
 import pytest
 
@@ -129,15 +130,15 @@ def test_missing_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_what_may_not_be_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    look = Path.stat
+    look = os.stat
 
-    def refuse(self: Path, *, follow_symlinks: bool = True) -> os.stat_result:
-        if self.parent.name == "closed":
-            raise PermissionError(13, "Permission denied", str(self))
-        return look(self, follow_symlinks=follow_symlinks)
+    def refuse(path: str | Path, **options: Any) -> os.stat_result:
+        if Path(path).parent.name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return look(path, **options)
 
     touch(tmp_path, "closed/a.jpg", "b.jpg", "sub/.x")
-    monkeypatch.setattr(Path, "stat", refuse)
+    monkeypatch.setattr(os, "stat", refuse)
     assert "a.jpg: may not be read" in message_of(tmp_path / "closed" / "a.jpg")
     assert "no image found" in message_of(f"{tmp_path}/closed/*.png")
     (tmp_path / "l.txt").write_text("closed/a.jpg\nb.jpg\n")
@@ -208,6 +209,17 @@ def test_list_on_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "no standard input" in message_of("-")
 
 
+def test_a_list_in_any_order_and_with_a_path_named_again(tmp_path: Path) -> None:
+    touch(tmp_path, "b/2.jpg", "a/1.jpg", "a b/3.jpg", "a.jpg")
+    lines = ["b/2.jpg", "a/1.jpg", "./a/1.jpg", "a//1.jpg", "a.jpg", "x/../b/2.jpg", "a b/3.jpg"]
+    (tmp_path / "x").mkdir()
+    (tmp_path / "l.txt").write_text("\n".join(lines))
+    files = scan([tmp_path / "l.txt"])
+    assert files.root == str(tmp_path)
+    assert files.names == ("a b/3.jpg", "a.jpg", "a/1.jpg", "b/2.jpg")
+    assert files.repeated == 0
+
+
 def test_bad_lists(tmp_path: Path) -> None:
     touch(tmp_path, "a.jpg")
     path = tmp_path / "l.txt"
@@ -252,23 +264,63 @@ def test_odd_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert scan(["l.txt"]).names == ("[/red].jpg", os.fsdecode(b"bad\xff.jpg"))
 
 
-def test_memory_for_each_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "folder/with/a/name/of/usual/length"
-    folder.mkdir(parents=True)
-    look = Path.stat
+class Entries:
+    """A folder as `os.scandir` would list it; with an `error`, one that cannot be read to its end."""
 
-    def stat(path: Path, *, follow_symlinks: bool = True) -> os.stat_result:
-        if path.suffix != ".jpg":
-            return look(path, follow_symlinks=follow_symlinks)
-        number = int(path.stem[-9:])
+    def __init__(self, names: Iterable[str], error: OSError | None = None) -> None:
+        self.names = names
+        self.error = error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def __iter__(self) -> Iterator[Entry]:
+        yield from map(Entry, self.names)
+        if self.error is not None:
+            raise self.error
+
+
+class Entry:
+    """One file; the number at the end of its stem makes it differ from others."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def is_dir(self) -> bool:
+        return False
+
+    def stat(self) -> os.stat_result:
+        number = int(self.name[-13:-4])
         values = (0o100644, number + 1, 7, 1, 0, 0, 3_000_000, 0, 0, 0)
         return os.stat_result(values, {"st_mtime_ns": 10**18 + number})
 
-    def walk(top: Path, **_: object) -> Iterator[tuple[Path, list[str], list[str]]]:
-        yield top, [], [f"photograph_{number:09d}.jpg" for number in reversed(range(20_000))]
 
-    monkeypatch.setattr(Path, "stat", stat)
-    monkeypatch.setattr(os, "walk", walk)
+def test_a_folder_that_cannot_be_read_to_its_end_is_skipped_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path, "failing/a.jpg", "good/b.jpg")
+    scandir = os.scandir
+
+    def fail(folder: str) -> object:
+        if folder.endswith("failing"):
+            return Entries(["photograph_000000000.jpg"], OSError(5, "Input/output error"))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", fail)
+    files = scan([tmp_path])
+    assert files.names == ("good/b.jpg",)
+    assert [(item.path, item.reason) for item in files.skipped] == [("failing", "unreadable")]
+    assert "cannot be read (Input/output error)" in files.skipped[0].message
+
+
+def test_memory_for_each_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "folder/with/a/name/of/usual/length"
+    folder.mkdir(parents=True)
+    names = [f"photograph_{number:09d}.jpg" for number in reversed(range(20_000))]
+    monkeypatch.setattr(os, "scandir", lambda _: Entries(names))
     scan([folder])  # lets Python's own tables of strings grow, which happens in large steps
     tracemalloc.start()
     files = scan([folder])
@@ -276,4 +328,4 @@ def test_memory_for_each_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     tracemalloc.stop()
     assert len(files) == 20_000
     assert files.names[0] == "photograph_000000000.jpg"
-    assert peak / len(files) < 500
+    assert peak / len(files) < 250
