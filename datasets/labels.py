@@ -34,17 +34,36 @@ def read_label(dataset: Dataset, path: str | Path) -> NDArray[np.uint8]:
             f"{path}: an index label, but {dataset.name} declares colours; "
             "give RGB labels, or declare `values` in a dataset file of your own"
         )
+    if label.dtype == np.uint8 and not rgb:
+        ids, known = _tables(dataset)
+        if known[label].all():
+            return ids[label]
     raw = label.astype(np.int64)
     if rgb:
         raw = raw[..., 0] << 16 | raw[..., 1] << 8 | raw[..., 2]
     return coded(dataset, raw, path)
 
 
-def coded(dataset: Dataset, raw: NDArray[np.int64], path: str | Path) -> NDArray[np.uint8]:
-    """Raw values (H W) to class ids (H W), by binary search among the declared ones."""
+def _tables(dataset: Dataset) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Of each value 0 to 255: its class id, and whether it has one. A look-up is ten times faster than a search."""
+    ids, known = np.zeros(256, np.uint8), np.zeros(256, bool)
+    for value, number in _meaning(dataset).items():
+        if value < 256:
+            ids[value], known[value] = number, True
+    return ids, known
+
+
+def _meaning(dataset: Dataset) -> dict[int, int]:
+    """The class id of each declared raw value."""
     meaning = dict.fromkeys(dataset.ignored, IGNORE)
     for number, each in enumerate(dataset.classes):
         meaning.update(dict.fromkeys(each.raw, number))
+    return meaning
+
+
+def coded(dataset: Dataset, raw: NDArray[np.int64], path: str | Path) -> NDArray[np.uint8]:
+    """Raw values (H W) to class ids (H W), by binary search among the declared ones."""
+    meaning = _meaning(dataset)
     known = np.array(sorted(meaning), dtype=np.int64)
     ids = np.array([meaning[int(value)] for value in known], dtype=np.uint8)
     place = np.minimum(np.searchsorted(known, raw), len(known) - 1)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from densesiam_seg.imagefiles import FORMATS, MAX_PIXELS, SUFFIXES, opened, upright, upright_size
 from densesiam_seg.labelvalues import LabelArray, label_values, refused_label, stored_layout
-from densesiam_seg.pixels import eight_bit, gain, rgb_planes
+from densesiam_seg.pixels import channels, eight_bit, gain, rgb_planes
 
 __all__ = [
     "FORMATS",
@@ -25,6 +25,7 @@ __all__ = [
     "image_size",
     "load_image",
     "load_label",
+    "load_reduced",
     "load_square",
     "load_stretched",
 ]
@@ -43,6 +44,23 @@ def load_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
         return torch.from_numpy(rgb_planes(upright(image), os.fspath(path)))
 
 
+def load_reduced(
+    path: str | os.PathLike[str], side: int, *, max_pixels: int = MAX_PIXELS
+) -> tuple[Tensor, tuple[int, int]]:
+    """Decode the whole image to uint8 (3, h, w), contiguous; also its own height and width (H, W).
+
+    A JPEG is decoded at 1/2, 1/4 or 1/8 size (rounded up) where both its sides stay at least `side`; of any other
+    file h w are H W.
+
+    Raises `ImageError`.
+    """
+    assert side > 0
+    with opened(path, max_pixels) as image:
+        size = upright_size(image)
+        image.draft(None, (side, side))
+        return torch.from_numpy(rgb_planes(upright(image), os.fspath(path))), size
+
+
 def load_square(path: str | os.PathLike[str], side: int, *, max_pixels: int = MAX_PIXELS) -> Tensor:
     """Decode to uint8 (3, side, side): shorter side resized to `side`, then the centre cut out.
 
@@ -57,7 +75,7 @@ def load_square(path: str | os.PathLike[str], side: int, *, max_pixels: int = MA
         image.draft(None, (side, side))
         picture = upright(image)
         square = _centre_square(picture, side, width, height, gain(picture, os.fspath(path)))
-        return torch.from_numpy(np.asarray(square.convert("RGB")).transpose(2, 0, 1).copy())
+        return _planar(square)
 
 
 def load_stretched(
@@ -75,8 +93,7 @@ def load_stretched(
         image.draft(None, (side, side))
         picture = upright(image)
         whole = eight_bit(picture, gain(picture, os.fspath(path)))
-        square = whole.resize((side, side), Image.Resampling.BILINEAR).convert("RGB")
-        return torch.from_numpy(np.asarray(square).transpose(2, 0, 1).copy()), width / height
+        return _planar(whole.resize((side, side), Image.Resampling.BILINEAR)), width / height
 
 
 def load_label(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> LabelArray:
@@ -103,6 +120,11 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """
     with opened(path, None) as image:
         return upright_size(image)
+
+
+def _planar(picture: Image.Image) -> Tensor:
+    """uint8 (3, H, W) of a small picture in mode L or RGB."""
+    return torch.from_numpy(np.stack([np.asarray(channel) for channel in channels(picture)]))
 
 
 def _centre_square(

@@ -7,48 +7,34 @@ from __future__ import annotations
 
 import colorsys
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
-from torch.nn import functional as F
 
-from densesiam_seg.files import replace_file
-from densesiam_seg.views import bilinear_matrix
+from densesiam_seg.files import replacing
+from densesiam_seg.png import write_ids
+from densesiam_seg.upsampling import LARGEST_8_BIT, mask_bands, upsample_argmax
+
+__all__ = [
+    "Colour",
+    "colourise",
+    "encode_jpeg",
+    "encode_mask",
+    "encode_png",
+    "mask_bands",
+    "overlay",
+    "palette",
+    "upsample_argmax",
+    "write_mask",
+]
 
 Colour = tuple[int, int, int]
-TILE = 2**22
-"""Upsampled logits held at once: 16 MB in float32, whatever the image's size."""
 BAND = 256
 """Rows of an overlay that are computed at once."""
-LARGEST_8_BIT = 255
-"""Ids 0 … 254 fit an 8-bit mask; 255 stays free for ignored pixels."""
-
-
-def upsample_argmax(logits: Tensor, height: int, width: int) -> Tensor:
-    """Cluster of each pixel, (H, W) uint8 (int32 above 255 clusters), of logits (K, h, w) upsampled bilinearly.
-
-    Works through bands of rows, so memory does not grow with the image.
-    """
-    clusters, rows, _ = logits.shape
-    small = logits.float()
-    dtype = torch.uint8 if clusters <= LARGEST_8_BIT else torch.int32
-    mask = torch.empty((height, width), dtype=dtype, device=logits.device)
-    start, extent, flip = (torch.tensor([value], device=logits.device) for value in (0.0, 1.0, 0.0))
-    band = max(TILE // (clusters * width), 1)
-    for top in range(0, height, band):
-        bottom = min(top + band, height)
-        weights = bilinear_matrix(
-            start + top / height, extent * (bottom - top) / height, flip, rows, bottom - top
-        )
-        stretched = torch.einsum("yr,krc->kyc", weights[0], small)
-        full = F.interpolate(stretched[None], (bottom - top, width), mode="bilinear")[0]
-        mask[top:bottom] = full.argmax(0).to(dtype)
-    return mask
 
 
 def palette(count: int) -> list[Colour]:
@@ -66,16 +52,13 @@ def palette(count: int) -> list[Colour]:
     return colours
 
 
-def encode_mask(mask: NDArray[np.integer], colours: Sequence[Colour]) -> bytes:
-    """PNG of cluster ids (H, W): 8-bit with an embedded palette for up to 255 ids, else 16-bit grey."""
-    if len(colours) <= LARGEST_8_BIT:
-        picture = Image.fromarray(np.ascontiguousarray(mask, np.uint8))
-        # A shorter palette would make Pillow write 1, 2 or 4 bits, which cut off the id of ignored pixels.
-        padded = [*colours, *[(0, 0, 0)] * (256 - len(colours))]
-        picture.putpalette([value for colour in padded for value in colour])
-    else:
-        picture = Image.fromarray(np.ascontiguousarray(mask, np.uint16))
-    return encode_png(picture)
+def encode_mask(
+    mask: NDArray[np.integer] | Iterable[NDArray[np.integer]], colours: Sequence[Colour]
+) -> bytes:
+    """PNG of ids (H, W), or of bands of their rows: 8-bit with a palette for up to 255 clusters, else 16-bit grey."""
+    buffer = io.BytesIO()
+    _write_png(buffer, mask, colours)
+    return buffer.getvalue()
 
 
 def encode_png(picture: Image.Image) -> bytes:
@@ -92,10 +75,29 @@ def encode_jpeg(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def write_mask(path: Path, mask: NDArray[np.integer], colours: Sequence[Colour]) -> None:
-    """Write `encode_mask` to `path`, whole or not at all. Raises OutputError."""
+def write_mask(
+    path: Path,
+    mask: NDArray[np.integer] | Iterable[NDArray[np.integer]],
+    colours: Sequence[Colour],
+) -> None:
+    """Write what `encode_mask` gives to `path`, whole or not at all, holding one band at a time. Raises OutputError."""
     # A mask can be made again, so it need not be forced to the disk.
-    replace_file(path, encode_mask(mask, colours), sync=False)
+    with replacing(path, sync=False) as file:
+        _write_png(file, mask, colours)
+
+
+def _write_png(
+    file: BinaryIO,
+    mask: NDArray[np.integer] | Iterable[NDArray[np.integer]],
+    colours: Sequence[Colour],
+) -> None:
+    bands = [mask] if isinstance(mask, np.ndarray) else mask
+    if len(colours) > LARGEST_8_BIT:
+        write_ids(file, bands)
+        return
+    # All 256 entries, so that readers find a colour for the id of ignored pixels too.
+    padded = [*colours, *[(0, 0, 0)] * (256 - len(colours))]
+    write_ids(file, bands, bytes(value for colour in padded for value in colour))
 
 
 def colourise(mask: NDArray[np.integer], colours: Sequence[Colour]) -> NDArray[np.uint8]:

@@ -17,6 +17,9 @@ from densesiam_seg.errors import InputError
 
 Counts = NDArray[np.int64]
 
+_BLOCK = 1 << 16
+"""Pixels counted at once, which stay in the processor's cache."""
+
 
 @dataclass(frozen=True)
 class Matching:
@@ -64,15 +67,46 @@ def confusion(
     0..K-1; unchecked, such a pixel would be counted in a wrong cell.
     """
     assert labels.shape == predictions.shape, (labels.shape, predictions.shape)
-    valid = labels != ignore
-    label = labels[valid].astype(np.int64)
-    prediction = predictions[valid].astype(np.int64)
-    assert not label.size or 0 <= label.min() <= label.max() < classes, "label out of range"
-    assert not label.size or 0 <= prediction.min() <= prediction.max() < clusters, (
-        "prediction out of range"
-    )
-    cells = np.bincount(label * clusters + prediction, minlength=classes * clusters)
-    return cells.reshape(classes, clusters).astype(np.int64, copy=False)
+    counts = _padded_counts(labels, predictions, classes, clusters)
+    ignored = 0
+    if 0 <= ignore < classes:
+        counts[ignore] = 0
+    else:
+        ignored = int(np.count_nonzero(labels == ignore))
+    assert counts[classes].sum() == ignored, "label out of range"
+    assert not counts[:classes, clusters].any(), "prediction out of range"
+    return np.ascontiguousarray(counts[:classes, :clusters])
+
+
+def _padded_counts(
+    labels: NDArray[Any], predictions: NDArray[Any], classes: int, clusters: int
+) -> Counts:
+    """Pixels of each class in each cluster (N + 1, K + 1); the last row and column take whatever is none of them."""
+    rows, columns = _unsigned(labels), _unsigned(predictions)
+    size = (classes + 1) * (clusters + 1)
+    counts = np.zeros(size, np.int64)
+    narrow = np.uint16 if size <= 1 << 16 else np.uint32
+    # The least of two arrays is ten times faster than that of an array and a number.
+    last_row, last_column = _filled(rows.dtype, classes), _filled(columns.dtype, clusters)
+    for start in range(0, rows.size, _BLOCK):
+        row, column = rows[start : start + _BLOCK], columns[start : start + _BLOCK]
+        cells = np.minimum(row, last_row[: row.size]).astype(narrow)
+        cells *= narrow(clusters + 1)
+        column = np.minimum(column, last_column[: row.size])
+        np.add(cells, column, out=cells, casting="unsafe")
+        counts += np.bincount(cells, minlength=size)
+    return counts.reshape(classes + 1, clusters + 1)
+
+
+def _unsigned(values: NDArray[Any]) -> NDArray[Any]:
+    """Integers in one row; those below 0 become very large ones."""
+    row = values.reshape(-1)
+    return row.view(row.dtype.str.replace("i", "u"))
+
+
+def _filled(dtype: np.dtype[Any], value: int) -> NDArray[Any]:
+    """A block of `value`, or of the largest number where that is less."""
+    return np.full(_BLOCK, min(value, np.iinfo(dtype).max), dtype)
 
 
 def match(counts: Counts) -> Matching:

@@ -127,3 +127,14 @@ def test_equals_a_lookup_in_a_dictionary(values: list[int], data: st.DataObject)
     strange = data.draw(st.integers(-1, 70000).filter(lambda v: v not in values))
     with pytest.raises(InputError, match=rf": {strange} \(2 px\)"):
         coded(dataset, np.array([[*flat, strange, strange]]), "x.png")
+
+
+@given(st.lists(st.sampled_from([0, 1, 7, 255]), min_size=1, max_size=20))
+def test_the_table_of_eight_bit_labels_is_the_search(
+    tmp_path_factory: pytest.TempPathFactory, values: list[int]
+) -> None:
+    raw = np.array([values], np.uint8)
+    path = tmp_path_factory.mktemp("label") / "x.png"
+    Image.fromarray(raw).save(path)
+    expected = coded(VALUES, raw.astype(np.int64), path)
+    assert np.array_equal(read_label(VALUES, path), expected)

@@ -20,6 +20,7 @@ from densesiam_seg.images import (
     image_size,
     load_image,
     load_label,
+    load_reduced,
     load_square,
     load_stretched,
 )
@@ -245,6 +246,66 @@ def test_stretched_jpeg_is_decoded_reduced_but_never_below_the_side(
     assert used[8] == (51, 32)
 
 
+@pytest.mark.parametrize(
+    ("side", "size"),
+    [
+        (300, (255, 401)),
+        (128, (255, 401)),
+        (127, (128, 201)),
+        (64, (128, 201)),
+        (63, (64, 101)),
+        (32, (64, 101)),
+        (31, (32, 51)),
+        (1, (32, 51)),
+    ],
+)
+def test_reduced_jpeg_is_the_whole_image_at_a_fraction_of_its_size(
+    smooth_jpeg: Path, side: int, size: tuple[int, int]
+) -> None:
+    """401 × 255 divided by 1, 2, 4 and 8 and rounded up; each pixel near the mean of those it stands for."""
+    reduced, own = load_reduced(smooth_jpeg, side)
+    assert own == image_size(smooth_jpeg) == (255, 401)
+    assert reduced.dtype == torch.uint8 and reduced.is_contiguous()
+    assert tuple(reduced.shape) == (3, *size)
+    factor = -(-255 // size[0])
+    whole = torch.nn.functional.pad(
+        load_image(smooth_jpeg).float(), (0, -401 % factor, 0, -255 % factor), mode="replicate"
+    )
+    means = torch.nn.functional.avg_pool2d(whole, factor)
+    assert (reduced.float() - means).abs().max() <= 6
+
+
+def test_reduced_is_what_a_rotated_file_displays(tmp_path: Path) -> None:
+    """A bright top left quarter goes where viewers show it, and so do height and width."""
+    array = np.zeros((96, 160, 3), np.uint8)
+    array[:48, :80] = 250
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        path = saved(tmp_path, "a.jpg", Image.fromarray(array), exif=exif, quality=95)
+        reduced, own = load_reduced(path, 20)
+        assert own == image_size(path) == ((160, 96) if orientation > 4 else (96, 160))
+        assert reduced.shape[1:] == (own[0] // 4, own[1] // 4)
+        shown = load_image(path)[:, 2::4, 2::4]
+        assert (reduced.int() - shown.int()).abs().max() <= 4
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.tif", "a.webp", "a.gif"])
+def test_other_formats_are_not_reduced(tmp_path: Path, name: str) -> None:
+    path = saved(tmp_path, name, Image.fromarray(noise(40, 60, channels=1)), lossless=True)
+    reduced, own = load_reduced(path, 4)
+    assert own == (40, 60)
+    assert torch.equal(reduced, load_image(path))
+
+
+def test_reduced_grey_and_cmyk_jpegs_are_colours(tmp_path: Path) -> None:
+    for mode, expected in (("L", [149] * 3), ("CMYK", [200, 100, 250])):
+        picture = Image.new("RGB", (64, 48), (200, 100, 250)).convert(mode)
+        reduced, own = load_reduced(saved(tmp_path, "a.jpg", picture, quality=95), 24)
+        assert (own, tuple(reduced.shape)) == ((48, 64), (3, 24, 32))
+        assert (reduced[:, 5, 5].int() - torch.tensor(expected)).abs().max() <= 2
+
+
 def outcome(path: Path) -> str:
     try:
         tensor = load_image(path)
@@ -256,6 +317,11 @@ def outcome(path: Path) -> str:
     assert tuple(tensor.shape[1:]) == image_size(path)
     assert load_square(path, 16).shape == (3, 16, 16)
     assert load_stretched(path, 16)[0].shape == (3, 16, 16)
+    reduced, own = load_reduced(path, 16)
+    assert own == image_size(path)
+    assert all(
+        length >= 16 or length == full for length, full in zip(reduced.shape[1:], own, strict=True)
+    )
     return "good"
 
 
@@ -296,6 +362,7 @@ def test_mutants_raise_nothing_else(tmp_path: Path) -> None:
             load_image(path, max_pixels=1_000_000)
             load_square(path, 16, max_pixels=1_000_000)
             load_stretched(path, 16, max_pixels=1_000_000)
+            load_reduced(path, 4, max_pixels=1_000_000)
             outcomes.add("good")
         except ImageError as error:
             outcomes.add(error.reason)
@@ -326,11 +393,14 @@ def test_bad_images_of_others() -> None:
         assert by_folder[folder] <= {"good", "not-an-image"}
 
 
-def test_stretched_refuses_as_the_others_do(tmp_path: Path) -> None:
+def test_stretched_and_reduced_refuse_as_the_others_do(tmp_path: Path) -> None:
     path = saved(tmp_path, "a.png", Image.new("RGB", (40, 30)))
-    with pytest.raises(ImageError, match="--max-pixels"):
-        load_stretched(path, 8, max_pixels=1199)
+    for load in (load_stretched, load_reduced):
+        with pytest.raises(ImageError, match="--max-pixels"):
+            load(path, 8, max_pixels=1199)
     assert load_stretched(path, 8, max_pixels=1200)[1] == 4 / 3
+    assert load_reduced(path, 8, max_pixels=1200)[1] == (30, 40)
     path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(ImageError, match=r"a\.png"):
-        load_stretched(path, 8)
+    for load in (load_stretched, load_reduced):
+        with pytest.raises(ImageError, match=r"a\.png"):
+            load(path, 8)

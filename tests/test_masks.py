@@ -1,21 +1,16 @@
-"""Masks: the argmax of upsampled logits in bands, palettes, PNG files, overlays."""
+"""Masks: palettes, PNG files, overlays."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
-from torch.nn import functional as F
 
-from densesiam_seg import masks
 from densesiam_seg.errors import OutputError
 from densesiam_seg.masks import (
     Colour,
@@ -24,92 +19,12 @@ from densesiam_seg.masks import (
     encode_mask,
     overlay,
     palette,
-    upsample_argmax,
     write_mask,
 )
 
 
-def random_logits(clusters: int, rows: int, columns: int) -> Tensor:
-    draw = torch.Generator().manual_seed(clusters * 10_000 + rows * 100 + columns)
-    return torch.randn(clusters, rows, columns, generator=draw)
-
-
-def require_argmax(logits: Tensor, height: int, width: int) -> None:
-    """The mask is the argmax of the whole upsampled logits, up to what float32 can tell apart."""
-    mask = upsample_argmax(logits, height, width)
-    whole = F.interpolate(logits[None].double(), (height, width), mode="bilinear")[0]
-    assert mask.shape == (height, width)
-    chosen = whole.gather(0, mask.long()[None])[0]
-    assert (whole.amax(0) - chosen).max() < 1e-5
-    assert (mask == whole.argmax(0)).double().mean() > 0.999
-
-
 def decoded(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data))
-
-
-class TestUpsampleArgmax:
-    @pytest.mark.parametrize("size", [(8, 12), (33, 47), (7, 5), (1, 1), (101, 3), (1, 500)])
-    @pytest.mark.parametrize("source", [(8, 12), (1, 1), (5, 1), (13, 9)])
-    def test_equals_the_argmax_of_whole_logits(
-        self, source: tuple[int, int], size: tuple[int, int]
-    ) -> None:
-        require_argmax(random_logits(5, *source), *size)
-
-    @pytest.mark.parametrize("tile", [1, 5 * 47, 5 * 47 * 4, 5 * 47 * 32])
-    def test_bands_do_not_show(self, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        whole = upsample_argmax(random_logits(5, 9, 11), 33, 47)
-        monkeypatch.setattr(masks, "TILE", tile)
-        assert torch.equal(upsample_argmax(random_logits(5, 9, 11), 33, 47), whole)
-        require_argmax(random_logits(5, 9, 11), 33, 47)
-
-    @given(
-        clusters=st.integers(1, 6),
-        source=st.tuples(st.integers(1, 6), st.integers(1, 6)),
-        size=st.tuples(st.integers(1, 20), st.integers(1, 20)),
-        tile=st.integers(1, 300),
-    )
-    def test_any_sizes_and_bands(
-        self, clusters: int, source: tuple[int, int], size: tuple[int, int], tile: int
-    ) -> None:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(masks, "TILE", tile)
-            require_argmax(random_logits(clusters, *source), *size)
-
-    def test_memory_is_bounded_by_the_tile(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(masks, "TILE", 1000)
-        held: list[int] = []
-        interpolate = F.interpolate
-
-        def spy(*arguments: Tensor, **options: str) -> Tensor:
-            result: Tensor = interpolate(*arguments, **options)  # type: ignore[arg-type]
-            held.append(result.numel())
-            return result
-
-        monkeypatch.setattr(F, "interpolate", spy)
-        upsample_argmax(random_logits(4, 6, 6), 90, 60)
-        assert max(held) <= 1000
-        assert sum(held) == 4 * 90 * 60
-
-    def test_a_row_wider_than_the_tile_is_a_band(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(masks, "TILE", 10)
-        require_argmax(random_logits(3, 2, 4), 6, 70)
-
-    @pytest.mark.parametrize(
-        ("clusters", "dtype"),
-        [(1, torch.uint8), (255, torch.uint8), (256, torch.int32), (300, torch.int32)],
-    )
-    def test_dtype_holds_every_id(self, clusters: int, dtype: torch.dtype) -> None:
-        logits = random_logits(clusters, 2, 3)
-        logits[-1] = 50.0
-        mask = upsample_argmax(logits, 5, 7)
-        assert mask.dtype == dtype
-        assert (mask == clusters - 1).all()
-
-    def test_half_precision_logits(self) -> None:
-        logits = random_logits(4, 5, 5).bfloat16()
-        require_argmax(logits.float(), 16, 16)
-        assert torch.equal(upsample_argmax(logits, 16, 16), upsample_argmax(logits.float(), 16, 16))
 
 
 class TestPalette:
@@ -165,6 +80,25 @@ class TestPng:
     def test_strided_masks(self) -> None:
         mask = np.arange(12, dtype=np.uint8).reshape(3, 4).T
         np.testing.assert_array_equal(np.asarray(decoded(encode_mask(mask, palette(12)))), mask)
+
+    @pytest.mark.parametrize("count", [27, 300])
+    def test_bands_are_written_as_the_whole_mask(self, count: int, tmp_path: Path) -> None:
+        mask = np.random.default_rng(0).integers(0, count, (50, 40)).astype(np.int32)
+        write_mask(
+            tmp_path / "m.png", (mask[top : top + 7] for top in range(0, 50, 7)), palette(count)
+        )
+        assert (tmp_path / "m.png").read_bytes() == encode_mask(mask, palette(count))
+
+    def test_a_band_that_cannot_be_made_leaves_the_old_file(self, tmp_path: Path) -> None:
+        def bands() -> Iterator[NDArray[np.integer]]:
+            yield np.zeros((5, 5), np.uint8)
+            raise ValueError("no more memory")
+
+        (tmp_path / "m.png").write_text("old")
+        with pytest.raises(ValueError, match="no more memory"):
+            write_mask(tmp_path / "m.png", bands(), palette(2))
+        assert [path.name for path in tmp_path.iterdir()] == ["m.png"]
+        assert (tmp_path / "m.png").read_text() == "old"
 
     def test_no_place_to_write(self, tmp_path: Path) -> None:
         with pytest.raises(OutputError, match=r"absent.*cannot be written"):

@@ -70,6 +70,64 @@ class TestConfusion:
         with pytest.raises(AssertionError, match="out of range"):
             confusion(np.array([label]), np.array([prediction]), classes=3, clusters=2)
 
+    @pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.uint16, np.int64])
+    @pytest.mark.parametrize(("label", "prediction"), [(3, 0), (254, 0), (0, 2), (0, 255)])
+    def test_out_of_range_is_refused_among_many(
+        self, dtype: type[np.integer], label: int, prediction: int
+    ) -> None:
+        """A single pixel of one of the later blocks, whatever integers hold it, and among ignored ones."""
+        labels = np.full((3, 70_000), 255, dtype)
+        predictions = np.full(labels.shape, 200, dtype)
+        labels[2, 7], predictions[2, 7] = label, prediction
+        with pytest.raises(AssertionError, match="out of range"):
+            confusion(labels, predictions, classes=3, clusters=2)
+        labels[2, 7], predictions[2, 7] = 2, 1
+        assert confusion(labels, predictions, 3, 2).tolist() == [[0, 0], [0, 0], [0, 1]]
+
+    @pytest.mark.parametrize(
+        ("labels", "predictions", "classes", "clusters"),
+        [
+            (np.uint8, np.uint8, 27, 27),
+            (np.uint8, np.int32, 27, 4096),
+            (np.uint8, np.uint8, 255, 256),
+            (np.int16, np.uint16, 3, 300),
+            (np.int64, np.int64, 40, 5),
+            (np.dtype(">i4"), np.uint32, 7, 9),
+        ],
+    )
+    def test_any_integers_and_sizes(
+        self,
+        labels: type[np.integer],
+        predictions: type[np.integer],
+        classes: int,
+        clusters: int,
+    ) -> None:
+        """More pixels than are counted at once, rows in steps of two, against a count of pairs."""
+        draw = np.random.default_rng(classes)
+        label = draw.integers(0, classes, (300, 500)).astype(labels)[:, ::2]
+        prediction = draw.integers(0, clusters, (300, 250)).astype(predictions)
+        label[5:9] = 100 if labels is np.int16 else 255 if classes < 255 else 0
+        ignore = int(label[5, 0])
+        slow = np.zeros((classes, clusters), np.int64)
+        kept = label != ignore
+        np.add.at(slow, (label[kept].astype(int), prediction[kept].astype(int)), 1)
+        counts = confusion(label, prediction, classes, clusters, ignore)
+        np.testing.assert_array_equal(counts, slow)
+        assert counts.dtype == np.int64 and counts.flags.c_contiguous
+
+    def test_a_class_may_be_the_ignored_one(self) -> None:
+        labels, predictions = np.array([0, 1, 1, 2]), np.array([9, 0, 1, 1])
+        assert confusion(labels, predictions, 3, 2, ignore=0).tolist() == [[0, 0], [1, 1], [0, 1]]
+
+    def test_ignored_below_zero(self) -> None:
+        labels, predictions = np.array([-1, 0, -1]), np.array([5, 1, -7])
+        assert confusion(labels, predictions, 1, 2, ignore=-1).tolist() == [[0, 1]]
+        with pytest.raises(AssertionError, match="label out of range"):
+            confusion(np.array([-1, -2]), np.array([0, 0]), 1, 2, ignore=-1)
+
+    def test_no_pixels(self) -> None:
+        assert confusion(np.zeros(0, int), np.zeros(0, int), 1, 2).tolist() == [[0, 0]]
+
     def test_other_shape_is_refused(self) -> None:
         with pytest.raises(AssertionError):
             confusion(np.zeros((2, 3), np.uint8), np.zeros((3, 2), np.uint8), 1, 1)

@@ -48,6 +48,21 @@ def pixels_of(path: Path) -> Bytes:
     return tensor.permute(1, 2, 0).numpy()
 
 
+def test_channels_are_the_colours_or_the_grey_thrice() -> None:
+    colours = noise(5, 7)
+    found = [np.asarray(channel) for channel in pixels.channels(Image.fromarray(colours))]
+    np.testing.assert_array_equal(np.stack(found, axis=2), colours)
+    grey = noise(5, 7, channels=1)
+    for channel in pixels.channels(Image.fromarray(grey)):
+        np.testing.assert_array_equal(np.asarray(channel), grey)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_8_bit_pictures_are_not_copied(mode: str) -> None:
+    picture = Image.new(mode, (3, 2))
+    assert pixels.eight_bit(picture, 1.0) is picture
+
+
 def test_large_picture_spans_several_strips(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
