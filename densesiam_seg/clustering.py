@@ -97,9 +97,12 @@ def assign(points: Tensor, centres: Tensor, block: int = 4096) -> Tensor:
 
 
 def _checked(points: Tensor) -> NDArray[np.float32]:
-    data = np.ascontiguousarray(points.detach().float().cpu().numpy())
-    if not np.isfinite(data).all() or (data.size and float(np.abs(data).max()) > LARGEST):
-        raise NumericError(
-            "k-means: features are not finite or exceed 1e6; the model has diverged, train it with a lower rate"
-        )
-    return data
+    data = points.detach().float().cpu().contiguous()
+    if data.numel():
+        # A single pass without copies; NaN passes through, and no comparison with it is true.
+        lowest, highest = torch.aminmax(data)
+        if not (float(lowest) >= -LARGEST and float(highest) <= LARGEST):
+            raise NumericError(
+                "k-means: features are not finite or exceed 1e6; the model has diverged, train it with a lower rate"
+            )
+    return data.numpy()

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from densesiam_seg.draws import Window
 from densesiam_seg.sampling import Grid, cell_centres, pool, sample, sliding_windows
-from densesiam_seg.views import Window
 
 THINNEST = 1e-6  # an overlap thinner than this fraction of the image is rounding, not area
 

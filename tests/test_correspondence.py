@@ -21,8 +21,9 @@ from densesiam_seg.correspondence import (
     to_view,
     used,
 )
+from densesiam_seg.draws import Window
+from densesiam_seg.resampling import bilinear_matrix, resample
 from densesiam_seg.sampling import Grid, Sampling, cell_centres, grid_draws, pool
-from densesiam_seg.views import Window, bilinear_matrix, resample
 
 QUICK = settings(deadline=None, max_examples=60)
 SAMPLINGS: list[Sampling] = ["regular", "uniform", "biased"]
