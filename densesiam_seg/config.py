@@ -64,6 +64,8 @@ class RunConfig:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     threads: int = 0
     workers: int = -1
+    cache: Literal["auto", "ram", "disk", "none"] = "auto"
+    cache_dir: str = "runs/cache"
     max_pixels: int = 89_000_000
 
     def __post_init__(self) -> None:
@@ -99,6 +101,10 @@ class RunConfig:
     def decay(self, progress: float) -> float:
         """Factor on the learning rate after this share of all steps; predictors keep theirs (SimSiam, section 4.3)."""
         return 0.5 * (1.0 + math.cos(math.pi * progress)) if self.schedule == "cosine" else 1.0
+
+    def exact(self) -> bool:
+        """Exact mode: plain formulas in float32, whose bits stay the same from one version to the next."""
+        return self.precision == "fp32"
 
     def learns_clusters(self) -> bool:
         """Whether a head learns the K clusters; where none does, k-means of the features finds them at the end."""

@@ -89,10 +89,21 @@ def pseudo_label_loss(z: Tensor, pseudo_labels: Tensor, balance: Balance = "inve
 def _balanced(log_share: Tensor, pseudo_labels: Tensor, clusters: int, balance: Balance) -> Tensor:
     if balance == "none":
         return -log_share.mean()
-    counts = torch.bincount(pseudo_labels.flatten(), minlength=clusters).float()
+    counts = label_counts(pseudo_labels, clusters).float()
     shares = counts / counts.sum()
     weights = shares if balance == "frequency" else 1.0 / (shares * (counts > 0).sum())
     return -(weights[pseudo_labels] * log_share).mean()
+
+
+def label_counts(labels: Tensor, clusters: int) -> Tensor:
+    """Pixels of each label, (K,) int64."""
+    if labels.device.type == "cpu":
+        return torch.bincount(labels.flatten(), minlength=clusters)
+    # A GPU's bincount asks for the largest label and makes the processor wait.
+    ones = torch.ones_like(labels.flatten())
+    return torch.zeros(clusters, dtype=torch.int64, device=labels.device).scatter_add_(
+        0, labels.flatten(), ones
+    )
 
 
 def region_embeddings(z: Tensor, features: Tensor, used: Tensor | None = None) -> Tensor:

@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from densesiam_seg import fused
 from densesiam_seg.config import TrainConfig
 from densesiam_seg.losses import (
+    label_counts,
     pixel_loss,
     pixel_weights,
+    pseudo_label_loss,
     region_embeddings,
     segmentation_loss,
 )
@@ -32,7 +35,8 @@ class Siamese(Stateless):
     def objective(self, images: Tensor, indices: Sequence[int], epoch: int) -> Objective:
         """Losses of one batch of stored images; the region loss joins in the last epochs."""
         config = self.config
-        views = view_pair(images, indices, seed=config.seed, round_=config.round(epoch))
+        round_ = config.round(epoch)
+        views = view_pair(images, indices, seed=config.seed, round_=round_, exact=config.exact())
         return objective(self.network, views, config, regions=epoch >= config.region_epoch())
 
 
@@ -50,12 +54,12 @@ def objective(
         terms.append(("image", config.image_weight, loss))
     if config.uses_pixels():
         z = network.projector(features)
-        terms += _pixel_terms(network, features, z, config, regions=regions)
         with torch.no_grad():
-            winners = z.argmax(1)
+            winners = _winners(z, config)
             winners_1, winners_2 = winners.chunk(2)
             agreement = (winners_1 == winners_2).float().mean()
-            histogram = torch.bincount(winners.flatten(), minlength=config.clusters)
+            histogram = label_counts(winners, config.clusters)
+        terms += _pixel_terms(network, features, z, winners, config, regions=regions)
 
     total = sum((weight * loss for _, weight, loss in terms), features.new_zeros(()).float())
     parts = {name: loss.detach() for name, _, loss in terms}
@@ -63,29 +67,69 @@ def objective(
 
 
 def _pixel_terms(
-    network: DenseSiam, features: Tensor, z: Tensor, config: TrainConfig, *, regions: bool
+    network: DenseSiam,
+    features: Tensor,
+    z: Tensor,
+    winners: Tensor,
+    config: TrainConfig,
+    *,
+    regions: bool,
 ) -> list[tuple[str, float, Tensor]]:
     """Name, weight and value of each loss of pixels or regions."""
-    z_1, z_2 = z.chunk(2)
+    # Before anything else is computed from z: the order of these decides in which order its gradients are added up.
+    views = z.chunk(2)
     weight_k, weight_a = pixel_weights(config.clusters, config.over_clusters)
     terms: list[tuple[str, float, Tensor]] = []
     if config.pixel_weight:
-        p_1, p_2 = network.predictor(z).chunk(2)
-        loss = pixel_loss(p_1, z_1, p_2, z_2, config.similarity)
+        loss = _siamese_loss(network.predictor, z, config)
         terms.append(("pixel", config.pixel_weight * weight_k, loss))
     if config.over_cluster_weight:
         assert network.over_projector is not None and network.over_predictor is not None
-        y = network.over_projector(features)
-        (y_1, y_2), (o_1, o_2) = y.chunk(2), network.over_predictor(y).chunk(2)
-        loss = pixel_loss(o_1, y_1, o_2, y_2, config.similarity)
+        loss = _siamese_loss(network.over_predictor, features, config, network.over_projector)
         terms.append(("over_cluster", config.over_cluster_weight * weight_a, loss))
     if config.segmentation_weight:
-        loss = 0.5 * (
-            segmentation_loss(z_1, config.balance) + segmentation_loss(z_2, config.balance)
-        )
+        loss = _segmentation_loss(views, winners, config)
         terms.append(("segmentation", config.segmentation_weight, loss))
     if regions and config.region_weight:
-        embeddings = region_embeddings(z, features)
-        loss = region_term(network, embeddings, stop_gradient=config.region_stop_gradient)
+        pool = region_embeddings if config.exact() else fused.region_embeddings
+        loss = region_term(network, pool(z, features), stop_gradient=config.region_stop_gradient)
         terms.append(("region", config.region_weight, loss))
     return terms
+
+
+def _siamese_loss(
+    predictor: nn.Module, maps: Tensor, config: TrainConfig, projector: nn.Module | None = None
+) -> Tensor:
+    """PixSim of projections (2B, K, h, w), or of features that `projector` turns into them."""
+
+    def compute(maps: Tensor) -> Tensor:
+        z = maps if projector is None else projector(maps)
+        p = predictor(z)
+        if config.exact() or config.similarity == "cosine":
+            (p_1, p_2), (z_1, z_2) = p.chunk(2), z.chunk(2)
+            return pixel_loss(p_1, z_1, p_2, z_2, config.similarity)
+        return fused.siamese_loss(p, z)
+
+    if config.exact():
+        return compute(maps)
+    return fused.early(compute, maps, predictor, *([] if projector is None else [projector]))
+
+
+def _segmentation_loss(views: Sequence[Tensor], winners: Tensor, config: TrainConfig) -> Tensor:
+    """½ of each view's cross-entropy with its own argmax: two projections (B, K, h, w), `winners` (2B, h, w)."""
+    if config.exact():
+        losses = [segmentation_loss(view, config.balance) for view in views]
+    else:
+        losses = [
+            pseudo_label_loss(fused.rows(view), labels.flatten(), config.balance)
+            for view, labels in zip(views, winners.chunk(2), strict=True)
+        ]
+    return 0.5 * (losses[0] + losses[1])
+
+
+def _winners(z: Tensor, config: TrainConfig) -> Tensor:
+    """The cluster of each pixel, (B, h, w)."""
+    if config.exact():
+        return z.argmax(1)
+    images, _, height, width = z.shape
+    return fused.rows(z).max(1).indices.view(images, height, width)

@@ -21,7 +21,7 @@ from densesiam_seg.batches import ImageStore, epoch_batches
 from densesiam_seg.clustering import Centroids, kmeans, refine, unit_features
 from densesiam_seg.config import TrainConfig
 from densesiam_seg.devices import autocast
-from densesiam_seg.losses import pseudo_label_loss
+from densesiam_seg.losses import label_counts, pseudo_label_loss
 from densesiam_seg.method import Objective
 from densesiam_seg.model import DenseSiam
 from densesiam_seg.randomness import Stream, generator
@@ -110,7 +110,9 @@ class PiCIE:
         assert self.epoch == epoch, "prepare the epoch first"
         balance = self.config.balance
         units = unit_features(self._features(images, indices, epoch)).chunk(self.views)
-        labels = self.labels[list(indices)].to(self.device, torch.int64).unbind(1)
+        labels = (
+            self.labels[list(indices)].to(self.device, torch.int64, non_blocking=True).unbind(1)
+        )
         own = [nearness(unit, known) for unit, known in zip(units, self.centroids, strict=True)]
         losses = [pseudo_label_loss(z, y, balance) for z, y in zip(own, labels, strict=True)]
         total = within = torch.stack(losses).mean()
@@ -127,7 +129,7 @@ class PiCIE:
             parts["across"] = across.detach()
             others = of_1.argmax(1)
         agreement = (own[0].argmax(1) == others).float().mean()
-        histogram = torch.bincount(labels[0].flatten(), minlength=self.config.clusters)
+        histogram = label_counts(labels[0], self.config.clusters)
         return Objective(total, parts, agreement, histogram)
 
     def state(self) -> dict[str, Tensor]:
@@ -156,13 +158,12 @@ class PiCIE:
     def _features(self, images: Tensor, indices: Sequence[int], epoch: int) -> Tensor:
         """Features of the replayed views, (V·B, C, h, h), view 1 first."""
         seed, round_ = self.config.seed, self.config.round(epoch)
+        exact = self.config.exact()
         if self.views == 2:
-            return self.network.paired_features(
-                view_pair(images, indices, seed=seed, round_=round_)
-            )
-        features: Tensor = self.network.encoder(
-            first_view(images, indices, seed=seed, round_=round_)
-        )
+            views = view_pair(images, indices, seed=seed, round_=round_, exact=exact)
+            return self.network.paired_features(views)
+        view = first_view(images, indices, seed=seed, round_=round_, exact=exact)
+        features: Tensor = self.network.encoder(view)
         return features
 
     @torch.no_grad()

@@ -46,6 +46,7 @@ class Pretext(Stateless):
             seed=config.seed,
             round_=epoch,
             scales=(config.min_scale, config.max_scale),
+            exact=config.exact(),
         )
         draws = grid_draws(self.grid, config.seed, epoch, indices, images.device)
         return pretext_objective(self.network, views, config, self.grid, draws)

@@ -460,6 +460,7 @@ class TestFile:
     def test_a_file_without_the_newer_settings_has_their_defaults(self) -> None:
         config = TrainConfig(**tomllib.loads(FIRST))
         absent = {"method", "image_weight", "optimizer", "schedule", "visualize_every"}
+        absent |= {"cache", "cache_dir"}
         assert asdict(config).keys() - tomllib.loads(FIRST).keys() == absent
         for name in absent:
             assert getattr(config, name) == getattr(TrainConfig(), name)
@@ -525,3 +526,9 @@ class TestFile:
     def test_a_path_that_cannot_be_read_is_refused(self, tmp_path: Path, name: str) -> None:
         with pytest.raises(InputError, match="cannot be read"):
             read_config(tmp_path / name)
+
+
+@pytest.mark.parametrize("config", [TrainConfig, PretrainConfig])
+def test_exact_mode_is_single_precision_asked_for_by_name(config: type[RunConfig]) -> None:
+    asked = {name: config(precision=name).exact() for name in ("auto", "fp32", "bf16", "fp16")}
+    assert [name for name, exact in asked.items() if exact] == ["fp32"]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from densesiam_seg.draws import Geometry
 from densesiam_seg.encoder import Encoder
 from densesiam_seg.heads import (
     pixel_predictor,
@@ -21,7 +22,7 @@ from densesiam_seg.heads import (
 )
 from densesiam_seg.model import Architecture, DenseSiam, build_network
 from densesiam_seg.randomness import Stream, torch_seed
-from densesiam_seg.views import Geometry, ViewPair
+from densesiam_seg.views import ViewPair
 
 SMALL = Architecture(channels=8, clusters=3, over_clusters=5)
 

@@ -14,11 +14,12 @@ from torch.nn import functional as F
 
 from densesiam_seg.batches import ImageStore
 from densesiam_seg.config import METHODS, TrainConfig, with_settings
+from densesiam_seg.draws import Geometry
 from densesiam_seg.errors import UsageError
 from densesiam_seg.model import Architecture, DenseSiam, build_network
 from densesiam_seg.objective import Siamese, objective
 from densesiam_seg.scan import scan
-from densesiam_seg.views import Geometry, ViewPair
+from densesiam_seg.views import ViewPair
 from densesiam_seg.views import view_pair as drawn_views
 
 K, A, C = 3, 5, 8
@@ -324,7 +325,9 @@ class TestSiamese:
     def same(self, network: DenseSiam, config: TrainConfig, epoch: int, round_: int) -> bool:
         """Whether the method's objective is that of the views drawn for `round_`."""
         found = Siamese(network, config).objective(self.IMAGES, self.INDICES, epoch)
-        views = drawn_views(self.IMAGES, self.INDICES, seed=config.seed, round_=round_)
+        views = drawn_views(
+            self.IMAGES, self.INDICES, seed=config.seed, round_=round_, exact=config.exact()
+        )
         regions = "region" in found.parts
         expected = objective(network, views, config, regions=regions)
         assert list(found.parts) == list(expected.parts)
@@ -387,3 +390,32 @@ class TestHealth:
         result = objective(collapsed, view_pair(), CONFIG, regions=False)
         assert result.histogram.tolist() == [0, 2 * 2 * 64, 0]
         assert result.agreement.item() == 1
+
+
+class TestFastMode:
+    """Fused losses change the order of sums and nothing else."""
+
+    @pytest.mark.parametrize("balance", ["inverse", "frequency", "none"])
+    @pytest.mark.parametrize("similarity", ["cross-entropy", "cosine"])
+    def test_values_and_gradients_are_those_of_exact_mode(
+        self, balance: str, similarity: str
+    ) -> None:
+        found = []
+        for precision in ("fp32", "auto"):
+            config = with_settings(
+                ODD, {"precision": precision, "balance": balance, "similarity": similarity}
+            )
+            network = build_network(ARCHITECTURE, seed=0).train()
+            result = objective(network, view_pair(), config, regions=True)
+            torch.autograd.backward(result.total)
+            gradients = {name: p.grad for name, p in network.named_parameters()}
+            found.append((result, gradients))
+        (exact, exact_gradients), (fast, fast_gradients) = found
+        assert exact.parts.keys() == fast.parts.keys()
+        torch.testing.assert_close(fast.total, exact.total, atol=1e-5, rtol=1e-5)
+        assert torch.equal(fast.histogram, exact.histogram)
+        assert torch.equal(fast.agreement, exact.agreement)
+        for name, gradient in exact_gradients.items():
+            torch.testing.assert_close(
+                fast_gradients[name], gradient, atol=1e-4, rtol=1e-3, msg=name
+            )

@@ -20,6 +20,7 @@ from densesiam_seg import method
 from densesiam_seg.batches import ImageStore
 from densesiam_seg.config import PretrainConfig, with_settings
 from densesiam_seg.correspondence import STRATEGIES, Correspondence
+from densesiam_seg.draws import Window
 from densesiam_seg.loop import COLLAPSED
 from densesiam_seg.losses import Similarity, linked_loss, pixel_loss, region_loss
 from densesiam_seg.method import Objective, image_loss
@@ -27,7 +28,7 @@ from densesiam_seg.model import Architecture, DenseSiam, build_network
 from densesiam_seg.pretext import Pretext, pretext_objective
 from densesiam_seg.sampling import Grid, grid_draws
 from densesiam_seg.scan import scan
-from densesiam_seg.views import Window, WindowPair, independent_views
+from densesiam_seg.views import WindowPair, independent_views
 
 pytestmark = pytest.mark.usefixtures("slim_module")
 
@@ -727,7 +728,9 @@ class TestPretext:
         networks = [build_network(ARCHITECTURE, seed=0).train() for _ in range(2)]
         result = Pretext(networks[0], config, ASPECTS).objective(IMAGES, INDICES, 4)
         own = torch.stack([ASPECTS[index] for index in INDICES])
-        views = independent_views(IMAGES, INDICES, own, seed=9, round_=4, scales=(0.3, 0.5))
+        views = independent_views(
+            IMAGES, INDICES, own, seed=9, round_=4, scales=(0.3, 0.5), exact=config.exact()
+        )
         area = views.window_1.height * views.window_1.width
         assert ((area >= 0.3 - 1e-5) & (area <= 0.5 + 1e-5)).all()
         grid = Grid("biased" if sampling == "biased" else "regular", 3, 2, 0.5)
