@@ -222,10 +222,36 @@ Threads = Annotated[
         "--threads", help="Processor threads of the network; 0: all cores.", rich_help_panel=MACHINE
     ),
 ]
+Cache = Annotated[
+    str | None,
+    typer.Option(
+        "--cache",
+        help="Where decoded images stay: ram, disk (for later runs too), none (decoded every epoch) or auto.",
+        rich_help_panel=MACHINE,
+    ),
+]
+CacheDir = Annotated[
+    str | None,
+    typer.Option(
+        "--cache-dir",
+        help="Folder of decoded images on the disk; runs/cache unless given.",
+        rich_help_panel=MACHINE,
+    ),
+]
 MaxPixels = Annotated[
     int | None,
     typer.Option(
         "--max-pixels", help="Refuse larger images (default 89 million).", rich_help_panel=MACHINE
+    ),
+]
+
+ImagesTogether = Annotated[
+    str | None,
+    typer.Option(
+        "--batch-size",
+        "-b",
+        help="Images of one size that pass the network together, or auto.",
+        rich_help_panel=MACHINE,
     ),
 ]
 

@@ -11,6 +11,8 @@ from densesiam_seg.cli.options import (
     RECIPE,
     Backbone,
     BatchSize,
+    Cache,
+    CacheDir,
     Channels,
     ConfigFile,
     Device,
@@ -164,6 +166,8 @@ def command(
     precision: Precision = None,
     workers: Workers = None,
     threads: Threads = None,
+    cache: Cache = None,
+    cache_dir: CacheDir = None,
     max_pixels: MaxPixels = None,
 ) -> None:
     """Learn dense features from unlabelled images, for `train --weights RUN` and for other programs.
@@ -205,14 +209,14 @@ def command(
         "precision": precision,
         "workers": number_or_auto("--workers", workers),
         "threads": threads,
+        "cache": cache,
+        "cache_dir": cache_dir,
         "max_pixels": max_pixels,
     }
     limit = seconds("--max-time", max_time)
 
-    from densesiam_seg.cli.console import Console
     from densesiam_seg.config import PretrainConfig, read_config
     from densesiam_seg.errors import UsageError
-    from densesiam_seg.pretraining import pretraining_events
 
     if not images and not resume:
         raise UsageError(
@@ -220,6 +224,11 @@ def command(
         )
     settings = read_config(config, PretrainConfig()) if config else {}
     settings |= {name: value for name, value in given.items() if value is not None}
+
+    # Only now, as torch comes with it, which mistakes need not wait for.
+    from densesiam_seg.cli.console import Console
+    from densesiam_seg.pretraining import pretraining_events
+
     events = pretraining_events(
         images or [],
         out=out,

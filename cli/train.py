@@ -11,6 +11,8 @@ from densesiam_seg.cli.options import (
     RECIPE,
     Backbone,
     BatchSize,
+    Cache,
+    CacheDir,
     Channels,
     ConfigFile,
     Device,
@@ -148,6 +150,8 @@ def command(
     precision: Precision = None,
     workers: Workers = None,
     threads: Threads = None,
+    cache: Cache = None,
+    cache_dir: CacheDir = None,
     max_pixels: MaxPixels = None,
 ) -> None:
     """Learn to segment from a folder of unlabelled images.
@@ -186,19 +190,24 @@ def command(
         "precision": precision,
         "workers": number_or_auto("--workers", workers),
         "threads": threads,
+        "cache": cache,
+        "cache_dir": cache_dir,
         "max_pixels": max_pixels,
     }
     limit = seconds("--max-time", max_time)
 
-    from densesiam_seg.cli.console import Console
     from densesiam_seg.config import read_config
     from densesiam_seg.errors import UsageError
-    from densesiam_seg.training import training_events
 
     if not images and not resume:
         raise UsageError("train: name a folder of images, for example densesiam-seg train images/")
     settings = read_config(config) if config else {}
     settings |= {name: value for name, value in given.items() if value is not None}
+
+    # Only now, as torch comes with it, which mistakes need not wait for.
+    from densesiam_seg.cli.console import Console
+    from densesiam_seg.training import training_events
+
     events = training_events(
         images or [],
         out=out,

@@ -119,6 +119,17 @@ def make_folder(folder: Path) -> Path:
     return folder
 
 
+def free_space(folder: Path) -> int:
+    """Free bytes on the disk where `folder` is or would be created. Raises OutputError."""
+    existing = folder.absolute()
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    try:
+        return shutil.disk_usage(existing).free
+    except OSError as error:
+        raise output_error(folder, error) from error
+
+
 def sync_folder(folder: Path) -> None:
     """Put the names in `folder` on the disk. Raises OSError.
 

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from densesiam_seg.batches import Batch, ImageStore, epoch_batches
+from densesiam_seg.batches import Batch, ImageStore, epoch_batches, on_device
 from densesiam_seg.config import RunConfig
 from densesiam_seg.devices import autocast
 from densesiam_seg.errors import InputError, NumericError
@@ -27,6 +27,8 @@ from densesiam_seg.model import DenseSiam
 
 IN_USE = 0.001
 """A cluster counts as in use from this share of an epoch's pixels on."""
+READ_SECONDS = 0.25
+"""On a GPU results are read this often, since reading waits for all that the GPU was asked for."""
 COLLAPSED = 0.3
 """Spread below which a run counts as collapsing: untrained heads have about 0.5, healthy runs showed 0.7 to 0.9 and
 collapsed ones less than 0.3."""
@@ -94,6 +96,18 @@ class EpochRecord:
         if not self.shares:
             return False
         return self.clusters_in_use < len(self.shares) / 2 or max(self.shares) > 0.9
+
+
+@dataclass(frozen=True)
+class Done:
+    """A step whose results may still be under way."""
+
+    step: int
+    epoch: int
+    batch: Batch
+    result: Objective
+    sound: Tensor
+    """Whether loss and gradients are finite."""
 
 
 @dataclass
@@ -164,6 +178,8 @@ class Training:
         self.step = 0
         self.sums = EpochSums()
         self.last_epoch: EpochRecord | None = None
+        self.read_seconds = READ_SECONDS if device.type == "cuda" else 0.0
+        """0: every step's results are read before the weights change."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -174,7 +190,11 @@ class Training:
         return self.steps_per_epoch * self.config.epochs
 
     def records(self) -> Iterator[Preparing | StepRecord | EpochRecord]:
-        """Train from the current step to the last; the state is consistent whenever a record is yielded."""
+        """Train from the current step to the last; the state is consistent whenever a record is yielded.
+
+        Where results are read less often than every step, the records of several steps come at once; the state is that
+        after the last of them, whose `step` equals `self.step`.
+        """
         while self.step < self.total_steps:
             epoch, done = divmod(self.step, self.steps_per_epoch)
             groups = epoch_batches(
@@ -182,65 +202,84 @@ class Training:
             )
             for images in self.method.prepare(self.store, epoch):
                 yield Preparing(epoch, images, self.steps_per_epoch * self.config.batch_size)
-            for batch in self.store.batches(groups[done:]):
-                start = time.perf_counter()
-                result = self._advance(batch, epoch)
+            batches = self.store.batches(groups[done:], pinned=self.device.type == "cuda")
+            waiting: list[Done] = []
+            for batch in on_device(batches, self.device):
+                if not waiting:
+                    began = time.perf_counter()
+                waiting.append(self._advance(batch, epoch))
                 self.step += 1
-                record = self._record(result, epoch, time.perf_counter() - start)
-                self.sums.add(record, result.histogram.tolist())
                 last = self.step % self.steps_per_epoch == 0
-                if last:
-                    self.last_epoch = self.sums.record(self.step, epoch)
-                    self.sums = EpochSums()
-                yield record
-                if last and self.last_epoch:
-                    yield self.last_epoch
+                if last or time.perf_counter() - began >= self.read_seconds:
+                    records = self._read(waiting, began)
+                    waiting = []
+                    if last:
+                        self.last_epoch = self.sums.record(self.step, epoch)
+                        self.sums = EpochSums()
+                    yield from records
+            if self.last_epoch:
+                yield self.last_epoch
 
-    def _record(self, result: Objective, epoch: int, seconds: float) -> StepRecord:
-        values = [*result.parts.values(), result.total.detach(), result.agreement]
-        if result.spread is not None:
-            values.append(result.spread)
-        # One copy from the device for all of them.
-        numbers = torch.stack([value.float() for value in values]).tolist()
-        names = [*result.parts, "total"]
-        return StepRecord(
-            self.step,
-            epoch,
-            losses=dict(zip(names, numbers, strict=False)),
-            agreement=numbers[len(names)],
-            seconds=seconds,
-            disjoint=result.disjoint,
-            spread=numbers[-1] if result.spread is not None else None,
-        )
+    def _read(self, waiting: Sequence[Done], began: float) -> list[StepRecord]:
+        """The records of finished steps, added to the epoch's sums. Raises NumericError."""
+        # Two copies from the device for all of them.
+        numbers = torch.stack([_numbers(done) for done in waiting]).tolist()
+        histograms = torch.stack([done.result.histogram for done in waiting]).tolist()
+        seconds = (time.perf_counter() - began) / len(waiting)
+        records = []
+        for done, (sound, agreement, spread, *losses), histogram in zip(
+            waiting, numbers, histograms, strict=True
+        ):
+            if not sound:
+                raise self._diverged(done)
+            record = StepRecord(
+                done.step,
+                done.epoch,
+                losses=dict(zip([*done.result.parts, "total"], losses, strict=True)),
+                agreement=agreement,
+                seconds=seconds,
+                disjoint=done.result.disjoint,
+                spread=None if done.result.spread is None else spread,
+            )
+            self.sums.add(record, histogram)
+            records.append(record)
+        return records
 
-    def _advance(self, batch: Batch, epoch: int) -> Objective:
-        """One optimiser step. Raises NumericError, with the weights as they were, when something is not finite."""
+    def _advance(self, batch: Batch, epoch: int) -> Done:
+        """One optimiser step.
+
+        Raises NumericError, with the weights as they were, when something is not finite and results are read at once.
+        """
         factor = self.config.decay(self.step / self.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.rate() * (factor if group["decays"] else 1.0)
-        images = batch.images.to(self.device, non_blocking=True)
         with autocast(self.device, self.precision):
-            result = self.method.objective(images, batch.indices, epoch)
+            result = self.method.objective(batch.images, batch.indices, epoch)
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(self.scaler.scale(result.total))
-        self._require_finite(result, batch)
+        done = Done(self.step + 1, epoch, batch, result, self._sound(result))
+        if not self.read_seconds and not done.sound:
+            raise self._diverged(done)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return result
+        return done
 
-    def _require_finite(self, result: Objective, batch: Batch) -> None:
+    def _sound(self, result: Objective) -> Tensor:
         sound = torch.isfinite(result.total.detach())
         if not self.scaler.is_enabled():
             # With fp16 the scaler itself skips steps whose scaled gradients overflow.
             gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
             sound = sound & torch.isfinite(torch.nn.utils.get_total_norm(gradients))
-        if not bool(sound):
-            names = ", ".join(self.store.manifest.names[index] for index in batch.indices[:4])
-            more = ", …" if len(batch.indices) > 4 else ""
-            raise NumericError(
-                f"loss or gradient is not finite at step {self.step + 1} (batch with {names}{more}); "
-                "the last checkpoint is kept: lower --learning-rate or use --precision fp32"
-            )
+        return sound
+
+    def _diverged(self, done: Done) -> NumericError:
+        indices = done.batch.indices
+        names = ", ".join(self.store.manifest.names[index] for index in indices[:4])
+        more = ", …" if len(indices) > 4 else ""
+        return NumericError(
+            f"loss or gradient is not finite at step {done.step} (batch with {names}{more}); "
+            "the last checkpoint is kept: lower --learning-rate or use --precision fp32"
+        )
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything needed to go on: tensors, and a JSON object."""
@@ -294,6 +333,14 @@ class Training:
             self.scaler.load_state_dict(state["scaler"])
 
 
+def _numbers(done: Done) -> Tensor:
+    """What is read of a step, as one vector: soundness, agreement, spread (or 0), the losses and their total."""
+    result = done.result
+    spread = torch.zeros_like(result.agreement) if result.spread is None else result.spread
+    values = [done.sound, result.agreement, spread, *result.parts.values(), result.total.detach()]
+    return torch.stack([value.float() for value in values])
+
+
 def _optimizer(network: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
     """SGD or Adam of two groups: the predictors, whose rate stays, and everything else."""
     predictors = [p for name, p in network.named_parameters() if "predictor." in name]
@@ -302,6 +349,12 @@ def _optimizer(network: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
     groups = [{"params": others, "decays": True}, {"params": predictors, "decays": False}]
     if config.optimizer == "adam":
         return torch.optim.Adam(groups, config.rate(), weight_decay=config.weight_decay)
+    # Fused updates round differently, which exact mode may not, and on a processor know nothing of a scaler.
+    fused = config.precision not in ("fp32", "fp16") or None
     return torch.optim.SGD(
-        groups, config.rate(), momentum=config.momentum, weight_decay=config.weight_decay
+        groups,
+        config.rate(),
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        fused=fused,
     )

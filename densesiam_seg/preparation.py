@@ -163,6 +163,11 @@ def _decode(store: ImageStore, run: Run) -> Iterator[Event]:
     for done in store.prepare():
         run.require_going_on()
         yield Decoding(done, total)
+    if store.file is not None:
+        size = store.file.stat().st_size / 1e9
+        yield Notice(
+            f"decoded images lie in {store.file} ({size:.1f} GB) for this and later runs; delete it at any time"
+        )
 
 
 def _report_skipped(folder: Path, manifest: Manifest, max_bad: float) -> Iterator[Event]:
@@ -194,6 +199,8 @@ def _store(run: Run, manifest: Manifest, config: RunConfig) -> ImageStore:
         fit=run.recipe.fit,
         workers=config.workers,
         max_pixels=config.max_pixels,
+        keep=config.cache,
+        caches=Path(config.cache_dir),
     )
 
 

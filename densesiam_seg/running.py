@@ -162,8 +162,8 @@ def _fit(run: Run, training: Training) -> Iterator[Event]:
             yield record
             if isinstance(record, EpochRecord):
                 yield from _after_epoch(run, training, record)
-            elif training.step % training.steps_per_epoch == 0:
-                continue  # the epoch's own record comes next, and would be lost by a stop in between
+            elif record.step < training.step or training.step % training.steps_per_epoch == 0:
+                continue  # further records of this state come next, and would be lost by a stop in between
             if run.stop:
                 save()
                 raise _stopped(run, training)

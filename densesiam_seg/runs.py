@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import re
-import shutil
 import socket
 from collections.abc import Collection
 from contextlib import suppress
@@ -18,6 +17,7 @@ from densesiam_seg.errors import ModelError, OutputError, UsageError
 from densesiam_seg.files import (
     JSON,
     discard,
+    free_space,
     is_leftover,
     open_regular,
     output_error,
@@ -159,13 +159,7 @@ def read_status(folder: Path) -> dict[str, Any]:
 
 def require_space(folder: Path, bytes_needed: int) -> None:
     """Raises OutputError, with both figures, when the disk of `folder` has fewer than `bytes_needed` bytes free."""
-    existing = folder.absolute()
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
-    try:
-        free = shutil.disk_usage(existing).free
-    except OSError as error:
-        raise output_error(folder, error) from error
+    free = free_space(folder)
     if free < bytes_needed:
         raise OutputError(
             f"{folder}: {free / 1e6:.0f} MB are free and {bytes_needed / 1e6:.0f} MB are needed; "

@@ -77,6 +77,12 @@ def slim() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _no_room_for_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--cache auto` finds no room on the disk: no test leaves decoded images in the folder it is started in."""
+    monkeypatch.setattr("densesiam_seg.batches.free_space", lambda folder: 0)
+
+
 @pytest.fixture(scope="session")
 def tiny_settings() -> dict[str, Any]:
     """Training settings for `image_folder`: three epochs of three steps, the last one with the region loss."""

@@ -36,6 +36,8 @@ VALUES: dict[str, Any] = {
     "precision": "fp32",
     "threads": 2,
     "workers": 1,
+    "cache": "disk",
+    "cache_dir": "elsewhere",
     "max_pixels": 1000,
     "features": "fpn",
     "categories": 11,

@@ -439,9 +439,11 @@ class TestStep:
     ) -> None:
         found: list[tuple[int, int]] = []
 
-        def spy(images: Tensor, indices: tuple[int, ...], *, seed: int, round_: int) -> ViewPair:
+        def spy(
+            images: Tensor, indices: tuple[int, ...], *, seed: int, round_: int, exact: bool
+        ) -> ViewPair:
             found.append((seed, round_))
-            return view_pair(images, indices, seed=seed, round_=round_)
+            return view_pair(images, indices, seed=seed, round_=round_, exact=exact)
 
         monkeypatch.setattr("densesiam_seg.objective.view_pair", spy)
         list(make(replay=replay, seed=4).records())
@@ -645,3 +647,40 @@ class TestNumericFailure:
         assert len(steps_before) == training.step == 2
         for name, value in training.network.named_parameters():
             assert torch.equal(value, weights[name]), name
+
+
+class TestReading:
+    """Where results are read seldom, as on a GPU, everything is as if they were read at once."""
+
+    @pytest.mark.parametrize("seconds", [1e-9, 1e9])
+    def test_records_and_weights_are_the_same(
+        self, make: Make, whole: tuple[list[Record], dict[str, Tensor]], seconds: float
+    ) -> None:
+        training = make()
+        training.read_seconds = seconds
+        assert untimed(training.records()) == whole[0]
+        assert same(tensors_of(training), whole[1])
+
+    def test_an_epochs_records_come_at_once_with_the_state_after_the_last(
+        self, make: Make, whole: tuple[list[Record], dict[str, Tensor]]
+    ) -> None:
+        training = make()
+        training.read_seconds = 1e9
+        records = training.records()
+        first = next(records)
+        assert isinstance(first, StepRecord) and (first.step, training.step) == (1, 3)
+        tensors, state = training.state()
+        later = make()
+        later.restore(tensors, json.loads(json.dumps(state)))
+        assert untimed(later.records()) == whole[0][4:]
+        assert same(tensors_of(later), whole[1])
+
+    @pytest.mark.parametrize("fault", list(FAULTS))
+    def test_a_failure_is_told_with_its_step_before_any_record_of_that_state(
+        self, make: Make, fault: str
+    ) -> None:
+        training = make()
+        training.read_seconds = 1e9
+        training.method = Faulty(training.method, FAULTS[fault])
+        with pytest.raises(NumericError, match="step 3"):
+            next(training.records())
