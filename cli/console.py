@@ -1,6 +1,7 @@
 """Events → terminal. Everything for people goes to stderr; stdout carries only data.
 
-The one module that knows Rich.
+The one module that knows Rich. It draws the events of every command, but imports none of the modules they come from
+before a command has: else each command would load all of them.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console as Terminal
 from rich.progress import (
@@ -23,16 +24,14 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from densesiam_seg.demo import Demonstrated
-from densesiam_seg.evaluation import Evaluation, Scoring
-from densesiam_seg.events import Decoding, Event, Notice, Started, Trained
 from densesiam_seg.files import replace_text, to_json
-from densesiam_seg.loop import EpochRecord, Preparing, StepRecord
-from densesiam_seg.manifest import Skipped
-from densesiam_seg.prediction import Plan, Predicted, overall_error
-from densesiam_seg.probe import Probing
-from densesiam_seg.study import RowDone, RowStarted
-from densesiam_seg.studyrow import RowProgress
+
+if TYPE_CHECKING:
+    from densesiam_seg.demo import Demonstrated
+    from densesiam_seg.evaluation import Evaluation, Scoring
+    from densesiam_seg.events import Event
+    from densesiam_seg.manifest import Skipped
+    from densesiam_seg.prediction import Plan, Predicted
 
 
 class Console:
@@ -76,31 +75,31 @@ class Console:
         with self._progress() as progress:
             bar = _Bar(progress)
             for event in events:
-                match event:
-                    case Notice():
+                match type(event).__name__:
+                    case "Notice":
                         self.say(event.text, warning=event.warning)
-                    case Decoding():
+                    case "Decoding":
                         bar.show("reading images", event.done, event.total)
-                    case Preparing():
+                    case "Preparing":
                         bar.show(f"clustering for epoch {event.epoch + 1}", event.done, event.total)
-                    case Probing() | RowProgress():
+                    case "Probing" | "RowProgress":
                         bar.show(event.what, event.done, event.total)
-                    case RowStarted() | RowDone():
+                    case "RowStarted" | "RowDone":
                         self.say(str(event))
-                    case Scoring():
+                    case "Scoring":
                         bar.show("scoring", event.done, event.total)
-                    case Started():
+                    case "Started":
                         self.say(str(event))
                         steps, epochs = event.total_steps, event.config.epochs
-                    case StepRecord():
+                    case "StepRecord":
                         losses = " ".join(
                             f"{name} {value:.3f}" for name, value in event.losses.items()
                         )
                         bar.show(f"epoch {event.epoch + 1}/{epochs}", event.step, steps, losses)
-                    case EpochRecord():
+                    case "EpochRecord":
                         self.say(str(event))
                         kept.append(event)
-                    case Predicted():
+                    case "Predicted":
                         kept.append(event)
                         bar.show("masks", len(kept), None)
                     case _:
@@ -111,6 +110,8 @@ class Console:
         self, events: Iterable[Event], *, command: str = "train", json: bool = False
     ) -> None:
         """Draw a run of `train` or `pretrain`."""
+        from densesiam_seg.events import Trained
+
         done = self.follow(events)[-1]
         assert isinstance(done, Trained)
         if json:
@@ -142,6 +143,8 @@ class Console:
         json: bool = False,
     ) -> None:
         """Draw a prediction; raises the error that the command ends with."""
+        from densesiam_seg.prediction import overall_error
+
         for item in skipped:
             self.say(f"skipped ({item.reason}): {item.message}", warning=True)
         results: list[Predicted] = self.follow(events)
@@ -171,6 +174,8 @@ class Console:
         self, events: Iterable[Scoring | Evaluation], *, json: bool = False, out: Path | None = None
     ) -> None:
         """Draw an evaluation; its table goes to stdout, being the command's data."""
+        from densesiam_seg.evaluation import Evaluation
+
         result = self.follow(events)[-1]
         assert isinstance(result, Evaluation)
         if json:
@@ -188,6 +193,8 @@ class Console:
 
     def demonstrating(self, events: Iterable[Event | Demonstrated], *, json: bool = False) -> None:
         """Draw the demonstration, and what to look at."""
+        from densesiam_seg.demo import Demonstrated
+
         done = self.follow(events)[-1]
         assert isinstance(done, Demonstrated)
         if json:

@@ -94,12 +94,15 @@ def command(
     precision: Precision = None,
 ) -> None:
     """Score a model's frozen features: by a linear probe, which uses labels, and by k-means, which does not."""
-    from densesiam_seg.cli.console import Console
     from densesiam_seg.errors import UsageError
-    from densesiam_seg.probe import ready_probe
 
     if out is not None and out.exists() and not overwrite:
         raise UsageError(f"--out {out}: exists already; give --overwrite or another name")
+
+    # Only now, as torch comes with it, which mistakes need not wait for.
+    from densesiam_seg.cli.console import Console
+    from densesiam_seg.probe import ready_probe
+
     events = ready_probe(
         run,
         dataset,

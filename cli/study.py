@@ -143,12 +143,15 @@ def command(
         "threads": threads,
     }
 
-    from densesiam_seg.cli.console import Console
     from densesiam_seg.config import PretrainConfig, read_config
-    from densesiam_seg.study import study_events
 
     settings = read_config(config, PretrainConfig()) if config else {}
     settings |= {name: value for name, value in given.items() if value is not None}
+
+    # Only now, as torch comes with it, which mistakes need not wait for.
+    from densesiam_seg.cli.console import Console
+    from densesiam_seg.study import study_events
+
     events = study_events(
         study.value,
         dataset,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -38,6 +37,9 @@ class Backbone(nn.Module):
 
     def __init__(self, name: str) -> None:
         super().__init__()
+        # torchvision brings torch's compiler along, a second that only those wait for who build a network.
+        import torchvision
+
         resnet = getattr(torchvision.models, name)(weights=None)
         self.conv1, self.bn1 = resnet.conv1, resnet.bn1
         self.layer1, self.layer2 = resnet.layer1, resnet.layer2

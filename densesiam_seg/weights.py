@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor
 
 from densesiam_seg.encoder import Backbone, Encoder
@@ -111,6 +110,8 @@ def _take_over(encoder: Encoder, name: str, path: Path) -> str:
 
 def _cached(name: str) -> Path:
     """The file of torchvision's ImageNet weights in torch's cache, fetched when absent. Raises OSError."""
+    import torchvision
+
     url: str = torchvision.models.get_model_weights(name).DEFAULT.url
     path: Path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if path.is_file():

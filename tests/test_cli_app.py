@@ -39,9 +39,9 @@ OPTIONS = {
     "--max-time --seed --over-clusters --channels --similarity --balance --image-weight --pixel-weight "
     "--over-cluster-weight --segmentation-weight --region-weight --region-start "
     "--region-stop-gradient/--no-region-stop-gradient --replay --optimizer --schedule --rate-scaling --momentum "
-    "--weight-decay --device --precision --workers/-j --threads --max-pixels",
+    "--weight-decay --device --precision --workers/-j --threads --cache --cache-dir --max-pixels",
     "predict": "--model/-m --out/-o --overlay --overwrite --resume --json --quiet/-q --readout --clusters/-k "
-    "--fit-images --seed --device --precision --max-pixels",
+    "--fit-images --seed --device --precision --batch-size/-b --max-pixels",
     "evaluate": "--root --model/-m --split --list --allow-missing --out/-o --overwrite --json --quiet/-q --protocol "
     "--image-size --readout --clusters/-k --fit-images --seed --device --precision",
     "pretrain": "--out/-o --overwrite --resume --config --init-from --max-bad --visualize-every --json --quiet/-q "
@@ -49,7 +49,7 @@ OPTIONS = {
     "--channels --categories --correspondence --sampling --grid --oversample --importance --distance-threshold "
     "--similarity --image-weight --pixel-weight --region-weight "
     "--region-stop-gradient/--no-region-stop-gradient --min-scale --max-scale --optimizer --schedule --rate-scaling "
-    "--momentum --weight-decay --device --precision --workers/-j --threads --max-pixels",
+    "--momentum --weight-decay --device --precision --workers/-j --threads --cache --cache-dir --max-pixels",
     "probe": "--dataset --root --split --train-split --out/-o --overwrite --json --quiet/-q --kind --protocol "
     "--image-size --clusters/-k --seed --device --precision",
     "visualize": "--out/-o --overwrite --json --quiet/-q --clusters-shown --limit --columns --readout --clusters/-k "
@@ -94,6 +94,54 @@ for arguments in [*calls, "completion"]:
 print(json.dumps(found))
 """
 
+MISTAKES = [
+    ["nonsense"],
+    ["predict"],
+    ["train", "x", "--epochs", "two"],
+    ["train"],
+    ["train", "x", "--max-time", "soon"],
+    ["train", "x", "--config", "gone.toml"],
+    ["pretrain"],
+    ["export", "x", "--out", "y.pth"],
+    ["probe", "x", "--dataset", "camvid", "--root", "x", "--out", "."],
+]
+
+MISTAKE_PROBE = """
+import contextlib, io, json, sys
+from densesiam_seg.cli.app import main
+found = []
+for arguments in json.loads(sys.argv[1]):
+    sys.argv = ["densesiam-seg", *arguments]
+    with contextlib.redirect_stderr(io.StringIO()):
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code
+    heavy = {"torch", "torchvision", "faiss", "numpy", "scipy", "PIL", "safetensors"} & sys.modules.keys()
+    found.append([" ".join(arguments), code, sorted(heavy)])
+print(json.dumps(found))
+"""
+
+PREDICT_PROBE = """
+import sys
+from PIL import Image
+from densesiam_seg.cli.app import main
+from densesiam_seg.model import Architecture, build_network
+from densesiam_seg.segmenter import ModelCard, Segmenter
+architecture = Architecture(channels=8, clusters=5, over_clusters=6)
+card = ModelCard(architecture, 32, clusters=5)
+Segmenter(build_network(architecture, seed=1), card, device="cpu", precision="fp32").save("model")
+Image.new("RGB", (32, 32)).save("a.png")
+sys.argv = ["densesiam-seg", "predict", "a.png", "--model", "model", "--out", "mask.png"]
+try:
+    main()
+except SystemExit as end:
+    assert end.code == 0
+ours = {f"densesiam_seg.{name}" for name in ("evaluation", "training", "events", "probe", "study", "demo")}
+theirs = {"faiss", "scipy"}
+assert not (ours | theirs) & sys.modules.keys(), (ours | theirs) & sys.modules.keys()
+"""
+
 
 @pytest.fixture(scope="module")
 def program() -> Any:
@@ -125,6 +173,24 @@ class TestStart:
         assert found["--version"][1] == f"densesiam-seg {__version__}\n"
         assert found["c o m p l e t i o n"][1].split() == ["train"]
         assert run.stderr == b""
+
+    def test_mistakes_load_nothing_heavy(self) -> None:
+        run = subprocess.run(
+            [sys.executable, "-c", MISTAKE_PROBE, json.dumps(MISTAKES)],
+            check=True,
+            capture_output=True,
+        )
+        for call, code, heavy in json.loads(run.stdout):
+            assert code in (2, 3), call
+            assert heavy == [], call
+
+    def test_a_prediction_loads_no_clustering_and_no_other_command(self, tmp_path: Path) -> None:
+        subprocess.run(
+            [sys.executable, "-P", "-c", PREDICT_PROBE],
+            cwd=tmp_path,
+            check=True,
+            capture_output=True,
+        )
 
     def test_without_a_command_the_help_and_no_empty_error(self, cli: Cli) -> None:
         code, out, error = cli()

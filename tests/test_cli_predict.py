@@ -113,6 +113,12 @@ class TestMasks:
         with Image.open(out / "00.png") as mask:
             assert int(np.asarray(mask).max()) < 9
 
+    @pytest.mark.parametrize("size", ["auto", "2", "64"])
+    def test_batches(self, predict: Cli, images: Path, tmp_path: Path, size: str) -> None:
+        out = tmp_path / "out"
+        assert predict(images, "-o", out, "-b", size) == (0, "", f"3 masks written: {out}\n")
+        assert files(out) == {"00.png", "01.png", "deep/02.png"}
+
     def test_a_second_time(self, predict: Cli, images: Path, tmp_path: Path) -> None:
         out = tmp_path / "out"
         assert predict(images, "-o", out)[0] == 0
@@ -248,6 +254,8 @@ class TestRefusals:
         image = images / "00.jpg"
         refused(predict(image, "-k", "3"), 2, "usage", "belong to --readout kmeans")
         refused(predict(image, "--readout", "tree"), 2, "usage", "give head or kmeans")
+        refused(predict(image, "-b", "all"), 2, "usage", "--batch-size all: give a whole number")
+        refused(predict(image, "-b", "0"), 2, "usage", "--batch-size 0: must be 1 to 1024, or auto")
         for option in ("--device", "--precision"):
             found = cli("predict", image, "-m", model_folder, option, "foo")
             refused(found, 2, "usage", f"{option} foo: ")

@@ -48,6 +48,17 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.parametrize("module", ["segmenter", "evaluation", "training", "pretraining"])
+def test_the_public_names_load_no_more_than_they_need(module: str) -> None:
+    """FAISS and SciPy come with their first use; torchvision, and torch's compiler with it, with the first network."""
+    code = (
+        f"import sys, densesiam_seg.{module}, densesiam_seg.cli.console;"
+        "heavy = {'faiss', 'scipy', 'torchvision', 'torch._dynamo', 'torch._inductor', 'sympy', 'triton'};"
+        "assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_one_version(project: dict[str, Any]) -> None:
     assert densesiam_seg.__version__ == project["project"]["version"] == version("densesiam-seg")
 

@@ -233,6 +233,15 @@ def test_random_mutations_raise_nothing_but_a_model_error(tmp_path: Path) -> Non
     assert 100 < refused < 400
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.int8])
+def test_large_values_are_finite(tmp_path: Path, dtype: torch.dtype) -> None:
+    """Even where their sum is not."""
+    limit = torch.finfo(dtype).max if dtype.is_floating_point else 127
+    weight = torch.full((3,), limit, dtype=dtype)
+    write_safetensors(tmp_path / "a", {"weight": weight})
+    assert_equal(read_safetensors(tmp_path / "a"), {"weight": weight})
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 def test_values_that_are_not_finite_are_refused(
@@ -241,6 +250,12 @@ def test_values_that_are_not_finite_are_refused(
     tensor = torch.zeros(3, 5, dtype=dtype)
     tensor[2, 4] = value
     write_safetensors(tmp_path / "a", {"fine": torch.ones(2), "weight": tensor})
+    with pytest.raises(ModelError, match="tensor weight holds NaN or infinite"):
+        read_safetensors(tmp_path / "a")
+
+
+def test_infinities_that_cancel_are_refused(tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "a", {"weight": torch.tensor([float("inf"), float("-inf")])})
     with pytest.raises(ModelError, match="tensor weight holds NaN or infinite"):
         read_safetensors(tmp_path / "a")
 
