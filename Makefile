@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SOURCES := densesiam_seg cli datasets tests benchmarks
 
-.PHONY: demo test format camvid clean
+.PHONY: demo test format camvid bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/densesiam-seg demo --out demo --overwrite
@@ -28,6 +28,11 @@ format: $(VENV)/.installed-test
 CAMVID ?= ../shared/data/camvid
 camvid: $(VENV)/.installed
 	$(BIN)/python -P benchmarks/camvid.py --root $(CAMVID)
+
+# Everything around the network against the network itself; PHOTOS names a folder of JPEGs to use instead of scenes.
+PHOTOS ?=
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/speed $(if $(PHOTOS),--photos $(PHOTOS))
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'

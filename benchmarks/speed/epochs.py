@@ -1,0 +1,182 @@
+"""Rows about whole epochs: what input, records and checkpoints add to the steps, and how it grows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from material import copies, jpegs
+from measure import Clock, Row, ratio_row, threads, timed
+from steps import epochs_of, ready_training, settings
+
+from densesiam_seg.batches import ImageStore, Keep
+from densesiam_seg.checkpoint import save_checkpoint
+from densesiam_seg.config import TrainConfig, train_preset, with_settings
+from densesiam_seg.devices import available_cores, pick_precision
+from densesiam_seg.loop import EpochRecord, Preparing, Training
+from densesiam_seg.records import Records
+from densesiam_seg.scan import scan
+from densesiam_seg.training import RECIPE
+
+CPU = torch.device("cpu")
+PAPER = 0.28
+"""DenseSiam's cost over PiCIE's in the paper."""
+
+
+def store_of(images: Path, config: TrainConfig, keep: Keep, caches: Path) -> ImageStore:
+    """The images, looked at."""
+    store = ImageStore(
+        scan([images]),
+        2 * config.image_size,
+        max_pixels=config.max_pixels,
+        keep=keep,
+        caches=caches,
+    )
+    for _ in store.prepare():
+        pass
+    return store
+
+
+def training_of(store: ImageStore, config: TrainConfig) -> Training:
+    """A loop over them."""
+    precision = pick_precision(config.precision, CPU)
+    method = RECIPE.build(config, store, CPU, precision)
+    return Training(method, config, store, CPU, precision)
+
+
+def one_epoch(training: Training, folder: Path) -> None:
+    """An epoch with its records and a checkpoint, as a run makes them."""
+    folder.mkdir()
+    with Records(folder / "metrics.jsonl") as records:
+        for record in training.records():
+            if isinstance(record, Preparing):
+                continue
+            records.append(asdict(record))
+            if isinstance(record, EpochRecord):
+                break
+    tensors, state = training.state()
+    save_checkpoint(folder / "checkpoints", tensors, state, step=training.step)
+
+
+def epoch_rows(scratch: Path, photos: Path | None, repeats: int) -> Iterator[Row]:
+    """480x360 JPEGs at size 160; cold decodes every image, writes the cache and builds the network first.
+
+    Judged on one thread by processor seconds, which bear other work on the machine; on all cores by wall time, told.
+    """
+    images = scratch / "480x360"
+    jpegs(images, 352, (480, 360), photos)
+    for cores, clock in ((1, time.process_time), (available_cores(), time.perf_counter)):
+        config = settings(160, 16, epochs=2, region_start=0.0, threads=cores)
+        with threads(cores):
+            rounds = [_round(scratch, images, config, clock) for _ in range(repeats)]
+        cold, warm, bare = map(list, zip(*rounds, strict=True))
+        judged = cores == 1
+        how = "1 thread, processor seconds" if judged else f"{cores} threads, wall time"
+        yield ratio_row(
+            f"epoch / its network steps, cache warm, {how}",
+            warm,
+            bare,
+            1.15 if judged else None,
+            note=f"352 JPEGs of 480x360, size 160, batch 16, {min(bare):.1f} s of steps",
+        )
+        yield ratio_row(
+            f"epoch / its network steps, cold, {how}",
+            cold,
+            bare,
+            1.35 if judged else None,
+            note="decoding and building the network counted",
+        )
+
+
+def _round(
+    scratch: Path, images: Path, config: TrainConfig, clock: Clock
+) -> tuple[float, float, float]:
+    """Seconds of an epoch without a cache, of one with it, and of its network steps alone; each a network's first."""
+    with TemporaryDirectory(dir=scratch) as folder:
+        caches = Path(folder, "caches")
+
+        def cold() -> None:
+            store = store_of(images, config, "disk", caches)
+            one_epoch(training_of(store, config), Path(folder, "cold"))
+
+        took = timed(cold, clock)
+        ready = epochs_of(ready_training(config, 352 // config.batch_size, CPU))
+        bare = timed(ready, clock)
+        training = training_of(store_of(images, config, "disk", caches), config)
+        return took, timed(lambda: one_epoch(training, Path(folder, "warm")), clock), bare
+
+
+def method_rows(scratch: Path, photos: Path | None, repeats: int) -> Iterator[Row]:
+    """PiCIE's epoch over DenseSiam's."""
+    images = scratch / "480x360"
+    jpegs(images, 352, (480, 360), photos)
+    seconds: dict[str, list[float]] = {"densesiam": [], "picie": []}
+    runs: dict[str, Any] = {}
+    for method in seconds:
+        base = train_preset("balanced", 352, gpu=False, method=method)[1]
+        config = with_settings(
+            base,
+            {
+                "image_size": 160,
+                "batch_size": 16,
+                "clusters": 27,
+                "region_start": 0.0,
+                "epochs": repeats + 1,
+            }
+            | {"method": method},
+        )
+        assert isinstance(config, TrainConfig)
+        store = store_of(images, config, "ram", scratch)
+        runs[method] = epochs_of(training_of(store, config))
+    for turn in range(repeats + 1):
+        for method, run in runs.items():
+            took = timed(run)
+            if turn:
+                seconds[method].append(took)
+    yield ratio_row(
+        "epoch of picie / epoch of densesiam",
+        seconds["picie"],
+        seconds["densesiam"],
+        None,
+        note=f"the paper: {1 / PAPER:.2f} (DenseSiam costs 28 % of PiCIE)",
+    )
+
+
+def growth_rows(scratch: Path, counts: tuple[int, ...], repeats: int) -> Iterator[Row]:
+    """Processor seconds an image of an epoch at size 32: the largest set's over the smallest's."""
+    sources = jpegs(scratch / "96x72", 100, (96, 72), None)
+    runs, seconds = [], []
+    for count in counts:
+        folder = copies(scratch / f"grown-{count}", sources, count)
+        config = settings(32, 10, epochs=1000, threads=1)
+        runs.append((count, training_of(store_of(folder, config, "ram", scratch), config)))
+        seconds.append([])
+    torch.set_num_threads(1)
+    courses = [training.records() for _, training in runs]
+    for turn in range(repeats + 1):
+        # The small sets make as many steps as the large one, in turns with it, so that all see the same machine.
+        for place, (count, _) in enumerate(runs):
+            took = 0.0
+            for _ in range(max(counts) // count if turn else 1):
+                took += timed(lambda place=place: _to_the_end(courses[place]), time.process_time)
+            if turn:
+                seconds[place].append(took / max(counts))
+    for place, (count, _) in enumerate(runs[1:], 1):
+        yield ratio_row(
+            f"growth: seconds an image, {count:,} images / {counts[0]:,}",
+            seconds[place],
+            seconds[0],
+            1.05,
+            note=f"{1e3 * min(seconds[place]):.2f} / {1e3 * min(seconds[0]):.2f} ms, size 32, 1 thread",
+        )
+
+
+def _to_the_end(records: Iterator[Any]) -> None:
+    for record in records:
+        if isinstance(record, EpochRecord):
+            return

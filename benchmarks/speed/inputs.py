@@ -1,0 +1,154 @@
+"""Rows about what comes before the network: decoding, views, scanning."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+import torchvision
+from material import jpegs
+from measure import Row, alternate, in_new_process, peak_bytes, ratio_row, threads
+from PIL import Image, ImageFilter
+from torch import Tensor
+from torchvision.transforms import functional as official
+
+from densesiam_seg.colour import MEAN, STD
+from densesiam_seg.draws import sample_geometry, sample_photometry
+from densesiam_seg.images import load_square
+from densesiam_seg.views import view_pair
+
+IMAGES = 24
+
+
+def decode_rows(scratch: Path, photos: Path | None, repeats: int) -> Iterator[Row]:
+    """`load_square` against torchvision.io's own decoding, resize and crop of the same files; one thread."""
+    for size, limit in (((640, 480), 1.0), ((2048, 1024), 1.5)):
+        paths = jpegs(scratch / f"{size[0]}x{size[1]}", IMAGES, size, photos)
+        with threads(1):
+            ours, theirs = alternate(
+                lambda paths=paths: [load_square(path, 320) for path in paths],
+                lambda paths=paths: [torchvision_square(path, 320) for path in paths],
+                repeats=repeats,
+                clock=time.process_time,
+            )
+        rates = f"{IMAGES / min(ours):.0f} / {IMAGES / min(theirs):.0f} images/s a core"
+        yield ratio_row(
+            f"decode + resize to 320 of {size[0]}x{size[1]}, images/s / torchvision.io's",
+            theirs,
+            ours,
+            limit,
+            better="more",
+            note=rates,
+        )
+
+
+def torchvision_square(path: Path, side: int) -> Tensor:
+    """Decode, shorter side to `side`, centre crop."""
+    pixels = torchvision.io.decode_jpeg(torchvision.io.read_file(str(path)))
+    return official.center_crop(official.resize(pixels, [side], antialias=True), [side])
+
+
+def view_rows(scratch: Path, photos: Path | None, repeats: int, side: int = 320) -> Iterator[Row]:
+    """Both views of 16 images stored at 640 px, against the official way image by image; one thread."""
+    paths = jpegs(scratch / "640x640", 16, (2 * side, 2 * side), photos)
+    images = torch.stack([load_square(path, 2 * side) for path in paths])
+    pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
+    indices = tuple(range(len(images)))
+    for exact in (False, True):
+        with threads(1):
+            ours, theirs = alternate(
+                lambda exact=exact: view_pair(images, indices, seed=0, round_=0, exact=exact),
+                lambda: official_views(pictures, indices, side),
+                repeats=repeats,
+                clock=time.process_time,
+            )
+        yield ratio_row(
+            f"both views at {side}: the official way / ours, {'exact' if exact else 'fast'} mode",
+            theirs,
+            ours,
+            None if exact else 5.0,
+            better="more",
+            note=f"{1e3 * min(theirs) / 16:.0f} / {1e3 * min(ours) / 16:.1f} ms an image",
+        )
+
+
+def official_views(
+    pictures: Sequence[Image.Image], indices: Sequence[int], side: int
+) -> list[tuple[Tensor, Tensor]]:
+    """The same draws by the calls that the released code makes: Pillow's colours one by one, then tensors."""
+    tops, lefts, sides, flips = (
+        value.tolist() for value in vars(sample_geometry(0, 0, indices)).values()
+    )
+    found = []
+    for view in (1, 2):
+        table = torch.stack(tuple(vars(sample_photometry(0, 0, indices, view)).values()), 1)
+        found.append(
+            [official_colours(p, row) for p, row in zip(pictures, table.tolist(), strict=True)]
+        )
+    pairs = []
+    for one, two, top, left, extent, flip in zip(*found, tops, lefts, sides, flips, strict=True):
+        whole = 2 * side
+        crop = [
+            round(top * whole),
+            round(left * whole),
+            round(extent * whole),
+            round(extent * whole),
+        ]
+        first = official.resized_crop(one, *crop, [side, side])
+        pairs.append((first.flip(-1) if flip else first, official.resize(two, [side, side])))
+    return pairs
+
+
+def official_colours(picture: Image.Image, change: Sequence[float]) -> Tensor:
+    """Each change that an image has, as a Pillow image; then a normalised tensor."""
+    brightness, contrast, saturation, hue, grey, sigma = change
+    if brightness != 1:
+        picture = official.adjust_brightness(picture, brightness)
+    if contrast != 1:
+        picture = official.adjust_contrast(picture, contrast)
+    if saturation != 1:
+        picture = official.adjust_saturation(picture, saturation)
+    if hue != 0:
+        picture = official.adjust_hue(picture, hue)
+    if grey:
+        picture = official.to_grayscale(picture, 3)
+    if sigma:
+        picture = picture.filter(ImageFilter.GaussianBlur(sigma))
+    return official.normalize(official.to_tensor(picture), MEAN, STD)
+
+
+def scan_rows(paths: int) -> Iterator[Row]:
+    """Scanning a folder of so many empty files, and the digest of its manifest, in a process of its own."""
+    with TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
+        for index in range(paths):
+            place = Path(folder, f"{index // 1000:04}")
+            if index % 1000 == 0:
+                place.mkdir()
+            os.close(os.open(place / f"{index:012}.jpg", os.O_CREAT))
+        seconds, grown, count = in_new_process(_scan, folder)
+    assert count == paths
+    million = paths / 1e6
+    note = f"{paths:,} paths"
+    yield Row("scan + manifest", seconds, seconds, seconds, "s", 10 * million, note=note)
+    yield Row(
+        "memory of scan + manifest",
+        grown / 1e6,
+        grown / 1e6,
+        grown / 1e6,
+        "MB",
+        150 * max(million, 0.1),
+        note=note,
+    )
+
+
+def _scan(folder: str) -> tuple[float, int, int]:
+    from densesiam_seg.scan import scan
+
+    before, began = peak_bytes(), time.perf_counter()
+    manifest = scan([folder])
+    assert manifest.digest
+    return time.perf_counter() - began, peak_bytes() - before, len(manifest)
