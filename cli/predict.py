@@ -11,6 +11,7 @@ from densesiam_seg.cli.options import (
     WORK,
     Device,
     FitImages,
+    ImagesTogether,
     Json,
     MaxPixels,
     Model,
@@ -21,6 +22,7 @@ from densesiam_seg.cli.options import (
     Readout,
     ReadoutClusters,
     Seed,
+    number_or_auto,
 )
 
 
@@ -57,6 +59,7 @@ def command(
     seed: Seed = None,
     device: Device = None,
     precision: Precision = None,
+    batch_size: ImagesTogether = None,
     max_pixels: MaxPixels = None,
 ) -> None:
     """Write a mask for each image: a palette PNG of its own size, under its own name."""
@@ -68,6 +71,7 @@ def command(
     from densesiam_seg.readout import load_with_readout
     from densesiam_seg.scan import scan
 
+    together = number_or_auto("--batch-size", batch_size)
     manifest = scan(images)
     folder = out or Path("runs") / "predict" / datetime.now().strftime("%Y%m%d-%H%M%S")
     work = plan(manifest, folder, overwrite=overwrite, resume=resume, overlays=overlay)
@@ -80,5 +84,11 @@ def command(
         device=device or "auto",
         precision=precision or "auto",
     )
-    events = predict_events(segmenter, work, overlays=overlay, max_pixels=max_pixels or MAX_PIXELS)
+    events = predict_events(
+        segmenter,
+        work,
+        overlays=overlay,
+        max_pixels=max_pixels or MAX_PIXELS,
+        batch_size=together,
+    )
     Console(quiet=quiet).predicting(work, manifest.skipped, events, json=json)

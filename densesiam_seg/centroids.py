@@ -1,4 +1,4 @@
-"""One pass over images → centroids of their dense features: the k-means read-out (METHOD, section 3).
+"""Images → centroids of their dense features: the k-means read-out (METHOD, section 3).
 
 Axes: N pixels, C channels, K clusters.
 """
@@ -6,61 +6,97 @@ Axes: N pixels, C channels, K clusters.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from densesiam_seg.clustering import Centroids, kmeans, refine, unit_features
-from densesiam_seg.errors import InputError
+from densesiam_seg.devices import free_memory
+from densesiam_seg.errors import ImageError, InputError
 from densesiam_seg.randomness import Stream, generator
-from densesiam_seg.segmenter import Segmenter
+from densesiam_seg.segmenter import ImageLike, Segmenter
+from densesiam_seg.workers import on_own_cores, turns
 
 SAMPLE = 200_000
 """Pixels that the initial k-means sees, spread evenly over the images."""
+MEMORY_SHARE = 0.25
+"""Share of the machine's free memory that points may take before the images are read a second time."""
+AHEAD = 2
+"""Images per core whose points may wait; those of one take megabytes."""
 
+Item = TypeVar("Item")
 Images = Callable[[], Iterable[Tensor]]
 """Makes one pass over images, each uint8 (3, H, W)."""
 
 
 def fit_readout(
-    segmenter: Segmenter, images: Images, count: int, clusters: int, *, seed: int
+    segmenter: Segmenter,
+    images: Callable[[], Iterable[ImageLike]],
+    count: int,
+    clusters: int,
+    *,
+    seed: int,
 ) -> Segmenter:
-    """The segmenter read out by k-means of its own features over `count` images, for any number of clusters."""
-    return segmenter.with_centroids(
-        fit_centroids(
-            lambda image: dense_points(segmenter, image), images, count, clusters, seed=seed
-        )
-    )
+    """The segmenter read out by k-means of its own features over `count` images, for any number of clusters.
+
+    `images` makes a pass over images as `Segmenter.read` takes them; files that cannot be read are passed over.
+    """
+    turn = turns(segmenter.device)
+
+    def points_of(image: ImageLike) -> Tensor | None:
+        try:
+            images, _ = segmenter.read(image)
+        except ImageError:
+            return None
+        with turn:
+            return dense_points(segmenter, images)
+
+    return segmenter.with_centroids(fit_centroids(points_of, images, count, clusters, seed=seed))
 
 
-def dense_points(segmenter: Segmenter, image: Tensor) -> Tensor:
-    """L2-normalised features of an image as points (N, C) on the processor."""
-    features = unit_features(segmenter.features(segmenter.prepare(image)))
-    return features[0].flatten(1).T.cpu()
+def dense_points(segmenter: Segmenter, images: Tensor) -> Tensor:
+    """uint8 (1, 3, H', W') of `Segmenter.read` → its L2-normalised features as points (N, C) on the processor."""
+    features = segmenter.features(segmenter.normalised(images))
+    return unit_features(features)[0].flatten(1).T.cpu()
 
 
 def fit_centroids(
-    points_of: Callable[[Tensor], Tensor], images: Images, count: int, clusters: int, *, seed: int
+    points_of: Callable[[Item], Tensor | None],
+    images: Callable[[], Iterable[Item]],
+    count: int,
+    clusters: int,
+    *,
+    seed: int,
 ) -> Centroids:
     """k-means on a sample of every image's points, then one mini-batch update per image with all of them.
 
-    `points_of` maps an image to points (N, C). Pixels are drawn by (seed, image), so the result does not depend on
-    anything else. Raises InputError for too few points and NumericError for points that are not finite.
+    `points_of` maps an image to points (N, C), or None to pass over it, in several threads at once. Pixels are drawn
+    by (seed, image), so the result does not depend on anything else. Points that fit into memory are kept for the
+    updates; else `images` makes a second pass. Raises InputError for too few points and NumericError for points that
+    are not finite.
     """
-    sample = list(_sampled(points_of, images(), max(SAMPLE // max(count, 1), clusters), seed))
+
+    def passed() -> Iterator[Tensor]:
+        found = on_own_cores(points_of, images(), each=AHEAD)
+        return (points for points in found if points is not None)
+
+    share = max(SAMPLE // max(count, 1), clusters)
+    room = MEMORY_SHARE * free_memory()
+    sample: list[Tensor] = []
+    kept: list[Tensor] = []
+    for index, points in enumerate(passed()):
+        draw = generator(seed, Stream.PIXELS, 0, index)
+        chosen = draw.permutation(len(points))[:share]
+        sample.append(points[torch.from_numpy(chosen)])
+        room -= points.nbytes
+        if room >= 0:
+            kept.append(points)
+        else:
+            kept.clear()
     if not sample:
         raise InputError("k-means: none of the images can be read; give others")
     centroids = kmeans(torch.cat(sample), clusters, seed=seed)
-    for image in images():
-        centroids = refine(centroids, points_of(image))
+    for points in kept if room >= 0 else passed():
+        centroids = refine(centroids, points)
     return centroids
-
-
-def _sampled(
-    points_of: Callable[[Tensor], Tensor], images: Iterable[Tensor], share: int, seed: int
-) -> Iterator[Tensor]:
-    for index, image in enumerate(images):
-        points = points_of(image)
-        draw = generator(seed, Stream.PIXELS, 0, index)
-        chosen = draw.permutation(len(points))[:share]
-        yield points[torch.from_numpy(chosen)]

@@ -1,23 +1,21 @@
 """`predict`: images → masks at their own size, under their own names.
 
-Decoding and writing run in threads beside the network.
+A core takes an image from the file to the mask on the disk; memory does not grow with the images or their number.
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
 from PIL import Image
 from torch import Tensor
 
-from densesiam_seg.batches import ahead
-from densesiam_seg.devices import available_cores
 from densesiam_seg.errors import (
     DenseSiamError,
     ImageError,
@@ -27,14 +25,17 @@ from densesiam_seg.errors import (
     UsageError,
 )
 from densesiam_seg.files import make_folder, replace_file
+from densesiam_seg.grouping import Group, groups
 from densesiam_seg.images import MAX_PIXELS, load_image
 from densesiam_seg.manifest import Manifest, Skipped
-from densesiam_seg.masks import encode_jpeg, overlay, write_mask
+from densesiam_seg.masks import encode_jpeg, mask_bands, overlay, upsample_argmax, write_mask
 from densesiam_seg.records import Records
 from densesiam_seg.segmenter import Segmenter
 from densesiam_seg.signals import stop_requests
+from densesiam_seg.workers import on_own_cores, turns
 
 FAILED = "failed.jsonl"
+LARGEST_BATCH = 1024
 
 
 @dataclass(frozen=True)
@@ -121,48 +122,37 @@ def overlay_path(mask: Path) -> Path:
 
 
 def predict_events(
-    segmenter: Segmenter, work: Plan, *, overlays: bool = False, max_pixels: int = MAX_PIXELS
+    segmenter: Segmenter,
+    work: Plan,
+    *,
+    overlays: bool = False,
+    max_pixels: int = MAX_PIXELS,
+    batch_size: int | None = None,
 ) -> Iterator[Predicted]:
-    """Write the planned masks (and overlays), one event per image.
+    """Write the planned masks (and overlays); one event per image, in the order of the plan.
+
+    `batch_size` images of one working size pass the network together (None: as `grouping` decides). Neither the other
+    images nor the number of cores have a part in a mask; another batch size may change its last bits.
 
     Images that cannot be read are reported as events and listed in `failed.jsonl`; the others are done. Raises
-    OutputError, and StoppedError when a signal asks to stop: every mask on the disk is whole.
+    UsageError, OutputError, and StoppedError when a signal asks to stop: every mask on the disk is whole.
     """
+    if batch_size is not None and not 1 <= batch_size <= LARGEST_BATCH:
+        raise UsageError(f"--batch-size {batch_size}: must be 1 to {LARGEST_BATCH}, or auto")
     for folder in sorted({work.folder, *(target.parent for target in work.targets)}):
         make_folder(folder)
-
-    def load(source: str) -> Tensor | ImageError:
-        try:
-            return load_image(source, max_pixels=max_pixels)
-        except ImageError as error:
-            return error
-
-    def masks() -> Iterator[tuple[str, Path, Tensor | ImageError, NDArray[np.integer] | None]]:
-        images = ahead(load, work.sources, available_cores(), each=1)
-        for source, target, image in zip(work.sources, work.targets, images, strict=True):
-            if stop:
-                raise StoppedError("stopped; finish with --resume", stop.number)
-            yield (
-                source,
-                target,
-                image,
-                segmenter.predict(image) if isinstance(image, Tensor) else None,
-            )
-
-    def write(item: tuple[str, Path, Tensor | ImageError, NDArray[np.integer] | None]) -> Predicted:
-        source, target, image, mask = item
-        if isinstance(image, ImageError) or mask is None:
-            assert isinstance(image, ImageError)
-            return Predicted(source, None, image)
-        write_mask(target, mask, segmenter.palette)
-        if overlays:
-            _write_overlay(target, image, mask, segmenter)
-        return Predicted(source, target)
-
     if work.failures is not None:
         work.failures.unlink(missing_ok=True)
+
+    def until_stopped() -> Iterator[Group]:
+        for group in groups(segmenter, work.sources, batch_size):
+            if stop:
+                raise StoppedError("stopped; finish with --resume", stop.number)
+            yield group
+
+    job = _Job(segmenter, work, overlays, max_pixels, turns(segmenter.device))
     with stop_requests() as stop:
-        for result in ahead(write, masks(), available_cores(), each=1):
+        for result in _in_order(on_own_cores(job.do, until_stopped())):
             if result.error is not None and work.failures is not None:
                 with Records(work.failures) as records:
                     record = {
@@ -174,6 +164,66 @@ def predict_events(
             yield result
 
 
+@dataclass(frozen=True)
+class _Job:
+    """What is done with each group of images, in several threads at once."""
+
+    segmenter: Segmenter
+    work: Plan
+    overlays: bool
+    max_pixels: int
+    turn: AbstractContextManager[object]
+
+    def do(self, group: Group) -> dict[int, Predicted]:
+        """The results of a group by the places of its images."""
+        results: dict[int, Predicted] = {}
+        ready: dict[int, tuple[Tensor, tuple[int, int]]] = {}
+        for place in group.places:
+            source = self.work.sources[place]
+            try:
+                ready[place] = self.segmenter.read(source, max_pixels=self.max_pixels)
+            except ImageError as error:
+                results[place] = Predicted(source, None, error)
+        if ready:
+            images = [image for image, _ in ready.values()]
+            # The last bits of a forward pass may depend on the size of its batch, so that is always the same.
+            images += images[-1:] * (group.full - len(images))
+            with self.turn:
+                batch = self.segmenter.normalised(torch.cat(images))
+                logits = self.segmenter.logits(batch).cpu()
+            for scores, (place, (_, size)) in zip(logits, ready.items(), strict=False):
+                results[place] = self._write(place, scores, size)
+        return results
+
+    def _write(self, place: int, logits: Tensor, size: tuple[int, int]) -> Predicted:
+        """Logits (K, h, w) → the files of an image of that size (H, W)."""
+        source, target = self.work.sources[place], self.work.targets[place]
+        if not self.overlays:
+            # Band by band, as a large mask need not be in memory.
+            write_mask(target, mask_bands(logits, *size), self.segmenter.palette)
+            return Predicted(source, target)
+        try:
+            image = load_image(source, max_pixels=self.max_pixels)
+        except ImageError as error:
+            return Predicted(source, None, error)
+        mask = upsample_argmax(logits, *size).cpu().numpy()
+        picture = overlay(image.permute(1, 2, 0).numpy(), mask, self.segmenter.palette)
+        write_mask(target, mask, self.segmenter.palette)
+        replace_file(overlay_path(target), encode_jpeg(Image.fromarray(picture)), sync=False)
+        return Predicted(source, target)
+
+
+def _in_order(results: Iterable[dict[int, Predicted]]) -> Iterator[Predicted]:
+    """Results of groups by the places of their images → results in the order of the places."""
+    waiting: dict[int, Predicted] = {}
+    next_place = 0
+    for found in results:
+        waiting |= found
+        while next_place in waiting:
+            yield waiting.pop(next_place)
+            next_place += 1
+
+
 def predict(
     segmenter: Segmenter,
     manifest: Manifest,
@@ -181,10 +231,11 @@ def predict(
     *,
     overlays: bool = False,
     overwrite: bool = False,
+    batch_size: int | None = None,
 ) -> list[Predicted]:
     """Write masks for all images of a manifest; the results of `predict_events` as a list."""
     work = plan(manifest, Path(out), overwrite=overwrite, overlays=overlays)
-    return list(predict_events(segmenter, work, overlays=overlays))
+    return list(predict_events(segmenter, work, overlays=overlays, batch_size=batch_size))
 
 
 def overall_error(
@@ -206,10 +257,3 @@ def overall_error(
     return PartialError(
         f"{len(messages)} of {total} images failed, the others are done; first: {messages[0]}"
     )
-
-
-def _write_overlay(
-    target: Path, image: Tensor, mask: NDArray[np.integer], segmenter: Segmenter
-) -> None:
-    picture = overlay(image.permute(1, 2, 0).numpy(), mask, segmenter.palette)
-    replace_file(overlay_path(target), encode_jpeg(Image.fromarray(picture)), sync=False)

@@ -6,13 +6,8 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from torch import Tensor
-
-from densesiam_seg.batches import ahead
 from densesiam_seg.centroids import fit_readout
-from densesiam_seg.devices import available_cores
-from densesiam_seg.errors import ImageError, InputError, UsageError
-from densesiam_seg.images import load_image
+from densesiam_seg.errors import InputError, UsageError
 from densesiam_seg.manifest import Manifest
 from densesiam_seg.runs import latest_model
 from densesiam_seg.scan import scan
@@ -48,7 +43,11 @@ def load_with_readout(
     if clusters is not None and not 1 <= clusters <= 4096:
         raise UsageError(f"--clusters {clusters}: must be 1 to 4096")
     count = clusters or segmenter.card.clusters
-    return fit_readout(segmenter, lambda: _readable(manifest), len(manifest), count, seed=seed)
+
+    def paths() -> Iterator[str]:
+        return (manifest.path(index) for index in range(len(manifest)))
+
+    return fit_readout(segmenter, paths, len(manifest), count, seed=seed)
 
 
 def _training_images(path: Path) -> Manifest:
@@ -64,14 +63,3 @@ def _training_images(path: Path) -> Manifest:
     if not Path(manifest.path(0)).exists():
         raise InputError(f"{manifest.path(0)}: the training images have moved; {remedy}")
     return manifest
-
-
-def _readable(manifest: Manifest) -> Iterator[Tensor]:
-    def load(path: str) -> Tensor | None:
-        try:
-            return load_image(path)
-        except ImageError:
-            return None
-
-    paths = (manifest.path(index) for index in range(len(manifest)))
-    yield from (image for image in ahead(load, paths, available_cores()) if image is not None)

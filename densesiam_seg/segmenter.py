@@ -7,11 +7,9 @@ A model is a directory: `config.json` (what it is), `model.safetensors` (its ten
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,48 +18,42 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from densesiam_seg.card import (
+    FORMAT,
+    Cluster,
+    ModelCard,
+    model_folder,
+    name_clusters,
+    read_card,
+    read_clusters,
+)
 from densesiam_seg.clustering import Centroids, unit_features
+from densesiam_seg.colour import normalise
 from densesiam_seg.devices import autocast, pick_device, pick_precision
-from densesiam_seg.encoder import BACKBONES
-from densesiam_seg.errors import InputError, ModelError
-from densesiam_seg.files import make_folder, open_regular, replace_json
-from densesiam_seg.images import MAX_PIXELS, load_image
-from densesiam_seg.masks import Colour, palette, upsample_argmax
-from densesiam_seg.model import Architecture, DenseSiam
+from densesiam_seg.errors import InputError
+from densesiam_seg.files import make_folder, replace_json
+from densesiam_seg.images import MAX_PIXELS, load_image, load_reduced
+from densesiam_seg.masks import Colour, upsample_argmax
+from densesiam_seg.model import DenseSiam
 from densesiam_seg.pixels import rgb_planes
 from densesiam_seg.tensorfiles import layout, read_safetensors, write_safetensors
-from densesiam_seg.views import normalise
 
-Readout = Literal["head", "kmeans"]
+__all__ = [
+    "Cluster",
+    "ImageLike",
+    "ModelCard",
+    "Segmenter",
+    "as_pixels",
+    "name_clusters",
+    "working_size",
+]
+
 ImageLike = str | Path | Image.Image | NDArray[np.uint8] | Tensor
 
-FORMAT = 1
 LONGEST = 8
 """The longer side of a network input, at most this many times the working size."""
-LARGEST_CONFIG = 1 << 20
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """One learned cluster: its id in masks, a name (`cluster_00` until named), a colour, its share of the area."""
-
-    id: int
-    name: str
-    colour: Colour
-    share: float | None = None
-
-
-@dataclass(frozen=True)
-class ModelCard:
-    """What a model directory's `config.json` says."""
-
-    architecture: Architecture
-    image_size: int
-    readout: Readout = "head"
-    clusters: int = 27
-    """Ids the read-out can give; the head's own number unless a k-means read-out has another."""
-    training: Mapping[str, Any] = field(default_factory=dict)
-    """What is worth knowing of how it was made: preset, epochs, images, version."""
+DETAIL = 2
+"""A file's sides are decoded to at least this many times the working size, as they are stored for training."""
 
 
 class Segmenter:
@@ -91,9 +83,9 @@ class Segmenter:
 
         Raises ModelError when it is missing, damaged or not a model of this program.
         """
-        folder = _model_folder(Path(path))
-        card = _read_card(folder / "config.json")
-        clusters = _read_clusters(folder / "clusters.json", card.clusters)
+        folder = model_folder(Path(path))
+        card = read_card(folder / "config.json")
+        clusters = read_clusters(folder / "clusters.json", card.clusters)
         # On the meta device a network has shapes but no memory: a hostile file cannot make it large.
         with torch.device("meta"):
             network = DenseSiam(card.architecture)
@@ -128,19 +120,44 @@ class Segmenter:
     def predict(self, image: ImageLike, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.integer]:
         """Mask (H, W) of cluster ids at the image's own size, uint8 (int32 above 255 clusters).
 
-        `image` is a path, a Pillow image, an array (H, W, 3) uint8, or a tensor (3, H, W) uint8. Raises ImageError for
-        a file that cannot be read.
+        `image` is as for `read`; of a file this is the mask that the command `predict` writes. Raises ImageError for a
+        file that cannot be read.
         """
-        pixels = as_pixels(image, max_pixels=max_pixels)
-        height, width = pixels.shape[-2:]
-        return upsample_argmax(self.logits(self.prepare(pixels))[0], height, width).cpu().numpy()
+        images, (height, width) = self.read(image, max_pixels=max_pixels)
+        logits = self.logits(self.normalised(images))[0]
+        return upsample_argmax(logits, height, width).cpu().numpy()
+
+    def read(
+        self, image: ImageLike, *, max_pixels: int = MAX_PIXELS
+    ) -> tuple[Tensor, tuple[int, int]]:
+        """An image at its working size, uint8 (1, 3, H', W'), and its own size (H, W).
+
+        `image` is a path, a Pillow image, an array (H, W, 3) uint8, or a tensor (3, H, W) uint8. A JPEG file is decoded
+        no larger than it is needed, so that memory does not grow with it: at 1/2, 1/4 or 1/8 size where its sides stay
+        at least `DETAIL` times the model's image size. Raises ImageError and InputError.
+        """
+        if isinstance(image, str | Path):
+            side = DETAIL * self.card.image_size
+            pixels, size = load_reduced(image, side, max_pixels=max_pixels)
+        else:
+            pixels = as_pixels(image)
+            size = (pixels.shape[-2], pixels.shape[-1])
+        return self._resized(pixels, size), size
 
     def prepare(self, pixels: Tensor) -> Tensor:
         """uint8 (3, H, W) → normalised (1, 3, H', W') whose shorter side is the model's image size."""
-        height, width = pixels.shape[-2:]
-        size = working_size(height, width, self.card.image_size)
-        resized = F.interpolate(pixels[None], size, mode="bilinear", antialias=True)
-        return normalise(resized.to(self.device).float().div_(255.0))
+        return self.normalised(self._resized(pixels, (pixels.shape[-2], pixels.shape[-1])))
+
+    def _resized(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
+        """uint8 (3, h, w) of an image of `size` (H, W) → uint8 (1, 3, H', W')."""
+        images, working = pixels[None], working_size(*size, self.card.image_size)
+        if images.shape[-2:] == working:
+            return images
+        return F.interpolate(images, working, mode="bilinear", antialias=True)
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W) → what `features` and `logits` take, on the model's device."""
+        return normalise(images.to(self.device).float().div_(255.0))
 
     def logits(self, images: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) → scores (B, K, h, w) of the read-out, float32."""
@@ -202,92 +219,3 @@ def working_size(height: int, width: int, side: int) -> tuple[int, int]:
     """H', W' of the network input: the shorter side becomes `side`, and no side exceeds LONGEST times that."""
     scale = min(side / min(height, width), LONGEST * side / max(height, width))
     return max(int(height * scale + 1e-6), 1), max(int(width * scale + 1e-6), 1)
-
-
-def name_clusters(count: int, shares: Sequence[float] | None = None) -> list[Cluster]:
-    """Clusters as they are before anyone names them."""
-    digits = max(len(str(count - 1)), 2)
-    return [
-        Cluster(index, f"cluster_{index:0{digits}}", colour, shares[index] if shares else None)
-        for index, colour in enumerate(palette(count))
-    ]
-
-
-def _model_folder(path: Path) -> Path:
-    for folder in (path, path / "model"):
-        if (folder / "config.json").is_file():
-            return folder
-    if (path / "checkpoints").is_dir():
-        raise ModelError(
-            f"{path}: this run has not finished; end it with the command that began it and --resume --out {path}"
-        )
-    raise ModelError(f"{path}: no model here (no config.json); give a run or model directory")
-
-
-def _read_card(path: Path) -> ModelCard:
-    content = _read_json(path)
-    refusal = f"{path}: not a model of this program"
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ModelError(
-            f"{refusal} (format {FORMAT} is wanted); retrain it or use the version that wrote it"
-        )
-    try:
-        content.pop("format")
-        architecture = Architecture(**content.pop("architecture"))
-        card = ModelCard(architecture, **content)
-        sound = (
-            architecture.backbone in BACKBONES
-            and architecture.features in ("fpn", "res5")
-            and type(architecture.image_head) is bool
-            and all(
-                type(number) is int and least <= number <= 4096
-                for number, least in (
-                    (architecture.channels, 1),
-                    (architecture.clusters, 1),
-                    (architecture.over_clusters, 0),
-                    (card.clusters, 1),
-                )
-            )
-            and type(card.image_size) is int
-            and 32 <= card.image_size <= 4096
-            and card.readout in ("head", "kmeans")
-            and (card.readout == "kmeans" or card.clusters == architecture.clusters)
-        )
-    except (KeyError, TypeError) as error:
-        raise ModelError(
-            f"{refusal} ({error}); retrain it or use the version that wrote it"
-        ) from error
-    if not sound:
-        raise ModelError(f"{refusal}: a value is out of range; retrain it")
-    return card
-
-
-def _read_clusters(path: Path, count: int) -> list[Cluster]:
-    content = _read_json(path)
-    try:
-        clusters = [Cluster(**{**entry, "colour": tuple(entry["colour"])}) for entry in content]
-        sound = [cluster.id for cluster in clusters] == list(range(count)) and all(
-            len(cluster.colour) == 3
-            and all(type(value) is int and 0 <= value <= 255 for value in cluster.colour)
-            for cluster in clusters
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{path}: not a list of clusters ({error}); mend or retrain") from error
-    if not sound:
-        raise ModelError(
-            f"{path}: must list the clusters 0 to {count - 1} with RGB colours; mend it"
-        )
-    return clusters
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        with open_regular(path) as file:
-            text = file.read(LARGEST_CONFIG + 1)
-        if len(text) > LARGEST_CONFIG:
-            raise ModelError(f"{path}: larger than any real one; give a model of this program")
-        return json.loads(text)
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(
-            f"{path}: cannot be read as JSON ({error}); give a sound model directory"
-        ) from error

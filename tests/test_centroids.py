@@ -115,7 +115,12 @@ class TestFitCentroids:
         images = [points(60, seed) for seed in range(3)]
         assert not torch.equal(fit(images, 4, seed=0).centres, fit(images, 4, seed=1).centres)
 
-    def test_two_passes_and_no_more(self) -> None:
+    @pytest.mark.parametrize(("room", "expected"), [(0, 2), (10**9, 1)])
+    def test_two_passes_and_no_more(
+        self, monkeypatch: pytest.MonkeyPatch, room: int, expected: int
+    ) -> None:
+        """Points that fit into memory need no second one."""
+        monkeypatch.setattr(centroids_module, "free_memory", lambda: room)
         passes: list[int] = []
 
         def images() -> Iterable[Tensor]:
@@ -123,7 +128,27 @@ class TestFitCentroids:
             return [points(50, 0), points(50, 1)]
 
         fit_centroids(lambda image: image, images, 2, 3, seed=0)
-        assert len(passes) == 2
+        assert len(passes) == expected
+
+    def test_memory_does_not_show(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """600 bytes an image: room for none of them, for two of three, and for all."""
+        images = [points(50, seed) for seed in range(3)]
+        found = []
+        for room in (0, 1200, 1800):
+            monkeypatch.setattr(centroids_module, "free_memory", lambda room=room: 4 * room)
+            found.append(fit(images, 4))
+        assert torch.equal(found[0].centres, found[1].centres)
+        assert torch.equal(found[0].centres, found[2].centres)
+        assert torch.equal(found[0].counts, found[2].counts)
+
+    def test_images_without_points_are_passed_over(self) -> None:
+        """They take no part in the draw either, so the others have the pixels that they have alone."""
+        images = [points(60, seed) for seed in range(3)]
+        with_gaps = [images[0], None, images[1], None, images[2]]
+        gaps = fit_centroids(lambda image: image, lambda: with_gaps, 3, 4, seed=0)
+        alone = fit(images, 4)
+        assert torch.equal(gaps.centres, alone.centres)
+        assert torch.equal(gaps.counts, alone.counts)
 
     @pytest.mark.parametrize("value", [math.nan, math.inf, 1e19])
     def test_features_that_would_abort_faiss(self, value: float) -> None:
@@ -150,7 +175,7 @@ class TestDensePoints:
     def test_unit_features_of_every_position(
         self, segmenter: Segmenter, scenes: list[Tensor]
     ) -> None:
-        found = dense_points(segmenter, scenes[0])
+        found = dense_points(segmenter, segmenter.read(scenes[0])[0])
         features = segmenter.features(segmenter.prepare(scenes[0]))[0]
         assert found.shape == (8 * 8, 8)
         torch.testing.assert_close(found.norm(dim=1), torch.ones(64))
@@ -178,7 +203,7 @@ class TestFitReadout:
         read = fit_readout(segmenter, lambda: scenes, len(scenes), 6, seed=0)
         assert read.centroids is not None
         for image in scenes:
-            vectors = dense_points(segmenter, image)
+            vectors = dense_points(segmenter, segmenter.read(image)[0])
             nearest = torch.cdist(vectors.double(), read.centroids.double()).argmin(1)
             assert torch.equal(assign(vectors, read.centroids), nearest)
             scores = read.logits(read.prepare(image))[0]

@@ -6,11 +6,12 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -24,6 +25,7 @@ from densesiam_seg.errors import (
     StoppedError,
     UsageError,
 )
+from densesiam_seg.images import load_image
 from densesiam_seg.manifest import Skipped
 from densesiam_seg.prediction import (
     Predicted,
@@ -35,6 +37,7 @@ from densesiam_seg.prediction import (
     predict_events,
 )
 from densesiam_seg.scan import scan
+from densesiam_seg.scenes import scene
 from densesiam_seg.segmenter import Segmenter
 
 
@@ -59,6 +62,14 @@ def run(
 ) -> list[Predicted]:
     work = plan(scan(inputs), out, **options)
     return list(predict_events(segmenter, work, overlays=options.get("overlays", False)))
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """A test that changes how many threads torch has."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -220,8 +231,6 @@ class TestPredict:
     def test_a_mask_of_more_clusters_than_8_bits(
         self, segmenter: Segmenter, images: Path, tmp_path: Path
     ) -> None:
-        import torch
-
         from densesiam_seg.clustering import Centroids
 
         draw = torch.Generator().manual_seed(0)
@@ -232,15 +241,12 @@ class TestPredict:
             assert mask.mode == "I;16"
             np.testing.assert_array_equal(np.asarray(mask), many.predict(images / "a.jpg"))
 
+    @pytest.mark.usefixtures("threads")
     def test_neighbours_and_threads_do_not_matter(
-        self,
-        segmenter: Segmenter,
-        images: Path,
-        tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
+        self, segmenter: Segmenter, images: Path, tmp_path: Path
     ) -> None:
         for cores in (1, 4):
-            monkeypatch.setattr(prediction, "available_cores", lambda cores=cores: cores)
+            torch.set_num_threads(cores)
             predict(segmenter, scan([images]), tmp_path / str(cores))
         predict(segmenter, scan([images / "b.png"]), tmp_path / "alone")
         one, four, alone = (tmp_path / name / "b.png" for name in ("1", "4", "alone"))
@@ -259,6 +265,128 @@ class TestPredict:
         (tmp_path / "out" / "a.png").mkdir(parents=True)
         with pytest.raises(OutputError, match=r"a\.png: is a folder"):
             predict(segmenter, scan([images]), tmp_path / "out", overwrite=True)
+
+
+class TestBatches:
+    @pytest.fixture
+    def mixed(self, tmp_path: Path) -> Path:
+        """Five images of two sizes in turn, one that is none, and one of a third size."""
+        folder = tmp_path / "mixed"
+        for index in range(5):
+            picture(folder / f"{index}.png", 20, 30 + 10 * (index % 2))
+        junk(folder / "5.png")
+        picture(folder / "6.png", 40, 25)
+        return folder
+
+    def test_the_files_and_events_of_one_at_a_time(
+        self, segmenter: Segmenter, mixed: Path, tmp_path: Path
+    ) -> None:
+        """In the order of the images, although those of a size are done together."""
+        masks = []
+        for size in (None, 1, 2, 3, 100):
+            out = tmp_path / str(size)
+            work = plan(scan([mixed]), out)
+            results = list(predict_events(segmenter, work, batch_size=size))
+            assert [result.image for result in results] == list(work.sources)
+            assert [result.error is None for result in results] == [True] * 5 + [False, True]
+            assert files(out) == {"failed.jsonl", *(f"{k}.png" for k in (0, 1, 2, 3, 4, 6))}
+            masks.append([np.asarray(Image.open(r.mask)) for r in results if r.mask])
+        for others in masks[1:]:
+            for one, other in zip(masks[0], others, strict=True):
+                assert one.shape == other.shape
+                assert (one == other).mean() > 0.99
+
+    def test_companions_do_not_matter(
+        self, segmenter: Segmenter, mixed: Path, tmp_path: Path
+    ) -> None:
+        """Also not how many there are: a batch of 2 is filled up to 4, as is one of 3."""
+        predict(segmenter, scan([mixed]), tmp_path / "all", batch_size=4)
+        predict(segmenter, scan([mixed / "0.png", mixed / "4.png"]), tmp_path / "two", batch_size=4)
+        predict(segmenter, scan([mixed / "4.png"]), tmp_path / "4.png", batch_size=4)
+        found = {
+            path.read_bytes()
+            for path in (tmp_path / "all/4.png", tmp_path / "two/4.png", tmp_path / "4.png")
+        }
+        assert len(found) == 1
+
+    def test_the_network_sees_full_batches_of_one_size(
+        self, segmenter: Segmenter, mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen: list[tuple[int, ...]] = []
+        logits = Segmenter.logits
+
+        def spy(self: Segmenter, images: torch.Tensor) -> torch.Tensor:
+            seen.append(tuple(images.shape))
+            return logits(self, images)
+
+        monkeypatch.setattr(Segmenter, "logits", spy)
+        predict(segmenter, scan([mixed]), tmp_path / "out", batch_size=2)
+        assert sorted(seen) == sorted([(2, 3, 32, 48)] * 2 + [(2, 3, 32, 64)] + [(2, 3, 51, 32)])
+
+    def test_overlays(self, segmenter: Segmenter, mixed: Path, tmp_path: Path) -> None:
+        predict(segmenter, scan([mixed]), tmp_path / "out", overlays=True, batch_size=3)
+        assert "6_overlay.jpg" in files(tmp_path / "out")
+
+    @pytest.mark.parametrize("size", [0, -1, 1025])
+    def test_numbers_out_of_range(
+        self, segmenter: Segmenter, mixed: Path, tmp_path: Path, size: int
+    ) -> None:
+        with pytest.raises(UsageError, match=f"--batch-size {size}: must be 1 to 1024, or auto"):
+            predict(segmenter, scan([mixed]), tmp_path / "out", batch_size=size)
+        assert not (tmp_path / "out").exists()
+
+
+class TestLargeImages:
+    @pytest.fixture
+    def large(self, tmp_path: Path) -> Path:
+        """A photograph nine times the working size, as JPEG: twice that size is enough to decode."""
+        (tmp_path / "large").mkdir()
+        Image.fromarray(scene(3, 0, 288)[0][:, :270]).save(tmp_path / "large" / "a.jpg", quality=95)
+        return tmp_path / "large" / "a.jpg"
+
+    def test_files_and_python_give_the_same_mask(
+        self, segmenter: Segmenter, large: Path, tmp_path: Path
+    ) -> None:
+        """Nearly that of the whole image."""
+        predict(segmenter, scan([large]), tmp_path / "mask.png")
+        with Image.open(tmp_path / "mask.png") as picture:
+            mask = np.asarray(picture)
+        assert mask.shape == (288, 270)
+        np.testing.assert_array_equal(mask, segmenter.predict(large))
+        assert (mask == segmenter.predict(load_image(large))).mean() > 0.95
+
+    def test_the_whole_image_is_decoded_for_an_overlay_alone(
+        self, segmenter: Segmenter, large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Which changes nothing of the mask."""
+        predict(segmenter, scan([large]), tmp_path / "with", overlays=True)
+        with Image.open(tmp_path / "with" / "a_overlay.jpg") as picture:
+            assert picture.size == (270, 288)
+
+        def refuse(*_: object, **__: object) -> None:
+            raise AssertionError
+
+        for name in ("load_image", "upsample_argmax", "overlay"):
+            monkeypatch.setattr(prediction, name, refuse)
+        predict(segmenter, scan([large]), tmp_path / "without")
+        one, two = ((tmp_path / name / "a.png").read_bytes() for name in ("with", "without"))
+        assert one == two
+
+    def test_an_image_that_an_overlay_cannot_be_made_of(
+        self, segmenter: Segmenter, large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It fails alone, and leaves no mask."""
+        picture(large.with_name("b.png"))
+
+        def load(path: str, *, max_pixels: int) -> torch.Tensor:
+            if path == str(large):
+                raise ImageError(path, "too-large", "does not fit in memory")
+            return load_image(path, max_pixels=max_pixels)
+
+        monkeypatch.setattr(prediction, "load_image", load)
+        results = predict(segmenter, scan([large.parent]), tmp_path / "out", overlays=True)
+        assert [result.error is None for result in results] == [False, True]
+        assert files(tmp_path / "out") == {"b.png", "b_overlay.jpg", "failed.jsonl"}
 
 
 WEIRD = [
@@ -400,9 +528,9 @@ class TestBadFiles:
 
 class TestStopping:
     @pytest.fixture
-    def many(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    def many(self, tmp_path: Path, threads: None) -> Path:
         """More images than one thread looks ahead."""
-        monkeypatch.setattr(prediction, "available_cores", lambda: 1)
+        torch.set_num_threads(1)
         for index in range(40):
             picture(tmp_path / "many" / f"{index:02}.png", 8, 8)
         return tmp_path / "many"

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
-import pickle
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,20 +18,17 @@ from torch.nn import functional as F
 from densesiam_seg import segmenter as segmenter_module
 from densesiam_seg.clustering import Centroids
 from densesiam_seg.errors import ImageError, InputError, ModelError
-from densesiam_seg.masks import palette
+from densesiam_seg.images import load_reduced
 from densesiam_seg.model import Architecture, build_network
 from densesiam_seg.scenes import scene
 from densesiam_seg.segmenter import (
-    LARGEST_CONFIG,
     Cluster,
     ImageLike,
     ModelCard,
     Segmenter,
     as_pixels,
-    name_clusters,
     working_size,
 )
-from densesiam_seg.tensorfiles import read_safetensors, write_safetensors
 
 SMALL = Architecture(channels=8, clusters=5, over_clusters=6)
 SIZES = [(1, 1), (1, 500), (500, 1), (33, 47), (64, 64), (7, 3), (31, 101)]
@@ -198,6 +191,60 @@ class TestPredict:
             segmenter.predict(image)
 
 
+class TestRead:
+    def test_a_jpeg_is_decoded_no_larger_than_needed(
+        self, segmenter: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Twice the working size of 32: 256x272 at 1/4 is 64x68; the input is that of the whole image's size."""
+        seen: list[torch.Size] = []
+
+        def spy(*arguments: Any, **options: Any) -> tuple[Tensor, tuple[int, int]]:
+            pixels, size = load_reduced(*arguments, **options)
+            seen.append(pixels.shape)
+            return pixels, size
+
+        monkeypatch.setattr(segmenter_module, "load_reduced", spy)
+        pixels = photograph(256, 272)
+        file = tmp_path / "large.jpg"
+        Image.fromarray(pixels).save(file, quality=95)
+        found, size = segmenter.read(file)
+        whole, whole_size = segmenter.read(pixels)
+        assert seen == [(3, 64, 68)]
+        assert size == whole_size == (256, 272)
+        assert found.shape == whole.shape == (1, 3, 32, 34)
+        assert (found.int() - whole.int()).abs().double().mean() < 3
+
+    @pytest.mark.parametrize(
+        ("height", "width"), [(251, 397), (255, 257), (129, 1000), (300, 5000)]
+    )
+    def test_the_input_has_the_size_that_the_whole_image_gives(
+        self, segmenter: Segmenter, tmp_path: Path, height: int, width: int
+    ) -> None:
+        """Whatever the rounding of a reduced decode."""
+        Image.new("RGB", (width, height)).save(tmp_path / "a.jpg")
+        found, size = segmenter.read(tmp_path / "a.jpg")
+        assert size == (height, width)
+        assert found.shape[-2:] == working_size(height, width, 32)
+
+    def test_other_files_are_read_whole(self, segmenter: Segmenter, tmp_path: Path) -> None:
+        Image.fromarray(photograph(256, 272)).save(tmp_path / "a.png")
+        found, _ = segmenter.read(tmp_path / "a.png")
+        assert torch.equal(found, segmenter.read(photograph(256, 272))[0])
+
+    def test_an_image_of_the_working_size_stays_as_it_is(self, segmenter: Segmenter) -> None:
+        pixels = as_pixels(photograph(32, 45))
+        found, size = segmenter.read(pixels)
+        assert torch.equal(found[0], pixels)
+        assert size == (32, 45)
+
+    def test_normalised_is_torchvisions(self, segmenter: Segmenter) -> None:
+        pixels = as_pixels(photograph(32, 45))
+        mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 3, 1, 1)
+        found = segmenter.normalised(pixels[None])[0]
+        torch.testing.assert_close(found, (pixels / 255 - mean) / std)
+        assert torch.equal(found, segmenter.prepare(pixels)[0])
+
+
 class TestWorkingSize:
     @pytest.mark.parametrize(
         ("height", "width", "side", "expected"),
@@ -223,26 +270,6 @@ class TestWorkingSize:
         for length in range(1, 3000):
             assert min(working_size(length, length + 7, 32)) == 32
             assert max(working_size(length, 100 * length, 32)) == 256
-
-
-class TestNames:
-    def test_unnamed_clusters(self) -> None:
-        clusters = name_clusters(27)
-        assert [c.id for c in clusters] == list(range(27))
-        assert (clusters[0].name, clusters[26].name) == ("cluster_00", "cluster_26")
-        assert [c.colour for c in clusters] == palette(27)
-        assert clusters[3].share is None
-
-    def test_names_sort_like_ids(self) -> None:
-        names = [cluster.name for cluster in name_clusters(300)]
-        assert names[7] == "cluster_007"
-        assert sorted(names) == names
-
-    def test_shares(self) -> None:
-        assert [c.share for c in name_clusters(2, [0.25, 0.75])] == [0.25, 0.75]
-
-    def test_the_palette_is_the_clusters(self, segmenter: Segmenter) -> None:
-        assert segmenter.palette == palette(5)
 
 
 class TestSaveAndLoad:
@@ -352,20 +379,6 @@ class TestOtherNetworks:
         )
 
 
-def test_a_card_from_before_these_options_is_read(model_folder: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(model_folder, tmp_path / "model"))
-    config(features=None, image_head=None)(folder)
-    loaded = Segmenter.load(folder, device="cpu")
-    assert (loaded.card.architecture.features, loaded.card.architecture.image_head) == (
-        "fpn",
-        False,
-    )
-    np.testing.assert_array_equal(
-        loaded.predict(photograph(20, 30)),
-        Segmenter.load(model_folder, device="cpu").predict(photograph(20, 30)),
-    )
-
-
 class TestKmeansReadout:
     def test_scores_are_nearness(self, segmenter: Segmenter) -> None:
         """argmax of the scores is the nearest centre of the L2-normalised features."""
@@ -406,242 +419,3 @@ class TestKmeansReadout:
         read = segmenter.with_centroids(centroids_of(2))
         assert asked == ["cpu"]
         assert (read.device, read.precision) == (segmenter.device, segmenter.precision)
-
-
-# ---- models that are refused -----------------------------------------------------------------
-
-Damage = Callable[[Path], object]
-
-
-def config(**changes: Any) -> Damage:
-    """Change entries of config.json; `architecture` entries too, and None deletes."""
-
-    def damage(folder: Path) -> None:
-        content = json.loads((folder / "config.json").read_text())
-        for name, value in changes.items():
-            place = content["architecture"] if name in content["architecture"] else content
-            place[name] = value
-            if value is None:
-                del place[name]
-        (folder / "config.json").write_text(json.dumps(content))
-
-    return damage
-
-
-def both_clusters(value: object) -> Damage:
-    """The same number of clusters in the architecture and the card."""
-
-    def damage(folder: Path) -> None:
-        content = json.loads((folder / "config.json").read_text())
-        content["clusters"] = content["architecture"]["clusters"] = value
-        (folder / "config.json").write_text(json.dumps(content))
-
-    return damage
-
-
-def file(name: str, content: bytes) -> Damage:
-    return lambda folder: (folder / name).write_bytes(content)
-
-
-def clusters(change: Callable[[list[dict[str, Any]]], object]) -> Damage:
-    def damage(folder: Path) -> None:
-        content = json.loads((folder / "clusters.json").read_text())
-        change(content)
-        (folder / "clusters.json").write_text(json.dumps(content))
-
-    return damage
-
-
-def tensors(change: Callable[[dict[str, Tensor]], object]) -> Damage:
-    def damage(folder: Path) -> None:
-        content = read_safetensors(folder / "model.safetensors")
-        change(content)
-        write_safetensors(folder / "model.safetensors", content)
-
-    return damage
-
-
-def spoil(value: float) -> Callable[[dict[str, Tensor]], object]:
-    return lambda found: found["network.projector.0.weight"].view(-1)[3].fill_(value)
-
-
-class Payload:
-    """Unpickled, it would create a file."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[Callable[..., object], tuple[Path]]:
-        return Path.touch, (self.marker,)
-
-
-WEIGHT = "network.projector.0.weight"
-
-
-def folder_instead(folder: Path) -> None:
-    (folder / "model.safetensors").unlink()
-    (folder / "model.safetensors").mkdir()
-
-
-def remove_architecture(folder: Path) -> None:
-    (folder / "config.json").write_text(json.dumps({"format": 1, "image_size": 32}))
-
-
-DAMAGES: dict[str, tuple[Damage, str]] = {
-    "config not JSON": (file("config.json", b"{"), "JSON"),
-    "config not text": (file("config.json", b"\xff\xfe\x00"), "JSON"),
-    "config nested deep": (file("config.json", b"[" * 100_000), "JSON"),
-    "config with a huge number": (file("config.json", b"9" * 100_000), "JSON"),
-    "config huge": (file("config.json", b" " * (LARGEST_CONFIG + 1)), "larger"),
-    "config a list": (file("config.json", b"[1]"), "not a model of this program"),
-    "config of another program": (file("config.json", b'{"model_type": "vit"}'), "format 1"),
-    "format of the future": (config(format=2), "format 1 is wanted"),
-    "without an architecture": (remove_architecture, "architecture"),
-    "architecture a word": (file("config.json", b'{"format": 1, "architecture": "x"}'), "not a"),
-    "an unknown entry": (config(colour="red"), "colour"),
-    "without its size": (config(image_size=None), "image_size"),
-    "unknown backbone": (config(backbone="vit"), "out of range"),
-    "backbone a list": (config(backbone=["resnet18"]), "not a model"),
-    "backbone with a path": (config(backbone="../resnet18"), "out of range"),
-    "huge k": (both_clusters(10**9), "out of range"),
-    "k beyond the limit": (both_clusters(4097), "out of range"),
-    "k zero": (both_clusters(0), "out of range"),
-    "k a fraction": (both_clusters(5.0), "out of range"),
-    "k a truth value": (both_clusters(True), "out of range"),
-    "k a text": (both_clusters("5"), "out of range"),
-    "huge channels": (config(channels=10**12), "out of range"),
-    "negative over-clusters": (config(over_clusters=-1), "out of range"),
-    "over-clusters beyond the limit": (config(over_clusters=4097), "out of range"),
-    "over-clusters a truth value": (config(over_clusters=False), "out of range"),
-    "over-clusters a fraction": (config(over_clusters=0.0), "out of range"),
-    "channels zero": (config(channels=0), "out of range"),
-    "unknown features": (config(features="res4"), "out of range"),
-    "features a list": (config(features=["fpn"]), "out of range"),
-    "features a truth value": (config(features=True), "out of range"),
-    "features of another network": (config(features="res5"), "model.safetensors"),
-    "image head a number": (config(image_head=1), "out of range"),
-    "image head a text": (config(image_head="yes"), "out of range"),
-    "image head without its tensors": (config(image_head=True), "image_.* is missing"),
-    "over-clusters without their tensors": (config(over_clusters=0), "over_.* is not part"),
-    "size too small": (config(image_size=31), "out of range"),
-    "size too large": (config(image_size=4097), "out of range"),
-    "size not a number": (config(image_size="32"), "out of range"),
-    "size NaN": (config(image_size=float("nan")), "out of range"),
-    "unknown readout": (config(readout="tree"), "out of range"),
-    "readout a list": (config(readout=[]), "out of range"),
-    "head of another k": (config(clusters=6), "out of range"),
-    "clusters absent": (lambda f: (f / "clusters.json").unlink(), "clusters.json"),
-    "clusters not JSON": (file("clusters.json", b"nonsense"), "JSON"),
-    "clusters a number": (file("clusters.json", b"5"), "not a list"),
-    "clusters an object": (file("clusters.json", b'{"a": 1}'), "not a list"),
-    "clusters huge": (file("clusters.json", b" " * (LARGEST_CONFIG + 1)), "larger"),
-    "clusters too few": (clusters(lambda found: found.pop()), "0 to 4"),
-    "clusters in another order": (clusters(lambda found: found.reverse()), "0 to 4"),
-    "cluster without a colour": (clusters(lambda found: found[1].pop("colour")), "not a list"),
-    "cluster with more": (clusters(lambda found: found[1].update(x=1)), "not a list"),
-    "colour out of range": (clusters(lambda f: f[1].update(colour=[0, 0, 256])), "RGB"),
-    "colour a number": (clusters(lambda f: f[1].update(colour=7)), "not a list"),
-    "colour of fractions": (clusters(lambda f: f[1].update(colour=[0.5, 0, 0])), "RGB"),
-    "colour too long": (clusters(lambda f: f[1].update(colour=[1, 2, 3, 4])), "RGB"),
-    "weights absent": (lambda f: (f / "model.safetensors").unlink(), "model.safetensors"),
-    "weights empty": (file("model.safetensors", b""), "model.safetensors"),
-    "weights junk": (file("model.safetensors", b"junk" * 100), "model.safetensors"),
-    "weights truncated": (
-        lambda f: os.truncate(f / "model.safetensors", 2000),
-        "model.safetensors",
-    ),
-    "weights a folder": (folder_instead, "model.safetensors"),
-    "tensor missing": (tensors(lambda found: found.pop(WEIGHT)), f"{WEIGHT} is missing"),
-    "tensor unknown": (
-        tensors(lambda found: found.update(extra=torch.zeros(1))),
-        "extra is not part",
-    ),
-    "tensor misshaped": (
-        tensors(lambda found: found.update({WEIGHT: torch.zeros(8, 8)})),
-        f"{WEIGHT} is .*instead of",
-    ),
-    "tensor of halves": (
-        tensors(lambda found: found.update({WEIGHT: found[WEIGHT].half()})),
-        f"{WEIGHT} is .*float16.* instead of .*float32",
-    ),
-    "centroids without the readout": (
-        tensors(lambda found: found.update(centroids=torch.zeros(5, 8))),
-        "centroids is not part",
-    ),
-    "readout without centroids": (config(readout="kmeans"), "centroids is missing"),
-    "weights NaN": (tensors(spoil(float("nan"))), "NaN or infinite"),
-    "weights infinite": (tensors(spoil(float("inf"))), "NaN or infinite"),
-}
-
-
-class TestRefusals:
-    @pytest.fixture
-    def folder(self, model_folder: Path, tmp_path: Path) -> Path:
-        return Path(shutil.copytree(model_folder, tmp_path / "model"))
-
-    @pytest.mark.parametrize("name", DAMAGES)
-    def test_damaged_and_foreign_models(self, folder: Path, name: str) -> None:
-        damage, words = DAMAGES[name]
-        damage(folder)
-        with pytest.raises(ModelError, match=words) as caught:
-            Segmenter.load(folder, device="cpu")
-        message = str(caught.value)
-        assert str(folder) in message
-        assert len(message.splitlines()) == 1
-        assert "; " in message, "the remedy follows a semicolon"
-
-    def test_no_folder(self, tmp_path: Path) -> None:
-        with pytest.raises(ModelError, match=r"nowhere: no model here"):
-            Segmenter.load(tmp_path / "nowhere")
-
-    def test_an_empty_folder(self, tmp_path: Path) -> None:
-        with pytest.raises(ModelError, match="give a run or model directory"):
-            Segmenter.load(tmp_path)
-
-    def test_a_file(self, tmp_path: Path) -> None:
-        (tmp_path / "m.pt").write_bytes(b"x")
-        with pytest.raises(ModelError, match=r"m\.pt: no model here"):
-            Segmenter.load(tmp_path / "m.pt")
-
-    def test_an_unfinished_run_tells_how_to_finish_it(self, tmp_path: Path) -> None:
-        (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-        with pytest.raises(ModelError, match="has not finished") as caught:
-            Segmenter.load(tmp_path / "run")
-        # Which command began it, train or pretrain, the folder does not tell here.
-        assert str(caught.value).endswith(f"--resume --out {tmp_path / 'run'}")
-
-    def test_nothing_is_unpickled(self, folder: Path, tmp_path: Path) -> None:
-        marker = tmp_path / "marker"
-        for name in ("model.safetensors", "clusters.json", "config.json"):
-            (folder / name).write_bytes(pickle.dumps(Payload(marker)))
-            with pytest.raises(ModelError):
-                Segmenter.load(folder, device="cpu")
-        assert not marker.exists()
-
-    @pytest.mark.parametrize("name", ["clusters.json", "model.safetensors"])
-    def test_a_pipe_does_not_block(self, folder: Path, name: str) -> None:
-        (folder / name).unlink()
-        os.mkfifo(folder / name)
-        with pytest.raises(ModelError, match=name):
-            Segmenter.load(folder, device="cpu")
-
-    def test_every_truncation_of_the_weights_is_refused(self, folder: Path) -> None:
-        whole = (folder / "model.safetensors").read_bytes()
-        for length in np.linspace(0, len(whole) - 1, 40).astype(int).tolist():
-            (folder / "model.safetensors").write_bytes(whole[:length])
-            with pytest.raises(ModelError):
-                Segmenter.load(folder, device="cpu")
-
-    def test_large_numbers_cost_no_memory(self, folder: Path) -> None:
-        """The largest allowed sizes would be gigabytes of weights; the network is built without memory."""
-        config(channels=4096, clusters=4096, over_clusters=4096)(folder)
-        both_clusters(4096)(folder)
-        entries = [{"id": k, "name": "", "colour": [0, 0, 0]} for k in range(4096)]
-        (folder / "clusters.json").write_text(json.dumps(entries))
-        with pytest.raises(ModelError, match="instead of"):
-            Segmenter.load(folder, device="cpu")
-
-
-def test_the_cards_defaults_are_the_papers() -> None:
-    card = ModelCard(Architecture(), 320)
-    assert (card.readout, card.clusters, card.architecture.clusters) == ("head", 27, 27)

@@ -1,0 +1,135 @@
+"""What the JSON files of a model directory say: the card in `config.json`, the clusters in `clusters.json`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from densesiam_seg.encoder import BACKBONES
+from densesiam_seg.errors import ModelError
+from densesiam_seg.files import open_regular
+from densesiam_seg.masks import Colour, palette
+from densesiam_seg.model import Architecture
+
+Readout = Literal["head", "kmeans"]
+
+FORMAT = 1
+LARGEST_CONFIG = 1 << 20
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """One learned cluster: its id in masks, a name (`cluster_00` until named), a colour, its share of the area."""
+
+    id: int
+    name: str
+    colour: Colour
+    share: float | None = None
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a model directory's `config.json` says."""
+
+    architecture: Architecture
+    image_size: int
+    readout: Readout = "head"
+    clusters: int = 27
+    """Ids the read-out can give; the head's own number unless a k-means read-out has another."""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """What is worth knowing of how it was made: preset, epochs, images, version."""
+
+
+def name_clusters(count: int, shares: Sequence[float] | None = None) -> list[Cluster]:
+    """Clusters as they are before anyone names them."""
+    digits = max(len(str(count - 1)), 2)
+    return [
+        Cluster(index, f"cluster_{index:0{digits}}", colour, shares[index] if shares else None)
+        for index, colour in enumerate(palette(count))
+    ]
+
+
+def model_folder(path: Path) -> Path:
+    """The model directory that a path names: itself, or a run's `model/`. Raises ModelError."""
+    for folder in (path, path / "model"):
+        if (folder / "config.json").is_file():
+            return folder
+    if (path / "checkpoints").is_dir():
+        raise ModelError(
+            f"{path}: this run has not finished; end it with the command that began it and --resume --out {path}"
+        )
+    raise ModelError(f"{path}: no model here (no config.json); give a run or model directory")
+
+
+def read_card(path: Path) -> ModelCard:
+    """What a `config.json` says. Raises ModelError for anything that no model of this program has."""
+    content = _read_json(path)
+    refusal = f"{path}: not a model of this program"
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ModelError(
+            f"{refusal} (format {FORMAT} is wanted); retrain it or use the version that wrote it"
+        )
+    try:
+        content.pop("format")
+        architecture = Architecture(**content.pop("architecture"))
+        card = ModelCard(architecture, **content)
+        sound = (
+            architecture.backbone in BACKBONES
+            and architecture.features in ("fpn", "res5")
+            and type(architecture.image_head) is bool
+            and all(
+                type(number) is int and least <= number <= 4096
+                for number, least in (
+                    (architecture.channels, 1),
+                    (architecture.clusters, 1),
+                    (architecture.over_clusters, 0),
+                    (card.clusters, 1),
+                )
+            )
+            and type(card.image_size) is int
+            and 32 <= card.image_size <= 4096
+            and card.readout in ("head", "kmeans")
+            and (card.readout == "kmeans" or card.clusters == architecture.clusters)
+        )
+    except (KeyError, TypeError) as error:
+        raise ModelError(
+            f"{refusal} ({error}); retrain it or use the version that wrote it"
+        ) from error
+    if not sound:
+        raise ModelError(f"{refusal}: a value is out of range; retrain it")
+    return card
+
+
+def read_clusters(path: Path, count: int) -> list[Cluster]:
+    """The `count` clusters of a `clusters.json`. Raises ModelError."""
+    content = _read_json(path)
+    try:
+        clusters = [Cluster(**{**entry, "colour": tuple(entry["colour"])}) for entry in content]
+        sound = [cluster.id for cluster in clusters] == list(range(count)) and all(
+            len(cluster.colour) == 3
+            and all(type(value) is int and 0 <= value <= 255 for value in cluster.colour)
+            for cluster in clusters
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{path}: not a list of clusters ({error}); mend or retrain") from error
+    if not sound:
+        raise ModelError(
+            f"{path}: must list the clusters 0 to {count - 1} with RGB colours; mend it"
+        )
+    return clusters
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        with open_regular(path) as file:
+            text = file.read(LARGEST_CONFIG + 1)
+        if len(text) > LARGEST_CONFIG:
+            raise ModelError(f"{path}: larger than any real one; give a model of this program")
+        return json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(
+            f"{path}: cannot be read as JSON ({error}); give a sound model directory"
+        ) from error

@@ -1,0 +1,146 @@
+"""The field's three protocols: how an image is shown beside its label, and how its mask is made.
+
+Axes: B images, C channels, h w features, K clusters, H W label size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from densesiam_seg.datasets import Dataset, Sample, read_label
+from densesiam_seg.errors import InputError, UsageError
+from densesiam_seg.images import load_image
+from densesiam_seg.masks import upsample_argmax
+from densesiam_seg.segmenter import Segmenter, working_size
+from densesiam_seg.workers import turns
+
+Mask = NDArray[np.integer]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How images meet labels. `crop`: a centre square of the shorter side, else the whole image."""
+
+    name: Literal["picie", "stego", "full-image"]
+    resize: Literal["bilinear", "nearest"]
+    crop: bool
+    upsample: Literal["logits", "features"]
+    flip: bool
+
+    def describe(self, side: int) -> str:
+        """One line that fixes the number: sizes, filters, crop, what is upsampled, flip, no CRF."""
+        crop = f"centre crop {side}" if self.crop else "no crop, scored at the label's size"
+        flip = "mean of the flipped image's features" if self.flip else "no flip"
+        return f"{self.name}: shorter side {side} ({self.resize}), {crop}, {self.upsample} upsampled, {flip}, no CRF"
+
+
+PROTOCOLS = {
+    "picie": Protocol("picie", "bilinear", True, "logits", False),
+    "stego": Protocol("stego", "nearest", True, "features", True),
+    "full-image": Protocol("full-image", "bilinear", False, "logits", False),
+}
+
+
+def pick_protocol(name: str) -> Protocol:
+    """The protocol of that name. Raises UsageError."""
+    if name not in PROTOCOLS:
+        raise UsageError(f"--protocol {name}: give one of {', '.join(PROTOCOLS)}")
+    return PROTOCOLS[name]
+
+
+Masker = Callable[[Tensor, Protocol, int, int], Mask]
+"""(uint8 image (3, h, w) as the protocol shows it, protocol, H, W) → cluster ids (H, W)."""
+ReadOut = Callable[[Tensor], Tensor]
+"""Features (B, C, h, w) → cluster scores (B, K, h, w), at any resolution."""
+
+
+def shown(
+    sample: Sample, dataset: Dataset, protocol: Protocol, side: int
+) -> tuple[Tensor, NDArray[np.uint8]]:
+    """Image and label as a protocol shows them: uint8 (3, h, w), and class ids (H, W) with 255 ignored."""
+    image = load_image(sample.image)
+    label = read_label(dataset, sample.label)
+    height, width = image.shape[-2:]
+    if label.shape != (height, width):
+        raise InputError(
+            f"{sample.label}: is {label.shape[1]}x{label.shape[0]} but its image is {width}x{height}; "
+            "give labels of the images' own size"
+        )
+    if not protocol.crop:
+        return _resized(image, *working_size(height, width, side), protocol.resize), label
+    size = _cover(height, width, side)
+    top, left = round((size[0] - side) / 2), round((size[1] - side) / 2)
+    window = (slice(top, top + side), slice(left, left + side))
+    small = _resized(image, *size, protocol.resize)[:, *window]
+    return small, _nearest(label, *size)[window]
+
+
+def _cover(height: int, width: int, side: int) -> tuple[int, int]:
+    """The size whose shorter side is `side`, the longer one rounded down as torchvision does."""
+    if height <= width:
+        return side, int(side * width / height)
+    return int(side * height / width), side
+
+
+def _resized(image: Tensor, height: int, width: int, filter_: str) -> Tensor:
+    """uint8 (3, H, W) → (3, height, width); bilinear is antialiased as Pillow's is."""
+    if image.shape[-2:] == (height, width):
+        return image
+    if filter_ == "nearest":
+        pixels = _nearest(image.permute(1, 2, 0).numpy(), height, width)
+        return torch.from_numpy(pixels).permute(2, 0, 1)
+    return F.interpolate(image[None], (height, width), mode="bilinear", antialias=True)[0]
+
+
+def _nearest(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """uint8 (H, W) or (H, W, 3) at another size, by Pillow: where a centre falls between two pixels, which is common
+    at the protocols' sizes, other implementations take the other one."""
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    return np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST))
+
+
+def segmenter_masks(segmenter: Segmenter) -> Masker:
+    """A segmenter's masks under any protocol."""
+    masks_of = read_masks(segmenter, [segmenter.read_out])
+
+    def mask_of(image: Tensor, protocol: Protocol, height: int, width: int) -> Mask:
+        return masks_of(image, protocol, height, width)[0]
+
+    return mask_of
+
+
+def read_masks(
+    segmenter: Segmenter, read_outs: Sequence[ReadOut]
+) -> Callable[[Tensor, Protocol, int, int], list[Mask]]:
+    """Makes a mask of each read-out from the same features, under any protocol; for any number of threads."""
+    turn = turns(segmenter.device)
+
+    def masks_of(image: Tensor, protocol: Protocol, height: int, width: int) -> list[Mask]:
+        with turn:
+            features = dense_features(segmenter, image[None], protocol)
+            if protocol.upsample == "features":
+                features = F.interpolate(features.float(), (height, width), mode="bilinear")
+            scores = (read_out(features)[0] for read_out in read_outs)
+            return [upsample_argmax(each, height, width).cpu().numpy() for each in scores]
+
+    return masks_of
+
+
+def dense_features(segmenter: Segmenter, images: Tensor, protocol: Protocol) -> Tensor:
+    """uint8 images (B, 3, H, W) as the protocol shows them → their features (B, C, h, w)."""
+    batch = segmenter.normalised(images)
+    features = segmenter.features(batch)
+    if protocol.flip:
+        flipped = segmenter.features(batch.flip(-1)).flip(-1)
+        features = 0.5 * (features + flipped)
+    return features

@@ -1,0 +1,45 @@
+"""Many images through a network: a processor core takes an image from the file to the result.
+
+A forward pass that several cores share waits at the end of each layer for the last of them, and its threads take the
+cores from those that decode. With an image to a core nobody waits, and no result depends on how many cores there are.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import TypeVar
+
+import torch
+
+from densesiam_seg.batches import ahead
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def on_own_cores(
+    work: Callable[[Item], Result], items: Iterable[Item], *, each: int = 8
+) -> Iterator[Result]:
+    """`work` of each item, in order, in as many threads as the caller's torch has; inside each torch has one.
+
+    `each` bounds how many results wait, as in `ahead`. The caller's own number of threads stays what it is.
+    """
+    cores = torch.get_num_threads()
+
+    def alone(item: Item) -> Result:
+        if torch.get_num_threads() > 1:
+            torch.set_num_threads(1)
+        return work(item)
+
+    try:
+        yield from ahead(alone, items, cores, each=each)
+    finally:
+        # torch keeps the number for each thread, but begins new threads with the one that was set last.
+        torch.set_num_threads(cores)
+
+
+def turns(device: torch.device) -> AbstractContextManager[object]:
+    """What threads enter to use a device: a GPU one at a time, so that only one needs its memory."""
+    return nullcontext() if device.type == "cpu" else threading.Lock()
