@@ -79,13 +79,14 @@ def command(
     precision: Precision = None,
 ) -> None:
     """Score a model on a labelled dataset; labels are used for scoring only."""
-    from densesiam_seg.cli.console import Console
     from densesiam_seg.errors import UsageError
-    from densesiam_seg.evaluation import benchmark, segmenter_events
-    from densesiam_seg.readout import load_with_readout
 
     if out is not None and out.exists() and not overwrite:
         raise UsageError(f"--out {out}: exists already; give --overwrite or another name")
+    from densesiam_seg.cli.console import Console
+    from densesiam_seg.evaluation import benchmark, segmenter_events
+    from densesiam_seg.readout import load_with_readout
+
     task = benchmark(
         dataset,
         root,

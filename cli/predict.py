@@ -63,16 +63,18 @@ def command(
     max_pixels: MaxPixels = None,
 ) -> None:
     """Write a mask for each image: a palette PNG of its own size, under its own name."""
+    together = number_or_auto("--batch-size", batch_size)
+    from densesiam_seg.scan import scan
+
+    # A wrong path need not wait for torch.
+    manifest = scan(images)
     from datetime import datetime
 
     from densesiam_seg.cli.console import Console
     from densesiam_seg.images import MAX_PIXELS
     from densesiam_seg.prediction import plan, predict_events
     from densesiam_seg.readout import load_with_readout
-    from densesiam_seg.scan import scan
 
-    together = number_or_auto("--batch-size", batch_size)
-    manifest = scan(images)
     folder = out or Path("runs") / "predict" / datetime.now().strftime("%Y%m%d-%H%M%S")
     work = plan(manifest, folder, overwrite=overwrite, resume=resume, overlays=overlay)
     segmenter = load_with_readout(

@@ -97,6 +97,8 @@ print(json.dumps(found))
 MISTAKES = [
     ["nonsense"],
     ["predict"],
+    ["predict", "x", "--batch-size", "some"],
+    ["evaluate", "camvid", "--root", "x", "--out", "."],
     ["train", "x", "--epochs", "two"],
     ["train"],
     ["train", "x", "--max-time", "soon"],
