@@ -7,22 +7,26 @@ Numbers are comparable only within a protocol (METHOD, section 5), so every resu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from densesiam_seg.datasets import Dataset, Sample, Samples, load_dataset, samples
-from densesiam_seg.errors import ImageError, UsageError
+from densesiam_seg.errors import ImageError, InputError, UsageError
 from densesiam_seg.metrics import Counts, Matching, Scores, confusion, match, score
 from densesiam_seg.protocol import (
     PROTOCOLS,
     Mask,
     Masker,
+    MasksOf,
     Protocol,
     ReadOut,
     dense_features,
@@ -56,6 +60,11 @@ __all__ = [
     "segmenter_masks",
     "shown",
 ]
+
+
+TOGETHER = 4
+"""Images that pass the network at once where they are of one size: they share the laying out of its weights, which
+takes as long as an image of 160 px itself."""
 
 
 @dataclass(frozen=True)
@@ -159,12 +168,11 @@ def benchmark(
 
 def segmenter_events(segmenter: Segmenter, task: Benchmark) -> Iterator[Scoring | Evaluation]:
     """Score a segmenter as it is read out; the last event is the `Evaluation`."""
-    return evaluation_events(
+    return scoring_events(
         task.dataset,
         task.found,
-        segmenter_masks(segmenter),
-        clusters=segmenter.card.clusters,
-        readout=segmenter.card.readout,
+        read_masks(segmenter, [segmenter.read_out]),
+        [Reading(segmenter.card.clusters, segmenter.card.readout)],
         protocol=task.protocol,
         side=task.image_size or segmenter.card.image_size,
         allow_missing=task.allow_missing,
@@ -188,8 +196,11 @@ def evaluation_events(
     `matching` None is the best one for the whole set. Raises as `scoring_events` does.
     """
 
-    def masks_of(image: Tensor, protocol: Protocol, height: int, width: int) -> list[Mask]:
-        return [mask_of(image, protocol, height, width)]
+    def masks_of(
+        images: Tensor, protocol: Protocol, sizes: Sequence[tuple[int, int]]
+    ) -> list[list[Mask]]:
+        pairs = zip(images, sizes, strict=False)
+        return [[mask_of(image, protocol, *size)] for image, size in pairs]
 
     return scoring_events(
         dataset,
@@ -205,7 +216,7 @@ def evaluation_events(
 def scoring_events(
     dataset: Dataset,
     found: Samples,
-    masks_of: Callable[[Tensor, Protocol, int, int], Sequence[Mask]],
+    masks_of: MasksOf,
     readings: Sequence[Reading],
     *,
     protocol: Protocol,
@@ -214,36 +225,50 @@ def scoring_events(
 ) -> Iterator[Scoring | Evaluation]:
     """Score several masks of each image in one pass; the last events are an `Evaluation` for each of `readings`.
 
-    `masks_of` is called from several threads at once. Raises ImageError for an image that cannot be read (counted as
+    `masks_of` is called from several threads at once, with `TOGETHER` images where the protocol makes them one size and
+    the last one repeated where there are no more. Raises ImageError for an image that cannot be read (counted as
     missing with `allow_missing`) and InputError for a label that does not fit its image or its dataset, always the
     first such error in the order of `found`.
     """
-    classes = len(dataset.classes)
+    classes, together = len(dataset.classes), TOGETHER if protocol.crop else 1
 
-    def count(sample: Sample) -> list[Counts] | ImageError:
+    def read(sample: Sample) -> tuple[Tensor, NDArray[np.uint8]] | InputError:
         try:
-            image, label = shown(sample, dataset, protocol, side)
-        except ImageError as error:
+            return shown(sample, dataset, protocol, side)
+        except InputError as error:
             return error
-        masks = masks_of(image, protocol, *label.shape)
-        return [
-            confusion(label, mask, classes, reading.clusters)
-            for reading, mask in zip(readings, masks, strict=True)
-        ]
+
+    def count(pairs: Sequence[tuple[Tensor, NDArray[np.uint8]]]) -> Iterator[list[Counts]]:
+        images = [image for image, _ in pairs]
+        images += images[-1:] * (together - len(images))
+        sizes = [(label.shape[0], label.shape[1]) for _, label in pairs]
+        found_masks = masks_of(torch.stack(images), protocol, sizes)
+        for (_, label), masks in zip(pairs, found_masks, strict=True):
+            yield [
+                confusion(label, mask, classes, reading.clusters)
+                for reading, mask in zip(readings, masks, strict=True)
+            ]
+
+    def work(group: Sequence[Sample]) -> list[list[Counts] | InputError]:
+        seen = [read(sample) for sample in group]
+        counted = count([pair for pair in seen if not isinstance(pair, InputError)])
+        return [pair if isinstance(pair, InputError) else next(counted) for pair in seen]
 
     counts = [np.zeros((classes, reading.clusters), np.int64) for reading in readings]
     unreadable: list[str] = []
-    for done, (sample, found_counts) in enumerate(
-        zip(found.items, on_own_cores(count, found.items), strict=True), 1
-    ):
-        if isinstance(found_counts, ImageError):
-            if not allow_missing or found_counts.path == str(sample.label):
-                raise found_counts
-            unreadable.append(sample.name)
-        else:
-            for total, more in zip(counts, found_counts, strict=True):
-                total += more
-        yield Scoring(done, len(found))
+    groups = (found.items[first : first + together] for first in range(0, len(found), together))
+    with closing(on_own_cores(work, groups)) as results:
+        one_by_one = zip(found.items, chain.from_iterable(results), strict=True)
+        for done, (sample, result) in enumerate(one_by_one, 1):
+            if isinstance(result, InputError):
+                unusable = not isinstance(result, ImageError) or result.path == str(sample.label)
+                if unusable or not allow_missing:
+                    raise result
+                unreadable.append(sample.name)
+            else:
+                for total, more in zip(counts, result, strict=True):
+                    total += more
+            yield Scoring(done, len(found))
     for reading, total in zip(readings, counts, strict=True):
         matching = reading.matching or match(total)
         yield Evaluation(

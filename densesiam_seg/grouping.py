@@ -13,10 +13,11 @@ from densesiam_seg.segmenter import Segmenter, working_size
 
 WINDOW = 512
 """Images among which those of one size are looked for; of each only the header is read."""
-PIXELS = 2**20
-"""Of a batch on a GPU: ten images of 320×320."""
-MOST = 64
-"""Images of such a batch: the last one of each size costs as much as a full one."""
+PROCESSOR_PIXELS, PROCESSOR_MOST = 2**17, 4
+"""Most pixels and images of a batch on a processor: its images share the work of converting and laying out the weights,
+which is much of the whole where they are small."""
+GPU_PIXELS, GPU_MOST = 2**20, 16
+"""The same on a GPU: ten images of 320×320."""
 PIXEL_BYTES = 2**10
 """What a pixel takes at most on its way through a network."""
 MEMORY_SHARE = 0.25
@@ -34,10 +35,9 @@ class Group:
 def groups(segmenter: Segmenter, paths: Sequence[str], batch_size: int | None) -> Iterator[Group]:
     """Every place of `paths` in one group; `batch_size` None: `images_together`.
 
-    On a processor that is 1, and no header is read. Images that cannot be read stand alone.
+    One at a time needs no header. Images that cannot be read stand alone.
     """
-    device = segmenter.device
-    if batch_size == 1 or (batch_size is None and device.type == "cpu"):
+    if batch_size == 1:
         yield from (Group((place,), 1) for place in range(len(paths)))
         return
     for start in range(0, len(paths), WINDOW):
@@ -45,24 +45,21 @@ def groups(segmenter: Segmenter, paths: Sequence[str], batch_size: int | None) -
         for place in range(start, min(start + WINDOW, len(paths))):
             by_size.setdefault(_working_size(paths[place], segmenter), []).append(place)
         for size, places in by_size.items():
-            full = batch_size or images_together(device, size)
+            full = batch_size or images_together(segmenter.device, size)
             for first in range(0, len(places), full):
                 yield Group(tuple(places[first : first + full]), full)
 
 
 def images_together(device: torch.device, size: tuple[int, int]) -> int:
-    """How many images of a working size make a batch.
-
-    One on a processor, where a batch is faster only for images that are all of one size; on a GPU as many as have
-    `PIXELS` together and fit into the memory that is free.
-    """
+    """How many images of a working size make a batch, which is bounded in its pixels, and in its images because the
+    last one of each size is filled up."""
+    pixels, most = GPU_PIXELS, GPU_MOST
     if device.type == "cpu":
-        return 1
-    pixels = PIXELS
+        pixels, most = PROCESSOR_PIXELS, PROCESSOR_MOST
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         pixels = min(pixels, int(MEMORY_SHARE * free) // PIXEL_BYTES)
-    return min(max(pixels // max(size[0] * size[1], 1), 1), MOST)
+    return min(max(pixels // max(size[0] * size[1], 1), 1), most)
 
 
 def _working_size(path: str, segmenter: Segmenter) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -131,8 +131,8 @@ def predict_events(
 ) -> Iterator[Predicted]:
     """Write the planned masks (and overlays); one event per image, in the order of the plan.
 
-    `batch_size` images of one working size pass the network together (None: as `grouping` decides). Neither the other
-    images nor the number of cores have a part in a mask; another batch size may change its last bits.
+    `batch_size` images of one working size pass the network together (None: `grouping.images_together`). A mask does
+    not depend on the other images or the number of cores; another batch size may round its logits differently.
 
     Images that cannot be read are reported as events and listed in `failed.jsonl`; the others are done. Raises
     UsageError, OutputError, and StoppedError when a signal asks to stop: every mask on the disk is whole.
@@ -151,8 +151,8 @@ def predict_events(
             yield group
 
     job = _Job(segmenter, work, overlays, max_pixels, turns(segmenter.device))
-    with stop_requests() as stop:
-        for result in _in_order(on_own_cores(job.do, until_stopped())):
+    with stop_requests() as stop, closing(on_own_cores(job.do, until_stopped())) as found:
+        for result in _in_order(found):
             if result.error is not None and work.failures is not None:
                 with Records(work.failures) as records:
                     record = {
@@ -177,21 +177,24 @@ class _Job:
     def do(self, group: Group) -> dict[int, Predicted]:
         """The results of a group by the places of its images."""
         results: dict[int, Predicted] = {}
-        ready: dict[int, tuple[Tensor, tuple[int, int]]] = {}
+        # All of one shape, unless a file has changed since its header was read.
+        by_shape: dict[torch.Size, list[tuple[int, Tensor, tuple[int, int]]]] = {}
         for place in group.places:
             source = self.work.sources[place]
             try:
-                ready[place] = self.segmenter.read(source, max_pixels=self.max_pixels)
+                image, size = self.segmenter.read(source, max_pixels=self.max_pixels)
             except ImageError as error:
                 results[place] = Predicted(source, None, error)
-        if ready:
-            images = [image for image, _ in ready.values()]
+            else:
+                by_shape.setdefault(image.shape, []).append((place, image, size))
+        for ready in by_shape.values():
+            images = [image for _, image, _ in ready]
             # The last bits of a forward pass may depend on the size of its batch, so that is always the same.
             images += images[-1:] * (group.full - len(images))
             with self.turn:
                 batch = self.segmenter.normalised(torch.cat(images))
                 logits = self.segmenter.logits(batch).cpu()
-            for scores, (place, (_, size)) in zip(logits, ready.items(), strict=False):
+            for scores, (place, _, size) in zip(logits, ready, strict=False):
                 results[place] = self._write(place, scores, size)
         return results
 

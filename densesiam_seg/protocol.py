@@ -5,7 +5,7 @@ Axes: B images, C channels, h w features, K clusters, H W label size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -59,6 +59,11 @@ def pick_protocol(name: str) -> Protocol:
 
 Masker = Callable[[Tensor, Protocol, int, int], Mask]
 """(uint8 image (3, h, w) as the protocol shows it, protocol, H, W) → cluster ids (H, W)."""
+MasksOf = Callable[[Tensor, Protocol, Sequence[tuple[int, int]]], Sequence[Sequence[Mask]]]
+"""(uint8 images (B, 3, h, w) as the protocol shows them, protocol, H, W of each) → of each image its masks (H, W).
+
+Images beyond those whose size is given only fill the batch.
+"""
 ReadOut = Callable[[Tensor], Tensor]
 """Features (B, C, h, w) → cluster scores (B, K, h, w), at any resolution."""
 
@@ -114,24 +119,37 @@ def segmenter_masks(segmenter: Segmenter) -> Masker:
     masks_of = read_masks(segmenter, [segmenter.read_out])
 
     def mask_of(image: Tensor, protocol: Protocol, height: int, width: int) -> Mask:
-        return masks_of(image, protocol, height, width)[0]
+        return masks_of(image[None], protocol, [(height, width)])[0][0]
 
     return mask_of
 
 
-def read_masks(
-    segmenter: Segmenter, read_outs: Sequence[ReadOut]
-) -> Callable[[Tensor, Protocol, int, int], list[Mask]]:
+def read_masks(segmenter: Segmenter, read_outs: Sequence[ReadOut]) -> MasksOf:
     """Makes a mask of each read-out from the same features, under any protocol; for any number of threads."""
     turn = turns(segmenter.device)
 
-    def masks_of(image: Tensor, protocol: Protocol, height: int, width: int) -> list[Mask]:
+    def masks_of(
+        images: Tensor, protocol: Protocol, sizes: Sequence[tuple[int, int]]
+    ) -> list[list[Mask]]:
         with turn:
-            features = dense_features(segmenter, image[None], protocol)
-            if protocol.upsample == "features":
-                features = F.interpolate(features.float(), (height, width), mode="bilinear")
-            scores = (read_out(features)[0] for read_out in read_outs)
-            return [upsample_argmax(each, height, width).cpu().numpy() for each in scores]
+            features = dense_features(segmenter, images, protocol)
+            return [
+                [upsample_argmax(each, *size).cpu().numpy() for each in scores]
+                for scores, size in zip(scores_of(features, protocol, sizes), sizes, strict=True)
+            ]
+
+    def scores_of(
+        features: Tensor, protocol: Protocol, sizes: Sequence[tuple[int, int]]
+    ) -> Iterator[list[Tensor]]:
+        if protocol.upsample == "logits":
+            scores = [read_out(features) for read_out in read_outs]
+            yield from ([each[place] for each in scores] for place in range(len(sizes)))
+            return
+        for place, size in enumerate(sizes):
+            # Full-sized features are large, so there are those of one image at a time.
+            own = features[place : place + 1].float()
+            full = F.interpolate(own, size, mode="bilinear")
+            yield [read_out(full)[0] for read_out in read_outs]
 
     return masks_of
 

@@ -120,8 +120,8 @@ class Segmenter:
     def predict(self, image: ImageLike, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.integer]:
         """Mask (H, W) of cluster ids at the image's own size, uint8 (int32 above 255 clusters).
 
-        `image` is as for `read`; of a file this is the mask that the command `predict` writes. Raises ImageError for a
-        file that cannot be read.
+        `image` is as for `read`. The command `predict` writes the same mask of a file, as far as rounding goes: there
+        a pass has other images beside it, and fewer threads. Raises ImageError for a file that cannot be read.
         """
         images, (height, width) = self.read(image, max_pixels=max_pixels)
         logits = self.logits(self.normalised(images))[0]

@@ -7,7 +7,7 @@ cores from those that decode. With an image to a core nobody waits, and no resul
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
@@ -21,10 +21,11 @@ Result = TypeVar("Result")
 
 def on_own_cores(
     work: Callable[[Item], Result], items: Iterable[Item], *, each: int = 8
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """`work` of each item, in order, in as many threads as the caller's torch has; inside each torch has one.
 
-    `each` bounds how many results wait, as in `ahead`. The caller's own number of threads stays what it is.
+    `each` bounds how many results wait, as in `ahead`. The caller's own number of threads stays what it is. Whoever may
+    leave before the end closes it, as the threads cannot end where one of them happens to collect garbage.
     """
     cores = torch.get_num_threads()
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -194,10 +195,12 @@ class TestSeveralMasks:
         dataset = load_dataset(root / "tiny.toml")
         seen: list[Tensor] = []
 
-        def masks_of(image: Tensor, protocol: Protocol, height: int, width: int) -> list[Mask]:
-            seen.append(image)
-            mask = red_masks(image, protocol, height, width)
-            return [mask, mask + 2, (mask + 1) % 3]
+        def masks_of(
+            images: Tensor, protocol: Protocol, sizes: Sequence[tuple[int, int]]
+        ) -> list[list[Mask]]:
+            seen.append(images)
+            mask = red_masks(images[0], protocol, *sizes[0])
+            return [[mask, mask + 2, (mask + 1) % 3]]
 
         fixed = Matching((1, 2, 0), "hungarian")
         readings = [Reading(3, "a"), Reading(5, "b"), Reading(3, "c", fixed)]
@@ -219,6 +222,48 @@ class TestSeveralMasks:
         assert (two.readout, two.clusters, two.matching.kind) == ("b", 5, "many-to-one")
         assert three.counts.tolist() == [row[2:] + row[:2] for row in COUNTS]
         assert three.matching is fixed
+
+
+class TestBatches:
+    """Protocols that crop show images of one size, which pass together."""
+
+    def test_masks_are_asked_for_in_full_batches(self, tmp_path: Path) -> None:
+        """Of six images one cannot be read and fills no place: three and two are left, each filled up to four."""
+        for index in range(6):
+            put(tmp_path, f"{index}", [[index % 3] * 32] * (32 + index), [[10] * 32] * (32 + index))
+        (tmp_path / "images" / "2.png").write_bytes(b"junk")
+        (tmp_path / "tiny.toml").write_text(TOML)
+        dataset = load_dataset(tmp_path / "tiny.toml")
+        seen: list[tuple[int, ...]] = []
+
+        def masks_of(
+            images: Tensor, protocol: Protocol, sizes: Sequence[tuple[int, int]]
+        ) -> list[list[Mask]]:
+            seen.append((*images.shape, len(sizes)))
+            assert torch.equal(images[-1], images[len(sizes) - 1])
+            return [[image[0].numpy()] for image in images[: len(sizes)]]
+
+        *progress, result = scoring_events(
+            dataset,
+            samples(dataset, tmp_path),
+            masks_of,
+            [Reading(3, "red")],
+            protocol=PROTOCOLS["picie"],
+            side=32,
+            allow_missing=True,
+        )
+        assert sorted(seen) == [(4, 3, 32, 32, 2), (4, 3, 32, 32, 3)]
+        assert progress == [Scoring(done, 6) for done in range(1, 7)]
+        assert isinstance(result, Evaluation)
+        assert result.missing == ("2",)
+        assert result.counts.tolist() == [[2 * 32**2, 2 * 32**2, 32**2], [0] * 3, [0] * 3]
+
+    def test_whoever_looks_away_leaves_no_thread(self, root: Path) -> None:
+        before = threading.active_count()
+        started = events(root, 3)
+        next(started)
+        started.close()  # type: ignore[attr-defined]
+        assert threading.active_count() == before
 
 
 class TestFiles:

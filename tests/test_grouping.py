@@ -31,7 +31,12 @@ class TestGroups:
         paths = ["/nowhere/a", "/nowhere/b"]
         expected = [Group((0,), 1), Group((1,), 1)]
         assert list(groups(segmenter, paths, 1)) == expected
-        assert list(groups(segmenter, paths, None)) == expected
+
+    def test_as_many_as_suit_the_size(self, segmenter: Segmenter, tmp_path: Path) -> None:
+        """What is missing from the four that small images make is filled up."""
+        paths = pictures(tmp_path, [(64, 48)] * 5 + [(256, 32)] * 3)
+        found = list(groups(segmenter, paths, None))
+        assert found == [Group((0, 1, 2, 3), 4), Group((4,), 4), Group((5, 6, 7), 4)]
 
     def test_by_working_size(self, segmenter: Segmenter, tmp_path: Path) -> None:
         """At 32 pixels 64x48 and 128x96 are 42x32, and 48x64 is 32x42."""
@@ -61,12 +66,15 @@ class TestGroups:
 
 
 class TestImagesTogether:
-    def test_one_on_a_processor(self) -> None:
-        assert images_together(torch.device("cpu"), (32, 32)) == 1
+    @pytest.mark.parametrize(
+        ("size", "expected"), [((32, 32), 4), ((160, 160), 4), ((160, 213), 3), ((320, 320), 1)]
+    )
+    def test_few_on_a_processor(self, size: tuple[int, int], expected: int) -> None:
+        assert images_together(torch.device("cpu"), size) == expected
 
     @pytest.mark.parametrize(
         ("size", "expected"),
-        [((320, 320), 10), ((160, 213), 30), ((2048, 2048), 1), ((32, 42), 64)],
+        [((320, 320), 10), ((256, 341), 12), ((2048, 2048), 1), ((32, 42), 16)],
     )
     def test_a_million_pixels_on_a_gpu(
         self, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], expected: int

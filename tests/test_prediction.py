@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from densesiam_seg import prediction
+from densesiam_seg import grouping, prediction
 from densesiam_seg.errors import (
     ImageError,
     InputError,
@@ -322,6 +322,16 @@ class TestBatches:
         monkeypatch.setattr(Segmenter, "logits", spy)
         predict(segmenter, scan([mixed]), tmp_path / "out", batch_size=2)
         assert sorted(seen) == sorted([(2, 3, 32, 48)] * 2 + [(2, 3, 32, 64)] + [(2, 3, 51, 32)])
+
+    def test_a_file_that_changes_after_its_header_was_read(
+        self, segmenter: Segmenter, mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It leaves its batch, and nobody else fares worse."""
+        monkeypatch.setattr(grouping, "image_size", lambda path: (20, 30))
+        results = predict(segmenter, scan([mixed]), tmp_path / "out", batch_size=4)
+        assert [result.error is None for result in results] == [True] * 5 + [False, True]
+        with Image.open(tmp_path / "out" / "6.png") as mask:
+            assert mask.size == (25, 40)
 
     def test_overlays(self, segmenter: Segmenter, mixed: Path, tmp_path: Path) -> None:
         predict(segmenter, scan([mixed]), tmp_path / "out", overlays=True, batch_size=3)

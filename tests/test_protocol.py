@@ -237,10 +237,22 @@ class TestReadMasks:
             return features[:, :3]
 
         masks_of = read_masks(segmenter, [channels, segmenter.read_out])
-        one, two = masks_of(images[0], PROTOCOLS[name], 40, 40)
+        ((one, two),) = masks_of(images[:1], PROTOCOLS[name], [(40, 40)])
         features = dense_features(segmenter, images[:1], PROTOCOLS[name])
         full = F.interpolate(features, (40, 40), mode="bilinear")[0, :3]
         assert (torch.from_numpy(one) == full.argmax(0)).double().mean() > 0.999
         alone = segmenter_masks(segmenter)(images[0], PROTOCOLS[name], 40, 40)
         np.testing.assert_array_equal(two, alone)
         assert calls[0].shape[-1] == (40 if name == "stego" else 10)
+
+    @pytest.mark.parametrize("name", PROTOCOLS)
+    def test_of_several_images_at_once(
+        self, segmenter: Segmenter, images: Tensor, name: str
+    ) -> None:
+        """A square has one size, whole images have their own; each is as if it were alone, but for rounding."""
+        sizes = [(40, 40), (40, 40) if name == "stego" else (33, 50)]
+        found = read_masks(segmenter, [segmenter.read_out])(images[:2], PROTOCOLS[name], sizes)
+        for (mask,), image, size in zip(found, images, sizes, strict=False):
+            alone = segmenter_masks(segmenter)(image, PROTOCOLS[name], *size)
+            assert mask.shape == size
+            assert (mask == alone).mean() > 0.999

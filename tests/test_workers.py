@@ -84,7 +84,7 @@ class TestOnOwnCores:
         before = threading.active_count()
         results = on_own_cores(lambda item: item, range(100))
         next(results)
-        results.close()  # type: ignore[attr-defined]
+        results.close()
         assert threading.active_count() == before
         assert threads_of_a_new_thread() == 3
 
@@ -99,7 +99,7 @@ class TestOnOwnCores:
         results = on_own_cores(lambda item: item, items(), each=2)
         assert [next(results) for _ in range(5)] == [0, 1, 2, 3, 4]
         assert len(taken) <= 5 + 2 * 3 + 1
-        results.close()  # type: ignore[attr-defined]
+        results.close()
 
 
 class TestTurns:
