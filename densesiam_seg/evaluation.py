@@ -225,12 +225,12 @@ def scoring_events(
 ) -> Iterator[Scoring | Evaluation]:
     """Score several masks of each image in one pass; the last events are an `Evaluation` for each of `readings`.
 
-    `masks_of` is called from several threads at once, with `TOGETHER` images where the protocol makes them one size and
-    the last one repeated where there are no more. Raises ImageError for an image that cannot be read (counted as
+    `masks_of` is called from several threads at once, with `TOGETHER` images where these are of one size (the last one
+    repeated where there are fewer), else with one. Raises ImageError for an image that cannot be read (counted as
     missing with `allow_missing`) and InputError for a label that does not fit its image or its dataset, always the
     first such error in the order of `found`.
     """
-    classes, together = len(dataset.classes), TOGETHER if protocol.crop else 1
+    classes = len(dataset.classes)
 
     def read(sample: Sample) -> tuple[Tensor, NDArray[np.uint8]] | InputError:
         try:
@@ -240,7 +240,9 @@ def scoring_events(
 
     def count(pairs: Sequence[tuple[Tensor, NDArray[np.uint8]]]) -> Iterator[list[Counts]]:
         images = [image for image, _ in pairs]
-        images += images[-1:] * (together - len(images))
+        if len(images) > 1:
+            # The last bits of a forward pass may depend on the size of its batch, so there are two sizes: 1 and this.
+            images += images[-1:] * (TOGETHER - len(images))
         sizes = [(label.shape[0], label.shape[1]) for _, label in pairs]
         found_masks = masks_of(torch.stack(images), protocol, sizes)
         for (_, label), masks in zip(pairs, found_masks, strict=True):
@@ -251,12 +253,14 @@ def scoring_events(
 
     def work(group: Sequence[Sample]) -> list[list[Counts] | InputError]:
         seen = [read(sample) for sample in group]
-        counted = count([pair for pair in seen if not isinstance(pair, InputError)])
+        sound = [pair for pair in seen if not isinstance(pair, InputError)]
+        alike = len({image.shape for image, _ in sound}) == 1
+        counted = chain.from_iterable(map(count, [sound] if alike else [[pair] for pair in sound]))
         return [pair if isinstance(pair, InputError) else next(counted) for pair in seen]
 
     counts = [np.zeros((classes, reading.clusters), np.int64) for reading in readings]
     unreadable: list[str] = []
-    groups = (found.items[first : first + together] for first in range(0, len(found), together))
+    groups = (found.items[first : first + TOGETHER] for first in range(0, len(found), TOGETHER))
     with closing(on_own_cores(work, groups)) as results:
         one_by_one = zip(found.items, chain.from_iterable(results), strict=True)
         for done, (sample, result) in enumerate(one_by_one, 1):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -11,15 +11,15 @@ from measure import Row, alternate, ratio_row
 from torch import Tensor
 
 from densesiam_seg.card import ModelCard
-from densesiam_seg.colour import normalise
 from densesiam_seg.datasets import load_dataset, samples
 from densesiam_seg.devices import available_cores
-from densesiam_seg.evaluation import evaluate
+from densesiam_seg.evaluation import TOGETHER, evaluate
+from densesiam_seg.grouping import images_together
 from densesiam_seg.model import Architecture, build_network
 from densesiam_seg.prediction import plan, predict_events
 from densesiam_seg.protocol import PROTOCOLS, shown
 from densesiam_seg.scan import scan
-from densesiam_seg.segmenter import Segmenter
+from densesiam_seg.segmenter import Segmenter, working_size
 from densesiam_seg.workers import on_own_cores
 
 IMAGES = 101
@@ -32,19 +32,14 @@ def predict_rows(scratch: Path, photos: Path | None, repeats: int) -> Iterator[R
     folder, segmenter = scratch / "val", untrained()
     paths = jpegs(folder, IMAGES, SIZE, photos)
     prepared = [segmenter.normalised(segmenter.read(path)[0]) for path in paths]
+    together = images_together(segmenter.device, working_size(SIZE[1], SIZE[0], 160))
 
     def whole() -> None:
         work = plan(scan([folder]), scratch / "masks", overwrite=True)
         assert all(result.error is None for result in predict_events(segmenter, work))
 
-    ours, bare = alternate(whole, lambda: forward(segmenter, prepared), repeats=repeats)
-    yield ratio_row(
-        f"predict a folder of {SIZE[0]}x{SIZE[1]} JPEGs / its forward passes",
-        ours,
-        bare,
-        1.3,
-        note=f"{IMAGES} images, size 160, {available_cores()} cores, {IMAGES / min(ours):.0f} images/s",
-    )
+    name = f"predict a folder of {SIZE[0]}x{SIZE[1]} JPEGs"
+    yield from against_forward(name, whole, segmenter, prepared, together, 1.3, repeats)
 
 
 def evaluate_rows(scratch: Path, photos: Path | None, repeats: int) -> Iterator[Row]:
@@ -53,17 +48,19 @@ def evaluate_rows(scratch: Path, photos: Path | None, repeats: int) -> Iterator[
     paths = jpegs(root / "images" / "val", IMAGES, SIZE, photos)
     labels(root / "labels" / "val", [path.stem for path in paths], SIZE, CLASSES)
     dataset = load_dataset("camvid")
-    for name, limit in (("picie", 1.25), ("full-image", None)):
+    for name in ("picie", "full-image"):
         protocol = PROTOCOLS[name]
         pictures = [shown(s, dataset, protocol, 160)[0] for s in samples(dataset, root).items]
-        prepared = [normalise(picture[None].float().div_(255.0)) for picture in pictures]
-        ours, bare = alternate(
+        prepared = [segmenter.normalised(picture[None]) for picture in pictures]
+        yield from against_forward(
+            f"evaluate, {name}",
             lambda name=name: evaluate("camvid", root, segmenter, protocol=name),
-            lambda prepared=prepared: forward(segmenter, prepared),
-            repeats=repeats,
+            segmenter,
+            prepared,
+            TOGETHER,
+            1.25,
+            repeats,
         )
-        note = f"{IMAGES} images, {available_cores()} cores, {IMAGES / min(ours):.0f} images/s"
-        yield ratio_row(f"evaluate, {name} / its forward passes", ours, bare, limit, note=note)
 
 
 def untrained() -> Segmenter:
@@ -73,7 +70,28 @@ def untrained() -> Segmenter:
     return Segmenter(build_network(architecture, 0), ModelCard(architecture, 160), device="cpu")
 
 
-def forward(segmenter: Segmenter, prepared: list[Tensor]) -> None:
-    """The network alone, on as many cores in the same way."""
-    for _ in on_own_cores(segmenter.logits, prepared):
-        pass
+def against_forward(
+    name: str,
+    whole: Callable[[], object],
+    segmenter: Segmenter,
+    prepared: list[Tensor],
+    together: int,
+    limit: float,
+    repeats: int,
+) -> Iterator[Row]:
+    """All the work over the network alone: called image by image, and in the very batches and threads of the work."""
+    batches = [torch.cat(prepared[i : i + together]) for i in range(0, len(prepared), together)]
+
+    def one_by_one() -> None:
+        for image in prepared:
+            segmenter.logits(image)
+
+    def alike() -> None:
+        for _ in on_own_cores(segmenter.logits, batches):
+            pass
+
+    ours, plain, same = alternate(whole, one_by_one, alike, repeats=repeats)
+    note = f"{len(prepared)} images, {available_cores()} cores, {len(prepared) / min(ours):.0f} images/s"
+    yield ratio_row(f"{name} / forward passes image by image", ours, plain, limit, note=note)
+    batched = f"{together} together, an image or batch to a core"
+    yield ratio_row(f"{name} / the same forward passes", ours, same, limit, note=batched)
