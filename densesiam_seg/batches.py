@@ -139,7 +139,9 @@ class ImageStore:
 
         def gather(group: tuple[int, ...]) -> Batch:
             if self._squares is not None:
-                images = self._squares[list(group)]
+                # By numpy: torch would copy with a team of threads of its own for this one, which wait in a circle and
+                # take the cores from the network.
+                images = torch.from_numpy(self._squares.numpy()[list(group)])
             else:
                 assert decoded is not None
                 images = torch.stack([_sound(square) for square in islice(decoded, len(group))])
