@@ -164,9 +164,10 @@ def _decode(store: ImageStore, run: Run) -> Iterator[Event]:
         run.require_going_on()
         yield Decoding(done, total)
     if store.file is not None:
-        size = store.file.stat().st_size / 1e9
+        size = store.file.stat().st_size
+        shown = f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
         yield Notice(
-            f"decoded images lie in {store.file} ({size:.1f} GB) for this and later runs; delete it at any time"
+            f"decoded images lie in {store.file} ({shown}) for this and later runs; delete it at any time"
         )
 
 
