@@ -349,12 +349,9 @@ def _optimizer(network: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
     groups = [{"params": others, "decays": True}, {"params": predictors, "decays": False}]
     if config.optimizer == "adam":
         return torch.optim.Adam(groups, config.rate(), weight_decay=config.weight_decay)
-    # Fused updates round differently, which exact mode may not, and on a processor know nothing of a scaler.
-    fused = config.precision not in ("fp32", "fp16") or None
     return torch.optim.SGD(
         groups,
         config.rate(),
         momentum=config.momentum,
         weight_decay=config.weight_decay,
-        fused=fused,
     )

@@ -684,3 +684,17 @@ class TestReading:
         training.method = Faulty(training.method, FAULTS[fault])
         with pytest.raises(NumericError, match="step 3"):
             next(training.records())
+
+
+@pytest.mark.parametrize("precision", ["auto", "bf16", "fp32"])
+def test_a_loss_that_joins_late_meets_the_optimiser_in_every_mode(
+    make: Make, precision: str
+) -> None:
+    """The region heads have no gradient, and so no momentum, until their loss joins in the last epoch."""
+    training = make(epochs=2, region_start=0.5)
+    config = with_settings(training.config, {"precision": precision})
+    method = TRAINING.build(config, training.store, CPU, torch.float32)
+    other = Training(method, config, training.store, CPU, torch.float32)
+    *_, last = other.records()
+    assert isinstance(last, EpochRecord) and "region" in last.losses
+    assert all(math.isfinite(value) for value in last.losses.values())
