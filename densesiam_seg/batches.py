@@ -109,10 +109,8 @@ class ImageStore:
             else:
                 self.manifest = self.manifest.without(writer.skipped)
             return
-        bytes_each = 3 * self.side**2
-        squares = torch.empty(
-            (len(self) if keep == "ram" else 0, bytes_each), dtype=torch.uint8
-        ).view(-1, 3, self.side, self.side)
+        count = len(self) if keep == "ram" else 0
+        squares = torch.empty((count, 3, self.side, self.side), dtype=torch.uint8)
         aspects: list[float] = []
         skipped: list[Skipped] = []
 

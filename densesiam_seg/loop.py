@@ -350,8 +350,5 @@ def _optimizer(network: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
     if config.optimizer == "adam":
         return torch.optim.Adam(groups, config.rate(), weight_decay=config.weight_decay)
     return torch.optim.SGD(
-        groups,
-        config.rate(),
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
+        groups, config.rate(), momentum=config.momentum, weight_decay=config.weight_decay
     )
