@@ -2,60 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import fields
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
-from torch.nn import functional as F
-from torchvision.transforms.v2 import functional as tv
+from references import coloured, photometry_of, random_images, stacked
 
 from densesiam_seg import colour
 from densesiam_seg.colour import LUMA, NEUTRAL, adjust_colour, brightened_luma, recolour
 from densesiam_seg.draws import (
-    Geometry,
-    Photometry,
-    Window,
     sample_photometry,
 )
 
 QUICK = settings(deadline=None, max_examples=40)
-
-
-def photometry_of(*changes: tuple[float, float, float, float, float, float]) -> Photometry:
-    return Photometry(*torch.tensor(changes, dtype=torch.float32).T)
-
-
-def random_images(batch: int, side: int, seed: int = 0) -> Tensor:
-    """uint8 (B, 3, S, S): smooth colours, some noise, and patches of grey, black and white."""
-    source = torch.Generator().manual_seed(seed)
-    coarse = torch.rand(batch, 3, 3, 3, generator=source)
-    images = F.interpolate(coarse, (side, side), mode="bicubic").clamp(0, 1)
-    images += 0.2 * torch.rand(batch, 3, side, side, generator=source)
-    images[:, :, :2, :2] = 0.5
-    images[:, :, :2, -2:] = 0.0
-    images[:, :, -2:, :2] = 1.0
-    return images.clamp(0, 1).mul(255).to(torch.uint8)
-
-
-def coloured(image: Tensor, change: Sequence[float]) -> Tensor:
-    """The five colour changes in METHOD's order by torchvision, on one float image (3, H, W)."""
-    brightness, contrast, saturation, hue, grey = change[:5]
-    image = tv.adjust_brightness(image, brightness)
-    image = tv.adjust_contrast(image, contrast)
-    image = tv.adjust_saturation(image, saturation)
-    image = tv.adjust_hue(image, hue)
-    if grey:
-        image = tv.rgb_to_grayscale(image, num_output_channels=3)
-    return image
-
-
-def stacked(parameters: Geometry | Photometry | Window) -> Tensor:
-    """One row per image."""
-    return torch.stack([getattr(parameters, field.name) for field in fields(parameters)], 1)
 
 
 class TestColour:

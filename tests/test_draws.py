@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import fields
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from references import random_images, stacked
 from torch import Tensor
-from torch.nn import functional as F
 from torchvision.transforms import RandomResizedCrop
 
 from densesiam_seg.draws import (
-    Geometry,
-    Photometry,
-    Window,
     sample_geometry,
     sample_photometry,
     sample_pretraining_photometry,
@@ -29,23 +25,6 @@ from densesiam_seg.views import view_pair
 
 MANY = range(4000)
 QUICK = settings(deadline=None, max_examples=40)
-
-
-def random_images(batch: int, side: int, seed: int = 0) -> Tensor:
-    """uint8 (B, 3, S, S): smooth colours, some noise, and patches of grey, black and white."""
-    source = torch.Generator().manual_seed(seed)
-    coarse = torch.rand(batch, 3, 3, 3, generator=source)
-    images = F.interpolate(coarse, (side, side), mode="bicubic").clamp(0, 1)
-    images += 0.2 * torch.rand(batch, 3, side, side, generator=source)
-    images[:, :, :2, :2] = 0.5
-    images[:, :, :2, -2:] = 0.0
-    images[:, :, -2:, :2] = 1.0
-    return images.clamp(0, 1).mul(255).to(torch.uint8)
-
-
-def stacked(parameters: Geometry | Photometry | Window) -> Tensor:
-    """One row per image."""
-    return torch.stack([getattr(parameters, field.name) for field in fields(parameters)], 1)
 
 
 def resized_crop(
