@@ -81,12 +81,24 @@ def shown(
             "give labels of the images' own size"
         )
     if not protocol.crop:
-        return _resized(image, *working_size(height, width, side), protocol.resize), label
+        return shown_image(image, protocol, side), label
     size = _cover(height, width, side)
+    return shown_image(image, protocol, side), _nearest(label, *size)[_window(size, side)]
+
+
+def shown_image(image: Tensor, protocol: Protocol, side: int) -> Tensor:
+    """uint8 (3, H, W) as a protocol shows it, uint8 (3, h, w); no label is needed for that."""
+    height, width = image.shape[-2:]
+    if not protocol.crop:
+        return _resized(image, *working_size(height, width, side), protocol.resize)
+    size = _cover(height, width, side)
+    return _resized(image, *size, protocol.resize)[:, *_window(size, side)]
+
+
+def _window(size: tuple[int, int], side: int) -> tuple[slice, slice]:
+    """Rows and columns of the centre square, where a rest of one pixel falls as torchvision lets it."""
     top, left = round((size[0] - side) / 2), round((size[1] - side) / 2)
-    window = (slice(top, top + side), slice(left, left + side))
-    small = _resized(image, *size, protocol.resize)[:, *window]
-    return small, _nearest(label, *size)[window]
+    return slice(top, top + side), slice(left, left + side)
 
 
 def _cover(height: int, width: int, side: int) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""k-means on colour and position, the baseline of the demonstration."""
+"""Masks without training: k-means on colour, position, patches and untrained features; one mask; frequent labels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,16 @@ import torch
 from torch import Tensor
 
 from densesiam_seg import baselines
-from densesiam_seg.baselines import colour_position_masks, colour_position_points
+from densesiam_seg.baselines import (
+    colour_points,
+    colour_position_masks,
+    colour_position_points,
+    kmeans_masks,
+    one_mask,
+    patch_position_points,
+    position_masks,
+    untrained_segmenter,
+)
 from densesiam_seg.clustering import assign
 from densesiam_seg.errors import InputError
 from densesiam_seg.evaluation import PROTOCOLS
@@ -39,6 +48,29 @@ class TestPoints:
         assert points.shape == (8, 5)
         torch.testing.assert_close(points[5, :3] * 255, torch.tensor([5.0, 13.0, 21.0]))
         assert points[5, 3:].tolist() == [0.75, 0.375]
+
+    def test_colour_alone(self) -> None:
+        image = torch.from_numpy(scene(0, 1, 16)[0]).permute(2, 0, 1)
+        torch.testing.assert_close(colour_points(image), colour_position_points(image)[:, :3])
+
+
+class TestPatchPoints:
+    def test_against_plain_loops(self) -> None:
+        """Squares are cut at the border, and position stands behind the six statistics."""
+        image = torch.from_numpy(scene(0, 2, 24)[0]).permute(2, 0, 1)[:, :13, :17].contiguous()
+        points = patch_position_points(image).view(13, 17, 8)
+        colours = image.double().numpy() / 255
+        for row, column in ((0, 0), (0, 8), (6, 8), (12, 16), (11, 1), (2, 15)):
+            rows = slice(max(row - 2, 0), row + 3)
+            columns = slice(max(column - 2, 0), column + 3)
+            patch = colours[:, rows, columns].reshape(3, -1)
+            expected = [*patch.mean(1), *patch.std(1), (row + 0.5) / 13, (column + 0.5) / 17]
+            np.testing.assert_allclose(points[row, column].numpy(), expected, atol=2e-4)
+
+    def test_a_plain_image_deviates_nowhere(self) -> None:
+        points = patch_position_points(torch.full((3, 6, 9), 200, dtype=torch.uint8))
+        assert float(points[:, 3:6].max()) < 1e-3
+        torch.testing.assert_close(points[:, :3], torch.full((54, 3), 200 / 255))
 
 
 class TestMasks:
@@ -91,3 +123,63 @@ class TestMasks:
     def test_more_clusters_than_pixels(self) -> None:
         with pytest.raises(InputError, match="cannot make 100 clusters"):
             colour_position_masks(lambda: [halves((1, 2, 3), (4, 5, 6))], 1, 100, seed=0)
+
+
+class TestKmeansMasks:
+    def test_colour_alone_does_not_see_where(self) -> None:
+        """Two images with their halves swapped: a colour is one cluster wherever it lies."""
+        images = [halves((250, 10, 10), (10, 10, 240)), halves((10, 10, 240), (250, 10, 10))]
+        mask_of = kmeans_masks(colour_points, lambda: images, 2, 2, seed=0)
+        first, second = (mask_of(image, PROTOCOL, 8, 8) for image in images)
+        np.testing.assert_array_equal(first, second[:, ::-1])
+        assert len(np.unique(first)) == 2
+
+    def test_colour_and_position_is_one_of_them(self) -> None:
+        images = [torch.from_numpy(scene(0, i, 24)[0]).permute(2, 0, 1) for i in range(2)]
+        named = colour_position_masks(lambda: images, 2, 4, seed=5)
+        plain = kmeans_masks(colour_position_points, lambda: images, 2, 4, seed=5)
+        np.testing.assert_array_equal(
+            named(images[0], PROTOCOL, 24, 24), plain(images[0], PROTOCOL, 24, 24)
+        )
+
+
+@pytest.mark.usefixtures("slim")
+class TestUntrained:
+    def test_its_network_is_that_of_the_seed(self) -> None:
+        images = [torch.from_numpy(scene(0, i, 32)[0]).permute(2, 0, 1) for i in range(2)]
+        first, again, other = (
+            untrained_segmenter(lambda: images, 2, 4, side=32, seed=seed) for seed in (3, 3, 4)
+        )
+        assert (first.card.readout, first.card.clusters, first.card.image_size) == ("kmeans", 4, 32)
+        assert first.centroids is not None and again.centroids is not None
+        torch.testing.assert_close(first.centroids, again.centroids, rtol=0, atol=0)
+        weights = [each.network.state_dict() for each in (first, again, other)]
+        name = next(name for name in weights[0] if name.endswith("conv1.weight"))
+        assert torch.equal(weights[0][name], weights[1][name])
+        assert not torch.equal(weights[0][name], weights[2][name])
+
+
+class TestOneMask:
+    def test_one_cluster_of_any_size(self) -> None:
+        mask = one_mask()(halves((1, 2, 3), (4, 5, 6)), PROTOCOL, 5, 7)
+        assert (mask.shape, mask.dtype) == ((5, 7), np.dtype(np.int32))
+        assert not mask.any()
+
+
+class TestPositionMasks:
+    def test_three_labels_by_hand(self) -> None:
+        """Majority, a tie, an ignored vote, and a place that is ignored in all: there the commonest class of all."""
+        labels = [
+            np.array([[0, 2, 1], [255, 1, 2]], np.uint8),
+            np.array([[0, 1, 1], [255, 255, 2]], np.uint8),
+            np.array([[1, 255, 0], [255, 1, 2]], np.uint8),
+        ]
+        mask_of = position_masks(iter(labels), 3)
+        mask = mask_of(torch.zeros(3, 2, 3, dtype=torch.uint8), PROTOCOL, 2, 3)
+        assert mask.tolist() == [[0, 1, 1], [1, 1, 2]]
+        assert mask.dtype == np.int32
+
+    def test_another_size(self) -> None:
+        mask_of = position_masks([np.array([[0, 1]], np.uint8)], 2)
+        mask = mask_of(torch.zeros(3, 1, 2, dtype=torch.uint8), PROTOCOL, 2, 4)
+        assert mask.tolist() == [[0, 0, 1, 1]] * 2

@@ -17,6 +17,7 @@ from torchvision.transforms import functional as transforms
 from densesiam_seg.clustering import Centroids
 from densesiam_seg.datasets import Dataset, Sample, load_dataset
 from densesiam_seg.errors import UsageError
+from densesiam_seg.images import load_image
 from densesiam_seg.protocol import (
     PROTOCOLS,
     dense_features,
@@ -24,6 +25,7 @@ from densesiam_seg.protocol import (
     read_masks,
     segmenter_masks,
     shown,
+    shown_image,
 )
 from densesiam_seg.scenes import scene
 from densesiam_seg.segmenter import Segmenter
@@ -113,6 +115,15 @@ class TestGeometry:
         with Image.open(sample.image) as picture, Image.open(sample.label) as truth:
             np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), np.asarray(picture))
             np.testing.assert_array_equal(label, np.asarray(truth))
+
+    @pytest.mark.parametrize("name", PROTOCOLS)
+    @pytest.mark.parametrize("size", SIZES)
+    def test_an_image_alone_is_shown_as_beside_its_label(
+        self, tmp_path: Path, size: tuple[int, int], name: str
+    ) -> None:
+        sample, dataset = sample_of(tmp_path, *size)
+        alone = shown_image(load_image(sample.image), PROTOCOLS[name], 32)
+        assert torch.equal(alone, shown(sample, dataset, PROTOCOLS[name], 32)[0])
 
 
 class TestProtocols:
