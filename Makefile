@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SOURCES := densesiam_seg cli datasets tests benchmarks
 
-.PHONY: demo test format camvid bench clean
+.PHONY: demo test format camvid accuracy bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/densesiam-seg demo --out demo --overwrite
@@ -28,6 +28,13 @@ format: $(VENV)/.installed-test
 CAMVID ?= ../shared/data/camvid
 camvid: $(VENV)/.installed
 	$(BIN)/python -P benchmarks/camvid.py --root $(CAMVID)
+
+# Every baseline and ours, from scratch over three seeds; COCO names the folder of the sample in COCO's own layout.
+# ACCURACY takes further options: --quick for a look in ten minutes, --ablation, --rows, --seeds, --datasets.
+COCO ?= ../shared/data/coco
+ACCURACY ?=
+accuracy: $(VENV)/.installed
+	$(BIN)/python benchmarks/accuracy --camvid $(CAMVID) --coco $(COCO) $(ACCURACY)
 
 # Everything around the network against the network itself; PHOTOS names a folder of JPEGs to use instead of scenes.
 PHOTOS ?=

@@ -89,12 +89,13 @@ def kmeans_masks(
 
 
 def untrained_segmenter(
-    images: Images, count: int, clusters: int, *, side: int, seed: int
+    images: Images, count: int, clusters: int, *, side: int, seed: int, device: str = "auto"
 ) -> Segmenter:
     """A ResNet-18-FPN as it is before any training, read out by k-means of its features over `images`."""
     architecture = Architecture(clusters=clusters)
     network = build_network(architecture, seed)
-    segmenter = Segmenter(network, ModelCard(architecture, side, clusters=clusters))
+    card = ModelCard(architecture, side, clusters=clusters)
+    segmenter = Segmenter(network, card, device=device)
     return fit_readout(segmenter, images, count, clusters, seed=seed)
 
 

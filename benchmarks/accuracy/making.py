@@ -1,0 +1,178 @@
+"""How the masks of a row are made, from a task and a seed: each maker's whole work counts as the row's training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from tasks import Task
+from torch import Tensor
+
+import densesiam_seg
+from densesiam_seg.baselines import (
+    Points,
+    kmeans_masks,
+    one_mask,
+    position_masks,
+    untrained_segmenter,
+)
+from densesiam_seg.config import TrainConfig, train_preset, with_settings
+from densesiam_seg.evaluation import (
+    Mask,
+    Masker,
+    Protocol,
+    Reading,
+    known_classes,
+    read_masks,
+    shown,
+)
+from densesiam_seg.files import discard
+from densesiam_seg.protocol import MasksOf
+from densesiam_seg.segmenter import Segmenter
+
+QUICK = 5
+"""`--quick` trains for this part of the steps, and for no more than `QUICK_STEPS`."""
+QUICK_STEPS = 44
+MACHINE = ("seed", "device", "threads", "workers", "cache", "cache_dir", "visualize_every")
+"""Settings that are no part of a recipe."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a row is made for, and with what means; `folder` is its own, for the run of a training."""
+
+    task: Task
+    seed: int
+    folder: Path
+    quick: bool = False
+    device: str = "cpu"
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class Made:
+    """Masks of a finished row and what their ids mean."""
+
+    masks_of: MasksOf
+    reading: Reading
+
+
+Maker = Callable[[Setting], Made]
+
+
+def one_class(setting: Setting) -> Made:
+    """One cluster everywhere, with the class that suits it best."""
+    return Made(_one_by_one(one_mask()), Reading(1, "none"))
+
+
+def frequent_labels(setting: Setting) -> Made:
+    """The label most frequent at each position of the training split: ids are class ids."""
+    task = setting.task
+    labels = (shown(each, task.dataset, task.protocol, task.side)[1] for each in task.train)
+    masks = position_masks(labels, len(task.dataset.classes))
+    known = known_classes(len(task.dataset.classes))
+    return Made(_one_by_one(masks), Reading(task.clusters, "labels of the training split", known))
+
+
+def kmeans_of(points: Points, readout: str) -> Maker:
+    """k-means over the training images' pixels."""
+
+    def make(setting: Setting) -> Made:
+        task = setting.task
+        images = task.training_images()
+        masks = kmeans_masks(points, lambda: images, len(images), task.clusters, seed=setting.seed)
+        return Made(_one_by_one(masks), Reading(task.clusters, readout))
+
+    return make
+
+
+def untrained(setting: Setting) -> Made:
+    """k-means of what a ResNet-18-FPN makes of the training images before it has learned anything."""
+    images = setting.task.training_images()
+    segmenter = untrained_segmenter(
+        lambda: images,
+        len(images),
+        setting.task.clusters,
+        side=setting.task.side,
+        seed=setting.seed,
+        device=setting.device,
+    )
+    return _read_out(segmenter)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A run of `train`: a preset with settings changed, from scratch, the last checkpoint with its own read-out.
+
+    `steps` is the length of the run on any data set; None: the preset's own.
+    """
+
+    preset: Literal["fast", "balanced", "paper"]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    steps: int | None = None
+
+    def __call__(self, setting: Setting) -> Made:
+        task = setting.task
+        trained = densesiam_seg.train(
+            [each.image for each in task.train],
+            setting.folder,
+            preset=self.preset,
+            overwrite=True,
+            seed=setting.seed,
+            device=setting.device,
+            threads=setting.threads,
+            # One thread does everything, so that two rows at once leave each other alone.
+            workers=0 if setting.threads == 1 else -1,
+            cache="ram",
+            **self.changes(task, quick=setting.quick),
+        )
+        if (trained.run / "checkpoints").exists():
+            discard(trained.run / "checkpoints")
+        return _read_out(Segmenter.load(trained.model, device=setting.device))
+
+    def changes(self, task: Task, *, quick: bool) -> dict[str, Any]:
+        """The settings that are given to `train`."""
+        given = {
+            "image_size": task.side,
+            "clusters": task.clusters,
+            "weights": "none",
+            **self.settings,
+        }
+        config = self._config(task, given)
+        an_epoch = max(len(task.train) // config.batch_size, 1)
+        steps = self.steps or an_epoch * config.epochs
+        if quick:
+            steps = min(math.ceil(steps / QUICK), QUICK_STEPS)
+        if quick or self.steps:
+            given["epochs"] = max(round(steps / an_epoch), 1)
+        return given
+
+    def facts(self, task: Task, *, quick: bool) -> dict[str, Any]:
+        """Every setting that the result depends on, whether changed or the preset's."""
+        config = asdict(self._config(task, self.changes(task, quick=quick)))
+        return {name: value for name, value in config.items() if name not in MACHINE}
+
+    def _config(self, task: Task, given: Mapping[str, Any]) -> TrainConfig:
+        method = str(given.get("method", "densesiam"))
+        base = train_preset(self.preset, len(task.train), gpu=False, method=method)[1]
+        return with_settings(base, given)
+
+
+def _read_out(segmenter: Segmenter) -> Made:
+    masks = read_masks(segmenter, [segmenter.read_out])
+    return Made(masks, Reading(segmenter.card.clusters, segmenter.card.readout))
+
+
+def _one_by_one(mask_of: Masker) -> MasksOf:
+    """Masks of several images from a maker of one."""
+
+    def masks_of(
+        images: Tensor, protocol: Protocol, sizes: Sequence[tuple[int, int]]
+    ) -> list[list[Mask]]:
+        pairs = zip(images, sizes, strict=False)
+        return [[mask_of(image, protocol, *size)] for image, size in pairs]
+
+    return masks_of

@@ -1,0 +1,108 @@
+"""The rows of the table, declared.
+
+Another row is another entry of `ROWS`; another part of the recipe to be left out is one of `ABLATIONS`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from making import Maker, Recipe, frequent_labels, kmeans_of, one_class, untrained
+from tasks import DATASETS, Task
+
+from densesiam_seg.baselines import colour_points, colour_position_points, patch_position_points
+
+
+@dataclass(frozen=True)
+class Row:
+    """How a line of the table is made, and what sets it apart from the others."""
+
+    title: str
+    make: Maker
+    short: str
+    """A title for pictures."""
+    labels: bool = False
+    """It is made from labels of the training split."""
+    whole: bool = False
+    """Scored without resizing and crop, so not to be compared with the others."""
+    seeded: bool = True
+    """False: every seed gives the same."""
+    datasets: tuple[str, ...] = tuple(DATASETS)
+
+    @property
+    def comparable(self) -> bool:
+        """Whether it runs for the best figure of a column."""
+        return not (self.labels or self.whole)
+
+    def task(self, task: Task) -> Task:
+        """The task as this row takes it."""
+        return task.whole() if self.whole else task
+
+    def facts(self, task: Task, *, quick: bool) -> dict[str, Any]:
+        """The settings of a training, every one of them; empty for rows that do not train."""
+        return self.make.facts(task, quick=quick) if isinstance(self.make, Recipe) else {}
+
+
+RGB, RGB_XY, PATCHES_XY = "k-means, RGB", "k-means, RGB + xy", "k-means, 5x5 patches + xy"
+COLOUR_POSITION = kmeans_of(colour_position_points, "k-means of RGB + xy")
+PATCH_POSITION = kmeans_of(patch_position_points, "k-means of 5x5 patch statistics + xy")
+
+PLAIN = {"batch_size": 16, "rate_scaling": "none"}
+"""The paper's settings at a batch that fits, the learning rate left at 0.05 (docs/method.md has the measurement)."""
+EPOCH = 22
+"""Steps of an epoch on CamVid's 367 images; runs have as many steps on every data set."""
+OURS = Recipe("balanced")
+
+ROWS: Mapping[str, Row] = {
+    "one-class": Row("one class everywhere", one_class, "one class", seeded=False),
+    "position-labels": Row(
+        "the label most frequent at each position (uses labels)",
+        frequent_labels,
+        "frequent label",
+        labels=True,
+        seeded=False,
+    ),
+    "rgb": Row(RGB, kmeans_of(colour_points, "k-means of RGB"), "RGB"),
+    "rgb-xy": Row(RGB_XY, COLOUR_POSITION, "RGB + xy"),
+    "patches-xy": Row(PATCHES_XY, PATCH_POSITION, "patches + xy"),
+    "rgb-xy-whole": Row(
+        f"{RGB_XY}, whole images of 480x360",
+        COLOUR_POSITION,
+        "RGB + xy, whole",
+        whole=True,
+        datasets=("camvid",),
+    ),
+    "patches-xy-whole": Row(
+        f"{PATCHES_XY}, whole images of 480x360",
+        PATCH_POSITION,
+        "patches, whole",
+        whole=True,
+        datasets=("camvid",),
+    ),
+    "untrained": Row("k-means, untrained ResNet-18-FPN", untrained, "untrained"),
+    "picie": Row("PiCIE", Recipe("paper", {**PLAIN, "method": "picie"}, 5 * EPOCH), "PiCIE"),
+    "mdc": Row("MDC", Recipe("paper", {**PLAIN, "method": "mdc"}, 5 * EPOCH), "MDC"),
+    "densesiam": Row("DenseSiam as published", Recipe("paper", PLAIN, 10 * EPOCH), "DenseSiam"),
+    "ours": Row("ours: `train` as it comes", OURS, "ours"),
+}
+
+ABLATIONS: Mapping[str, Mapping[str, Any]] = {
+    "no region loss": {"region_weight": 0.0},
+}
+"""What each line of `--ablation` changes in ours; it is scored on the training split, and val is left alone."""
+
+
+def ablation_rows() -> dict[str, Row]:
+    """Ours, and ours with one thing changed."""
+    return {
+        "default": Row("default recipe", OURS, "default"),
+        **{
+            re.sub("[^a-z0-9.]+", "-", name.lower()): Row(
+                name, Recipe(OURS.preset, settings, OURS.steps), name
+            )
+            for name, settings in ABLATIONS.items()
+        },
+    }
