@@ -112,5 +112,9 @@ def test_every_test_mirrors_a_file() -> None:
         for folder, prefix in FOLDERS.items()
         for module in (ROOT / folder).glob("*.py")
     }
+    benchmarks = {
+        f"test_benchmark_{main.parent.name}.py"
+        for main in (ROOT / "benchmarks").glob("*/__main__.py")
+    }
     tests = {path.name for path in (ROOT / "tests").glob("test_*.py")}
-    assert tests - modules <= {"test_package.py", "test_datasets.py"}
+    assert tests - modules - benchmarks <= {"test_package.py", "test_datasets.py"}
