@@ -14,9 +14,8 @@ and `.json` and pictures to `docs/`; with `--quick` into the work folder. What i
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from grid import grid
@@ -54,7 +53,6 @@ def main() -> None:
         asked.ablation,
         asked.device,
         asked.threads,
-        revision(),
     )
     every = plan(known, tasks, seeds, means)
     wanted = [job for job in every if asked.rows is None or job.name in asked.rows]
@@ -90,7 +88,7 @@ def options() -> argparse.Namespace:
 
 
 def plan(
-    known: dict[str, Row], tasks: Sequence[Task], seeds: Sequence[int], means: Means
+    known: Mapping[str, Row], tasks: Sequence[Task], seeds: Sequence[int], means: Means
 ) -> list[Job]:
     """Every job, seed by seed, so that a stopped run has as many of each row; rows without a seed have one."""
     return [
@@ -124,7 +122,7 @@ def finish(jobs: Sequence[Job], count: int, threads: int) -> int:
 
 def publish(
     jobs: Sequence[Job],
-    known: dict[str, Row],
+    known: Mapping[str, Row],
     tasks: Sequence[Task],
     seeds: Sequence[int],
     asked: argparse.Namespace,
@@ -156,7 +154,7 @@ def publish(
 
 
 def finished(
-    jobs: Sequence[Job], known: dict[str, Row], task: Task, seeds: Sequence[int]
+    jobs: Sequence[Job], known: Mapping[str, Row], task: Task, seeds: Sequence[int]
 ) -> list[Line]:
     """The rows of a task that have results."""
     found = []
@@ -174,20 +172,6 @@ def command(asked: argparse.Namespace, seeds: Sequence[int]) -> str:
     parts += [f"--{name}" for name in ("quick", "ablation") if getattr(asked, name)]
     parts += [f"--seeds {' '.join(map(str, seeds))}", f"--threads {asked.threads}"]
     return " ".join(parts)
-
-
-def revision() -> str:
-    """The commit, with a plus where files differ from it."""
-
-    def git(*words: str) -> str:
-        found = subprocess.run(
-            ["git", *words], cwd=HERE, capture_output=True, text=True, check=False
-        )
-        return found.stdout.strip()
-
-    code = ("densesiam_seg", "datasets", "benchmarks/accuracy")
-    changed = git("status", "--porcelain", "--", *(f":/{folder}" for folder in code))
-    return (git("rev-parse", "--short", "HEAD") or "unknown") + ("+" if changed else "")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Iterable
@@ -48,6 +49,7 @@ def finish(order: dict[str, Any]) -> dict[str, Any]:
         order["device"],
         order["threads"],
     )
+    code = revision()
     began, processor = time.perf_counter(), time.process_time()
     made = row.make(setting)
     training = time.perf_counter() - began, time.process_time() - processor
@@ -58,6 +60,7 @@ def finish(order: dict[str, Any]) -> dict[str, Any]:
     scores = evaluation.scores
     return {
         **order["identity"],
+        "revision": code,
         "mean_iou": scores.mean_iou,
         "pixel_accuracy": scores.pixel_accuracy,
         "mean_accuracy": scores.mean_accuracy,
@@ -95,7 +98,7 @@ def score(task: Task, made: Made) -> Evaluation:
 
 def keep_masks(path: Path, task: Task, made: Made) -> None:
     """The masks of the pictured images, as cluster ids, in one file."""
-    masks = {str(place): mask for place, mask in _masks(task, made)}
+    masks: dict[str, Any] = {str(place): mask for place, mask in _masks(task, made)}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.npz")
     np.savez_compressed(partial, **masks)
@@ -114,6 +117,20 @@ def facts(device: str) -> dict[str, Any]:
     known = environment()
     names = ("python", "packages", "machine", "cpu_capability", "threads")
     return {**{name: known[name] for name in names}, "device": device}
+
+
+def revision() -> str:
+    """The commit, with a plus where files differ from it."""
+
+    def git(*words: str) -> str:
+        found = subprocess.run(
+            ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        )
+        return found.stdout.strip()
+
+    code = ("densesiam_seg", "datasets", "benchmarks/accuracy")
+    changed = git("status", "--porcelain", "--", *(f":/{folder}" for folder in code))
+    return (git("rev-parse", "--short", "HEAD") or "unknown") + ("+" if changed else "")
 
 
 def peak_gigabytes() -> float | None:

@@ -34,7 +34,6 @@ class Means:
     ablation: bool = False
     device: str = "cpu"
     threads: int = 1
-    revision: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class Job:
         return f"{self.task.name}, {self.row.title}, seed {self.seed}"
 
     def settings(self) -> dict[str, Any]:
-        """What the result depends on; the code itself is left out, and each result names its revision."""
+        """What the result depends on but the code itself, whose revision every result names."""
         means = self.means
         return {
             "format": FORMAT,
@@ -89,7 +88,7 @@ class Job:
     def order(self) -> dict[str, Any]:
         """What the child is told."""
         means = self.means
-        identity = {**self.settings(), "digest": self.digest(), "revision": means.revision}
+        identity = {**self.settings(), "digest": self.digest()}
         return {
             "row": self.name,
             "dataset": self.task.name,

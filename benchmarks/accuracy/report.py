@@ -166,4 +166,4 @@ def _row(line: Line) -> dict[str, Any]:
 
 
 def _plain(found: Spread | None) -> dict[str, float | None] | None:
-    return found and {"mean": found.mean, "deviation": found.deviation}
+    return {"mean": found.mean, "deviation": found.deviation} if found else None
