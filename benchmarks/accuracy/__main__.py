@@ -14,6 +14,7 @@ and `.json` and pictures to `docs/`; with `--quick` into the work folder. What i
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -45,7 +46,7 @@ def main() -> None:
     try:
         tasks = [load_task(n, roots[n], "train" if asked.ablation else "val") for n in names]
     except DenseSiamError as error:
-        sys.exit(f"{error}; --camvid and --coco name the folders, --datasets leaves one out")
+        sys.exit(f"{error} (--camvid and --coco name the folders, --datasets leaves one out)")
     means = Means(
         asked.out / ("quick" if asked.quick else "full"),
         roots,
@@ -56,7 +57,11 @@ def main() -> None:
     )
     every = plan(known, tasks, seeds, means)
     wanted = [job for job in every if asked.rows is None or job.name in asked.rows]
-    failed = finish(wanted, asked.jobs, asked.threads)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        failed = finish(wanted, asked.jobs, asked.threads)
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on with the rows that are missing")
     publish(every, known, tasks, seeds, asked)
     if failed:
         sys.exit(f"{failed} of {len(wanted)} failed; the same command does them again")

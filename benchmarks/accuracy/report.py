@@ -153,7 +153,7 @@ def _row(line: Line) -> dict[str, Any]:
     keys = ("mean_iou", "pixel_accuracy", "mean_accuracy", "things_iou", "stuff_iou")
     costs = ("clusters_in_use", "training_processor_seconds", "peak_gigabytes")
     fixed = ("task", "clusters", "readout", "matching", "settings")
-    kept = ("seed", "revision", "digest", *keys, "iou", *costs, "training_wall_seconds")
+    kept = ("seed", "revision", *keys, *costs, "training_wall_seconds")
     return {
         "row": line.name,
         "title": line.row.title,
