@@ -109,6 +109,7 @@ def card(lines: Sequence[Line], seeds: Sequence[int], command: str, *, quick: bo
     scored, learned = task["scored"], task["learned_from"]
     others = sorted({r["task"]["protocol"] for r in results} - {task["protocol"]})
     revisions = sorted({r["revision"] for r in results})
+    any_labels = any(line.row.labels for line in lines)
     notes = [
         f"data: {task['dataset']}; scored on {scored['split']} ({scored['images']} images, names "
         f"{scored['names_digest'][:12]}), learned from {learned['split']} ({learned['images']} images, names "
@@ -121,7 +122,12 @@ def card(lines: Sequence[Line], seeds: Sequence[int], command: str, *, quick: bo
         f"clusters: {task['clusters']}, as many as classes; one confusion matrix over the whole set; one matching "
         "(Hungarian, most matched pixels), made on the scored split for each row and seed",
         "selection: none; the last checkpoint, the row's own read-out, one start of k-means; labels choose nothing",
-        "labels: for scoring alone, but for the row that says that it uses those of the training split",
+        "labels: for scoring alone"
+        + (
+            ", but for the row that says that it uses those of the training split"
+            if any_labels
+            else ""
+        ),
         f"seeds: {', '.join(map(str, seeds))}; mean ± standard deviation (n - 1); rows without ± have no seed",
         "training s: processor seconds of everything before scoring, decoding included; from scratch, no weights",
         *_machine(results),
