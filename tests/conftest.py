@@ -83,8 +83,9 @@ def slim() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _no_room_for_caches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`--cache auto` finds no room on the disk: no test leaves decoded images in the folder it is started in."""
+    """`--cache auto` finds no room on the disk: no test leaves images or features in the folder it is started in."""
     monkeypatch.setattr("densesiam_seg.batches.free_space", lambda folder: 0)
+    monkeypatch.setattr("densesiam_seg.stagecache.free_space", lambda folder: 0)
 
 
 @pytest.fixture(scope="session")
