@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from densesiam_seg.backbones import TIMM
+from densesiam_seg.colour import MEAN, STD
 from densesiam_seg.errors import UsageError
 
 DEPTHS = 4
@@ -35,6 +36,7 @@ class TimmBackbone(nn.Module):
         self.name = name
         self.plain = _create(name)
         """The model itself, whose tensors have timm's own names."""
+        self.mean, self.deviation = _normalisation(self.plain)
         stages = _stages(name, self.plain)
         strides = [int(stage["reduction"]) for stage in stages]
         self.one_stride = len(set(strides)) == 1
@@ -48,7 +50,7 @@ class TimmBackbone(nn.Module):
         )
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """(B, 3, H, W) → stages (B, C, h, w), the finest first.
+        """Images (B, 3, H, W), normalised as everywhere here → stages (B, C, h, w), the finest first.
 
         Images whose sides are no multiples of the patch (or of a pyramid's largest stride) are resized to the nearest
         ones, so that the maps cover the whole image and nothing else. Padding would leave a border of nothing.
@@ -57,9 +59,22 @@ class TimmBackbone(nn.Module):
         if sides != list(images.shape[-2:]):
             images = F.interpolate(images, sides, mode="bilinear", antialias=True)
         stages = self.plain.forward_intermediates(
-            images, indices=self.indices, norm=self.one_stride, intermediates_only=True
+            self._renormalised(images),
+            indices=self.indices,
+            norm=self.one_stride,
+            intermediates_only=True,
         )
         return tuple(stages)
+
+    def _renormalised(self, images: Tensor) -> Tensor:
+        """The same images as the model's weights expect them: CLIP's, SigLIP's and others have numbers of their own."""
+        if (self.mean, self.deviation) == (MEAN, STD):
+            return images
+        mean, deviation, own_mean, own_deviation = (
+            images.new_tensor(values).view(3, 1, 1)
+            for values in (MEAN, STD, self.mean, self.deviation)
+        )
+        return (images * deviation + mean - own_mean) / own_deviation
 
     def fetch(self) -> None:
         """Take over the weights that timm publishes under this name, from the Hub's cache or its network.
@@ -131,6 +146,13 @@ def _stages(name: str, model: Any) -> list[dict[str, Any]]:
             f"--backbone {TIMM}{name}: gives no features between its layers; choose another model"
         )
     return list(getattr(model.feature_info, "info", model.feature_info))
+
+
+def _normalisation(model: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of the pixels that timm notes beside a model's weights; ImageNet's where it notes none."""
+    noted = getattr(model, "pretrained_cfg", None) or {}
+    mean, deviation = noted.get("mean", MEAN), noted.get("std", STD)
+    return (MEAN, STD) if len(mean) != 3 else (tuple(mean), tuple(deviation))
 
 
 def _evenly(count: int) -> list[int]:

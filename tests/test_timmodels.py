@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from densesiam_seg.colour import normalise
 from densesiam_seg.errors import UsageError
 from densesiam_seg.timmodels import TimmBackbone, require_any_size
 
@@ -69,6 +70,27 @@ def test_they_are_timms_own_after_its_last_norm(small: None) -> None:
         tokens = backbone.plain.forward_features(images)[:, 1:]
     assert len(stages) == 4
     torch.testing.assert_close(stages[-1], tokens.mT.reshape(2, 24, 2, 3))
+
+
+@pytest.mark.usefixtures("small")
+def test_models_see_the_normalisation_of_their_own_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A pixel of 0.75 is 0.5 to a model whose weights were trained with mean and deviation 0.5."""
+    seen: list[Tensor] = []
+
+    def forward(images: Tensor, **options: object) -> list[Tensor]:
+        seen.append(images)
+        return []
+
+    for name, wanted in (("vit_base_patch16_siglip_224", 0.5), ("vit_small_patch16_dinov3", None)):
+        backbone = TimmBackbone(name)
+        monkeypatch.setattr(backbone.plain, "forward_intermediates", forward)
+        images = normalise(torch.full((1, 3, 32, 32), 0.75))
+        backbone(images)
+        expected = images if wanted is None else torch.full_like(images, wanted)
+        torch.testing.assert_close(seen[-1], expected)
+        assert (seen[-1] is images) == (wanted is None)
 
 
 @pytest.mark.usefixtures("small")
