@@ -80,6 +80,8 @@ class Console:
                         self.say(event.text, warning=event.warning)
                     case "Decoding":
                         bar.show("reading images", event.done, event.total)
+                    case "Keeping":
+                        bar.show("features of the frozen backbone", event.done, event.total)
                     case "Preparing":
                         bar.show(f"clustering for epoch {event.epoch + 1}", event.done, event.total)
                     case "Probing" | "RowProgress":

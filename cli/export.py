@@ -25,7 +25,7 @@ def command(
         bool,
         typer.Option(
             "--backbone",
-            help="Export the backbone as a torchvision state dict.",
+            help="Export the backbone as a state dict of torchvision or timm.",
             rich_help_panel=WORK,
         ),
     ] = False,
@@ -33,7 +33,8 @@ def command(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write a model's backbone as a plain torchvision state dict, for programs other than this one."""
+    """Write a model's backbone as a plain state dict of torchvision or timm, for programs other than this one."""
+    from densesiam_seg.backbones import TIMM, is_timm
     from densesiam_seg.errors import UsageError
 
     if not backbone:
@@ -52,6 +53,9 @@ def command(
     if json:
         console.data({"file": str(out), "backbone": name})
     console.say(f"backbone ({name}): {out}")
-    console.say(
-        f"next: torchvision.models.{name}().load_state_dict(…, strict=False), or --weights {out}"
+    library = (
+        f"timm.create_model('{name.removeprefix(TIMM)}')"
+        if is_timm(name)
+        else f"torchvision.models.{name}()"
     )
+    console.say(f"next: {library}.load_state_dict(…, strict=False), or --weights {out}")

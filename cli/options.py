@@ -144,7 +144,16 @@ Backbone = Annotated[
     str | None,
     typer.Option(
         "--backbone",
-        help="A ResNet of torchvision: resnet18 … resnet152, resnext50_32x4d, wide_resnet50_2, ….",
+        help="A model of torchvision (resnet18 …, convnext_tiny …, swin_t …) or, with the extra [timm], timm:NAME.",
+        rich_help_panel=RECIPE,
+    ),
+]
+Freeze = Annotated[
+    bool | None,
+    typer.Option(
+        "--freeze/--no-freeze",
+        help="Keep the backbone as its weights are; train the decoder and the heads.",
+        show_default=False,
         rich_help_panel=RECIPE,
     ),
 ]

@@ -17,6 +17,7 @@ from densesiam_seg.cli.options import (
     ConfigFile,
     Device,
     Epochs,
+    Freeze,
     ImagesArgument,
     ImageSize,
     ImageWeight,
@@ -77,6 +78,7 @@ def command(
     learning_rate: LearningRate = None,
     weights: Weights = None,
     backbone: Backbone = None,
+    freeze: Freeze = None,
     features: Annotated[
         str | None,
         typer.Option(
@@ -183,6 +185,7 @@ def command(
         "learning_rate": learning_rate,
         "weights": weights,
         "backbone": backbone,
+        "freeze": freeze,
         "features": features,
         "seed": seed,
         "channels": channels,

@@ -17,6 +17,7 @@ from densesiam_seg.cli.options import (
     ConfigFile,
     Device,
     Epochs,
+    Freeze,
     ImagesArgument,
     ImageSize,
     ImageWeight,
@@ -91,6 +92,7 @@ def command(
     learning_rate: LearningRate = None,
     weights: Weights = None,
     backbone: Backbone = None,
+    freeze: Freeze = None,
     max_time: MaxTime = None,
     seed: Seed = None,
     over_clusters: Annotated[
@@ -168,6 +170,7 @@ def command(
         "learning_rate": learning_rate,
         "weights": weights,
         "backbone": backbone,
+        "freeze": freeze,
         "seed": seed,
         "over_clusters": over_clusters,
         "channels": channels,

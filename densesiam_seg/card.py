@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from densesiam_seg.encoder import BACKBONES
+from densesiam_seg.backbones import plausible
 from densesiam_seg.errors import ModelError
 from densesiam_seg.files import open_regular
 from densesiam_seg.masks import Colour, palette
@@ -77,7 +77,8 @@ def read_card(path: Path) -> ModelCard:
         architecture = Architecture(**content.pop("architecture"))
         card = ModelCard(architecture, **content)
         sound = (
-            architecture.backbone in BACKBONES
+            type(architecture.backbone) is str
+            and plausible(architecture.backbone)
             and architecture.features in ("fpn", "res5")
             and type(architecture.image_head) is bool
             and all(

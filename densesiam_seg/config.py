@@ -15,22 +15,10 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from densesiam_seg import backbones
 from densesiam_seg.errors import InputError, UsageError
 
 Preset = Literal["fast", "balanced", "paper"]
-Backbone = Literal[
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-    "resnet152",
-    "resnext50_32x4d",
-    "resnext101_32x8d",
-    "resnext101_64x4d",
-    "wide_resnet50_2",
-    "wide_resnet101_2",
-]
-"""torchvision's ResNets; the encoder, which nothing here imports, has the same list."""
 PAPER_IMAGES = 10_000
 """From this many images on, with a GPU, the preset is `paper` unless the user names one."""
 
@@ -43,8 +31,9 @@ class RunConfig:
 
     seed: int = 0
     # network
-    backbone: Backbone = "resnet18"
+    backbone: str = "resnet18"
     weights: str = "auto"
+    freeze: bool = False
     channels: int = 128
     # views
     image_size: int = 320
@@ -74,6 +63,8 @@ class RunConfig:
         for name, value in asdict(self).items():
             if name.endswith("_weight") or name == "weight_decay":
                 _require(value >= 0, name, "not negative", value)
+        known = backbones.plausible(self.backbone)
+        _require(known, "backbone", "" if known else backbones.remedy(self.backbone), self.backbone)
         for name in ("epochs", "batch_size", "max_pixels"):
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         self._require_range("channels", 1, 4096)
@@ -158,6 +149,10 @@ class TrainConfig(RunConfig):
         """The round whose views an epoch sees: its own, or the run's only one."""
         return epoch if self.replay == "epoch" else 0
 
+    def keeps_stages(self) -> bool:
+        """Whether a frozen backbone sees the same two views of an image in every epoch."""
+        return self.freeze and self.replay == "run" and self.method not in ("picie", "mdc")
+
     def uses_pixels(self) -> bool:
         """Whether any loss is of pixels or regions."""
         return bool(
@@ -211,6 +206,12 @@ class PretrainConfig(RunConfig):
         self._require_range("min_scale", 1e-4, self.max_scale)
         _require(
             self.distance_threshold > 0, "distance_threshold", "above 0", self.distance_threshold
+        )
+        _require(
+            self.features == "fpn" or not self.freeze,
+            "freeze",
+            "false with the features of res5, which are the backbone's own; give --features fpn",
+            self.freeze,
         )
         _require(
             self.sampling == "regular" or self.correspondence == "location",

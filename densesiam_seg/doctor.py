@@ -15,6 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
+from densesiam_seg.backbones import TORCHVISION
+
 State = Literal["ok", "note", "broken"]
 
 
@@ -56,6 +58,14 @@ def packages() -> Iterator[Finding]:
             yield Finding(name, "ok", version(name))
         except PackageNotFoundError:
             yield Finding(name, "broken", f"not installed; pip install {name}")
+    if _has("timm"):
+        yield Finding("timm", "ok", version("timm"))
+    else:
+        yield Finding(
+            "timm",
+            "note",
+            "not installed; --backbone timm:NAME needs pip install 'densesiam-seg[timm]'",
+        )
 
 
 def torch_and_torchvision() -> Iterator[Finding]:
@@ -141,11 +151,13 @@ def devices() -> Iterator[Finding]:
 
 
 def weights() -> Iterator[Finding]:
-    """Whether ImageNet weights are cached; nothing is fetched."""
+    """Whether torchvision's ImageNet weights are cached; nothing is fetched."""
     import torch
 
     folder = Path(torch.hub.get_dir()) / "checkpoints"
-    cached = sorted(path.name for path in folder.glob("resnet*.pth")) if folder.is_dir() else []
+    # torchvision's files are called by the model, with a digest behind it.
+    known = (path for path in folder.glob("*.pth") if path.stem.rpartition("-")[0] in TORCHVISION)
+    cached = sorted(path.name for path in known)
     if cached:
         yield Finding("ImageNet weights", "ok", ", ".join(cached))
     else:

@@ -20,6 +20,7 @@ _PACKAGES = (
     "scipy",
     "pillow",
     "safetensors",
+    "timm",
 )
 _NUMERIC = ("machine", "cpu_capability", "threads", "cuda")
 _NUMERIC_PACKAGES = ("torch", "torchvision", "faiss-gpu", "faiss-cpu", "numpy", "pillow")

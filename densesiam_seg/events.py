@@ -29,6 +29,14 @@ class Decoding:
 
 
 @dataclass(frozen=True)
+class Keeping:
+    """Images whose features of a frozen backbone were written to the disk."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
 class Started:
     """Training is about to make its first step (or its next, after a resume)."""
 
@@ -57,4 +65,4 @@ class Trained:
     """False when the time limit came first; `resume` goes on from there."""
 
 
-Event = Notice | Decoding | Started | Preparing | StepRecord | EpochRecord | Trained
+Event = Notice | Decoding | Keeping | Started | Preparing | StepRecord | EpochRecord | Trained

@@ -1,4 +1,4 @@
-"""`export`: a model's backbone as a plain torchvision state dict, for detectors and segmenters elsewhere."""
+"""`export`: a model's backbone as a plain state dict of torchvision or timm, for programs elsewhere."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ SUFFIXES = (".safetensors", ".pth")
 
 
 def backbone_tensors(segmenter: Segmenter) -> dict[str, Tensor]:
-    """torchvision's names (`conv1.weight`, `layer1.0.bn1.bias`, …, without `fc`) and contiguous copies on the CPU.
+    """The library's names (a ResNet's `conv1.weight`, `layer1.0.bn1.bias`, …, without `fc`) and copies on the CPU.
 
-    Parameters and statistics are float32, the counters of batch normalisation int64.
+    They are contiguous. Parameters and statistics are float32, the counters of batch normalisation int64.
     """
     return {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in segmenter.network.encoder.backbone.state_dict().items()
+        for name, tensor in segmenter.network.encoder.backbone.plain.state_dict().items()
     }
 
 

@@ -202,7 +202,8 @@ class Training:
             )
             for images in self.method.prepare(self.store, epoch):
                 yield Preparing(epoch, images, self.steps_per_epoch * self.config.batch_size)
-            batches = self.store.batches(groups[done:], pinned=self.device.type == "cuda")
+            pinned = self.device.type == "cuda"
+            batches = self.method.batches(self.store, groups[done:], pinned=pinned)
             waiting: list[Done] = []
             for batch in on_device(batches, self.device):
                 if not waiting:
@@ -342,10 +343,10 @@ def _numbers(done: Done) -> Tensor:
 
 
 def _optimizer(network: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
-    """SGD or Adam of two groups: the predictors, whose rate stays, and everything else."""
+    """SGD or Adam of two groups: the predictors, whose rate stays, and everything else but a frozen backbone."""
     predictors = [p for name, p in network.named_parameters() if "predictor." in name]
     known = set(predictors)
-    others = [p for p in network.parameters() if p not in known]
+    others = [p for p in network.parameters() if p not in known and p.requires_grad]
     groups = [{"params": others, "decays": True}, {"params": predictors, "decays": False}]
     if config.optimizer == "adam":
         return torch.optim.Adam(groups, config.rate(), weight_decay=config.weight_decay)

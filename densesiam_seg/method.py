@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from densesiam_seg.batches import ImageStore
+from densesiam_seg.batches import Batch, ImageStore
 from densesiam_seg.losses import pixel_loss, region_loss
 from densesiam_seg.model import DenseSiam
 
@@ -45,8 +45,14 @@ class Method(Protocol):
         """What an epoch needs before its first step; yields how many images are done."""
         ...
 
+    def batches(
+        self, store: ImageStore, groups: Sequence[tuple[int, ...]], *, pinned: bool
+    ) -> Iterator[Batch]:
+        """What `objective` takes, for each group of images' positions; on the processor."""
+        ...
+
     def objective(self, images: Tensor, indices: Sequence[int], epoch: int) -> Objective:
-        """The objective of stored images, uint8 (B, 3, S, S) on the network's device; called under autocast."""
+        """The objective of one of those batches on the network's device; called under autocast."""
         ...
 
     def state(self) -> dict[str, Tensor]:
@@ -58,7 +64,17 @@ class Method(Protocol):
         ...
 
 
-class Stateless:
+class FromImages:
+    """A method that learns from stored images, uint8 (B, 3, S, S)."""
+
+    def batches(
+        self, store: ImageStore, groups: Sequence[tuple[int, ...]], *, pinned: bool
+    ) -> Iterator[Batch]:
+        """The images themselves."""
+        return store.batches(groups, pinned=pinned)
+
+
+class Stateless(FromImages):
     """A method whose epochs need no preparation."""
 
     def prepare(self, store: ImageStore, epoch: int) -> Iterator[int]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from densesiam_seg.draws import Geometry
 from densesiam_seg.encoder import Encoder, Features
 from densesiam_seg.heads import (
     image_predictor,
@@ -61,8 +62,7 @@ class DenseSiam(nn.Module):
         Both views pass the encoder as one batch: they share batch statistics, and one large pass is faster than two.
         """
         features = self.encoder(torch.cat((views.image_1, views.image_2)))
-        features_1, features_2 = features.chunk(2)
-        return torch.cat((features_1, warp(features_2, views.geometry).to(features.dtype)))
+        return matched(features, views.geometry)
 
     def region_outputs(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
         """Projections u and predictions q of region embeddings (B, K, C), each (B, K, C)."""
@@ -73,6 +73,12 @@ class DenseSiam(nn.Module):
         """Cluster logits z (B, K, h, w) of normalised images (B, 3, H, W)."""
         logits: Tensor = self.projector(self.encoder(images))
         return logits
+
+
+def matched(features: Tensor, geometry: Geometry) -> Tensor:
+    """Features of both views (2B, C, h, h), view 1 first: view 2's are warped onto view 1's."""
+    features_1, features_2 = features.chunk(2)
+    return torch.cat((features_1, warp(features_2, geometry).to(features.dtype)))
 
 
 def build_network(architecture: Architecture, seed: int) -> DenseSiam:

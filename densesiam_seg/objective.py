@@ -5,13 +5,15 @@ Axes: B images, K clusters, C channels, h feature side.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from densesiam_seg import fused
+from densesiam_seg.batches import Batch, ImageStore
 from densesiam_seg.config import TrainConfig
+from densesiam_seg.draws import sample_geometry
 from densesiam_seg.losses import (
     label_counts,
     pixel_loss,
@@ -21,7 +23,8 @@ from densesiam_seg.losses import (
     segmentation_loss,
 )
 from densesiam_seg.method import Objective, Stateless, image_loss, region_term
-from densesiam_seg.model import DenseSiam
+from densesiam_seg.model import DenseSiam, matched
+from densesiam_seg.stagecache import StageCache
 from densesiam_seg.views import ViewPair, view_pair
 
 
@@ -31,20 +34,38 @@ class Siamese(Stateless):
     def __init__(self, network: DenseSiam, config: TrainConfig) -> None:
         self.network = network
         self.config = config
+        self.kept: StageCache | None = None
+        """Where a frozen backbone's stages of all views lie, once they were written."""
+
+    def batches(
+        self, store: ImageStore, groups: Sequence[tuple[int, ...]], *, pinned: bool
+    ) -> Iterator[Batch]:
+        """Stored images, or what is kept of their views."""
+        return (self.kept or store).batches(groups, pinned=pinned)
 
     def objective(self, images: Tensor, indices: Sequence[int], epoch: int) -> Objective:
-        """Losses of one batch of stored images; the region loss joins in the last epochs."""
-        config = self.config
-        round_ = config.round(epoch)
+        """Losses of one of those batches; the region loss joins in the last epochs."""
+        config, network = self.config, self.network
+        round_, regions = config.round(epoch), epoch >= config.region_epoch()
+        if self.kept:
+            geometry = sample_geometry(config.seed, round_, indices).to(images.device)
+            features = matched(network.encoder.dense(self.kept.stages(images)), geometry)
+            return objective_of(network, features, config, regions=regions)
         views = view_pair(images, indices, seed=config.seed, round_=round_, exact=config.exact())
-        return objective(self.network, views, config, regions=epoch >= config.region_epoch())
+        return objective(network, views, config, regions=regions)
 
 
 def objective(
     network: DenseSiam, views: ViewPair, config: TrainConfig, *, regions: bool
 ) -> Objective:
     """Losses of one pair of views (METHOD, section 2). A loss whose weight is 0 is not computed."""
-    features = network.paired_features(views)
+    return objective_of(network, network.paired_features(views), config, regions=regions)
+
+
+def objective_of(
+    network: DenseSiam, features: Tensor, config: TrainConfig, *, regions: bool
+) -> Objective:
+    """The same, given the features of both views in exact correspondence (2B, C, h, h), view 1 first."""
     terms: list[tuple[str, float, Tensor]] = []
     agreement, dispersion = torch.zeros((), device=features.device), None
     histogram = torch.zeros(0, dtype=torch.int64, device=features.device)

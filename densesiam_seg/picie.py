@@ -22,7 +22,7 @@ from densesiam_seg.clustering import Centroids, kmeans, refine, unit_features
 from densesiam_seg.config import TrainConfig
 from densesiam_seg.devices import autocast
 from densesiam_seg.losses import label_counts, pseudo_label_loss
-from densesiam_seg.method import Objective
+from densesiam_seg.method import FromImages, Objective
 from densesiam_seg.model import DenseSiam
 from densesiam_seg.randomness import Stream, generator
 from densesiam_seg.views import first_view, view_pair
@@ -39,7 +39,7 @@ Held = list[tuple[tuple[int, ...], Tensor]]
 """Positions of a batch's images, and the features (V·B, C, h, h) as the network gave them."""
 
 
-class PiCIE:
+class PiCIE(FromImages):
     """Pseudo-labels of both views, learned within a view and across; MDC is view 1 alone."""
 
     def __init__(

@@ -6,6 +6,7 @@ import json
 import time
 import tomllib
 from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,7 @@ import torch
 import densesiam_seg
 from densesiam_seg.batches import Fit, ImageStore
 from densesiam_seg.checkpoint import discard_checkpoint, load_checkpoint, space_needed
-from densesiam_seg.config import Preset, RunConfig, with_settings
+from densesiam_seg.config import Preset, RunConfig, TrainConfig, with_settings
 from densesiam_seg.devices import available_cores, make_repeatable, pick_device, pick_precision
 from densesiam_seg.environment import compare_fingerprints, environment, fingerprint
 from densesiam_seg.errors import (
@@ -25,16 +26,18 @@ from densesiam_seg.errors import (
     StoppedError,
     UsageError,
 )
-from densesiam_seg.events import Decoding, Event, Notice, Trained
+from densesiam_seg.events import Decoding, Event, Keeping, Notice, Trained
 from densesiam_seg.files import replace_json, replace_text
 from densesiam_seg.loop import Training
 from densesiam_seg.manifest import Manifest
 from densesiam_seg.method import Method
 from densesiam_seg.model import DenseSiam
+from densesiam_seg.objective import Siamese
 from densesiam_seg.records import Records, truncate_to_step
 from densesiam_seg.runs import read_status, require_space, write_status
 from densesiam_seg.signals import StopRequest
-from densesiam_seg.weights import load_encoder
+from densesiam_seg.stagecache import StageCache
+from densesiam_seg.weights import SCRATCH, load_encoder
 
 
 @dataclass(frozen=True)
@@ -105,10 +108,14 @@ def fresh(
     if initial:
         yield Notice(_take_over(training.network, *initial))
     else:
-        yield Notice(load_encoder(training.network.encoder, config.backbone, config.weights))
+        done = load_encoder(training.network.encoder, config.backbone, config.weights)
+        yield Notice(done)
+        if config.freeze and done.endswith(SCRATCH):
+            yield Notice("the frozen backbone is untrained; give it --weights", warning=True)
     facts = environment()
     replace_json(run.folder / "env.json", {**facts, "fingerprint": numerics(training, facts)})
     require_space(run.folder, space_needed(training.state()[0]))
+    yield from _keep_stages(training, run)
     return training
 
 
@@ -155,6 +162,7 @@ def resumed(run: Run, settings: Mapping[str, Any]) -> Generator[Event, None, Tra
     training.restore(loaded.checkpoint.tensors, loaded.checkpoint.state)
     yield from _warn_of_other_bits(loaded.checkpoint.state, training)
     truncate_to_step(run.folder / "metrics.jsonl", training.step)
+    yield from _keep_stages(training, run)
     return training
 
 
@@ -164,11 +172,39 @@ def _decode(store: ImageStore, run: Run) -> Iterator[Event]:
         run.require_going_on()
         yield Decoding(done, total)
     if store.file is not None:
-        size = store.file.stat().st_size
-        shown = f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+        shown = _shown(store.file.stat().st_size)
         yield Notice(
             f"decoded images lie in {store.file} ({shown}) for this and later runs; delete it at any time"
         )
+
+
+def _keep_stages(training: Training, run: Run) -> Iterator[Event]:
+    """Keep what a frozen backbone makes of unchanging views on the disk, where `cache` lets it and there is room."""
+    config, method, store = training.config, training.method, training.store
+    if not isinstance(config, TrainConfig) or not config.keeps_stages():
+        return
+    if config.cache not in ("auto", "disk"):
+        return
+    assert isinstance(method, Siamese)
+    encoder, device = training.network.encoder, training.device
+    cache = StageCache.of(encoder, config, store, device, training.precision)
+    size = _shown(cache.size)
+    if not cache.written():
+        if not cache.has_room(asked=config.cache == "disk"):
+            yield Notice(
+                f"the frozen backbone's features would take {size} in {cache.path.parent}, too much of its free space: "
+                "they are computed in every epoch; --cache disk keeps them all the same"
+            )
+            return
+        yield Notice(f"the frozen backbone's features are written once, {size}")
+        with closing(cache.write(encoder, config, store, device)) as writing:
+            for done in writing:
+                run.require_going_on()
+                yield Keeping(done, len(store))
+    yield Notice(
+        f"features of the frozen backbone lie in {cache.path} ({size}) for this and later runs; delete it at any time"
+    )
+    method.kept = cache
 
 
 def _report_skipped(folder: Path, manifest: Manifest, max_bad: float) -> Iterator[Event]:
@@ -272,6 +308,10 @@ def _part(name: str) -> str:
     """The head, or the half of the encoder, that a tensor belongs to: parts are taken whole."""
     first, second = name.split(".")[:2]
     return f"{first}.{second}" if first == "encoder" else first
+
+
+def _shown(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
 def _summary(config: RunConfig) -> str:

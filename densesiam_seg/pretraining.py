@@ -54,7 +54,10 @@ def _build(
         features=config.features,
         image_head=bool(config.image_weight),
     )
-    return Pretext(build_network(architecture, config.seed), config, store.aspects)
+    network = build_network(architecture, config.seed)
+    if config.freeze:
+        network.encoder.freeze()
+    return Pretext(network, config, store.aspects)
 
 
 RECIPE = Recipe("pretrain", PretrainConfig, _preset, "stretch", _build)

@@ -23,6 +23,7 @@ from densesiam_seg.checkpoint import (
 )
 from densesiam_seg.config import Preset, with_settings
 from densesiam_seg.devices import pick_device
+from densesiam_seg.encoder import require_backbone
 from densesiam_seg.errors import (
     DenseSiamError,
     InputError,
@@ -76,9 +77,10 @@ def run_events(
             "--resume goes on with the same run; leave out --init-from, --overwrite and --preset"
         )
     # Refuse wrong settings before anything is written; the number of images does not matter for that.
-    with_settings(recipe.preset(preset, 0, False, settings)[1], settings)
+    checked = with_settings(recipe.preset(preset, 0, False, settings)[1], settings)
     if not resume:
         pick_device(settings.get("device", "auto"))
+        require_backbone(checked.backbone, checked.image_size)
         require_source(settings.get("weights", "auto"))
         initial = (
             (Segmenter.load(init_from, device="cpu").network, str(init_from)) if init_from else None

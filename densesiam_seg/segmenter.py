@@ -30,11 +30,11 @@ from densesiam_seg.card import (
 from densesiam_seg.clustering import Centroids, unit_features
 from densesiam_seg.colour import normalise
 from densesiam_seg.devices import autocast, pick_device, pick_precision
-from densesiam_seg.errors import InputError
+from densesiam_seg.errors import InputError, ModelError, UsageError
 from densesiam_seg.files import make_folder, replace_json
 from densesiam_seg.images import MAX_PIXELS, load_image, load_reduced
 from densesiam_seg.masks import Colour, upsample_argmax
-from densesiam_seg.model import DenseSiam
+from densesiam_seg.model import DenseSiam, build_network
 from densesiam_seg.pixels import rgb_planes
 from densesiam_seg.tensorfiles import layout, read_safetensors, write_safetensors
 
@@ -87,8 +87,11 @@ class Segmenter:
         card = read_card(folder / "config.json")
         clusters = read_clusters(folder / "clusters.json", card.clusters)
         # On the meta device a network has shapes but no memory: a hostile file cannot make it large.
-        with torch.device("meta"):
-            network = DenseSiam(card.architecture)
+        try:
+            with torch.device("meta"):
+                network = DenseSiam(card.architecture)
+        except UsageError as error:
+            raise ModelError(f"{folder}: {error}") from error
         expected = layout(
             {f"network.{name}": value for name, value in network.state_dict().items()}
         )
@@ -99,6 +102,10 @@ class Segmenter:
         centroids = tensors.pop("centroids", None)
         state = {name.removeprefix("network."): value for name, value in tensors.items()}
         network.load_state_dict(state, assign=True)
+        if any(buffer.is_meta for buffer in network.buffers()):
+            # Tables that no file holds, such as those of positions in timm's Swin, come with a real network.
+            network = build_network(card.architecture, seed=0)
+            network.load_state_dict(state, assign=True)
         return cls(network, card, clusters, centroids, device=device, precision=precision)
 
     def save(self, folder: str | Path) -> Path:

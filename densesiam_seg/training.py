@@ -56,6 +56,8 @@ def _build(
         image_head=bool(config.image_weight),
     )
     network = build_network(architecture, config.seed)
+    if config.freeze:
+        network.encoder.freeze()
     if config.method in ("picie", "mdc"):
         return PiCIE(network, config, device, precision)
     return Siamese(network, config)

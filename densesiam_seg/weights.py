@@ -1,4 +1,4 @@
-"""Initial weights of the encoder: ImageNet's, a file's, another run's, or none.
+"""Initial weights of the encoder: those that its library publishes, a file's, another run's, or none.
 
 No file is unpickled: safetensors is read as it is, a torchvision `.pth` with `weights_only=True` after its archive was
 found to be stored uncompressed, so that a small file cannot become a large one.
@@ -16,30 +16,36 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from densesiam_seg.encoder import Backbone, Encoder
 from densesiam_seg.errors import ModelError, UsageError
 from densesiam_seg.model import DenseSiam
 from densesiam_seg.segmenter import Segmenter
 from densesiam_seg.tensorfiles import layout, read_safetensors
+from densesiam_seg.timmodels import TimmBackbone
 
+SCRATCH = "training from scratch"
+"""What a line of `load_encoder` ends in where there are no weights."""
 TIMEOUT = 10.0
 """Seconds without an answer after which the one attempt to fetch weights gives up."""
 
 
 def load_encoder(encoder: Encoder, name: str, weights: str) -> str:
-    """Fill `encoder` (backbone: torchvision's model `name`) as `weights` says; returns a line that tells what was done.
+    """Fill `encoder` (its backbone is called `name`) as `weights` says; returns a line that tells what was done.
 
-    `auto`: ImageNet weights from torch's cache, else fetched once, else none. `imagenet`: the same, but a ModelError
-    where they cannot be had. `none`: the initial weights stay. Otherwise the path of a `.safetensors` or `.pth` file
-    with torchvision's names, or a run or model directory of this program, whose decoder is taken over too where it has
-    the same channels. Raises UsageError and ModelError.
+    `auto`: ImageNet weights from torch's cache, else fetched once, else none; for a model of timm the weights that timm
+    publishes under its name. `imagenet`: the same, but a ModelError where they cannot be had. `none`: the initial
+    weights stay. Otherwise the path of a `.safetensors` or `.pth` file with the library's names (for timm also those of
+    official checkpoints), or a run or model directory of this program, whose decoder is taken over too where it has the
+    same channels. Raises UsageError and ModelError.
     """
     backbone = encoder.backbone
     if weights == "none":
-        return "weights: none, training from scratch"
+        return f"weights: none, {SCRATCH}"
     if weights in ("auto", "imagenet"):
+        if isinstance(backbone, TimmBackbone):
+            return _fetch_timm(backbone, name, needed=weights == "imagenet")
         try:
             path = _cached(name)
         except (OSError, http.client.HTTPException) as error:
@@ -48,9 +54,9 @@ def load_encoder(encoder: Encoder, name: str, weights: str) -> str:
                 raise ModelError(
                     f"ImageNet weights of {name}: neither cached nor fetched ({reason}); give --weights FILE or none"
                 ) from error
-            return f"weights: ImageNet's are neither cached nor to be fetched ({reason}), training from scratch"
+            return f"weights: ImageNet's are neither cached nor to be fetched ({reason}), {SCRATCH}"
         try:
-            _fill(backbone, _read_archive(path), path)
+            _fill(backbone.plain, _read_archive(path), path)
         except ModelError as error:
             raise ModelError(
                 f"{path}: the cached ImageNet weights are damaged; delete that file"
@@ -60,7 +66,16 @@ def load_encoder(encoder: Encoder, name: str, weights: str) -> str:
     if path.is_dir():
         return _take_over(encoder, name, path)
     tensors = read_safetensors(path) if path.suffix == ".safetensors" else _read_archive(path)
-    _fill(backbone, tensors, path)
+    if isinstance(backbone, TimmBackbone):
+        try:
+            tensors = backbone.translate(tensors)
+        except Exception as error:
+            # timm's converters expect whole checkpoints and fail as they please on anything else.
+            raise ModelError(
+                f"{path}: not weights that timm knows for {name} ({type(error).__name__}: {error}); "
+                "give weights of the same --backbone"
+            ) from error
+    _fill(backbone.plain, tensors, path)
     return f"weights: {path}"
 
 
@@ -74,6 +89,20 @@ def require_source(weights: str) -> None:
         path = _given(weights)
         if path.is_dir():
             _network(path)
+
+
+def _fetch_timm(backbone: TimmBackbone, name: str, *, needed: bool) -> str:
+    try:
+        backbone.fetch()
+    except Exception as error:
+        # The Hub's library, its network and timm raise unrelated classes.
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        if needed:
+            raise ModelError(
+                f"weights of {name}: neither cached nor fetched ({reason}); give --weights FILE or none"
+            ) from error
+        return f"weights: timm's are neither cached nor to be fetched ({reason}), {SCRATCH}"
+    return f"weights: timm's, {name}"
 
 
 def _given(weights: str) -> Path:
@@ -163,15 +192,16 @@ def _read_archive(path: Path) -> dict[str, Tensor]:
     return content
 
 
-def _fill(backbone: Backbone, tensors: dict[str, Tensor], path: Path) -> None:
-    """Copy the backbone's tensors; a classifier (`fc.*`) is left out, anything else must fit."""
+def _fill(backbone: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Copy what the backbone has; a classifier and other tensors of the file are left out, anything else must fit."""
     wanted = backbone.state_dict()
     for key, target in wanted.items():
         if key not in tensors:
             if key.endswith("num_batches_tracked"):
                 continue
+            library = "torchvision" if isinstance(backbone, Backbone) else "timm"
             raise ModelError(
-                f"{path}: has no tensor {key}; give torchvision weights of the same --backbone"
+                f"{path}: has no tensor {key}; give {library} weights of the same --backbone"
             )
         source = tensors[key].detach()
         if source.shape != target.shape:

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -36,14 +37,14 @@ SETTINGS: dict[str, Any] = {
 
 @contextmanager
 def slim_resnets() -> Iterator[None]:
-    """Every backbone is a network of the ResNets' strides and a ten-thousandth of their size, in this block.
+    """Every ResNet is a network of the same strides and a ten-thousandth of their size, in this block.
 
     A run of nine steps then takes a fraction of a second; each step and save of a ResNet-18 takes as long.
     """
     import torchvision
     from torch import nn
 
-    from densesiam_seg.encoder import BACKBONES
+    from densesiam_seg.backbones import TORCHVISION
 
     def stage(source: int, target: int, stride: int) -> nn.Sequential:
         convolution = nn.Conv2d(source, target, 3, stride, 1, bias=False)
@@ -53,15 +54,18 @@ def slim_resnets() -> Iterator[None]:
         parts: dict[str, nn.Module] = {
             "conv1": nn.Conv2d(3, 4, 3, 2, 1, bias=False),
             "bn1": nn.BatchNorm2d(4),
+            "relu": nn.ReLU(),
+            "maxpool": nn.MaxPool2d(3, 2, 1),
         }
         for number, (source, target) in enumerate(((4, 4), (4, 8), (8, 8), (8, 16)), 1):
             parts[f"layer{number}"] = stage(source, target, 1 if number == 1 else 2)
         return SimpleNamespace(**parts)
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in BACKBONES:
-            patch.setitem(BACKBONES, name, (4, 8, 8, 16))
-            patch.setattr(torchvision.models, name, slim)
+        for name, declared in TORCHVISION.items():
+            if declared.path[0][0] == "conv1":
+                patch.setitem(TORCHVISION, name, replace(declared, channels=(4, 8, 8, 16)))
+                patch.setattr(torchvision.models, name, slim)
         yield
 
 
@@ -79,8 +83,9 @@ def slim() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _no_room_for_caches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`--cache auto` finds no room on the disk: no test leaves decoded images in the folder it is started in."""
+    """`--cache auto` finds no room on the disk: no test leaves images or features in the folder it is started in."""
     monkeypatch.setattr("densesiam_seg.batches.free_space", lambda folder: 0)
+    monkeypatch.setattr("densesiam_seg.stagecache.free_space", lambda folder: 0)
 
 
 @pytest.fixture(scope="session")

@@ -136,6 +136,8 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "without its size": (config(image_size=None), "image_size"),
     "unknown backbone": (config(backbone="vit"), "out of range"),
     "backbone a list": (config(backbone=["resnet18"]), "not a model"),
+    "backbone of a hub": (config(backbone="timm:hf-hub:someone/model"), "out of range"),
+    "backbone unknown to timm": (config(backbone="timm:vit_nonsense"), "timm"),
     "backbone with a path": (config(backbone="../resnet18"), "out of range"),
     "huge k": (both_clusters(10**9), "out of range"),
     "k beyond the limit": (both_clusters(4097), "out of range"),

@@ -36,8 +36,8 @@ OPTIONS = {
     "": "--version --debug --install-completion --show-completion",
     "train": "--out/-o --overwrite --resume --config --init-from --max-bad --visualize-every --json --quiet/-q "
     "--preset --method --clusters/-k --epochs --batch-size/-b --image-size --learning-rate --weights --backbone "
-    "--max-time --seed --over-clusters --channels --similarity --balance --image-weight --pixel-weight "
-    "--over-cluster-weight --segmentation-weight --region-weight --region-start "
+    "--freeze/--no-freeze --max-time --seed --over-clusters --channels --similarity --balance --image-weight "
+    "--pixel-weight --over-cluster-weight --segmentation-weight --region-weight --region-start "
     "--region-stop-gradient/--no-region-stop-gradient --replay --optimizer --schedule --rate-scaling --momentum "
     "--weight-decay --device --precision --workers/-j --threads --cache --cache-dir --max-pixels",
     "predict": "--model/-m --out/-o --overlay --overwrite --resume --json --quiet/-q --readout --clusters/-k "
@@ -45,7 +45,8 @@ OPTIONS = {
     "evaluate": "--root --model/-m --split --list --allow-missing --out/-o --overwrite --json --quiet/-q --protocol "
     "--image-size --readout --clusters/-k --fit-images --seed --device --precision",
     "pretrain": "--out/-o --overwrite --resume --config --init-from --max-bad --visualize-every --json --quiet/-q "
-    "--preset --epochs --batch-size/-b --image-size --learning-rate --weights --backbone --features --max-time --seed "
+    "--preset --epochs --batch-size/-b --image-size --learning-rate --weights --backbone "
+    "--freeze/--no-freeze --features --max-time --seed "
     "--channels --categories --correspondence --sampling --grid --oversample --importance --distance-threshold "
     "--similarity --image-weight --pixel-weight --region-weight "
     "--region-stop-gradient/--no-region-stop-gradient --min-scale --max-scale --optimizer --schedule --rate-scaling "

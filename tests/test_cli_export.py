@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from densesiam_seg.segmenter import Segmenter
+from densesiam_seg.model import Architecture, build_network
+from densesiam_seg.segmenter import ModelCard, Segmenter
 from densesiam_seg.tensorfiles import read_safetensors
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -35,6 +36,16 @@ def test_the_backbone(
     found, wanted = read(path), segmenter.network.encoder.backbone.state_dict()
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_a_backbone_of_timm(cli: Cli, tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    architecture = Architecture("timm:test_vit", channels=4, clusters=2, over_clusters=0)
+    card = ModelCard(architecture, 32, clusters=2)
+    model = Segmenter(build_network(architecture, 0), card, device="cpu").save(tmp_path / "m")
+    code, _, error = cli("export", model, "--backbone", "-o", tmp_path / "b.pth")
+    assert code == 0
+    assert "timm.create_model('test_vit').load_state_dict" in error
 
 
 def test_json(cli: Cli, model_folder: Path, tmp_path: Path) -> None:

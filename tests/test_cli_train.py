@@ -21,6 +21,7 @@ VALUES: dict[str, Any] = {
     "seed": 7,
     "backbone": "resnet34",
     "weights": "none",
+    "freeze": True,
     "channels": 64,
     "image_size": 160,
     "epochs": 3,

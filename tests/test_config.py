@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from densesiam_seg.config import (
     METHODS,
     PAPER_IMAGES,
-    Backbone,
     Preset,
     PretrainConfig,
     RunConfig,
@@ -205,6 +204,29 @@ class TestRanges:
     def test_settings_that_do_not_go_together(self, chosen: dict[str, Any], name: str) -> None:
         self.refused(PretrainConfig(), chosen, name)
 
+    def test_a_mistyped_backbone_is_told_what_is_near(self) -> None:
+        with pytest.raises(UsageError, match=r"^backbone = 'resnet81': .*did you mean resnet18 or"):
+            with_settings(TrainConfig(), {"backbone": "resnet81"})
+
+    def test_a_backbone_alone_cannot_be_frozen(self) -> None:
+        self.refused(PretrainConfig(), {"freeze": True}, "freeze")
+        assert with_settings(PretrainConfig(), {"freeze": True, "features": "fpn"}).freeze
+
+    @pytest.mark.parametrize(
+        ("chosen", "kept"),
+        [
+            ({"freeze": True, "replay": "run"}, True),
+            ({"freeze": True, "replay": "run", "method": "simsiam", "image_weight": 1.0}, True),
+            ({"freeze": True, "replay": "run", "method": "picie"}, False),
+            ({"freeze": True, "replay": "epoch"}, False),
+            ({"replay": "run"}, False),
+        ],
+    )
+    def test_stages_are_kept_where_they_never_change(
+        self, chosen: dict[str, Any], kept: bool
+    ) -> None:
+        assert with_settings(TrainConfig(), chosen).keeps_stages() is kept
+
     def test_something_must_be_learned(self) -> None:
         """SimSiam's losses switched on, and then the only one off."""
         config = with_settings(TrainConfig(), METHODS["simsiam"])
@@ -238,6 +260,8 @@ class TestRanges:
             ("weights", Path("w.pth")),
             ("weights", "broken\udcffname.pth"),
             ("backbone", "resnet99"),
+            ("backbone", "timm:hf-hub:someone/model"),
+            ("freeze", 1),
             ("backbone", ["resnet18"]),
             ("precision", "int8"),
             ("replay", ""),
@@ -400,7 +424,7 @@ NUMBERS = st.floats(0, 1e6)
 CONFIGS = st.builds(
     TrainConfig,
     seed=st.integers(0, 2**63 - 1),
-    backbone=st.sampled_from(get_args(Backbone)),
+    backbone=st.sampled_from(("resnet18", "convnext_tiny", "timm:vit_tiny_patch16_224")),
     weights=st.text(st.characters(codec="utf-8")),
     learning_rate=st.floats(1e-30, 1e30),
     weight_decay=NUMBERS,
@@ -460,7 +484,7 @@ class TestFile:
     def test_a_file_without_the_newer_settings_has_their_defaults(self) -> None:
         config = TrainConfig(**tomllib.loads(FIRST))
         absent = {"method", "image_weight", "optimizer", "schedule", "visualize_every"}
-        absent |= {"cache", "cache_dir"}
+        absent |= {"cache", "cache_dir", "freeze"}
         assert asdict(config).keys() - tomllib.loads(FIRST).keys() == absent
         for name in absent:
             assert getattr(config, name) == getattr(TrainConfig(), name)

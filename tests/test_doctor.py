@@ -110,6 +110,14 @@ def test_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert of(findings, "rich") == Finding("rich", "broken", "not installed; pip install rich")
 
 
+def test_timm_is_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "version", versions(numpy="2.0", timm="1.0.31"))
+    assert of(list(doctor.packages()), "timm") == Finding("timm", "ok", "1.0.31")
+    monkeypatch.setattr(doctor, "version", versions(numpy="2.0"))
+    found = of(list(doctor.packages()), "timm")
+    assert (found.state, "densesiam-seg[timm]" in found.text) == ("note", True)
+
+
 class TestFaiss:
     def test_both_packages(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(doctor, "version", versions(faiss_gpu="1.15", faiss_cpu="1.15"))
@@ -168,10 +176,11 @@ class TestDevices:
 class TestWeights:
     def test_cached(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         (tmp_path / "checkpoints").mkdir()
-        (tmp_path / "checkpoints" / "resnet18-f37072fd.pth").touch()
+        for name in ("resnet18-f37072fd.pth", "swin_t-704ceda3.pth", "detector-12345678.pth"):
+            (tmp_path / "checkpoints" / name).touch()
         monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
         (found,) = doctor.weights()
-        assert (found.state, found.text) == ("ok", "resnet18-f37072fd.pth")
+        assert (found.state, found.text) == ("ok", "resnet18-f37072fd.pth, swin_t-704ceda3.pth")
 
     def test_none_and_nothing_is_fetched_or_made(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -1,9 +1,8 @@
-"""Backbone and decoder against torchvision's ResNet and slow sums."""
+"""Backbone and decoder against torchvision's own networks and slow sums."""
 
 from __future__ import annotations
 
 import math
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,10 +12,13 @@ from numpy.typing import NDArray
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from densesiam_seg import config
-from densesiam_seg.encoder import BACKBONES, Backbone, Decoder, Encoder
+from densesiam_seg.backbones import TORCHVISION
+from densesiam_seg.encoder import Backbone, Decoder, Encoder, build_backbone, require_backbone
+from densesiam_seg.errors import UsageError
+from densesiam_seg.timmodels import TimmBackbone
 
 Array = NDArray[np.float64]
+FAMILIES = ("resnet18", "resnet50", "convnext_tiny", "swin_t", "swin_v2_t")
 
 
 def upsampled(values: Array, height: int, width: int) -> Array:
@@ -50,24 +52,119 @@ class TestBackbone:
             for stage, out in zip(stages, backbone(images), strict=True):
                 torch.testing.assert_close(out, expected[stage])
 
-    def test_the_settings_know_the_same_names(self) -> None:
-        assert list(BACKBONES) == list(get_args(config.Backbone))
-
-    @pytest.mark.parametrize("name", list(BACKBONES))
+    @pytest.mark.parametrize("name", list(TORCHVISION))
     def test_names_and_shapes_are_torchvisions(self, name: str) -> None:
         with torch.device("meta"):
             backbone = Backbone(name)
             reference = getattr(torchvision.models, name)(weights=None)
-        wanted = {key: value.shape for key, value in reference.state_dict().items()}
-        del wanted["fc.weight"], wanted["fc.bias"]
+        classifier = ("fc.", "classifier.", "norm.", "head.")
+        wanted = {
+            key: value.shape
+            for key, value in reference.state_dict().items()
+            if not key.startswith(classifier)
+        }
         assert {key: value.shape for key, value in backbone.state_dict().items()} == wanted
 
-    @pytest.mark.parametrize("name", list(BACKBONES))
+    @pytest.mark.parametrize("name", list(TORCHVISION))
     def test_strides_and_channels(self, name: str) -> None:
         with torch.device("meta"):
             stages = Backbone(name)(torch.empty(2, 3, 64, 96))
-        for stage, channels, stride in zip(stages, BACKBONES[name], (4, 8, 16, 32), strict=True):
+        channels_of = TORCHVISION[name].channels
+        for stage, channels, stride in zip(stages, channels_of, (4, 8, 16, 32), strict=True):
             assert stage.shape == (2, channels, 64 // stride, 96 // stride)
+
+    @pytest.mark.parametrize("name", ["convnext_tiny", "swin_t", "swin_v2_t"])
+    def test_stages_of_the_others_are_torchvisions(self, name: str) -> None:
+        """Each follows two of the modules under `features`; Swin has its channels last."""
+        backbone = Backbone(name).eval()
+        reference = getattr(torchvision.models, name)(weights=None).eval()
+        missing = reference.load_state_dict(backbone.state_dict(), strict=False)
+        assert not missing.unexpected_keys
+        images = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+        names = [f"features.{index}" for index in (1, 3, 5, 7)]
+        with torch.no_grad():
+            expected = create_feature_extractor(reference, names)(images)
+            for stage, out in zip(names, backbone(images), strict=True):
+                wanted = expected[stage]
+                torch.testing.assert_close(
+                    out, wanted.permute(0, 3, 1, 2) if name.startswith("swin") else wanted
+                )
+
+    @pytest.mark.parametrize("name", ["convnext_tiny", "swin_t"])
+    def test_training_draws_nothing(self, name: str) -> None:
+        """torchvision's own networks drop layers at random, which a resumed run could not repeat."""
+        backbone = Backbone(name).train()
+        images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+        before = torch.get_rng_state()
+        with torch.no_grad():
+            assert torch.equal(backbone(images)[-1], backbone(images)[-1])
+        assert torch.equal(torch.get_rng_state(), before)
+
+
+class TestBuild:
+    def test_by_its_name(self) -> None:
+        with torch.device("meta"):
+            assert isinstance(build_backbone("convnext_tiny"), Backbone)
+
+    def test_timms_by_their_prefix(self) -> None:
+        pytest.importorskip("timm")
+        with torch.device("meta"):
+            built = build_backbone("timm:vit_tiny_patch16_224")
+            encoder = Encoder("timm:vit_tiny_patch16_224", 8)
+            assert isinstance(built, TimmBackbone) and built.channels == (192,) * 4
+            assert encoder(torch.empty(1, 3, 96, 64)).shape == (1, 8, 6, 4)
+            assert Encoder("timm:vit_tiny_patch16_224", 8, "res5").width == 192
+
+    def test_what_is_required_of_them(self) -> None:
+        require_backbone("swin_t", 32)
+        pytest.importorskip("timm")
+        require_backbone("timm:vit_tiny_patch16_224", 100)
+        with pytest.raises(UsageError, match="160x160"):
+            require_backbone("timm:mixer_s16_224", 160)
+        with pytest.raises(UsageError, match="no such model"):
+            require_backbone("timm:vit_micro", 160)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "convnext_tiny", "swin_t"])
+def test_a_backbone_learns(name: str) -> None:
+    encoder = Encoder(name, 8).train()
+    encoder(torch.randn(2, 3, 64, 64)).square().mean().backward()
+    without = {name for name, value in encoder.named_parameters() if value.grad is None}
+    assert without == set()
+
+
+class TestFreeze:
+    @pytest.fixture
+    def encoder(self, slim: None) -> Encoder:
+        encoder = Encoder("resnet18", 8)
+        encoder.freeze()
+        return encoder
+
+    def test_only_the_decoder_has_gradients(self, encoder: Encoder) -> None:
+        encoder.train()(torch.randn(2, 3, 32, 32)).square().mean().backward()
+        assert encoder.decoder is not None
+        for name, value in encoder.named_parameters():
+            assert (value.grad is not None) == name.startswith("decoder."), name
+
+    def test_no_call_of_train_wakes_its_batch_statistics(self, encoder: Encoder) -> None:
+        before = {name: value.clone() for name, value in encoder.backbone.state_dict().items()}
+        for mode in (True, False, True):
+            nn.Sequential(encoder).train(mode)
+            assert encoder.training == mode and not encoder.backbone.training
+            assert not any(module.training for module in encoder.backbone.modules())
+            encoder(torch.randn(2, 3, 32, 32))
+        after = encoder.backbone.state_dict()
+        assert all(torch.equal(value, before[name]) for name, value in after.items())
+
+    def test_an_image_is_seen_alike_in_any_company(self, encoder: Encoder) -> None:
+        images = torch.randn(4, 3, 32, 32)
+        encoder.train()
+        torch.testing.assert_close(encoder(images)[:1], encoder(images[:1]))
+
+    def test_others_train_as_ever(self, slim: None) -> None:
+        encoder = Encoder("resnet18", 8).eval().train()
+        assert all(module.training for module in encoder.modules())
+        assert all(value.requires_grad for value in encoder.parameters())
 
 
 class TestDecoder:
@@ -114,7 +211,7 @@ class TestDecoder:
 
 
 class TestEncoder:
-    @pytest.mark.parametrize("name", list(BACKBONES))
+    @pytest.mark.parametrize("name", FAMILIES)
     def test_features_have_stride_four(self, name: str) -> None:
         with torch.device("meta"):
             features = Encoder(name, 128)(torch.empty(1, 3, 64, 96))
@@ -143,12 +240,12 @@ class TestEncoder:
 class TestLastStage:
     """Features of res5, without a decoder."""
 
-    @pytest.mark.parametrize("name", list(BACKBONES))
+    @pytest.mark.parametrize("name", FAMILIES)
     def test_features_have_stride_32_and_the_stages_width(self, name: str) -> None:
         with torch.device("meta"):
             encoder = Encoder(name, 128, "res5")
             features = encoder(torch.empty(1, 3, 64, 96))
-        assert encoder.width == BACKBONES[name][-1]
+        assert encoder.width == TORCHVISION[name].channels[-1]
         assert features.shape == (1, encoder.width, 2, 3)
 
     def test_are_the_last_stage_itself(self) -> None:

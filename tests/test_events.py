@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from densesiam_seg.config import PretrainConfig, TrainConfig
-from densesiam_seg.events import Decoding, Event, Notice, Started, Trained
+from densesiam_seg.events import Decoding, Event, Keeping, Notice, Started, Trained
 from densesiam_seg.loop import Preparing
 
 
@@ -34,6 +34,7 @@ def test_a_resumed_start_tells_from_where() -> None:
     [
         Notice("a"),
         Decoding(1, 2),
+        Keeping(1, 2),
         Preparing(0, 1, 2),
         Trained(Path("r"), Path("r/model"), None, complete=False),
     ],

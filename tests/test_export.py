@@ -101,9 +101,9 @@ class TestOwnProgram:
     def test_the_tensors_are_copies(self) -> None:
         segmenter = filled(Architecture(clusters=3, over_clusters=0))
         tensors = backbone_tensors(segmenter)
-        before = segmenter.network.encoder.backbone.conv1.weight.clone()
+        before = segmenter.network.encoder.backbone.get_parameter("conv1.weight").clone()
         tensors["conv1.weight"].zero_()
-        assert torch.equal(segmenter.network.encoder.backbone.conv1.weight, before)
+        assert torch.equal(segmenter.network.encoder.backbone.get_parameter("conv1.weight"), before)
 
 
 class TestFile:
@@ -157,3 +157,33 @@ class TestFile:
         (tmp_path / "b.pth").mkdir()
         with pytest.raises(OutputError, match="is a folder"):
             export_backbone(segmenter, tmp_path / "b.pth", overwrite=True)
+
+
+class TestOtherBackbones:
+    @pytest.mark.parametrize("name", ["swin_t", "convnext_tiny"])
+    def test_torchvision_reads_them(self, tmp_path: Path, name: str) -> None:
+        segmenter = filled(Architecture(name, channels=4, clusters=2, over_clusters=0))
+        path = export_backbone(segmenter, tmp_path / "b.safetensors")
+        found = getattr(torchvision.models, name)(weights=None).load_state_dict(
+            read(path), strict=False
+        )
+        assert found.unexpected_keys == []
+        assert all(key.startswith(("norm.", "head.", "classifier.")) for key in found.missing_keys)
+
+    def test_timm_reads_its_own(self, tmp_path: Path) -> None:
+        timm = pytest.importorskip("timm")
+        segmenter = filled(Architecture("timm:test_vit", channels=4, clusters=2, over_clusters=0))
+        path = export_backbone(segmenter, tmp_path / "b.pth")
+        found = timm.create_model("test_vit").load_state_dict(read(path), strict=False)
+        assert found.unexpected_keys == []
+        assert all(key.startswith(("head.", "fc_norm.")) for key in found.missing_keys)
+
+    @pytest.mark.parametrize("name", ["convnext_tiny", "timm:test_vit"])
+    def test_torch_exports_the_network(self, name: str) -> None:
+        if name.startswith("timm:"):
+            pytest.importorskip("timm")
+        network = build_network(Architecture(name, 4, 2, 0), seed=0).eval()
+        images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            program = torch.export.export(network, (images,))
+            torch.testing.assert_close(program.module()(images), network(images))

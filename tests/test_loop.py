@@ -367,6 +367,21 @@ class TestStep:
         assert untimed(training.records()) == whole[0]
         assert same(tensors_of(training), whole[1])
 
+    def test_a_frozen_backbone_is_not_the_optimisers(self, make: Make) -> None:
+        training = make(freeze=True, optimizer="adam", weight_decay=0.1, learning_rate=1e-3)
+        backbone = training.network.encoder.backbone
+        before = {name: value.clone() for name, value in backbone.state_dict().items()}
+        known = [value for group in training.optimizer.param_groups for value in group["params"]]
+        assert len(known) == sum(1 for _ in training.network.parameters()) - sum(
+            1 for _ in backbone.parameters()
+        )
+        for _ in training.records():
+            pass
+        after = backbone.state_dict()
+        assert all(torch.equal(value, before[name]) for name, value in after.items())
+        tensors, _ = training.state()
+        assert not any(name.startswith("optimizer.") and "backbone" in name for name in tensors)
+
     @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
     def test_the_cosine_by_hand_and_predictors_at_a_constant_rate(
         self, make: Make, optimizer: str

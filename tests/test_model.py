@@ -239,10 +239,11 @@ class TestPairedFeatures:
         network = build_network(SMALL, seed=1).train()
         views = view_pair()
         network.paired_features(views)
-        norm = network.encoder.backbone.bn1
+        backbone = network.encoder.backbone
+        norm = backbone.get_submodule("bn1")
         assert norm.num_batches_tracked == 1
         with torch.no_grad():
-            both = network.encoder.backbone.conv1(torch.cat((views.image_1, views.image_2)))
+            both = backbone.get_submodule("conv1")(torch.cat((views.image_1, views.image_2)))
         # Running mean: 0.9 · 0 + 0.1 · the mean of both views together.
         torch.testing.assert_close(norm.running_mean, 0.1 * both.mean((0, 2, 3)))
 

@@ -13,18 +13,21 @@ import pytest
 import torch
 from PIL import Image
 
+from densesiam_seg import stagecache
 from densesiam_seg.checkpoint import save_checkpoint
 from densesiam_seg.config import PretrainConfig, TrainConfig, read_config
 from densesiam_seg.errors import InputError, ModelError, StoppedError, UsageError
-from densesiam_seg.events import Decoding, Event, Notice, Trained
+from densesiam_seg.events import Decoding, Event, Keeping, Notice, Trained
 from densesiam_seg.loop import Training
 from densesiam_seg.manifest import Manifest
 from densesiam_seg.model import Architecture, DenseSiam, build_network
+from densesiam_seg.objective import Siamese
 from densesiam_seg.preparation import Recipe, Run, fresh, numerics, resumed
 from densesiam_seg.pretraining import RECIPE as PRETRAINING
 from densesiam_seg.runs import read_status, write_status
 from densesiam_seg.scan import scan
 from densesiam_seg.signals import StopRequest
+from densesiam_seg.stagecache import StageCache
 from densesiam_seg.training import RECIPE as TRAINING
 
 Value = TypeVar("Value")
@@ -262,3 +265,89 @@ class TestResumed:
         begun(run, [image_folder], tiny_settings)
         with pytest.raises(UsageError, match="--resume: clusters is 4"):
             drained(resumed(run, {"clusters": 5}))
+
+
+class TestKeptStages:
+    """What a frozen backbone makes of views that are drawn once."""
+
+    @pytest.fixture
+    def settings(
+        self, tiny_settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> dict[str, Any]:
+        monkeypatch.setattr(stagecache, "free_space", lambda folder: 10**9)
+        caches = {"cache": "disk", "cache_dir": str(tmp_path / "cache")}
+        return {**tiny_settings, **caches, "freeze": True, "replay": "run"}
+
+    def kept(self, training: Training) -> StageCache | None:
+        assert isinstance(training.method, Siamese)
+        return training.method.kept
+
+    def texts(self, events: list[Event]) -> str:
+        return "\n".join(str(event) for event in events if isinstance(event, Notice))
+
+    def test_are_written_once(
+        self, tmp_path: Path, image_folder: Path, settings: dict[str, Any]
+    ) -> None:
+        events, training = begun(run_in(tmp_path / "a"), [image_folder], settings)
+        cache = self.kept(training)
+        assert cache is not None and cache.path.stat().st_size == cache.size
+        assert [e for e in events if isinstance(e, Keeping)] == [Keeping(k, 12) for k in (4, 8, 12)]
+        text = self.texts(events)
+        assert "the frozen backbone's features are written once, 0 MB" in text
+        assert text.index("written once") < text.index(f"lie in {cache.path}")
+        assert "warning: the frozen backbone is untrained" in text
+
+        events, training = begun(run_in(tmp_path / "b"), [image_folder], settings)
+        assert self.kept(training) == cache
+        assert not any(isinstance(event, Keeping) for event in events)
+
+    @pytest.mark.parametrize(
+        "other",
+        [{"replay": "epoch"}, {"freeze": False}, {"cache": "none"}, {"cache": "ram"}],
+    )
+    def test_are_not_kept_where_they_change_or_no_one_wants_them(
+        self, run: Run, image_folder: Path, settings: dict[str, Any], other: dict[str, Any]
+    ) -> None:
+        _, training = begun(run, [image_folder], {**settings, **other})
+        assert self.kept(training) is None
+        assert not list(run.folder.parent.glob("cache/*.stages"))
+
+    def test_nor_where_there_is_little_room(
+        self,
+        run: Run,
+        image_folder: Path,
+        settings: dict[str, Any],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(stagecache, "free_space", lambda folder: 1000)
+        events, training = begun(run, [image_folder], {**settings, "cache": "auto"})
+        assert self.kept(training) is None
+        assert "features would take 0 MB" in self.texts(events)
+        with pytest.raises(UsageError, match="--cache disk: the frozen backbone's features"):
+            begun(run_in(run.folder.parent / "b"), [image_folder], settings)
+
+    def test_a_signal_meanwhile(
+        self, run: Run, image_folder: Path, settings: dict[str, Any]
+    ) -> None:
+        with pytest.raises(StoppedError):
+            for event in fresh(run, scan([image_folder]), None, settings, 1.0, None):
+                if isinstance(event, Keeping):
+                    run.stop.number = 15
+        (cached,) = {path.suffix for path in (run.folder.parent / "cache").iterdir()} - {".json"}
+        assert cached == ".u8"
+
+    def test_a_resumed_run_has_them_again(
+        self, run: Run, image_folder: Path, settings: dict[str, Any]
+    ) -> None:
+        _, training = begun(run, [image_folder], settings)
+        cache = self.kept(training)
+        assert cache is not None
+        tensors, state = training.state()
+        state = {**state, "fingerprint": numerics(training)}
+        save_checkpoint(run.folder / "checkpoints", tensors, state, step=0)
+        for deleted in (False, True):
+            if deleted:
+                cache.path.unlink()
+            events, going_on = drained(resumed(run, {}))
+            assert going_on is not None and self.kept(going_on) == cache
+            assert any(isinstance(event, Keeping) for event in events) is deleted

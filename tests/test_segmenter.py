@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -419,3 +420,46 @@ class TestKmeansReadout:
         read = segmenter.with_centroids(centroids_of(2))
         assert asked == ["cpu"]
         assert (read.device, read.precision) == (segmenter.device, segmenter.precision)
+
+
+class TestOtherBackbones:
+    """Saved and loaded, each with its tables of positions, some of which no file holds."""
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "swin_v2_t",
+            "timm:test_vit",
+            "timm:test_convnext",
+            "timm:vit_small_patch16_dinov3",
+            "timm:swin_tiny_patch4_window7_224",
+        ],
+    )
+    def test_save_and_load(self, name: str, tmp_path: Path) -> None:
+        if name.startswith("timm:"):
+            pytest.importorskip("timm")
+        architecture = Architecture(name, channels=8, clusters=3, over_clusters=0)
+        network = build_network(architecture, seed=2)
+        one = Segmenter(
+            network, ModelCard(architecture, 64, clusters=3), device="cpu", precision="fp32"
+        )
+        loaded = Segmenter.load(one.save(tmp_path / "m"), device="cpu", precision="fp32")
+        images = one.prepare(as_pixels(photograph(64, 90)))
+        assert torch.equal(loaded.features(images), one.features(images))
+        assert not any(value.is_meta for value in loaded.network.buffers())
+        np.testing.assert_array_equal(
+            loaded.predict(photograph(40, 70)), one.predict(photograph(40, 70))
+        )
+        saved = {name: value.clone() for name, value in loaded.network.state_dict().items()}
+        assert all(torch.equal(saved[name], value) for name, value in network.state_dict().items())
+
+    def test_a_model_of_timm_without_timm(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pytest.importorskip("timm")
+        architecture = Architecture("timm:test_vit", channels=8, clusters=3, over_clusters=0)
+        card = ModelCard(architecture, 64, clusters=3)
+        folder = Segmenter(build_network(architecture, 0), card, device="cpu").save(tmp_path / "m")
+        monkeypatch.setitem(sys.modules, "timm", None)
+        with pytest.raises(ModelError, match=r"m: --backbone timm:test_vit: timm is not installed"):
+            Segmenter.load(folder, device="cpu")

@@ -13,12 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from densesiam_seg import stagecache
 from densesiam_seg.centroids import fit_readout
 from densesiam_seg.config import METHODS, TrainConfig
 from densesiam_seg.errors import InputError, StoppedError, UsageError
 from densesiam_seg.events import Event, Trained
 from densesiam_seg.images import load_square
 from densesiam_seg.loop import StepRecord
+from densesiam_seg.model import Architecture, build_network
 from densesiam_seg.segmenter import ModelCard, Segmenter
 from densesiam_seg.training import train, training_events
 
@@ -185,3 +187,48 @@ class TestReadout:
     def stop_at_the_last_step(self, event: Event) -> None:
         if isinstance(event, StepRecord) and event.step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+class TestFrozenBackbone:
+    @pytest.fixture
+    def settings(
+        self, tiny_settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> dict[str, Any]:
+        monkeypatch.setattr(stagecache, "free_space", lambda folder: 10**9)
+        caches = {"cache_dir": str(tmp_path / "cache"), "cache": "none"}
+        return {**tiny_settings, **caches, "freeze": True, "replay": "run"}
+
+    def test_kept_features_lead_to_the_same_model(
+        self, image_folder: Path, settings: dict[str, Any], tmp_path: Path
+    ) -> None:
+        train(image_folder, tmp_path / "without", **settings)
+        for name in ("written", "read"):
+            train(image_folder, tmp_path / name, **{**settings, "cache": "disk"})
+            found = (tmp_path / name / "model" / "model.safetensors").read_bytes()
+            assert found == (tmp_path / "without" / "model" / "model.safetensors").read_bytes()
+
+    @posix
+    def test_a_stopped_run_goes_on_to_it_too(
+        self, image_folder: Path, settings: dict[str, Any], tmp_path: Path
+    ) -> None:
+        settings = {**settings, "cache": "disk"}
+        train(image_folder, tmp_path / "whole", **settings)
+        with pytest.raises(StoppedError):
+            for event in training_events([image_folder], out=tmp_path / "run", **settings):
+                if isinstance(event, StepRecord) and event.step == 4:
+                    os.kill(os.getpid(), signal.SIGTERM)
+        train([], tmp_path / "run", resume=True)
+        found = (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
+        assert found == (tmp_path / "whole" / "model" / "model.safetensors").read_bytes()
+
+    @pytest.mark.parametrize("method", ["densesiam", "picie"])
+    def test_pictures_and_other_methods_leave_it_alone(
+        self, image_folder: Path, settings: dict[str, Any], tmp_path: Path, method: str
+    ) -> None:
+        more = {"method": method, "visualize_every": 1, "replay": "epoch"}
+        train(image_folder, tmp_path / "run", **{**settings, **more})
+        architecture = Architecture("resnet18", 16, 4, 6)
+        born = build_network(architecture, 0).encoder.backbone.state_dict()
+        network = Segmenter.load(tmp_path / "run", device="cpu").network
+        found = network.encoder.backbone.state_dict()
+        assert all(torch.equal(found[name], value) for name, value in born.items())

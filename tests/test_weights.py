@@ -547,3 +547,107 @@ class TestMalice:
             path.write_bytes(data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :])
             with contextlib.suppress(ModelError):
                 load_encoder(encoder, "resnet18", str(path))
+
+
+class TestTorchvisionsOthers:
+    def test_a_file_of_swin(self, tmp_path: Path) -> None:
+        """Its tables of integers and its classifier come along in torchvision's files."""
+        source = torchvision.models.swin_t(weights=None)
+        path = tmp_path / "swin.pth"
+        torch.save(source.state_dict(), path)
+        encoder = Encoder("swin_t", 8)
+        load_encoder(encoder, "swin_t", str(path))
+        wanted = source.state_dict()
+        assert all(torch.equal(value, wanted[name]) for name, value in state(encoder).items())
+
+    @pytest.mark.parametrize("name", ["convnext_tiny", "swin_v2_b"])
+    def test_imagenets_are_asked_for_by_their_own_address(
+        self, name: str, net: Callable[[Fetch], None]
+    ) -> None:
+        asked: list[str] = []
+
+        def fetch(url: str, timeout: float) -> Any:
+            asked.append(url)
+            raise urllib.error.URLError("no network")
+
+        net(fetch)
+        with torch.device("meta"):
+            encoder = Encoder(name, 8)
+        assert "training from scratch" in load_encoder(encoder, name, "auto")
+        assert asked == [torchvision.models.get_model_weights(name).DEFAULT.url]
+
+
+class TestTimm:
+    NAME = "timm:test_vit"
+
+    @pytest.fixture
+    def small(self) -> Encoder:
+        pytest.importorskip("timm")
+        return Encoder(self.NAME, 8)
+
+    def plain(self, encoder: Encoder) -> dict[str, Tensor]:
+        return {
+            name: torch.linspace(0.25, 1, value.numel()).view_as(value)
+            for name, value in encoder.backbone.plain.state_dict().items()
+        }
+
+    @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+    def test_a_file_with_timms_names(self, small: Encoder, tmp_path: Path, suffix: str) -> None:
+        wanted = self.plain(small)
+        path = tmp_path / f"w{suffix}"
+        content = {**wanted, "head.weight": torch.zeros(2, 2), "head.bias": torch.zeros(2)}
+        (torch.save if suffix == ".pth" else safetensors.torch.save_file)(content, path)
+        assert load_encoder(small, self.NAME, str(path)) == f"weights: {path}"
+        assert same(small.backbone.plain.state_dict(), wanted)
+
+    def test_a_file_of_official_dinov2(self, tmp_path: Path) -> None:
+        """Its mask token tells timm whose it is."""
+        pytest.importorskip("timm")
+        name = "timm:vit_small_patch14_dinov2"
+        encoder = Encoder(name, 8)
+        wanted = self.plain(encoder)
+        path = tmp_path / "dinov2_vits14_pretrain.pth"
+        torch.save({**wanted, "mask_token": torch.zeros(1, 384)}, path)
+        load_encoder(encoder, name, str(path))
+        assert same(encoder.backbone.plain.state_dict(), wanted)
+
+    def test_files_of_another_model(self, small: Encoder, tmp_path: Path) -> None:
+        before = state(small)
+        path = tmp_path / "w.safetensors"
+        for content in (
+            torchvision.models.resnet18(weights=None).state_dict(),
+            {"mask_token": torch.zeros(1, 3)},
+            {"pos_embed": torch.zeros(3)},
+        ):
+            safetensors.torch.save_file(content, path)
+            with pytest.raises(
+                ModelError, match=r"give .*weights of the same --backbone"
+            ) as caught:
+                load_encoder(small, self.NAME, str(path))
+            assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+        assert same(state(small), before)
+
+    def test_none_that_are_not_finite(self, small: Encoder, tmp_path: Path) -> None:
+        path = tmp_path / "w.pth"
+        torch.save({**self.plain(small), "cls_token": torch.full((1, 1, 64), torch.nan)}, path)
+        with pytest.raises(ModelError, match="cls_token holds NaN"):
+            load_encoder(small, self.NAME, str(path))
+
+    def test_published_weights(self, small: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(type(small.backbone), "fetch", lambda backbone: None)
+        for weights in ("auto", "imagenet"):
+            assert load_encoder(small, self.NAME, weights) == f"weights: timm's, {self.NAME}"
+
+    def test_published_weights_that_cannot_be_had(
+        self, small: Encoder, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fetch(backbone: object) -> None:
+            raise OSError("no network here\nand more")
+
+        monkeypatch.setattr(type(small.backbone), "fetch", fetch)
+        before = state(small)
+        line = load_encoder(small, self.NAME, "auto")
+        assert line.endswith("(no network here), training from scratch")
+        with pytest.raises(ModelError, match=r"\(no network here\); give --weights FILE or none"):
+            load_encoder(small, self.NAME, "imagenet")
+        assert same(state(small), before)
