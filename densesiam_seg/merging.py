@@ -27,6 +27,24 @@ DOUBT = 100.0
 
 
 @dataclass(frozen=True)
+class Merges:
+    """A tree of merges, as `merge_tree` makes it, and how many points each over-cluster has, (A,)."""
+
+    tree: Ids
+    counts: Ids
+
+    @property
+    def over_clusters(self) -> int:
+        """A."""
+        return len(self.counts)
+
+    def shares(self, groups: Groups) -> list[float]:
+        """The part of all points that each group has."""
+        total = max(int(self.counts.sum()), 1)
+        return [int(self.counts[list(group)].sum()) / total for group in groups]
+
+
+@dataclass(frozen=True)
 class Contacts:
     """Neighbouring places of different over-clusters: how many there are, and how many chance would give; both (A A).
 
@@ -131,4 +149,5 @@ def _gaps(
     apart *= ((seen[place] + DOUBT) / (expected[place] + DOUBT)) ** -TOUCH
     apart[place] = np.inf
     apart[~alive] = np.inf
-    return apart
+    gaps: Numbers = apart
+    return gaps
