@@ -33,10 +33,13 @@ ScoresOf = Callable[[Tensor], Tensor]
 """uint8 images (B, 3, H, W) → scores (B, K, h, w), float32."""
 
 
-def refined(images: Tensor, scores_of: ScoresOf, how: Refinement) -> Tensor:
+def refined(
+    images: Tensor, scores_of: ScoresOf, how: Refinement, count: int | None = None
+) -> Tensor:
     """uint8 images (B, 3, H, W) → their scores (B, K, h, w) after all passes, the sharpened ones at H W.
 
-    Scores are averaged at the size of the largest pass. A mirrored image's are mirrored back.
+    Scores are averaged at the size of the largest pass. A mirrored image's are mirrored back. Images beyond `count`
+    only fill the batch, and no edges are sharpened for them.
     """
     found = []
     for scale, mirrored in how.passes:
@@ -44,7 +47,7 @@ def refined(images: Tensor, scores_of: ScoresOf, how: Refinement) -> Tensor:
         found.append(scores_of(each.flip(-1)).flip(-1) if mirrored else scores_of(each))
     height, width = (max(scores.shape[axis] for scores in found) for axis in (-2, -1))
     mean = torch.stack([_at(scores, (height, width)) for scores in found]).mean(0)
-    return mean if how.refine == "none" else sharpened(images, mean, how.refine)
+    return mean if how.refine == "none" else sharpened(images[:count], mean[:count], how.refine)
 
 
 def at_scale(images: Tensor, scale: float) -> Tensor:
