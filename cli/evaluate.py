@@ -12,13 +12,17 @@ from densesiam_seg.cli.options import (
     WORK,
     Device,
     FitImages,
+    Flip,
     Json,
     Model,
+    OverClusters,
     Overwrite,
     Precision,
     Quiet,
     Readout,
     ReadoutClusters,
+    Refine,
+    Scales,
     ScoringProtocol,
     Seed,
 )
@@ -74,15 +78,21 @@ def command(
     readout: Readout = "head",
     clusters: ReadoutClusters = None,
     fit_images: FitImages = None,
+    over_clusters: OverClusters = None,
     seed: Seed = None,
+    flip: Flip = False,
+    scales: Scales = None,
+    refine: Refine = "none",
     device: Device = None,
     precision: Precision = None,
 ) -> None:
     """Score a model on a labelled dataset; labels are used for scoring only."""
     from densesiam_seg.errors import UsageError
+    from densesiam_seg.passes import refinement
 
     if out is not None and out.exists() and not overwrite:
         raise UsageError(f"--out {out}: exists already; give --overwrite or another name")
+    how = refinement(flip, scales, refine)
     from densesiam_seg.cli.console import Console
     from densesiam_seg.evaluation import benchmark, segmenter_events
     from densesiam_seg.readout import load_with_readout
@@ -101,8 +111,10 @@ def command(
         readout,
         clusters,
         fit_images,
+        over_clusters=over_clusters,
         seed=seed or 0,
         device=device or "auto",
         precision=precision or "auto",
     )
-    Console(quiet=quiet).evaluating(segmenter_events(segmenter, task), json=json, out=out)
+    events = segmenter_events(segmenter, task, how)
+    Console(quiet=quiet).evaluating(events, json=json, out=out)

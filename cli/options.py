@@ -276,21 +276,58 @@ Readout = Annotated[
     str,
     typer.Option(
         "--readout",
-        help="head: the learned clusters. kmeans: k-means of the features, any K.",
+        help="head: the learned clusters. kmeans: k-means of the features, any K. "
+        "merge: many of those, joined to K.",
         rich_help_panel=RECIPE,
     ),
 ]
 ReadoutClusters = Annotated[
     int | None,
     typer.Option(
-        "--clusters", "-k", help="Clusters of the k-means read-out.", rich_help_panel=RECIPE
+        "--clusters",
+        "-k",
+        help="Clusters of a read-out by kmeans or merge.",
+        rich_help_panel=RECIPE,
     ),
 ]
 FitImages = Annotated[
     list[str] | None,
     typer.Option(
         "--fit-images",
-        help="Images for k-means; default those of the training run.",
+        help="Images for kmeans or merge; default those of the training run.",
+        rich_help_panel=RECIPE,
+    ),
+]
+OverClusters = Annotated[
+    int | None,
+    typer.Option(
+        "--over-clusters",
+        help="Clusters that a merge begins with; 200 unless given.",
+        rich_help_panel=RECIPE,
+    ),
+]
+Flip = Annotated[
+    bool,
+    typer.Option(
+        "--flip",
+        help="Average the scores of each image and its mirror image.",
+        rich_help_panel=RECIPE,
+    ),
+]
+Scales = Annotated[
+    str | None,
+    typer.Option(
+        "--scales",
+        metavar="FACTOR,…",
+        help="Average the scores of each image at these scales, such as 0.75,1,1.25.",
+        rich_help_panel=RECIPE,
+    ),
+]
+Refine = Annotated[
+    str,
+    typer.Option(
+        "--refine",
+        help="Sharpen edges by the image: none, guided (a guided filter) or pamr.",
         rich_help_panel=RECIPE,
     ),
 ]

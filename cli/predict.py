@@ -11,16 +11,20 @@ from densesiam_seg.cli.options import (
     WORK,
     Device,
     FitImages,
+    Flip,
     ImagesTogether,
     Json,
     MaxPixels,
     Model,
     Out,
+    OverClusters,
     Overwrite,
     Precision,
     Quiet,
     Readout,
     ReadoutClusters,
+    Refine,
+    Scales,
     Seed,
     number_or_auto,
 )
@@ -56,7 +60,11 @@ def command(
     readout: Readout = "head",
     clusters: ReadoutClusters = None,
     fit_images: FitImages = None,
+    over_clusters: OverClusters = None,
     seed: Seed = None,
+    flip: Flip = False,
+    scales: Scales = None,
+    refine: Refine = "none",
     device: Device = None,
     precision: Precision = None,
     batch_size: ImagesTogether = None,
@@ -64,6 +72,9 @@ def command(
 ) -> None:
     """Write a mask for each image: a palette PNG of its own size, under its own name."""
     together = number_or_auto("--batch-size", batch_size)
+    from densesiam_seg.passes import refinement
+
+    how = refinement(flip, scales, refine)
     from densesiam_seg.scan import scan
 
     # A wrong path need not wait for torch.
@@ -82,6 +93,7 @@ def command(
         readout,
         clusters,
         fit_images,
+        over_clusters=over_clusters,
         seed=seed or 0,
         device=device or "auto",
         precision=precision or "auto",
@@ -92,5 +104,6 @@ def command(
         overlays=overlay,
         max_pixels=max_pixels or MAX_PIXELS,
         batch_size=together,
+        refinement=how,
     )
     Console(quiet=quiet).predicting(work, manifest.skipped, events, json=json)

@@ -15,14 +15,16 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from densesiam_seg.evaluation import evaluate as evaluate
+    from densesiam_seg.passes import Refinement as Refinement
     from densesiam_seg.pretraining import pretrain as pretrain
     from densesiam_seg.segmenter import Segmenter as Segmenter
     from densesiam_seg.training import train as train
 
 __version__ = "0.1.0"
-__all__ = ["Segmenter", "__version__", "evaluate", "pretrain", "train"]
+__all__ = ["Refinement", "Segmenter", "__version__", "evaluate", "pretrain", "train"]
 
 _HOMES = {
+    "Refinement": "passes",
     "Segmenter": "segmenter",
     "evaluate": "evaluation",
     "pretrain": "pretraining",

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from densesiam_seg.backbones import plausible
 from densesiam_seg.errors import ModelError
 from densesiam_seg.files import open_regular
 from densesiam_seg.masks import Colour, palette
+from densesiam_seg.merging import is_partition
 from densesiam_seg.model import Architecture
 
-Readout = Literal["head", "kmeans"]
+Readout = Literal["head", "kmeans", "merge"]
 
 FORMAT = 1
 LARGEST_CONFIG = 1 << 20
@@ -28,6 +29,15 @@ class Cluster:
     name: str
     colour: Colour
     share: float | None = None
+    members: tuple[int, ...] | None = None
+    """The over-clusters merged into it, where the read-out merges; free to edit, each must stay in one cluster."""
+
+    def entry(self) -> dict[str, Any]:
+        """What `clusters.json` says of it."""
+        found = asdict(self)
+        if self.members is None:
+            del found["members"]
+        return found
 
 
 @dataclass(frozen=True)
@@ -38,16 +48,26 @@ class ModelCard:
     image_size: int
     readout: Readout = "head"
     clusters: int = 27
-    """Ids the read-out can give; the head's own number unless a k-means read-out has another."""
+    """Ids the read-out can give; the head's own number unless a read-out of centroids has another."""
     training: Mapping[str, Any] = field(default_factory=dict)
     """What is worth knowing of how it was made: preset, epochs, images, version."""
 
 
-def name_clusters(count: int, shares: Sequence[float] | None = None) -> list[Cluster]:
+def name_clusters(
+    count: int,
+    shares: Sequence[float] | None = None,
+    members: Sequence[tuple[int, ...]] | None = None,
+) -> list[Cluster]:
     """Clusters as they are before anyone names them."""
     digits = max(len(str(count - 1)), 2)
     return [
-        Cluster(index, f"cluster_{index:0{digits}}", colour, shares[index] if shares else None)
+        Cluster(
+            index,
+            f"cluster_{index:0{digits}}",
+            colour,
+            shares[index] if shares else None,
+            members[index] if members else None,
+        )
         for index, colour in enumerate(palette(count))
     ]
 
@@ -92,8 +112,8 @@ def read_card(path: Path) -> ModelCard:
             )
             and type(card.image_size) is int
             and 32 <= card.image_size <= 4096
-            and card.readout in ("head", "kmeans")
-            and (card.readout == "kmeans" or card.clusters == architecture.clusters)
+            and card.readout in get_args(Readout)
+            and (card.readout != "head" or card.clusters == architecture.clusters)
         )
     except (KeyError, TypeError) as error:
         raise ModelError(
@@ -104,11 +124,11 @@ def read_card(path: Path) -> ModelCard:
     return card
 
 
-def read_clusters(path: Path, count: int) -> list[Cluster]:
-    """The `count` clusters of a `clusters.json`. Raises ModelError."""
+def read_clusters(path: Path, count: int, *, merged: bool = False) -> list[Cluster]:
+    """The `count` clusters of a `clusters.json`; `merged` ones name their members. Raises ModelError."""
     content = _read_json(path)
     try:
-        clusters = [Cluster(**{**entry, "colour": tuple(entry["colour"])}) for entry in content]
+        clusters = [_cluster(entry) for entry in content]
         sound = [cluster.id for cluster in clusters] == list(range(count)) and all(
             len(cluster.colour) == 3
             and all(type(value) is int and 0 <= value <= 255 for value in cluster.colour)
@@ -120,7 +140,25 @@ def read_clusters(path: Path, count: int) -> list[Cluster]:
         raise ModelError(
             f"{path}: must list the clusters 0 to {count - 1} with RGB colours; mend it"
         )
+    _check_members(path, clusters, merged)
     return clusters
+
+
+def _cluster(entry: Mapping[str, Any]) -> Cluster:
+    lists = {name: tuple(entry[name]) for name in ("colour", "members") if name in entry}
+    return Cluster(**{**entry, "colour": entry["colour"], **lists})
+
+
+def _check_members(path: Path, clusters: Sequence[Cluster], merged: bool) -> None:
+    """Raises ModelError unless the members of `merged` clusters are 0, 1, 2, … without gaps, and others have none."""
+    members = [cluster.members for cluster in clusters if cluster.members is not None]
+    numbers = all(type(member) is int for group in members for member in group)
+    if merged and not (numbers and len(members) == len(clusters) and is_partition(members)):
+        raise ModelError(
+            f"{path}: each over-cluster must be a member of one cluster, and each cluster have one; mend it"
+        )
+    if members and not merged:
+        raise ModelError(f"{path}: only a merge read-out's clusters have members; mend it")
 
 
 def _read_json(path: Path) -> Any:

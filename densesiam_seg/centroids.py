@@ -1,19 +1,23 @@
-"""Images → centroids of their dense features: the k-means read-out (METHOD, section 3).
+"""Images → centroids of their dense features: the read-outs by k-means and by merged over-clusters (METHOD, section 3).
 
-Axes: N pixels, C channels, K clusters.
+Axes: N pixels, C channels, K clusters, h w features.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from itertools import islice
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from densesiam_seg.clustering import Centroids, kmeans, refine, unit_features
 from densesiam_seg.devices import free_memory
 from densesiam_seg.errors import ImageError, InputError
+from densesiam_seg.merging import Contacts, Merges, contacts, merge_tree
 from densesiam_seg.randomness import Stream, generator
 from densesiam_seg.segmenter import ImageLike, Segmenter
 from densesiam_seg.workers import on_own_cores, turns
@@ -22,6 +26,8 @@ SAMPLE = 200_000
 """Pixels that the initial k-means sees, spread evenly over the images."""
 MEMORY_SHARE = 0.25
 """Share of the machine's free memory that points may take before the images are read a second time."""
+LOOKED_AT = 1000
+"""Images, spread evenly, whose over-clusters are looked at for which ones touch."""
 AHEAD = 2
 """Images per core whose points may wait; those of one take megabytes."""
 
@@ -42,6 +48,56 @@ def fit_readout(
 
     `images` makes a pass over images as `Segmenter.read` takes them; files that cannot be read are passed over.
     """
+    points_of = _points_of(segmenter)
+    return segmenter.with_centroids(fit_centroids(points_of, images, count, clusters, seed=seed))
+
+
+def fit_merged(
+    segmenter: Segmenter,
+    images: Callable[[], Iterable[ImageLike]],
+    count: int,
+    clusters: int,
+    over_clusters: int,
+    *,
+    seed: int,
+) -> Segmenter:
+    """The segmenter read out by k-means with many `over_clusters`, merged to `clusters` by distance and contacts.
+
+    The images are passed over as in `fit_readout`, and once more for which over-clusters touch.
+    """
+    fine = fit_centroids(_points_of(segmenter), images, count, over_clusters, seed=seed)
+    touching = touches(segmenter.with_centroids(fine), images, count)
+    tree = merge_tree(fine.centres.numpy(), fine.counts.numpy(), touching)
+    return segmenter.with_merges(fine.centres, Merges(tree, fine.counts.numpy()), clusters)
+
+
+def touches(
+    segmenter: Segmenter, images: Callable[[], Iterable[ImageLike]], count: int
+) -> Contacts:
+    """The contacts of the clusters of a segmenter in `LOOKED_AT` of `count` images, or all where there are no more."""
+    turn = turns(segmenter.device)
+    clusters = segmenter.card.clusters
+
+    def look(image: ImageLike) -> Contacts | None:
+        try:
+            pixels, _ = segmenter.read(image)
+        except ImageError:
+            return None
+        with turn:
+            ids = segmenter.scores(pixels)[0].argmax(0).cpu()
+        return contacts(ids.numpy(), clusters)
+
+    total = Contacts(np.zeros((clusters, clusters)), np.zeros((clusters, clusters)))
+    some = islice(images(), 0, None, -(-count // LOOKED_AT) or 1)
+    with closing(on_own_cores(look, some, each=AHEAD)) as found:
+        for each in found:
+            if each is not None:
+                total += each
+    return total
+
+
+def _points_of(segmenter: Segmenter) -> Callable[[ImageLike], Tensor | None]:
+    """What `fit_centroids` wants of a segmenter: an image's points, None where it cannot be read."""
     turn = turns(segmenter.device)
 
     def points_of(image: ImageLike) -> Tensor | None:
@@ -52,7 +108,7 @@ def fit_readout(
         with turn:
             return dense_points(segmenter, images)
 
-    return segmenter.with_centroids(fit_centroids(points_of, images, count, clusters, seed=seed))
+    return points_of
 
 
 def dense_points(segmenter: Segmenter, images: Tensor) -> Tensor:

@@ -51,14 +51,16 @@ def kmeans(points: Tensor, clusters: int, *, seed: int, iterations: int = ITERAT
     data = _checked(points)
     if clusters < 1 or len(data) < clusters:
         raise InputError(
-            f"k-means: {len(data)} points cannot make {clusters} clusters; give more images or lower --clusters"
+            f"k-means: {len(data)} points cannot make {clusters} clusters; give more images or lower --clusters "
+            "(--over-clusters of a merge)"
         )
     # FAISS splits a centre in two where it finds too few distinct points, and says nothing. A few points nearly always
     # show enough distinct ones; only where they do not is the whole sample sorted.
     few = data[: 50 * clusters]
     if all(len(np.unique(part, axis=0)) < clusters for part in (few, data)):
         raise InputError(
-            f"k-means: fewer than {clusters} distinct points; give more varied images or lower --clusters"
+            f"k-means: fewer than {clusters} distinct points; give more varied images or lower --clusters "
+            "(--over-clusters of a merge)"
         )
     machine = faiss.Kmeans(
         data.shape[1],

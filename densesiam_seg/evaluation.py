@@ -32,9 +32,11 @@ from densesiam_seg.protocol import (
     dense_features,
     pick_protocol,
     read_masks,
+    refined_masks,
     segmenter_masks,
     shown,
 )
+from densesiam_seg.refinement import PLAIN, Refinement
 from densesiam_seg.segmenter import Segmenter
 from densesiam_seg.workers import on_own_cores
 
@@ -129,9 +131,13 @@ def evaluate(
     image_size: int | None = None,
     list_file: str | Path | None = None,
     allow_missing: bool = False,
+    refinement: Refinement = PLAIN,
     device: str = "auto",
 ) -> Evaluation:
-    """Score a model on a labelled dataset: a built-in name or a TOML file, and the folder `root` that holds it."""
+    """Score a model on a labelled dataset: a built-in name or a TOML file, and the folder `root` that holds it.
+
+    `refinement` adds passes and sharper edges to what the protocol does; the result's protocol tells it.
+    """
     task = benchmark(
         dataset,
         root,
@@ -142,7 +148,7 @@ def evaluate(
         allow_missing=allow_missing,
     )
     segmenter = model if isinstance(model, Segmenter) else Segmenter.load(model, device=device)
-    *_, result = segmenter_events(segmenter, task)
+    *_, result = segmenter_events(segmenter, task, refinement)
     assert isinstance(result, Evaluation)
     return result
 
@@ -166,16 +172,22 @@ def benchmark(
     return Benchmark(declared, found, chosen, image_size, allow_missing)
 
 
-def segmenter_events(segmenter: Segmenter, task: Benchmark) -> Iterator[Scoring | Evaluation]:
+def segmenter_events(
+    segmenter: Segmenter, task: Benchmark, refinement: Refinement = PLAIN
+) -> Iterator[Scoring | Evaluation]:
     """Score a segmenter as it is read out; the last event is the `Evaluation`."""
+    masks_of = read_masks(segmenter, [segmenter.read_out])
+    if not refinement.plain:
+        masks_of = refined_masks(segmenter, refinement)
     return scoring_events(
         task.dataset,
         task.found,
-        read_masks(segmenter, [segmenter.read_out]),
-        [Reading(segmenter.card.clusters, segmenter.card.readout)],
+        masks_of,
+        [Reading(segmenter.card.clusters, segmenter.readout)],
         protocol=task.protocol,
         side=task.image_size or segmenter.card.image_size,
         allow_missing=task.allow_missing,
+        on_top=refinement.describe(),
     )
 
 
@@ -222,8 +234,11 @@ def scoring_events(
     protocol: Protocol,
     side: int,
     allow_missing: bool = False,
+    on_top: str = "",
 ) -> Iterator[Scoring | Evaluation]:
     """Score several masks of each image in one pass; the last events are an `Evaluation` for each of `readings`.
+
+    `on_top` tells what `masks_of` does beyond the protocol, since numbers with and without it differ.
 
     `masks_of` is called from several threads at once, with `TOGETHER` images where these are of one size (the last one
     repeated where there are fewer), else with one. Raises ImageError for an image that cannot be read (counted as
@@ -278,7 +293,7 @@ def scoring_events(
         yield Evaluation(
             dataset=dataset.title,
             split=found.split,
-            protocol=protocol.describe(side),
+            protocol=protocol.describe(side) + on_top,
             images=len(found) - len(unreadable),
             expected=found.expected,
             missing=(*found.missing, *unreadable),

@@ -30,6 +30,7 @@ from densesiam_seg.images import MAX_PIXELS, load_image
 from densesiam_seg.manifest import Manifest, Skipped
 from densesiam_seg.masks import encode_jpeg, mask_bands, overlay, upsample_argmax, write_mask
 from densesiam_seg.records import Records
+from densesiam_seg.refinement import PLAIN, Refinement
 from densesiam_seg.segmenter import Segmenter
 from densesiam_seg.signals import stop_requests
 from densesiam_seg.workers import on_own_cores, turns
@@ -128,6 +129,7 @@ def predict_events(
     overlays: bool = False,
     max_pixels: int = MAX_PIXELS,
     batch_size: int | None = None,
+    refinement: Refinement = PLAIN,
 ) -> Iterator[Predicted]:
     """Write the planned masks (and overlays); one event per image, in the order of the plan.
 
@@ -150,7 +152,7 @@ def predict_events(
                 raise StoppedError("stopped; finish with --resume", stop.number)
             yield group
 
-    job = _Job(segmenter, work, overlays, max_pixels, turns(segmenter.device))
+    job = _Job(segmenter, work, overlays, max_pixels, refinement, turns(segmenter.device))
     with stop_requests() as stop, closing(on_own_cores(job.do, until_stopped())) as found:
         for result in _in_order(found):
             if result.error is not None and work.failures is not None:
@@ -172,6 +174,7 @@ class _Job:
     work: Plan
     overlays: bool
     max_pixels: int
+    refinement: Refinement
     turn: AbstractContextManager[object]
 
     def do(self, group: Group) -> dict[int, Predicted]:
@@ -192,8 +195,8 @@ class _Job:
             # The last bits of a forward pass may depend on the size of its batch, so that is always the same.
             images += images[-1:] * (group.full - len(images))
             with self.turn:
-                batch = self.segmenter.normalised(torch.cat(images))
-                logits = self.segmenter.logits(batch).cpu()
+                batch = torch.cat(images)
+                logits = self.segmenter.scores(batch, self.refinement, len(ready)).cpu()
             for scores, (place, _, size) in zip(logits, ready, strict=False):
                 results[place] = self._write(place, scores, size)
         return results
@@ -235,10 +238,14 @@ def predict(
     overlays: bool = False,
     overwrite: bool = False,
     batch_size: int | None = None,
+    refinement: Refinement = PLAIN,
 ) -> list[Predicted]:
     """Write masks for all images of a manifest; the results of `predict_events` as a list."""
     work = plan(manifest, Path(out), overwrite=overwrite, overlays=overlays)
-    return list(predict_events(segmenter, work, overlays=overlays, batch_size=batch_size))
+    events = predict_events(
+        segmenter, work, overlays=overlays, batch_size=batch_size, refinement=refinement
+    )
+    return list(events)
 
 
 def overall_error(

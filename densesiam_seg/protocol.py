@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -20,6 +21,7 @@ from densesiam_seg.datasets import Dataset, Sample, read_label
 from densesiam_seg.errors import InputError, UsageError
 from densesiam_seg.images import load_image
 from densesiam_seg.masks import upsample_argmax
+from densesiam_seg.refinement import Refinement, refined
 from densesiam_seg.segmenter import Segmenter, working_size
 from densesiam_seg.workers import turns
 
@@ -162,6 +164,39 @@ def read_masks(segmenter: Segmenter, read_outs: Sequence[ReadOut]) -> MasksOf:
             own = features[place : place + 1].float()
             full = F.interpolate(own, size, mode="bilinear")
             yield [read_out(full)[0] for read_out in read_outs]
+
+    return masks_of
+
+
+def refined_masks(segmenter: Segmenter, refinement: Refinement) -> MasksOf:
+    """A segmenter's masks with passes and edges on top of any protocol, which makes each of the passes."""
+    turn = turns(segmenter.device)
+
+    def masks_of(
+        images: Tensor, protocol: Protocol, sizes: Sequence[tuple[int, int]]
+    ) -> list[list[Mask]]:
+        with turn:
+            found = scores_of(images, protocol, sizes)
+            return [
+                [upsample_argmax(scores, *size).cpu().numpy()]
+                for scores, size in zip(found, sizes, strict=True)
+            ]
+
+    def scores_of(
+        images: Tensor, protocol: Protocol, sizes: Sequence[tuple[int, int]]
+    ) -> Iterator[Tensor]:
+        def at(size: tuple[int, int] | None, shown: Tensor) -> Tensor:
+            features = dense_features(segmenter, shown, protocol)
+            if size is not None:
+                features = F.interpolate(features.float(), size, mode="bilinear")
+            return segmenter.soft(segmenter.read_out(features))
+
+        if protocol.upsample == "logits":
+            yield from refined(images, partial(at, None), refinement, len(sizes))[: len(sizes)]
+            return
+        for place, size in enumerate(sizes):
+            # One image at a time, as in `read_masks`.
+            yield refined(images[place : place + 1], partial(at, size), refinement)[0]
 
     return masks_of
 

@@ -1,6 +1,6 @@
 """The public object: a trained model that turns an image into a mask.
 
-Axes: B images, K clusters, C channels, H W image, h w features.
+Axes: B images, K clusters, A over-clusters, C channels, H W image, h w features.
 
 A model is a directory: `config.json` (what it is), `model.safetensors` (its tensors), `clusters.json` (its clusters).
 """
@@ -34,8 +34,10 @@ from densesiam_seg.errors import InputError, ModelError, UsageError
 from densesiam_seg.files import make_folder, replace_json
 from densesiam_seg.images import MAX_PIXELS, load_image, load_reduced
 from densesiam_seg.masks import Colour, upsample_argmax
+from densesiam_seg.merging import Merges, cut, is_tree
 from densesiam_seg.model import DenseSiam, build_network
 from densesiam_seg.pixels import rgb_planes
+from densesiam_seg.refinement import PLAIN, Refinement, refined
 from densesiam_seg.tensorfiles import layout, read_safetensors, write_safetensors
 
 __all__ = [
@@ -65,17 +67,21 @@ class Segmenter:
         card: ModelCard,
         clusters: Sequence[Cluster] | None = None,
         centroids: Tensor | None = None,
+        merges: Merges | None = None,
         *,
         device: str = "auto",
         precision: str = "auto",
     ) -> None:
-        assert (card.readout == "kmeans") == (centroids is not None)
+        assert (card.readout == "head") == (centroids is None)
+        assert (card.readout == "merge") == (merges is not None)
         self.device = pick_device(device)
         self.precision = pick_precision(precision, self.device)
         self.network: DenseSiam = network.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.card = card
         self.clusters = tuple(clusters or name_clusters(card.clusters))
         self.centroids = centroids
+        """Of the clusters (K, C), or of the over-clusters (A, C) that are merged into them."""
+        self.merges = merges
 
     @classmethod
     def load(cls, path: str | Path, *, device: str = "auto", precision: str = "auto") -> Segmenter:
@@ -85,7 +91,8 @@ class Segmenter:
         """
         folder = model_folder(Path(path))
         card = read_card(folder / "config.json")
-        clusters = read_clusters(folder / "clusters.json", card.clusters)
+        merged = card.readout == "merge"
+        clusters = read_clusters(folder / "clusters.json", card.clusters, merged=merged)
         # On the meta device a network has shapes but no memory: a hostile file cannot make it large.
         try:
             with torch.device("meta"):
@@ -95,18 +102,29 @@ class Segmenter:
         expected = layout(
             {f"network.{name}": value for name, value in network.state_dict().items()}
         )
-        if card.readout == "kmeans":
-            shape = (card.clusters, network.encoder.width)
+        if card.readout != "head":
+            count = sum(len(cluster.members or (0,)) for cluster in clusters)
+            shape = (count, network.encoder.width)
             expected = {**expected, "centroids": (shape, torch.float32)}
+        if merged:
+            tree, counts = ((count - 1, 2), torch.int64), ((count,), torch.int64)
+            expected = {**expected, "merges": tree, "merges_counts": counts}
         tensors = read_safetensors(folder / "model.safetensors", expected=expected)
         centroids = tensors.pop("centroids", None)
+        merges = None
+        if merged:
+            merges = Merges(tensors.pop("merges").numpy(), tensors.pop("merges_counts").numpy())
+            if not is_tree(merges.tree) or (merges.counts < 0).any():
+                raise ModelError(
+                    f"{folder / 'model.safetensors'}: its merges are no tree; fit the read-out again"
+                )
         state = {name.removeprefix("network."): value for name, value in tensors.items()}
         network.load_state_dict(state, assign=True)
         if any(buffer.is_meta for buffer in network.buffers()):
             # Tables that no file holds, such as those of positions in timm's Swin, come with a real network.
             network = build_network(card.architecture, seed=0)
             network.load_state_dict(state, assign=True)
-        return cls(network, card, clusters, centroids, device=device, precision=precision)
+        return cls(network, card, clusters, centroids, merges, device=device, precision=precision)
 
     def save(self, folder: str | Path) -> Path:
         """Write the model directory, each file whole or not at all. Raises OutputError."""
@@ -114,24 +132,38 @@ class Segmenter:
         tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
         if self.centroids is not None:
             tensors["centroids"] = self.centroids
+        if self.merges is not None:
+            tensors["merges"] = torch.from_numpy(self.merges.tree)
+            tensors["merges_counts"] = torch.from_numpy(self.merges.counts)
         write_safetensors(folder / "model.safetensors", tensors)
-        replace_json(folder / "clusters.json", [asdict(cluster) for cluster in self.clusters])
+        replace_json(folder / "clusters.json", [cluster.entry() for cluster in self.clusters])
         replace_json(folder / "config.json", {"format": FORMAT, **asdict(self.card)})
         return folder
+
+    @property
+    def readout(self) -> str:
+        """How features become clusters, as scores tell it: head, kmeans, or merge of how many over-clusters."""
+        if self.merges is None:
+            return self.card.readout
+        return f"{self.card.readout} of {self.merges.over_clusters}"
 
     @property
     def palette(self) -> list[Colour]:
         """Colours by cluster id."""
         return [cluster.colour for cluster in self.clusters]
 
-    def predict(self, image: ImageLike, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.integer]:
+    def predict(
+        self, image: ImageLike, *, max_pixels: int = MAX_PIXELS, refinement: Refinement = PLAIN
+    ) -> NDArray[np.integer]:
         """Mask (H, W) of cluster ids at the image's own size, uint8 (int32 above 255 clusters).
+
+        `refinement` averages passes of the mirrored or scaled image and sharpens edges; see `Refinement`.
 
         `image` is as for `read`. The command `predict` writes the same mask of a file, as far as rounding goes: there
         a pass has other images beside it, and fewer threads. Raises ImageError for a file that cannot be read.
         """
         images, (height, width) = self.read(image, max_pixels=max_pixels)
-        logits = self.logits(self.normalised(images))[0]
+        logits = self.scores(images, refinement)[0]
         return upsample_argmax(logits, height, width).cpu().numpy()
 
     def read(
@@ -171,6 +203,26 @@ class Segmenter:
         return self.read_out(self.features(images))
 
     @torch.inference_mode()
+    def scores(
+        self, images: Tensor, refinement: Refinement = PLAIN, count: int | None = None
+    ) -> Tensor:
+        """uint8 images (B, 3, H, W) → scores (B, K, h, w) after all passes; `logits` where these are plain.
+
+        Where edges are sharpened, only those of the first `count` images.
+        """
+        if refinement.plain:
+            return self.logits(self.normalised(images))
+
+        def scores_of(shown: Tensor) -> Tensor:
+            return self.soft(self.logits(self.normalised(shown)))
+
+        return refined(images, scores_of, refinement, count)
+
+    def soft(self, scores: Tensor) -> Tensor:
+        """Scores (B, K, h, w) in a form whose means make sense: a head's probabilities, distances as they are."""
+        return scores.softmax(1) if self.centroids is None else scores
+
+    @torch.inference_mode()
     def features(self, images: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) → dense features (B, C, h, w)."""
         images = images.to(self.device).contiguous(memory_format=torch.channels_last)
@@ -187,7 +239,15 @@ class Segmenter:
             logits: Tensor = scores.float()
             return logits
         weight, bias = Centroids(self.centroids, torch.empty(0)).classifier()
-        return F.conv2d(unit_features(features), weight.to(self.device), bias.to(self.device))
+        if self.merges is None:
+            return F.conv2d(unit_features(features), weight.to(self.device), bias.to(self.device))
+        # Side by side, the members of a cluster have their largest score together.
+        groups = [list(cluster.members or ()) for cluster in self.clusters]
+        order = [member for group in groups for member in group]
+        weight, bias = weight[order].to(self.device), bias[order].to(self.device)
+        fine = F.conv2d(unit_features(features), weight, bias)
+        parts = torch.split(fine, [len(group) for group in groups], 1)
+        return torch.stack([scores.amax(1) for scores in parts], 1)
 
     def with_centroids(self, centroids: Centroids) -> Segmenter:
         """The same encoder read out by the nearest centroid of its L2-normalised features."""
@@ -198,6 +258,31 @@ class Segmenter:
         segmenter = Segmenter(self.network, card, named, centroids.centres, device=device)
         segmenter.precision = self.precision
         return segmenter
+
+    def with_merges(self, centres: Tensor, merges: Merges, clusters: int) -> Segmenter:
+        """The same encoder read out by over-clusters with `centres` (A, C), merged to K `clusters`.
+
+        A pixel belongs to the cluster of its nearest over-cluster. Raises UsageError for more clusters than those.
+        """
+        if not 1 <= clusters <= merges.over_clusters:
+            raise UsageError(
+                f"--clusters {clusters}: must be 1 to the {merges.over_clusters} over-clusters that are merged; "
+                "raise --over-clusters for more"
+            )
+        groups = cut(merges.tree, clusters)
+        card = replace(self.card, readout="merge", clusters=clusters)
+        named, device = name_clusters(clusters, merges.shares(groups), groups), str(self.device)
+        segmenter = Segmenter(self.network, card, named, centres, merges, device=device)
+        segmenter.precision = self.precision
+        return segmenter
+
+    def with_clusters(self, clusters: int) -> Segmenter:
+        """A merge read-out cut at another K; needs no images, gives clusters new names. Raises UsageError."""
+        if self.centroids is None or self.merges is None:
+            raise UsageError(
+                f"--clusters {clusters}: this model's read-out is {self.card.readout}; only a merge has any number"
+            )
+        return self.with_merges(self.centroids, self.merges, clusters)
 
 
 def as_pixels(image: ImageLike, *, max_pixels: int = MAX_PIXELS) -> Tensor:

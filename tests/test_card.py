@@ -18,6 +18,7 @@ from torch import Tensor
 from densesiam_seg.card import LARGEST_CONFIG, ModelCard, name_clusters
 from densesiam_seg.errors import ModelError
 from densesiam_seg.masks import palette
+from densesiam_seg.merging import Merges
 from densesiam_seg.model import Architecture
 from densesiam_seg.scenes import scene
 from densesiam_seg.segmenter import Segmenter
@@ -208,6 +209,78 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "weights NaN": (tensors(spoil(float("nan"))), "NaN or infinite"),
     "weights infinite": (tensors(spoil(float("inf"))), "NaN or infinite"),
 }
+
+
+def members(change: Callable[[list[list[Any]]], object]) -> Damage:
+    """A change of the members that the clusters of a merge have."""
+
+    def damage(folder: Path) -> None:
+        content = json.loads((folder / "clusters.json").read_text())
+        lists = [entry["members"] for entry in content]
+        change(lists)
+        for entry, each in zip(content, lists, strict=True):
+            entry["members"] = each
+        (folder / "clusters.json").write_text(json.dumps(content))
+
+    return damage
+
+
+def merges(rows: list[list[int]]) -> Damage:
+    return tensors(lambda found: found.update(merges=torch.tensor(rows)))
+
+
+MERGE_DAMAGES: dict[str, tuple[Damage, str]] = {
+    "a member twice": (members(lambda found: found[1].append(found[0][0])), "a member of one"),
+    "a member missing": (members(lambda found: found[0].pop()), "a member of one"),
+    "no members": (members(lambda found: found[0].clear()), "a member of one"),
+    "members of fractions": (
+        members(lambda f: f.__setitem__(0, [float(m) for m in f[0]])),
+        "a member of one",
+    ),
+    "members a number": (members(lambda found: found.__setitem__(0, 7)), "not a list"),  # type: ignore[call-overload]
+    "members none": (
+        clusters(lambda found: [entry.pop("members") for entry in found]),
+        "a member of one",
+    ),
+    "one more member": (members(lambda found: found[0].append(4)), "merges|centroids"),
+    "a merge of nothing": (merges([[0, 1], [2, 9], [4, 5]]), "no tree"),
+    "a merge of the future": (merges([[0, 6], [1, 2], [3, 4]]), "no tree"),
+    "merges too few": (merges([[0, 1], [2, 3]]), "merges is"),
+    "negative counts": (
+        tensors(lambda found: found["merges_counts"].fill_(-1)),
+        "no tree",
+    ),
+    "without merges": (tensors(lambda found: found.pop("merges")), "merges is missing"),
+    "called k-means": (config(readout="kmeans"), "only a merge read-out's clusters"),
+}
+
+
+class TestMerged:
+    @pytest.fixture
+    def folder(self, segmenter: Segmenter, tmp_path: Path) -> Path:
+        """Four over-clusters merged to two."""
+        tree = np.array([[0, 1], [2, 3], [4, 5]])
+        read = segmenter.with_merges(torch.eye(4, 8), Merges(tree, np.array([4, 3, 2, 1])), 2)
+        return read.save(tmp_path / "merged")
+
+    def test_what_the_file_says(self, folder: Path) -> None:
+        content = json.loads((folder / "clusters.json").read_text())
+        assert [entry["members"] for entry in content] == [[0, 1], [2, 3]]
+        assert [entry["share"] for entry in content] == [0.7, 0.3]
+        assert Segmenter.load(folder, device="cpu").clusters[1].members == (2, 3)
+
+    def test_other_read_outs_have_no_members(self, model_folder: Path) -> None:
+        content = json.loads((model_folder / "clusters.json").read_text())
+        assert all(set(entry) == {"id", "name", "colour", "share"} for entry in content)
+
+    @pytest.mark.parametrize("name", MERGE_DAMAGES)
+    def test_damages(self, folder: Path, name: str) -> None:
+        damage, words = MERGE_DAMAGES[name]
+        damage(folder)
+        with pytest.raises(ModelError, match=words) as caught:
+            Segmenter.load(folder, device="cpu")
+        assert str(folder) in str(caught.value)
+        assert "; " in str(caught.value)
 
 
 class TestRefusals:

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from densesiam_seg import centroids as centroids_module
-from densesiam_seg.centroids import dense_points, fit_centroids, fit_readout
+from densesiam_seg.centroids import dense_points, fit_centroids, fit_merged, fit_readout, touches
 from densesiam_seg.clustering import Centroids, assign, kmeans
-from densesiam_seg.errors import InputError, NumericError
+from densesiam_seg.errors import InputError, NumericError, UsageError
+from densesiam_seg.merging import Contacts, contacts, cut, merge_tree
 from densesiam_seg.randomness import Stream, generator
 from densesiam_seg.scenes import scene
 from densesiam_seg.segmenter import Segmenter, as_pixels
@@ -246,3 +247,36 @@ class TestFitReadout:
         constant = Segmenter(network, segmenter.card, device="cpu", precision="fp32")
         with pytest.raises(InputError, match="distinct points"):
             fit_readout(constant, lambda: scenes, len(scenes), 3, seed=0)
+
+
+class TestFitMerged:
+    def test_it_is_kmeans_then_the_tree_of_what_touches(
+        self, segmenter: Segmenter, scenes: list[Tensor]
+    ) -> None:
+        read = fit_merged(segmenter, lambda: scenes, 4, 3, 12, seed=5)
+        fine = fit_readout(segmenter, lambda: scenes, 4, 12, seed=5)
+        assert fine.centroids is not None and read.centroids is not None
+        assert torch.equal(read.centroids, fine.centroids)
+        touching = Contacts(np.zeros((12, 12)), np.zeros((12, 12)))
+        for image in scenes:
+            touching += contacts(fine.logits(fine.prepare(image))[0].argmax(0).numpy(), 12)
+        assert read.merges is not None
+        tree = merge_tree(fine.centroids.numpy(), read.merges.counts, touching)
+        np.testing.assert_array_equal(read.merges.tree, tree)
+        assert tuple(cluster.members for cluster in read.clusters) == cut(tree, 3)
+
+    def test_few_images_are_looked_at_evenly(
+        self, segmenter: Segmenter, scenes: list[Tensor], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fine = fit_readout(segmenter, lambda: scenes, 4, 6, seed=0)
+        monkeypatch.setattr(centroids_module, "LOOKED_AT", 2)
+        found = touches(fine, lambda: scenes, 4)
+        expected = touches(fine, lambda: scenes[::2], 2)
+        np.testing.assert_array_equal(found.seen, expected.seen)
+        assert found.seen.any()
+
+    def test_more_clusters_than_are_merged(
+        self, segmenter: Segmenter, scenes: list[Tensor]
+    ) -> None:
+        with pytest.raises(UsageError, match="raise --over-clusters"):
+            fit_merged(segmenter, lambda: scenes, 4, 7, 6, seed=0)

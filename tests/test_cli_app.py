@@ -41,9 +41,10 @@ OPTIONS = {
     "--region-stop-gradient/--no-region-stop-gradient --replay --optimizer --schedule --rate-scaling --momentum "
     "--weight-decay --device --precision --workers/-j --threads --cache --cache-dir --max-pixels",
     "predict": "--model/-m --out/-o --overlay --overwrite --resume --json --quiet/-q --readout --clusters/-k "
-    "--fit-images --seed --device --precision --batch-size/-b --max-pixels",
+    "--fit-images --over-clusters --seed --flip --scales --refine --device --precision --batch-size/-b --max-pixels",
     "evaluate": "--root --model/-m --split --list --allow-missing --out/-o --overwrite --json --quiet/-q --protocol "
-    "--image-size --readout --clusters/-k --fit-images --seed --device --precision",
+    "--image-size --readout --clusters/-k --fit-images --over-clusters --seed --flip --scales --refine --device "
+    "--precision",
     "pretrain": "--out/-o --overwrite --resume --config --init-from --max-bad --visualize-every --json --quiet/-q "
     "--preset --epochs --batch-size/-b --image-size --learning-rate --weights --backbone "
     "--freeze/--no-freeze --features --max-time --seed "
@@ -54,7 +55,7 @@ OPTIONS = {
     "probe": "--dataset --root --split --train-split --out/-o --overwrite --json --quiet/-q --kind --protocol "
     "--image-size --clusters/-k --seed --device --precision",
     "visualize": "--out/-o --overwrite --json --quiet/-q --clusters-shown --limit --columns --readout --clusters/-k "
-    "--fit-images --seed --device --precision --max-pixels",
+    "--fit-images --over-clusters --seed --device --precision --max-pixels",
     "export": "--out/-o --backbone --overwrite --json --quiet/-q",
     "study": "--root --images --out/-o --overwrite --resume --config --split --train-split --json --quiet/-q --seeds "
     "--seed --preset --epochs --batch-size/-b --image-size --learning-rate --weights --backbone --channels --protocol "
@@ -99,6 +100,8 @@ MISTAKES = [
     ["nonsense"],
     ["predict"],
     ["predict", "x", "--batch-size", "some"],
+    ["predict", "x", "--scales", "big"],
+    ["evaluate", "camvid", "--root", "x", "--refine", "crf"],
     ["evaluate", "camvid", "--root", "x", "--out", "."],
     ["train", "x", "--epochs", "two"],
     ["train"],

@@ -13,6 +13,7 @@ from densesiam_seg import readout
 from densesiam_seg.demo import scenes_toml
 from densesiam_seg.errors import InputError
 from densesiam_seg.evaluation import PROTOCOLS, evaluate
+from densesiam_seg.passes import Refinement
 from densesiam_seg.scenes import CLASSES, write_scenes
 from densesiam_seg.segmenter import Segmenter
 
@@ -78,6 +79,25 @@ class TestScores:
         assert (code, value["clusters"], value["readout"]) == (0, 9, "kmeans")
         assert value["matching"]["kind"] == "many-to-one"
 
+    def test_a_merge(self, run: Cli, data: Path) -> None:
+        options = ("--readout", "merge", "-k", "4", "--over-clusters", "20")
+        code, out, _ = run("--json", *options, "--fit-images", data / "images")
+        value = json.loads(out)
+        assert (code, value["clusters"], value["readout"]) == (0, 4, "merge of 20")
+        assert value["matching"]["kind"] == "hungarian"
+
+    def test_passes_and_edges_stand_beside_the_protocol(
+        self, run: Cli, data: Path, segmenter: Segmenter
+    ) -> None:
+        code, out, _ = run("--json", "--flip", "--scales", "0.75,1", "--refine", "pamr")
+        how = Refinement(True, (0.75, 1.0), "pamr")
+        expected = evaluate(data / "scenes.toml", data, segmenter, refinement=how)
+        value = json.loads(out)
+        assert code == 0
+        assert value["counts"] == expected.counts.tolist()
+        assert value["protocol"] == PROTOCOLS["picie"].describe(32) + how.describe()
+        assert how.describe() in run("--flip", "--scales", "0.75,1", "--refine", "pamr")[1]
+
     def test_what_the_read_out_is_asked_for(
         self, cli: Cli, data: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -91,12 +111,18 @@ class TestScores:
         where = (data / "scenes.toml", "--root", data)
         cli("evaluate", *where)
         cli(
-            "evaluate", *where, "-m", "m", "--readout", "kmeans", "-k", "9", "--fit-images", "a",
-            "--seed", "7", "--device", "cpu", "--precision", "bf16",
+            "evaluate", *where, "-m", "m", "--readout", "merge", "-k", "9", "--fit-images", "a",
+            "--over-clusters", "50", "--seed", "7", "--device", "cpu", "--precision", "bf16",
         )  # fmt: skip
         assert calls == [
-            ((None, "head", None, None), {"seed": 0, "device": "auto", "precision": "auto"}),
-            ((Path("m"), "kmeans", 9, ["a"]), {"seed": 7, "device": "cpu", "precision": "bf16"}),
+            (
+                (None, "head", None, None),
+                {"over_clusters": None, "seed": 0, "device": "auto", "precision": "auto"},
+            ),
+            (
+                (Path("m"), "merge", 9, ["a"]),
+                {"over_clusters": 50, "seed": 7, "device": "cpu", "precision": "bf16"},
+            ),
         ]
 
     def test_size_and_list(self, run: Cli, tmp_path: Path) -> None:
@@ -123,7 +149,9 @@ class TestRefusals:
             (["--image-size", "8"], 2, "usage", "--image-size 8: must be 32 to 4096"),
             (["--split", "test"], 2, "usage", "no split 'test'; give one of val, train"),
             (["--split", "train"], 3, "input", "no folder images/train"),
-            (["--readout", "tree"], 2, "usage", "give head or kmeans"),
+            (["--readout", "tree"], 2, "usage", "give head, kmeans or merge"),
+            (["--scales", "1,1"], 2, "usage", "give 1 to 8 different factors"),
+            (["--refine", "crf"], 2, "usage", "give one of none, guided, pamr"),
             (["--precision", "fp8"], 2, "usage", "--precision fp8"),
             (["--list", "/nowhere.txt"], 3, "input", "no such list file"),
         ],

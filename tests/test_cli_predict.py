@@ -17,6 +17,7 @@ from PIL import Image
 
 from densesiam_seg import readout
 from densesiam_seg.errors import InputError
+from densesiam_seg.passes import Refinement
 from densesiam_seg.segmenter import Segmenter
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -113,6 +114,22 @@ class TestMasks:
         with Image.open(out / "00.png") as mask:
             assert int(np.asarray(mask).max()) < 9
 
+    def test_a_merge_of_any_number(self, predict: Cli, images: Path, tmp_path: Path) -> None:
+        options = ("--readout", "merge", "-k", "3", "--over-clusters", "20", "--fit-images", images)
+        assert predict(images, "-o", tmp_path / "out", *options)[0] == 0
+        with Image.open(tmp_path / "out" / "00.png") as mask:
+            assert int(np.asarray(mask).max()) < 3
+
+    def test_passes_and_edges(
+        self, predict: Cli, images: Path, tmp_path: Path, segmenter: Segmenter
+    ) -> None:
+        options = ("--flip", "--scales", "0.75,1", "--refine", "guided")
+        assert predict(images / "01.png", "-o", tmp_path / "m.png", *options)[0] == 0
+        how = Refinement(True, (0.75, 1.0), "guided")
+        with Image.open(tmp_path / "m.png") as mask:
+            expected = segmenter.predict(images / "01.png", refinement=how)
+            np.testing.assert_array_equal(np.asarray(mask), expected)
+
     @pytest.mark.parametrize("size", ["auto", "2", "64"])
     def test_batches(self, predict: Cli, images: Path, tmp_path: Path, size: str) -> None:
         out = tmp_path / "out"
@@ -143,14 +160,17 @@ class TestOptions:
         monkeypatch.setattr(readout, "load_with_readout", record)
         cli("predict", images / "00.jpg")
         cli(
-            "predict", images / "00.jpg", "-m", "m", "--readout", "kmeans", "-k", "9", "--fit-images", "a",
-            "--fit-images", "b", "--seed", "7", "--device", "cpu", "--precision", "bf16",
+            "predict", images / "00.jpg", "-m", "m", "--readout", "merge", "-k", "9", "--fit-images", "a",
+            "--fit-images", "b", "--over-clusters", "50", "--seed", "7", "--device", "cpu", "--precision", "bf16",
         )  # fmt: skip
         assert calls == [
-            ((None, "head", None, None), {"seed": 0, "device": "auto", "precision": "auto"}),
             (
-                (Path("m"), "kmeans", 9, ["a", "b"]),
-                {"seed": 7, "device": "cpu", "precision": "bf16"},
+                (None, "head", None, None),
+                {"over_clusters": None, "seed": 0, "device": "auto", "precision": "auto"},
+            ),
+            (
+                (Path("m"), "merge", 9, ["a", "b"]),
+                {"over_clusters": 50, "seed": 7, "device": "cpu", "precision": "bf16"},
             ),
         ]
 
@@ -253,7 +273,10 @@ class TestRefusals:
     def test_options(self, predict: Cli, cli: Cli, images: Path, model_folder: Path) -> None:
         image = images / "00.jpg"
         refused(predict(image, "-k", "3"), 2, "usage", "belong to --readout kmeans")
-        refused(predict(image, "--readout", "tree"), 2, "usage", "give head or kmeans")
+        refused(predict(image, "--readout", "tree"), 2, "usage", "give head, kmeans or merge")
+        refused(predict(image, "--over-clusters", "9"), 2, "usage", "belongs to --readout merge")
+        refused(predict(image, "--scales", "0"), 2, "usage", "--scales 0: must be 0.25 to 4")
+        refused(predict(image, "--refine", "crf"), 2, "usage", "give one of none, guided, pamr")
         refused(predict(image, "-b", "all"), 2, "usage", "--batch-size all: give a whole number")
         refused(predict(image, "-b", "0"), 2, "usage", "--batch-size 0: must be 1 to 1024, or auto")
         for option in ("--device", "--precision"):

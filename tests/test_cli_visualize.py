@@ -133,14 +133,18 @@ def test_what_the_read_out_is_asked_for(
     monkeypatch.setattr(readout, "load_with_readout", record)
     cli("visualize", "run", images)
     cli(
-        "visualize", "run", images, "--readout", "kmeans", "-k", "9", "--fit-images", "a", "--fit-images", "b",
+        "visualize", "run", images, "--readout", "merge", "-k", "9", "--over-clusters", "50", "--fit-images", "a",
+            "--fit-images", "b",
         "--seed", "7", "--device", "cpu", "--precision", "bf16",
     )  # fmt: skip
     assert calls == [
-        ((Path("run"), "head", None, None), {"seed": 0, "device": "auto", "precision": "auto"}),
         (
-            (Path("run"), "kmeans", 9, ["a", "b"]),
-            {"seed": 7, "device": "cpu", "precision": "bf16"},
+            (Path("run"), "head", None, None),
+            {"over_clusters": None, "seed": 0, "device": "auto", "precision": "auto"},
+        ),
+        (
+            (Path("run"), "merge", 9, ["a", "b"]),
+            {"over_clusters": 50, "seed": 7, "device": "cpu", "precision": "bf16"},
         ),
     ]
 

@@ -36,6 +36,7 @@ from densesiam_seg.evaluation import (
 )
 from densesiam_seg.files import to_json
 from densesiam_seg.metrics import Matching
+from densesiam_seg.passes import Refinement
 from densesiam_seg.scenes import scene
 from densesiam_seg.segmenter import Segmenter
 
@@ -394,6 +395,27 @@ class TestEvaluate:
             image, label = shown(sample, dataset, PROTOCOLS["full-image"], 32)
             mask = segmenter_masks(segmenter)(image, PROTOCOLS["full-image"], *label.shape)
             np.testing.assert_array_equal(mask, segmenter.predict(sample.image))
+
+    @pytest.mark.parametrize(
+        "how", [Refinement(True, (0.75, 1.0), "guided"), Refinement(refine="pamr")]
+    )
+    def test_full_image_scores_refined_masks_too(
+        self, scenes: Path, segmenter: Segmenter, how: Refinement
+    ) -> None:
+        """The masks that `predict` writes, and the options beside the protocol."""
+        result = evaluate(scenes / "tiny.toml", scenes, segmenter, refinement=how)
+        plain = evaluate(scenes / "tiny.toml", scenes, segmenter)
+        assert result.protocol == plain.protocol + how.describe()
+        assert how.describe().startswith("; on top: ")
+        dataset = load_dataset(scenes / "tiny.toml")
+        expected = np.zeros((3, 5), np.int64)
+        for sample in samples(dataset, scenes):
+            _, label = shown(sample, dataset, PROTOCOLS["full-image"], 32)
+            mask = segmenter.predict(sample.image, refinement=how)
+            np.add.at(expected, (label.ravel(), mask.ravel()), 1)
+        # The batch is filled, which may round differently.
+        assert np.abs(result.counts - expected).sum() <= 0.01 * expected.sum()
+        assert (result.counts != plain.counts).any()
 
     def test_another_size(self, scenes: Path, segmenter: Segmenter) -> None:
         result = evaluate(scenes / "tiny.toml", scenes, segmenter, protocol="picie", image_size=40)

@@ -13,6 +13,7 @@ import pytest
 
 import densesiam_seg
 from densesiam_seg.evaluation import evaluate
+from densesiam_seg.passes import Refinement
 from densesiam_seg.pretraining import pretrain
 from densesiam_seg.segmenter import Segmenter
 from densesiam_seg.training import train
@@ -28,7 +29,15 @@ def project() -> dict[str, Any]:
 
 
 def test_the_public_names() -> None:
-    assert densesiam_seg.__all__ == ["Segmenter", "__version__", "evaluate", "pretrain", "train"]
+    assert densesiam_seg.__all__ == [
+        "Refinement",
+        "Segmenter",
+        "__version__",
+        "evaluate",
+        "pretrain",
+        "train",
+    ]
+    assert densesiam_seg.Refinement is Refinement
     assert densesiam_seg.Segmenter is Segmenter
     assert densesiam_seg.evaluate is evaluate
     assert densesiam_seg.pretrain is pretrain

@@ -27,6 +27,7 @@ from densesiam_seg.errors import (
 )
 from densesiam_seg.images import load_image
 from densesiam_seg.manifest import Skipped
+from densesiam_seg.passes import Refinement
 from densesiam_seg.prediction import (
     Predicted,
     mask_names,
@@ -322,6 +323,20 @@ class TestBatches:
         monkeypatch.setattr(Segmenter, "logits", spy)
         predict(segmenter, scan([mixed]), tmp_path / "out", batch_size=2)
         assert sorted(seen) == sorted([(2, 3, 32, 48)] * 2 + [(2, 3, 32, 64)] + [(2, 3, 51, 32)])
+
+    @pytest.mark.parametrize(
+        "how", [Refinement(flip=True, scales=(0.75, 1.0)), Refinement(refine="guided")]
+    )
+    def test_refined_masks_are_pythons(
+        self, segmenter: Segmenter, mixed: Path, tmp_path: Path, how: Refinement
+    ) -> None:
+        results = predict(segmenter, scan([mixed]), tmp_path / "out", refinement=how)
+        assert [result.error is None for result in results] == [True] * 5 + [False, True]
+        for result in results:
+            if result.mask is not None:
+                with Image.open(result.mask) as mask:
+                    expected = segmenter.predict(result.image, refinement=how)
+                    assert (np.asarray(mask) == expected).mean() > 0.99
 
     def test_a_file_that_changes_after_its_header_was_read(
         self, segmenter: Segmenter, mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

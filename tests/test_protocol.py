@@ -18,15 +18,19 @@ from densesiam_seg.clustering import Centroids
 from densesiam_seg.datasets import Dataset, Sample, load_dataset
 from densesiam_seg.errors import UsageError
 from densesiam_seg.images import load_image
+from densesiam_seg.masks import upsample_argmax
+from densesiam_seg.passes import Refinement
 from densesiam_seg.protocol import (
     PROTOCOLS,
     dense_features,
     pick_protocol,
     read_masks,
+    refined_masks,
     segmenter_masks,
     shown,
     shown_image,
 )
+from densesiam_seg.refinement import refined
 from densesiam_seg.scenes import scene
 from densesiam_seg.segmenter import Segmenter
 
@@ -267,3 +271,43 @@ class TestReadMasks:
             alone = segmenter_masks(segmenter)(image, PROTOCOLS[name], *size)
             assert mask.shape == size
             assert (mask == alone).mean() > 0.999
+
+
+class TestRefinedMasks:
+    HOWS = (
+        Refinement(flip=True),
+        Refinement(scales=(0.75, 1.0)),
+        Refinement(refine="guided"),
+        Refinement(True, (1.0, 1.25), "pamr"),
+    )
+
+    @pytest.fixture
+    def images(self) -> Tensor:
+        pictures = [torch.from_numpy(scene(3, index, 40)[0]) for index in range(3)]
+        return torch.stack(pictures).permute(0, 3, 1, 2)
+
+    @pytest.mark.parametrize("how", HOWS)
+    def test_of_logits_they_are_the_masks_of_the_averaged_scores(
+        self, segmenter: Segmenter, images: Tensor, how: Refinement
+    ) -> None:
+        sizes = [(40, 40), (33, 50)]
+        found = refined_masks(segmenter, how)(images, PROTOCOLS["picie"], sizes)
+        scores = segmenter.scores(images, how)
+        for (mask,), each, size in zip(found, scores, sizes, strict=False):
+            np.testing.assert_array_equal(mask, upsample_argmax(each, *size).numpy())
+        assert len(found) == 2
+
+    @pytest.mark.parametrize("how", HOWS)
+    def test_of_upsampled_features_each_pass_is_the_protocols(
+        self, segmenter: Segmenter, images: Tensor, how: Refinement
+    ) -> None:
+        protocol = PROTOCOLS["stego"]
+
+        def scores_of(shown: Tensor) -> Tensor:
+            features = dense_features(segmenter, shown, protocol)
+            full = F.interpolate(features, (40, 40), mode="bilinear")
+            return segmenter.read_out(full).softmax(1)
+
+        ((mask,),) = refined_masks(segmenter, how)(images[:1], protocol, [(40, 40)])
+        expected = refined(images[:1], scores_of, how)[0].argmax(0)
+        assert (torch.from_numpy(mask) == expected).double().mean() > 0.999

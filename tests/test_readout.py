@@ -83,7 +83,7 @@ class TestModel:
 
 class TestOptions:
     def test_unknown_readout(self, run: Path) -> None:
-        with pytest.raises(UsageError, match="--readout tree: give head or kmeans"):
+        with pytest.raises(UsageError, match="--readout tree: give head, kmeans or merge"):
             load_with_readout(run, "tree")
 
     @pytest.mark.parametrize("options", [{"clusters": 3}, {"fit_images": ["images"]}])
@@ -161,3 +161,50 @@ class TestKmeans:
         (run / "dataset.json").write_text(json.dumps(content))
         with pytest.raises(InputError, match=r"/nowhere/00\.jpg: the training images have moved"):
             load_with_readout(run, "kmeans", **CPU)
+
+
+class TestMerge:
+    def test_fitted_to_the_training_images(self, run: Path) -> None:
+        """By default to as many clusters as the head has, from 200."""
+        read = load_with_readout(run, "merge", **CPU)
+        assert (read.readout, read.card.clusters) == ("merge of 200", 5)
+
+    def test_any_numbers(self, run: Path, segmenter: Segmenter, image_folder: Path) -> None:
+        read = load_with_readout(run, "merge", 3, over_clusters=20, seed=4, **CPU)
+        assert (read.readout, read.card.clusters) == ("merge of 20", 3)
+        assert read.centroids is not None
+        kmeans = load_with_readout(run, "kmeans", 20, seed=4, **CPU)
+        assert kmeans.centroids is not None
+        np.testing.assert_array_equal(read.centroids, kmeans.centroids)
+
+    def test_a_saved_one_is_cut_again_without_images(self, run: Path, tmp_path: Path) -> None:
+        fitted = load_with_readout(run, "merge", 3, over_clusters=20, **CPU)
+        folder = fitted.save(tmp_path / "saved")
+        shutil.rmtree(run)
+        as_saved = load_with_readout(folder, "merge", **CPU)
+        assert as_saved.clusters == fitted.clusters
+        assert load_with_readout(folder, **CPU).clusters == fitted.clusters
+        assert (
+            load_with_readout(folder, "merge", 7, **CPU).clusters
+            == fitted.with_clusters(7).clusters
+        )
+        with pytest.raises(InputError, match="--fit-images"):
+            load_with_readout(folder, "merge", 7, over_clusters=30, **CPU)
+
+    @pytest.mark.parametrize(
+        ("readout", "options", "words"),
+        [
+            ("head", {"over_clusters": 50}, "--over-clusters belongs to --readout merge"),
+            ("kmeans", {"over_clusters": 50}, "--over-clusters belongs to --readout merge"),
+            ("merge", {"over_clusters": 1}, "--over-clusters 1: must be 2 to 1024"),
+            ("merge", {"over_clusters": 1025}, "--over-clusters 1025: must be 2 to 1024"),
+            ("merge", {"clusters": 0}, "--clusters 0: must be 1 to 4096"),
+            ("merge", {"clusters": 201}, "--clusters 201: more than the 200 over-clusters"),
+            ("merge", {"clusters": 8, "over_clusters": 7}, "more than the 7 over-clusters"),
+        ],
+    )
+    def test_numbers_out_of_range(
+        self, run: Path, readout: str, options: dict[str, Any], words: str
+    ) -> None:
+        with pytest.raises(UsageError, match=words):
+            load_with_readout(run, readout, **options, **CPU)

@@ -18,9 +18,11 @@ from torch.nn import functional as F
 
 from densesiam_seg import segmenter as segmenter_module
 from densesiam_seg.clustering import Centroids
-from densesiam_seg.errors import ImageError, InputError, ModelError
+from densesiam_seg.errors import ImageError, InputError, ModelError, UsageError
 from densesiam_seg.images import load_reduced
+from densesiam_seg.merging import Merges, cut, merge_tree
 from densesiam_seg.model import Architecture, build_network
+from densesiam_seg.refinement import Refinement, sharpened
 from densesiam_seg.scenes import scene
 from densesiam_seg.segmenter import (
     Cluster,
@@ -463,3 +465,136 @@ class TestOtherBackbones:
         monkeypatch.setitem(sys.modules, "timm", None)
         with pytest.raises(ModelError, match=r"m: --backbone timm:test_vit: timm is not installed"):
             Segmenter.load(folder, device="cpu")
+
+
+def merges_of(count: int) -> tuple[Tensor, Merges]:
+    fine = centroids_of(count)
+    counts = fine.counts.numpy()
+    return fine.centres, Merges(merge_tree(fine.centres.numpy(), counts), counts)
+
+
+class TestMergeReadout:
+    def test_the_cluster_is_that_of_the_nearest_over_cluster(self, segmenter: Segmenter) -> None:
+        centres, merges = merges_of(30)
+        read = segmenter.with_merges(centres, merges, 4)
+        fine = segmenter.with_centroids(Centroids(centres, torch.ones(30, dtype=torch.int64)))
+        images = read.prepare(as_pixels(photograph(40, 56)))
+        scores, nearest = read.logits(images)[0], fine.logits(images)[0]
+        assert scores.shape == (4, *nearest.shape[1:])
+        merged_into = np.empty(30, np.int64)
+        for cluster, group in enumerate(cut(merges.tree, 4)):
+            merged_into[list(group)] = cluster
+            torch.testing.assert_close(scores[cluster], nearest[list(group)].amax(0))
+        np.testing.assert_array_equal(scores.argmax(0), merged_into[nearest.argmax(0).numpy()])
+
+    def test_card_and_clusters(self, segmenter: Segmenter) -> None:
+        """30 over-clusters of 1, 2, … 30 points."""
+        read = segmenter.with_merges(*merges_of(30), 4)
+        assert (read.card.readout, read.card.clusters, read.readout) == ("merge", 4, "merge of 30")
+        assert segmenter.readout == "head"
+        members = [cluster.members or () for cluster in read.clusters]
+        assert sorted(member for group in members for member in group) == list(range(30))
+        shares = [sum(member + 1 for member in group) / (15 * 31) for group in members]
+        assert [cluster.share for cluster in read.clusters] == pytest.approx(shares)
+
+    @pytest.mark.parametrize(("over", "count"), [(2, 1), (30, 4), (30, 30), (300, 270)])
+    def test_save_and_load(
+        self, segmenter: Segmenter, tmp_path: Path, over: int, count: int
+    ) -> None:
+        read = segmenter.with_merges(*merges_of(over), count)
+        loaded = Segmenter.load(read.save(tmp_path / "m"), device="cpu", precision="fp32")
+        assert loaded.card == read.card
+        assert loaded.clusters == read.clusters
+        image = photograph(33, 47)
+        np.testing.assert_array_equal(loaded.predict(image), read.predict(image))
+        again = loaded.save(tmp_path / "again")
+        for path in again.iterdir():
+            assert path.read_bytes() == (tmp_path / "m" / path.name).read_bytes()
+
+    def test_another_number_needs_no_images(self, segmenter: Segmenter, tmp_path: Path) -> None:
+        folder = segmenter.with_merges(*merges_of(30), 4).save(tmp_path / "m")
+        changed = Segmenter.load(folder, device="cpu", precision="fp32").with_clusters(9)
+        expected = segmenter.with_merges(*merges_of(30), 9)
+        assert changed.clusters == expected.clusters
+        image = photograph(33, 47)
+        np.testing.assert_array_equal(changed.predict(image), expected.predict(image))
+
+    @pytest.mark.parametrize("count", [0, 31])
+    def test_numbers_out_of_range(self, segmenter: Segmenter, count: int) -> None:
+        read = segmenter.with_merges(*merges_of(30), 4)
+        with pytest.raises(UsageError, match=f"--clusters {count}: must be 1 to the 30"):
+            read.with_clusters(count)
+
+    def test_other_readouts_have_one_number(self, segmenter: Segmenter) -> None:
+        for other in (segmenter, segmenter.with_centroids(centroids_of(3))):
+            with pytest.raises(UsageError, match="only a merge has any number"):
+                other.with_clusters(2)
+
+    def test_members_may_be_moved_by_hand(self, segmenter: Segmenter, tmp_path: Path) -> None:
+        read = segmenter.with_merges(*merges_of(6), 2)
+        one, two = ((list(cluster.members or ())) for cluster in read.clusters)
+        moved = (two if len(two) > 1 else one).pop()
+        (one if len(two) > 1 and moved not in one else two).append(moved)
+        clusters = [
+            replace(cluster, members=tuple(members))
+            for cluster, members in zip(read.clusters, (one, two), strict=True)
+        ]
+        edited = Segmenter(
+            read.network, read.card, clusters, read.centroids, read.merges, device="cpu"
+        )
+        loaded = Segmenter.load(edited.save(tmp_path / "m"), device="cpu")
+        assert [cluster.members for cluster in loaded.clusters] == [tuple(one), tuple(two)]
+
+
+class TestRefinement:
+    def test_plain_scores_are_the_logits(self, segmenter: Segmenter) -> None:
+        images, _ = segmenter.read(photograph(40, 56))
+        assert torch.equal(segmenter.scores(images), segmenter.logits(segmenter.normalised(images)))
+
+    def test_a_head_is_averaged_as_probabilities(self, segmenter: Segmenter) -> None:
+        images, _ = segmenter.read(photograph(40, 56))
+
+        def probabilities(shown: Tensor) -> Tensor:
+            return segmenter.logits(segmenter.normalised(shown)).softmax(1)
+
+        found = segmenter.scores(images, Refinement(flip=True))
+        expected = (probabilities(images) + probabilities(images.flip(-1)).flip(-1)) / 2
+        torch.testing.assert_close(found, expected)
+
+    def test_distances_are_averaged_as_they_are(self, segmenter: Segmenter) -> None:
+        read = segmenter.with_merges(*merges_of(9), 3)
+        images, _ = read.read(photograph(40, 56))
+        found = read.scores(images, Refinement(flip=True))
+        plain, mirrored = (read.scores(each) for each in (images, images.flip(-1)))
+        torch.testing.assert_close(found, (plain + mirrored.flip(-1)) / 2)
+
+    @pytest.mark.parametrize(
+        "how",
+        [
+            Refinement(flip=True),
+            Refinement(scales=(0.5, 1.0, 1.5)),
+            Refinement(True, (0.75, 1.0), "guided"),
+            Refinement(refine="pamr"),
+        ],
+    )
+    def test_masks_of_every_size(self, segmenter: Segmenter, how: Refinement) -> None:
+        for size in ((1, 1), (1, 300), (33, 47), (64, 64)):
+            mask = segmenter.predict(photograph(*size), refinement=how)
+            assert mask.shape == size
+            assert mask.max() < 5
+
+    def test_a_mirrored_image_has_the_mirrored_mask(self, segmenter: Segmenter) -> None:
+        """With flip; up to ties and rounding."""
+        pixels = photograph(64, 64)
+        how = Refinement(flip=True)
+        mask = segmenter.predict(pixels, refinement=how)
+        mirrored = segmenter.predict(pixels[:, ::-1].copy(), refinement=how)[:, ::-1]
+        assert (mask == mirrored).mean() > 0.99
+
+    def test_edges_are_sharpened_at_the_networks_size(self, segmenter: Segmenter) -> None:
+        images, _ = segmenter.read(photograph(40, 56))
+        both = torch.cat((images, images.flip(-1)))
+        found = segmenter.scores(both, Refinement(refine="guided"), 1)
+        expected = sharpened(images, segmenter.soft(segmenter.scores(both))[:1], "guided")
+        assert found.shape == (1, 5, 32, 44)
+        torch.testing.assert_close(found, expected)

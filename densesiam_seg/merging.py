@@ -1,0 +1,153 @@
+"""Over-clusters → a tree of merges, which gives any smaller number of clusters without the images.
+
+Axes: A over-clusters, C channels, K clusters, n images, h w a map of over-cluster ids.
+
+Two clusters are alike where their centres are near (Ward's distance, weighted by size) and where they touch: textures
+that interleave belong to one surface. Sizes, centres and contacts of a merged cluster follow exactly from its parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Numbers: TypeAlias = NDArray[np.float64]
+Ids: TypeAlias = NDArray[np.int64]
+Groups: TypeAlias = tuple[tuple[int, ...], ...]
+"""Over-clusters of each cluster, each one exactly once, in increasing order."""
+
+TOUCH = 0.5
+"""Weight of contacts: the exponent of how much more often than by chance two clusters are neighbours."""
+DOUBT = 100.0
+"""Contacts added to those seen and to those expected: few of them say little."""
+
+
+@dataclass(frozen=True)
+class Merges:
+    """A tree of merges, as `merge_tree` makes it, and how many points each over-cluster has, (A,)."""
+
+    tree: Ids
+    counts: Ids
+
+    @property
+    def over_clusters(self) -> int:
+        """A."""
+        return len(self.counts)
+
+    def shares(self, groups: Groups) -> list[float]:
+        """The part of all points that each group has."""
+        total = max(int(self.counts.sum()), 1)
+        return [int(self.counts[list(group)].sum()) / total for group in groups]
+
+
+@dataclass(frozen=True)
+class Contacts:
+    """Neighbouring places of different over-clusters: how many there are, and how many chance would give; both (A A).
+
+    Chance: within each image borders meet independently of what lies on their other side. Two that never share an
+    image thus have none expected, and their absence says nothing.
+    """
+
+    seen: Numbers
+    expected: Numbers
+
+    def __add__(self, other: Contacts) -> Contacts:
+        return Contacts(self.seen + other.seen, self.expected + other.expected)
+
+
+def contacts(ids: NDArray[np.integer], count: int) -> Contacts:
+    """The contacts of one image's map (h, w), in four directions, each counted from both sides."""
+    pairs = np.zeros(count * count, np.int64)
+    numbers = ids.astype(np.int64)
+    for one, two in ((numbers[:, :-1], numbers[:, 1:]), (numbers[:-1], numbers[1:])):
+        pairs += np.bincount((one * count + two).ravel(), minlength=count * count)
+    seen = pairs.reshape(count, count).astype(np.float64)
+    seen += seen.T
+    np.fill_diagonal(seen, 0)
+    borders = seen.sum(1)
+    return Contacts(seen, np.outer(borders, borders) / max(borders.sum(), 1))
+
+
+def merge_tree(centres: NDArray[np.floating], counts: Ids, touching: Contacts | None = None) -> Ids:
+    """Merges (A - 1, 2) of over-clusters with centres (A, C) and sizes (A,), the most alike ones first.
+
+    Row t joins two nodes into node A + t; nodes below A are the over-clusters themselves. What is least is
+    n_i n_j / (n_i + n_j) |c_i - c_j|² · ((seen + DOUBT) / (expected + DOUBT))^-TOUCH: Ward's growth of the variance
+    within clusters (Ward 1963), less where two touch more often than by chance. An empty over-cluster counts as one
+    point, so that it joins its nearest neighbour.
+    """
+    total = len(centres)
+    places = centres.astype(np.float64)
+    sizes = np.maximum(counts, 1).astype(np.float64)
+    seen, expected = _copies(touching, total)
+    gaps = np.full((total, total), np.inf)
+    nodes = np.arange(total)
+    alive = np.ones(total, bool)
+    for place in range(total):
+        gaps[place] = _gaps(place, places, sizes, seen, expected, alive)
+    tree = np.empty((total - 1, 2), np.int64)
+    for step in range(total - 1):
+        keep, drop = sorted(divmod(int(gaps.argmin()), total))
+        tree[step] = sorted((nodes[keep], nodes[drop]))
+        both = sizes[keep] + sizes[drop]
+        places[keep] = (sizes[keep] * places[keep] + sizes[drop] * places[drop]) / both
+        sizes[keep] = both
+        for table in (seen, expected):
+            table[keep] += table[drop]
+            table[:, keep] += table[:, drop]
+        nodes[keep], alive[drop] = total + step, False
+        gaps[drop] = gaps[:, drop] = np.inf
+        gaps[keep] = gaps[:, keep] = _gaps(keep, places, sizes, seen, expected, alive)
+    return tree
+
+
+def cut(tree: Ids, clusters: int) -> Groups:
+    """The groups that are left where all but the last K - 1 merges are done, by their first over-cluster."""
+    total = len(tree) + 1
+    assert 1 <= clusters <= total, (clusters, total)
+    members: dict[int, tuple[int, ...]] = {node: (node,) for node in range(total)}
+    for step, (one, two) in enumerate(tree[: total - clusters].tolist()):
+        members[total + step] = tuple(sorted(members.pop(one) + members.pop(two)))
+    return tuple(sorted(members.values()))
+
+
+def is_tree(tree: Ids) -> bool:
+    """Whether each row joins two nodes that are there and not joined yet, as `cut` takes for granted."""
+    total = len(tree) + 1
+    ends = np.arange(total, 2 * total - 1)
+    return bool(
+        (np.sort(tree.ravel()) == np.arange(2 * total - 2)).all() and (tree < ends[:, None]).all()
+    )
+
+
+def is_partition(groups: Sequence[Sequence[int]]) -> bool:
+    """Whether no group is empty and all together hold 0 … A - 1, each once."""
+    every = sorted(member for group in groups for member in group)
+    return all(groups) and every == list(range(len(every)))
+
+
+def _copies(touching: Contacts | None, total: int) -> tuple[Numbers, Numbers]:
+    if touching is None:
+        return np.zeros((total, total)), np.zeros((total, total))
+    return touching.seen.copy(), touching.expected.copy()
+
+
+def _gaps(
+    place: int,
+    places: Numbers,
+    sizes: Numbers,
+    seen: Numbers,
+    expected: Numbers,
+    alive: NDArray[np.bool_],
+) -> Numbers:
+    """How unlike one cluster and each other are, (A,); infinite for itself and those that are gone."""
+    apart = np.square(places - places[place]).sum(1) * sizes * sizes[place] / (sizes + sizes[place])
+    apart *= ((seen[place] + DOUBT) / (expected[place] + DOUBT)) ** -TOUCH
+    apart[place] = np.inf
+    apart[~alive] = np.inf
+    gaps: Numbers = apart
+    return gaps

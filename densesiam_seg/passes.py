@@ -1,0 +1,78 @@
+"""What is done at test time beyond one pass of the image as it is: a frozen value, checked before anything heavy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from densesiam_seg.errors import UsageError
+
+REFINES = ("none", "guided", "pamr")
+LEAST, LARGEST, MOST = 0.25, 4.0, 8
+"""Bounds of a scale, and of how many there are."""
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """Passes whose scores are averaged, and what sharpens the edges of the mean. Raises UsageError.
+
+    `flip` adds the mirror image of every pass, `scales` are factors on the image as it is shown to the network, and
+    `refine` is none, guided (a guided filter) or pamr (pixel-adaptive mask refinement).
+    """
+
+    flip: bool = False
+    scales: tuple[float, ...] = (1.0,)
+    refine: str = "none"
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.scales) <= MOST or len(set(self.scales)) < len(self.scales):
+            raise UsageError(f"--scales {_listed(self.scales)}: give 1 to {MOST} different factors")
+        for scale in self.scales:
+            # NaN is within no bounds.
+            if not LEAST <= scale <= LARGEST:
+                raise UsageError(f"--scales {scale:g}: must be {LEAST} to {LARGEST:g}")
+        if self.refine not in REFINES:
+            raise UsageError(f"--refine {self.refine}: give one of {', '.join(REFINES)}")
+
+    @property
+    def plain(self) -> bool:
+        """Whether nothing is added to the one pass."""
+        return self == PLAIN
+
+    @property
+    def passes(self) -> tuple[tuple[float, bool], ...]:
+        """Scale of each pass, and whether it shows the mirror image."""
+        return tuple(product(self.scales, (False, True) if self.flip else (False,)))
+
+    def describe(self) -> str:
+        """What goes behind the protocol's line, since numbers with and without it differ; empty where it is plain."""
+        parts = ["mean of scores over the mirrored image too"] if self.flip else []
+        if self.scales != (1.0,):
+            parts.append(f"mean of scores at scales {_listed(self.scales)}")
+        if self.refine != "none":
+            parts.append({"guided": "guided filter", "pamr": "PAMR"}[self.refine])
+        return f"; on top: {', '.join(parts)}" if parts else ""
+
+
+PLAIN = Refinement()
+
+
+def refinement(flip: bool = False, scales: str | None = None, refine: str = "none") -> Refinement:
+    """A `Refinement` of what a command line says, scales with commas between them. Raises UsageError."""
+    factors: Sequence[float] = PLAIN.scales
+    if scales is not None:
+        try:
+            factors = [float(part) for part in scales.split(",")]
+        except ValueError:
+            factors = [math.nan]
+        if any(map(math.isnan, factors)):
+            raise UsageError(
+                f"--scales {scales}: give factors with commas between them, such as 0.75,1,1.25"
+            )
+    return Refinement(flip, tuple(factors), refine)
+
+
+def _listed(scales: Sequence[float]) -> str:
+    return ",".join(f"{scale:g}" for scale in scales)
