@@ -100,6 +100,23 @@ def command(
         typer.Option("--over-clusters", help="Over-clusters A.", rich_help_panel=METHOD),
     ] = None,
     channels: Channels = None,
+    prior: Annotated[
+        str | None,
+        typer.Option(
+            "--prior",
+            help="mixture: start from Gaussians over colour, texture and position, and read out with them (the default "
+            "of fast and balanced, but with --freeze). none: the plain method.",
+            rich_help_panel=METHOD,
+        ),
+    ] = None,
+    prior_weight: Annotated[
+        float | None,
+        typer.Option(
+            "--prior-weight",
+            help="Weight of the loss that follows the mixture's clusters.",
+            rich_help_panel=METHOD,
+        ),
+    ] = None,
     similarity: Similarity = None,
     balance: Annotated[
         str | None,
@@ -174,6 +191,8 @@ def command(
         "seed": seed,
         "over_clusters": over_clusters,
         "channels": channels,
+        "prior": prior,
+        "prior_weight": prior_weight,
         "similarity": similarity,
         "balance": balance,
         "image_weight": image_weight,

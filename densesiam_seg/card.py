@@ -101,6 +101,7 @@ def read_card(path: Path) -> ModelCard:
             and plausible(architecture.backbone)
             and architecture.features in ("fpn", "res5")
             and type(architecture.image_head) is bool
+            and type(architecture.mixture) is bool
             and all(
                 type(number) is int and least <= number <= 4096
                 for number, least in (

@@ -113,7 +113,7 @@ def _points_of(segmenter: Segmenter) -> Callable[[ImageLike], Tensor | None]:
 
 def dense_points(segmenter: Segmenter, images: Tensor) -> Tensor:
     """uint8 (1, 3, H', W') of `Segmenter.read` → its L2-normalised features as points (N, C) on the processor."""
-    features = segmenter.features(segmenter.normalised(images))
+    features = segmenter.learned(segmenter.features(segmenter.normalised(images)))
     return unit_features(features)[0].flatten(1).T.cpu()
 
 

@@ -33,6 +33,12 @@ def normalise(images: Tensor) -> Tensor:
     return (images - mean) / std
 
 
+def denormalise(images: Tensor) -> Tensor:
+    """What `normalise` made of images, back to [0, 1]."""
+    mean, std = _statistics(images.device)
+    return images * std + mean
+
+
 def normalise_(images: Tensor) -> Tensor:
     """`normalise` in place."""
     mean, std = _statistics(images.device)

@@ -114,7 +114,9 @@ class TrainConfig(RunConfig):
     clusters: int = 27
     over_clusters: int = 128
     replay: Literal["epoch", "run"] = "epoch"
+    prior: Literal["mixture", "none"] = "none"
     # losses
+    prior_weight: float = 1.0
     similarity: Literal["cross-entropy", "cosine"] = "cross-entropy"
     image_weight: float = 0.0
     pixel_weight: float = 1.0
@@ -133,7 +135,9 @@ class TrainConfig(RunConfig):
             0 <= self.region_start <= 1, "region_start", "a share from 0 to 1", self.region_start
         )
         late = self.region_weight if self.region_epoch() == 0 else 0.0
-        others = (self.image_weight, self.over_cluster_weight, self.segmentation_weight, late)
+        prior = self.prior_weight if self.prior == "mixture" else 0.0
+        weights = (self.image_weight, self.over_cluster_weight, self.segmentation_weight)
+        others = (*weights, late, prior)
         _require(
             bool(self.pixel_weight) or any(others),
             "pixel_weight",
@@ -151,7 +155,12 @@ class TrainConfig(RunConfig):
 
     def keeps_stages(self) -> bool:
         """Whether a frozen backbone sees the same two views of an image in every epoch."""
-        return self.freeze and self.replay == "run" and self.method not in ("picie", "mdc")
+        return (
+            self.freeze
+            and self.replay == "run"
+            and self.prior == "none"
+            and self.method not in ("picie", "mdc")
+        )
 
     def uses_pixels(self) -> bool:
         """Whether any loss is of pixels or regions."""
@@ -160,11 +169,16 @@ class TrainConfig(RunConfig):
             or self.over_cluster_weight
             or self.segmentation_weight
             or self.region_weight
+            or self.follows_prior()
         )
+
+    def follows_prior(self) -> bool:
+        """Whether the projection learns from a mixture's clusters."""
+        return self.prior == "mixture" and bool(self.prior_weight)
 
     def learns_clusters(self) -> bool:
         return self.method not in ("picie", "mdc") and bool(
-            self.pixel_weight or self.segmentation_weight
+            self.pixel_weight or self.segmentation_weight or self.follows_prior()
         )
 
 
@@ -240,6 +254,7 @@ _PICIE: Mapping[str, Any] = {
     "rate_scaling": "none",
     "weight_decay": 0.0,
     "balance": "none",
+    "prior": "none",
 }
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "densesiam": {},
@@ -250,6 +265,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
         "over_cluster_weight": 0.0,
         "segmentation_weight": 0.0,
         "region_weight": 0.0,
+        "prior": "none",
     },
     "picie": _PICIE,
     "mdc": _PICIE,
@@ -257,18 +273,29 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
 """What each `method` changes in a preset: losses switched off, or PiCIE's own optimiser (METHOD, section 3)."""
 
 
+FROM_SCRATCH: Mapping[str, Any] = {"prior": "mixture", "schedule": "cosine"}
+"""What the small presets add to the plain method (docs/recipe.md has the measurements)."""
+
+
 def train_preset(
-    name: Preset | None, images: int, *, gpu: bool, method: str = "densesiam"
+    name: Preset | None,
+    images: int,
+    *,
+    gpu: bool,
+    method: str = "densesiam",
+    freeze: bool = False,
 ) -> tuple[Preset, TrainConfig]:
     """The named preset for this many images; without a name `paper` for large sets on a GPU, else `balanced`.
 
     `fast` and `balanced` fit small sets and processors: smaller images, batches of 16, a learning rate that is not
     scaled down by the batch (docs/method.md has the measurement) and as many epochs as make a fixed number of steps.
-    `method` has its own settings on top of it.
+    They start from a mixture, unless the backbone is frozen: one worth freezing knows more than colours do. `method`
+    has its own settings on top of it.
     """
     name = name or ("paper" if gpu and images >= PAPER_IMAGES else "balanced")
+    recipe = {} if name == "paper" or freeze else FROM_SCRATCH
     own = METHODS.get(method, {})
-    return name, TrainConfig(**{**_small(name, images, gpu=gpu), **own})
+    return name, TrainConfig(**{**_small(name, images, gpu=gpu), **recipe, **own})
 
 
 def pretrain_preset(

@@ -68,6 +68,11 @@ def _similarities(p: Tensor, z: Tensor, form: Similarity) -> Tensor:
         return p.float().log_softmax(-1) @ target.softmax(-1).mT
 
 
+def prior_loss(z: Tensor, shares: Tensor) -> Tensor:
+    """Cross-entropy of z (B, K, h, w) with given shares of the clusters (B, K, h, w), mean over all pixels."""
+    return -(shares * z.float().log_softmax(1)).sum(1).mean()
+
+
 def segmentation_loss(z: Tensor, balance: Balance = "inverse") -> Tensor:
     """Cross-entropy of z with its own argmax, weighted as `pseudo_label_loss` says, mean over all B·h·w pixels."""
     log_shares = z.float().log_softmax(1)

@@ -5,11 +5,14 @@ Axes: B images, K clusters, A over-clusters, C channels, R view side, h = R/4.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from densesiam_seg.appearance import appearance
+from densesiam_seg.colour import denormalise
 from densesiam_seg.draws import Geometry
 from densesiam_seg.encoder import Encoder, Features
 from densesiam_seg.heads import (
@@ -20,6 +23,7 @@ from densesiam_seg.heads import (
     region_predictor,
     region_projector,
 )
+from densesiam_seg.mixture import Mixture
 from densesiam_seg.randomness import Stream, torch_seed
 from densesiam_seg.views import ViewPair, warp
 
@@ -36,6 +40,14 @@ class Architecture:
     features: Features = "fpn"
     image_head: bool = False
     """SimSiam's projector and predictor of the pooled features."""
+    mixture: bool = False
+    """A mixture over appearance, which the projector's scores are joined with."""
+
+
+SHARPNESS = 3.0
+"""The projection has unit deviation, which as logits could not say that a cluster is all but certain."""
+MIXTURE_SHARE = 0.5
+"""Share of the mixture's log-posteriors in the joint scores: neighbouring places are no independent evidence."""
 
 
 class DenseSiam(nn.Module):
@@ -55,6 +67,7 @@ class DenseSiam(nn.Module):
         self.region_predictor = region_predictor(width)
         self.image_projector = image_projector(width) if architecture.image_head else None
         self.image_predictor = image_predictor(width) if architecture.image_head else None
+        self.mixture = Mixture(clusters) if architecture.mixture else None
 
     def paired_features(self, views: ViewPair) -> Tensor:
         """Features of both views in exact correspondence, (2B, C, h, h), view 1 first.
@@ -69,10 +82,38 @@ class DenseSiam(nn.Module):
         u = self.region_projector(embeddings.flatten(0, 1))
         return u.view_as(embeddings), self.region_predictor(u).view_as(embeddings)
 
+    def dense(self, images: Tensor) -> Tensor:
+        """Normalised images (B, 3, H, W) → what `scores` reads, (B, C, h, w): features.
+
+        Where there is a mixture its log-posteriors follow them, so that there are C + K channels.
+        """
+        features: Tensor = self.encoder(images)
+        if self.mixture is None:
+            return features
+        logs = self.log_posteriors(denormalise(images.float()), features.shape[-2:])
+        return torch.cat((features.float(), logs), 1)
+
+    def log_posteriors(self, images: Tensor, size: Sequence[int]) -> Tensor:
+        """Of the mixture's clusters in RGB images (B, 3, H, W) in [0, 1], as maps (B, K, h, w) of that size."""
+        assert self.mixture is not None
+        logs: Tensor = self.mixture(appearance(images, (size[0], size[1])))
+        return logs
+
+    def scores(self, dense: Tensor) -> Tensor:
+        """What `dense` returned → cluster logits (B, K, h, w): z, or the log of a product of experts with the mixture.
+
+        Network and mixture err in different ways: the one sees shapes and surroundings, the other colours and places.
+        """
+        if self.mixture is None:
+            logits: Tensor = self.projector(dense)
+            return logits
+        features, logs = dense[:, : self.encoder.width], dense[:, self.encoder.width :]
+        z: Tensor = self.projector(features)
+        return (SHARPNESS * z.float()).log_softmax(1) + MIXTURE_SHARE * logs
+
     def forward(self, images: Tensor) -> Tensor:
-        """Cluster logits z (B, K, h, w) of normalised images (B, 3, H, W)."""
-        logits: Tensor = self.projector(self.encoder(images))
-        return logits
+        """Cluster logits (B, K, h, w) of normalised images (B, 3, H, W)."""
+        return self.scores(self.dense(images))
 
 
 def matched(features: Tensor, geometry: Geometry) -> Tensor:

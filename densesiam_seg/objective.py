@@ -18,12 +18,14 @@ from densesiam_seg.losses import (
     label_counts,
     pixel_loss,
     pixel_weights,
+    prior_loss,
     pseudo_label_loss,
     region_embeddings,
     segmentation_loss,
 )
 from densesiam_seg.method import Objective, Stateless, image_loss, region_term
-from densesiam_seg.model import DenseSiam, matched
+from densesiam_seg.model import SHARPNESS, DenseSiam, matched
+from densesiam_seg.prior import fit_mixture, prior_shares
 from densesiam_seg.stagecache import StageCache
 from densesiam_seg.views import ViewPair, view_pair
 
@@ -52,7 +54,16 @@ class Siamese(Stateless):
             features = matched(network.encoder.dense(self.kept.stages(images)), geometry)
             return objective_of(network, features, config, regions=regions)
         views = view_pair(images, indices, seed=config.seed, round_=round_, exact=config.exact())
-        return objective(network, views, config, regions=regions)
+        features = network.paired_features(views)
+        prior = None
+        if config.follows_prior():
+            prior = prior_shares(network, images, views.geometry, features.shape[-1])
+        return objective_of(network, features, config, regions=regions, prior=prior)
+
+    def prepare(self, store: ImageStore, epoch: int) -> Iterator[int]:
+        """Before the first epoch the mixture is fitted; the network's state keeps it."""
+        if epoch == 0 and self.network.mixture is not None:
+            yield from fit_mixture(self.network, store, self.config.seed)
 
 
 def objective(
@@ -63,9 +74,17 @@ def objective(
 
 
 def objective_of(
-    network: DenseSiam, features: Tensor, config: TrainConfig, *, regions: bool
+    network: DenseSiam,
+    features: Tensor,
+    config: TrainConfig,
+    *,
+    regions: bool,
+    prior: Tensor | None = None,
 ) -> Objective:
-    """The same, given the features of both views in exact correspondence (2B, C, h, h), view 1 first."""
+    """The same, given the features of both views in exact correspondence (2B, C, h, h), view 1 first.
+
+    `prior` (B, K, h, h) are the shares that a mixture gives the clusters at the same places.
+    """
     terms: list[tuple[str, float, Tensor]] = []
     agreement, dispersion = torch.zeros((), device=features.device), None
     histogram = torch.zeros(0, dtype=torch.int64, device=features.device)
@@ -80,6 +99,9 @@ def objective_of(
             winners_1, winners_2 = winners.chunk(2)
             agreement = (winners_1 == winners_2).float().mean()
             histogram = label_counts(winners, config.clusters)
+        if prior is not None:
+            loss = prior_loss(SHARPNESS * z, torch.cat((prior, prior)))
+            terms.append(("prior", config.prior_weight, loss))
         terms += _pixel_terms(network, features, z, winners, config, regions=regions)
 
     total = sum((weight * loss for _, weight, loss in terms), features.new_zeros(()).float())

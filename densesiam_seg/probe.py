@@ -217,7 +217,8 @@ def sample_points(
     features: list[Tensor] = []
     labels: list[Tensor] = []
     for group in _groups(ahead(load, train.items, available_cores())):
-        maps = dense_features(segmenter, torch.stack([image for image, _ in group]), protocol)
+        pictures = torch.stack([image for image, _ in group])
+        maps = segmenter.learned(dense_features(segmenter, pictures, protocol))
         finite = maps.isfinite().flatten(1).all(1)
         if not finite.all():
             bad = train.items[len(features) + int(finite.int().argmin())]

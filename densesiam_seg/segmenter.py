@@ -224,28 +224,34 @@ class Segmenter:
 
     @torch.inference_mode()
     def features(self, images: Tensor) -> Tensor:
-        """Normalised images (B, 3, H, W) → dense features (B, C, h, w)."""
+        """Normalised images (B, 3, H, W) → what `read_out` reads, (B, C, h, w): dense features.
+
+        A model with a mixture has its K log-posteriors behind them; `learned` takes them off.
+        """
         images = images.to(self.device).contiguous(memory_format=torch.channels_last)
         with autocast(self.device, self.precision):
-            features: Tensor = self.network.encoder(images)
-        return features
+            return self.network.dense(images)
+
+    def learned(self, features: Tensor) -> Tensor:
+        """The encoder's own channels of `features`."""
+        return features[:, : self.network.encoder.width]
 
     @torch.inference_mode()
     def read_out(self, features: Tensor) -> Tensor:
         """Features (B, C, h, w) → cluster scores (B, K, h, w), float32, at any resolution."""
         if self.centroids is None:
             with autocast(self.device, self.precision):
-                scores: Tensor = self.network.projector(features)
-            logits: Tensor = scores.float()
-            return logits
+                scores = self.network.scores(features)
+            return scores.float()
+        units = unit_features(self.learned(features))
         weight, bias = Centroids(self.centroids, torch.empty(0)).classifier()
         if self.merges is None:
-            return F.conv2d(unit_features(features), weight.to(self.device), bias.to(self.device))
+            return F.conv2d(units, weight.to(self.device), bias.to(self.device))
         # Side by side, the members of a cluster have their largest score together.
         groups = [list(cluster.members or ()) for cluster in self.clusters]
         order = [member for group in groups for member in group]
         weight, bias = weight[order].to(self.device), bias[order].to(self.device)
-        fine = F.conv2d(unit_features(features), weight, bias)
+        fine = F.conv2d(units, weight, bias)
         parts = torch.split(fine, [len(group) for group in groups], 1)
         return torch.stack([scores.amax(1) for scores in parts], 1)
 

@@ -41,7 +41,8 @@ def _preset(
     name: Preset | None, images: int, gpu: bool, settings: Mapping[str, Any]
 ) -> tuple[Preset, TrainConfig]:
     # A method that is no word is refused with the other settings.
-    return train_preset(name, images, gpu=gpu, method=str(settings.get("method", "densesiam")))
+    method, freeze = str(settings.get("method", "densesiam")), settings.get("freeze") is True
+    return train_preset(name, images, gpu=gpu, method=method, freeze=freeze)
 
 
 def _build(
@@ -54,6 +55,7 @@ def _build(
         config.clusters,
         config.over_clusters,
         image_head=bool(config.image_weight),
+        mixture=config.prior == "mixture",
     )
     network = build_network(architecture, config.seed)
     if config.freeze:

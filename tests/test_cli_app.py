@@ -36,8 +36,8 @@ OPTIONS = {
     "": "--version --debug --install-completion --show-completion",
     "train": "--out/-o --overwrite --resume --config --init-from --max-bad --visualize-every --json --quiet/-q "
     "--preset --method --clusters/-k --epochs --batch-size/-b --image-size --learning-rate --weights --backbone "
-    "--freeze/--no-freeze --max-time --seed --over-clusters --channels --similarity --balance --image-weight "
-    "--pixel-weight --over-cluster-weight --segmentation-weight --region-weight --region-start "
+    "--freeze/--no-freeze --max-time --seed --over-clusters --channels --prior --prior-weight --similarity "
+    "--balance --image-weight --pixel-weight --over-cluster-weight --segmentation-weight --region-weight --region-start "
     "--region-stop-gradient/--no-region-stop-gradient --replay --optimizer --schedule --rate-scaling --momentum "
     "--weight-decay --device --precision --workers/-j --threads --cache --cache-dir --max-pixels",
     "predict": "--model/-m --out/-o --overlay --overwrite --resume --json --quiet/-q --readout --clusters/-k "

@@ -49,6 +49,8 @@ VALUES: dict[str, Any] = {
     "pixel_weight": 2.0,
     "over_cluster_weight": 0.5,
     "segmentation_weight": 0.25,
+    "prior": "mixture",
+    "prior_weight": 2.0,
     "balance": "frequency",
     "region_weight": 0.3,
     "region_start": 0.5,

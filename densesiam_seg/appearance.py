@@ -1,0 +1,64 @@
+"""What a place looks like and where it lies: colour, texture and position, before anything is learned.
+
+Axes: B images, D channels, H W image size, h w map size.
+
+Colours are logarithms: a change of light multiplies all three, which moves the luminance and leaves the
+log-chromaticities, differences of logarithms, nearly as they were (Finlayson and Hordley, "Color constancy at a
+pixel", 2001). Texture is the logarithm of the local contrast, whose spread within a material is even.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+CHANNELS = 10
+"""Luminance and two chromaticities near and around, contrast near and around, y and x."""
+NEAR, AROUND = 3, 9
+"""Sides of the windows, in cells of half the features' stride: 6 and 18 pixels of the image at stride 4."""
+DARK = 0.05
+"""Added to intensities in [0, 1] before the logarithm, so that the noise of dark places does not count."""
+FLAT = 0.01
+"""Added to contrasts before the logarithm."""
+
+
+def appearance(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """RGB images (B, 3, H, W) in [0, 1] → (B, D, h, w) of that size, float32.
+
+    y and x run from -1 to 1 over the image, whatever its shape.
+    """
+    height, width = size
+    # Two cells a side for each place: windows then have a centre, and the mean of four cells is the place's value.
+    cells = F.interpolate(images.float(), (2 * height, 2 * width), mode="area")
+    luminance = cells.mean(1, keepdim=True)
+    red, green, blue = (cells + DARK).log().unbind(1)
+    colour = torch.stack((red - green, blue - green), 1)
+    maps = [
+        (_mean(luminance, NEAR) + DARK).log(),
+        (_mean(luminance, AROUND) + DARK).log(),
+        _mean(colour, NEAR),
+        _mean(colour, AROUND),
+        _log_contrast(luminance, NEAR),
+        _log_contrast(luminance, AROUND),
+    ]
+    places = F.avg_pool2d(torch.cat(maps, 1), 2)
+    return torch.cat((places, position(len(images), size, places.device)), 1)
+
+
+def position(count: int, size: tuple[int, int], device: torch.device) -> Tensor:
+    """y and x of each place's centre, from -1 to 1: (B, 2, h, w)."""
+    height, width = size
+    y = (torch.arange(height, device=device) + 0.5) / height * 2 - 1
+    x = (torch.arange(width, device=device) + 0.5) / width * 2 - 1
+    return torch.stack(torch.meshgrid(y, x, indexing="ij")).expand(count, 2, height, width)
+
+
+def _mean(maps: Tensor, side: int) -> Tensor:
+    """Mean over a window, of the cells that lie inside the image."""
+    return F.avg_pool2d(maps, side, 1, side // 2, count_include_pad=False)
+
+
+def _log_contrast(luminance: Tensor, side: int) -> Tensor:
+    variance = _mean(luminance.square(), side) - _mean(luminance, side).square()
+    return (variance.clamp(min=0).sqrt() + FLAT).log()

@@ -1,0 +1,134 @@
+"""A mixture of K Gaussians over appearance: the clusters that training starts from.
+
+Axes: N points, K clusters, D channels, B images, h w map size.
+
+k-means cuts space into cells of like size and shape, so it divides a road, which is wide in position and narrow in
+colour, into several clusters. A Gaussian with a full covariance takes the road's shape, and its weight the road's
+share of the pixels (Carson et al., "Blobworld", 2002, cluster single images so). It is fitted by
+expectation-maximisation from k-means several times; the fit under which the points are most likely is kept, which
+needs no labels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from densesiam_seg.appearance import CHANNELS
+from densesiam_seg.clustering import assign, kmeans
+from densesiam_seg.randomness import Stream, generator
+
+RESTARTS = 6
+ITERATIONS = 40
+RIDGE = 0.1
+"""Added to the variances of standardised channels: a cluster cannot shrink onto a few like points."""
+SETTLED = 1e-4
+"""Mean log-likelihood per point that an iteration must gain, or the fit is done."""
+
+
+class Mixture(nn.Module):
+    """Log-posteriors of the clusters. Its tensors are buffers: nothing of it is trained by gradients."""
+
+    def __init__(self, clusters: int, channels: int = CHANNELS) -> None:
+        super().__init__()
+        self.mean: Tensor
+        self.deviation: Tensor
+        self.centres: Tensor
+        self.whitening: Tensor
+        self.offsets: Tensor
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("deviation", torch.ones(channels))
+        self.register_buffer("centres", torch.zeros(clusters, channels))
+        self.register_buffer("whitening", torch.eye(channels).repeat(clusters, 1, 1))
+        self.register_buffer("offsets", torch.zeros(clusters))
+
+    def forward(self, appearance: Tensor) -> Tensor:
+        """Appearance (B, D, h, w) → log-posteriors (B, K, h, w), float32."""
+        images, channels, height, width = appearance.shape
+        points = appearance.float().movedim(1, -1).reshape(-1, channels)
+        # Autocast would round differences of large squares.
+        with torch.autocast(points.device.type, enabled=False):
+            joint = _log_joint(
+                (points - self.mean) / self.deviation, self.centres, self.whitening, self.offsets
+            )
+        logs = joint.log_softmax(1)
+        return logs.view(images, height, width, -1).movedim(-1, 1)
+
+    @torch.no_grad()
+    def fit(self, points: Tensor, *, seed: int, restarts: int = RESTARTS) -> float:
+        """Take over the likeliest of several fits to points (N, D); returns its mean log-likelihood per point.
+
+        Raises InputError for fewer distinct points than clusters and NumericError for points that are not finite.
+        """
+        points = points.detach().cpu().double()
+        mean, deviation = points.mean(0), points.std(0, unbiased=False)
+        # A channel that never changes says nothing; it must not divide by zero.
+        deviation = torch.where(deviation > 1e-6, deviation, 1.0)
+        standard = (points - mean) / deviation
+        fits = [_fit(standard, len(self.centres), seed, turn) for turn in range(restarts)]
+        best = max(fits, key=lambda fit: fit.likelihood)
+        for name, value in (("mean", mean), ("deviation", deviation), *best.tensors().items()):
+            getattr(self, name).copy_(value)
+        return best.likelihood
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Parameters in float64, and the mean log-likelihood per point."""
+
+    centres: Tensor
+    whitening: Tensor
+    offsets: Tensor
+    likelihood: float
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"centres": self.centres, "whitening": self.whitening, "offsets": self.offsets}
+
+
+def _fit(points: Tensor, clusters: int, seed: int, turn: int) -> Fit:
+    """Expectation-maximisation from k-means of a random half of the points, by (seed, turn)."""
+    draw = generator(seed, Stream.PIXELS, round_=1 + turn)
+    half = draw.permutation(len(points))[: max(len(points) // 2, min(len(points), 50 * clusters))]
+    start = kmeans(points[torch.from_numpy(half)].float(), clusters, seed=seed + turn)
+    labels = assign(points.float(), start.centres)
+    fit = _maximised(points, nn.functional.one_hot(labels, clusters).double(), -math.inf)
+    for _ in range(ITERATIONS):
+        joint = _log_joint(points, fit.centres, fit.whitening, fit.offsets)
+        evidence = joint.logsumexp(1, keepdim=True)
+        likelihood = float(evidence.mean())
+        if likelihood - fit.likelihood < SETTLED:
+            break
+        fit = _maximised(points, (joint - evidence).exp(), likelihood)
+    return fit
+
+
+def _maximised(points: Tensor, shares: Tensor, likelihood: float) -> Fit:
+    """The Gaussians that fit best to points (N, D) that belong to clusters by `shares` (N, K)."""
+    clusters, channels = shares.shape[1], points.shape[1]
+    counts = shares.sum(0).clamp(min=1.0)
+    centres = shares.T @ points / counts[:, None]
+    covariances = torch.empty(clusters, channels, channels, dtype=torch.float64)
+    for k in range(clusters):
+        away = points - centres[k]
+        covariances[k] = (away * shares[:, k : k + 1]).T @ away / counts[k]
+    covariances += RIDGE * torch.eye(channels, dtype=torch.float64)
+    # x has squared distance |W (x - c)|² in units of deviations, W being the inverse of the covariance's lower root.
+    roots = torch.linalg.cholesky(covariances)
+    whitening = torch.linalg.solve_triangular(
+        roots, torch.eye(channels, dtype=torch.float64).expand_as(roots), upper=False
+    )
+    volumes = roots.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    offsets = (counts / counts.sum()).log() - volumes - 0.5 * channels * math.log(2 * math.pi)
+    return Fit(centres, whitening, offsets, likelihood)
+
+
+def _log_joint(points: Tensor, centres: Tensor, whitening: Tensor, offsets: Tensor) -> Tensor:
+    """log of (weight × density) of each point (N, D) and cluster: (N, K)."""
+    columns = [
+        offset - 0.5 * ((points - centre) @ matrix.T).square().sum(1)
+        for centre, matrix, offset in zip(centres, whitening, offsets, strict=True)
+    ]
+    return torch.stack(columns, 1)

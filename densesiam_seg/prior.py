@@ -1,0 +1,58 @@
+"""What training takes from a mixture: its clusters of the unchanged image, at the places of both views.
+
+Axes: B images, K clusters, S stored side, h feature side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from densesiam_seg.appearance import appearance
+from densesiam_seg.batches import ImageStore
+from densesiam_seg.draws import Geometry
+from densesiam_seg.model import DenseSiam
+from densesiam_seg.randomness import Stream, generator
+from densesiam_seg.views import warp
+
+POINTS = 60_000
+"""Places that the mixture is fitted to."""
+IMAGES = 2_000
+"""Images that they are taken from, evenly over the set."""
+STRIDE = 4
+
+
+def fit_mixture(network: DenseSiam, store: ImageStore, seed: int) -> Iterator[int]:
+    """Fit the network's mixture to places of the stored images; yields how many images have been seen.
+
+    The places are drawn by (seed, image). Raises InputError and NumericError as `Mixture.fit` does.
+    """
+    assert network.mixture is not None
+    chosen = torch.linspace(0, len(store) - 1, min(IMAGES, len(store))).round().long().tolist()
+    share = -(-POINTS // len(chosen))
+    found: list[Tensor] = []
+    for done, (index, batch) in enumerate(
+        zip(chosen, store.batches([(index,) for index in chosen]), strict=True), 1
+    ):
+        places = seen(batch.images)[0].flatten(1).T
+        draw = generator(seed, Stream.PIXELS, 0, index)
+        found.append(places[torch.from_numpy(draw.permutation(len(places))[:share])])
+        yield done
+    network.mixture.fit(torch.cat(found), seed=seed)
+
+
+@torch.no_grad()
+def prior_shares(network: DenseSiam, images: Tensor, geometry: Geometry, side: int) -> Tensor:
+    """Shares (B, K, h, h) of the mixture's clusters in stored images, uint8 (B, 3, S, S), where view 1 shows them."""
+    logs = network.log_posteriors(images.float().div(255.0), (side, side))
+    shares = warp(logs.exp(), geometry)
+    # Bilinear weights add up to one but for rounding.
+    return shares / shares.sum(1, keepdim=True)
+
+
+def seen(images: Tensor) -> Tensor:
+    """Stored images, uint8 (B, 3, S, S) → their appearance (B, D, h, h) at the stride of a view of side S / 2."""
+    side = -(-images.shape[-1] // (2 * STRIDE))
+    return appearance(images.float().div(255.0), (side, side))

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import multivariate_normal
+from torch import Tensor
+
+from densesiam_seg.errors import InputError, NumericError
+from densesiam_seg.mixture import RIDGE, Mixture
+
+
+def elongated(seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Points (N, 3) of a wide thin sheet, a rod across it and a small ball, with who made each (N,)."""
+    draw = np.random.default_rng(seed)
+    parts = [
+        draw.normal(size=(3000, 3)) * [3.0, 3.0, 0.1],
+        draw.normal(size=(1500, 3)) * [0.1, 0.1, 1.0] + [0, 0, 5],
+        draw.normal(size=(500, 3)) * 0.3 + [6, -6, 5],
+    ]
+    makers = np.repeat([0, 1, 2], [len(part) for part in parts])
+    return torch.from_numpy(np.concatenate(parts)), torch.from_numpy(makers)
+
+
+def clusters_of(mixture: Mixture, points: Tensor) -> Tensor:
+    return mixture(points.float().T[None, :, None, :])[0, :, 0].argmax(0)
+
+
+def test_shapes_and_shares_are_found() -> None:
+    points, makers = elongated()
+    mixture = Mixture(3, 3)
+    mixture.fit(points, seed=0)
+    found = clusters_of(mixture, points)
+    table = torch.zeros(3, 3)
+    for maker, cluster in zip(makers, found, strict=True):
+        table[maker, cluster] += 1
+    assert sorted(table.argmax(1).tolist()) == [0, 1, 2]
+    assert float(table.max(1).values.sum()) / len(points) > 0.98
+
+
+def test_posteriors_against_scipy() -> None:
+    points, _ = elongated()
+    mixture = Mixture(3, 3)
+    likelihood = mixture.fit(points, seed=1)
+    standard = ((points - points.mean(0)) / points.std(0, unbiased=False)).numpy()
+    joint = []
+    for centre, matrix, offset in zip(
+        mixture.centres.double(), mixture.whitening.double(), mixture.offsets.double(), strict=True
+    ):
+        covariance = torch.linalg.inv(matrix.T @ matrix).numpy()
+        density = multivariate_normal(centre.numpy(), covariance)
+        share = float(offset) - density.logpdf(centre.numpy())
+        joint.append(density.logpdf(standard) + share)
+    expected = torch.from_numpy(np.stack(joint)).log_softmax(0)
+    found = mixture(points.float().T[None, :, None, :])[0, :, 0]
+    torch.testing.assert_close(found.double(), expected, atol=2e-3, rtol=2e-3)
+    assert likelihood == pytest.approx(float(np.logaddexp.reduce(joint, 0).mean()), abs=1e-3)
+
+
+def test_one_cluster_is_the_normal_distribution() -> None:
+    points, _ = elongated()
+    mixture = Mixture(1, 3)
+    likelihood = mixture.fit(points, seed=0)
+    standard = ((points - points.mean(0)) / points.std(0, unbiased=False)).numpy()
+    covariance = np.cov(standard.T, bias=True) + RIDGE * np.eye(3)
+    expected = multivariate_normal(standard.mean(0), covariance).logpdf(standard).mean()
+    assert likelihood == pytest.approx(expected, abs=1e-6)
+    assert clusters_of(mixture, points).unique().tolist() == [0]
+
+
+def test_more_starts_are_never_less_likely() -> None:
+    points, _ = elongated()
+    one = Mixture(4, 3).fit(points, seed=3, restarts=1)
+    assert Mixture(4, 3).fit(points, seed=3, restarts=4) >= one
+
+
+def test_the_same_seed_gives_the_same_mixture() -> None:
+    points, _ = elongated()
+    one, two = Mixture(3, 3), Mixture(3, 3)
+    one.fit(points, seed=5)
+    two.fit(points, seed=5)
+    for name, value in one.state_dict().items():
+        assert torch.equal(value, two.state_dict()[name]), name
+
+
+def test_a_constant_channel_does_no_harm() -> None:
+    points, _ = elongated()
+    points[:, 1] = 7.0
+    mixture = Mixture(3, 3)
+    mixture.fit(points, seed=0)
+    assert bool(mixture(points.float().T[None, :, None, :]).isfinite().all())
+
+
+def test_posteriors_add_up_to_one_far_away_too() -> None:
+    points, _ = elongated()
+    mixture = Mixture(3, 3)
+    mixture.fit(points, seed=0)
+    logs = mixture(torch.full((1, 3, 2, 2), 1e3))
+    torch.testing.assert_close(logs.exp().sum(1), torch.ones(1, 2, 2))
+
+
+def test_nothing_is_left_to_gradients() -> None:
+    mixture = Mixture(4)
+    assert not list(mixture.parameters())
+    assert set(mixture.state_dict()) == {"mean", "deviation", "centres", "whitening", "offsets"}
+
+
+def test_too_few_points() -> None:
+    with pytest.raises(InputError, match="5 points cannot make 6 clusters"):
+        Mixture(6, 3).fit(torch.rand(5, 3), seed=0)
+
+
+def test_points_that_are_not_finite() -> None:
+    with pytest.raises(NumericError, match="not finite"):
+        Mixture(2, 3).fit(torch.full((50, 3), float("nan")), seed=0)
