@@ -409,8 +409,8 @@ class TestPresets:
         assert METHODS["densesiam"] == {}
         assert METHODS["pixsim"] == {"region_weight": 0.0}
         weights = {name: value for name, value in METHODS["simsiam"].items() if value}
-        assert weights == {"image_weight": 1.0}
-        assert len(METHODS["simsiam"]) == 5
+        assert weights == {"image_weight": 1.0, "prior": "none"}
+        assert len(METHODS["simsiam"]) == 6
 
     def test_what_is_given_wins_over_the_methods_own(self) -> None:
         _, config = train_preset("fast", 100, gpu=False, method="picie")
@@ -484,7 +484,7 @@ class TestFile:
     def test_a_file_without_the_newer_settings_has_their_defaults(self) -> None:
         config = TrainConfig(**tomllib.loads(FIRST))
         absent = {"method", "image_weight", "optimizer", "schedule", "visualize_every"}
-        absent |= {"cache", "cache_dir", "freeze"}
+        absent |= {"cache", "cache_dir", "freeze", "prior", "prior_weight"}
         assert asdict(config).keys() - tomllib.loads(FIRST).keys() == absent
         for name in absent:
             assert getattr(config, name) == getattr(TrainConfig(), name)
