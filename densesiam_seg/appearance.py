@@ -28,9 +28,14 @@ def appearance(images: Tensor, size: tuple[int, int]) -> Tensor:
 
     y and x run from -1 to 1 over the image, whatever its shape.
     """
-    height, width = size
+    # The loop calls this under autocast, which may round what it takes the logarithm of.
+    with torch.autocast(images.device.type, enabled=False):
+        return _appearance(images.float(), *size)
+
+
+def _appearance(images: Tensor, height: int, width: int) -> Tensor:
     # Two cells a side for each place: windows then have a centre, and the mean of four cells is the place's value.
-    cells = F.interpolate(images.float(), (2 * height, 2 * width), mode="area")
+    cells = F.interpolate(images, (2 * height, 2 * width), mode="area")
     luminance = cells.mean(1, keepdim=True)
     red, green, blue = (cells + DARK).log().unbind(1)
     colour = torch.stack((red - green, blue - green), 1)
@@ -43,7 +48,7 @@ def appearance(images: Tensor, size: tuple[int, int]) -> Tensor:
         _log_contrast(luminance, AROUND),
     ]
     places = F.avg_pool2d(torch.cat(maps, 1), 2)
-    return torch.cat((places, position(len(images), size, places.device)), 1)
+    return torch.cat((places, position(len(images), (height, width), places.device)), 1)
 
 
 def position(count: int, size: tuple[int, int], device: torch.device) -> Tensor:

@@ -273,6 +273,9 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
 """What each `method` changes in a preset: losses switched off, or PiCIE's own optimiser (METHOD, section 3)."""
 
 
+STEPS: Mapping[str, int] = {"fast": 160, "balanced": 500}
+PRIOR_STEPS: Mapping[str, int] = {"fast": 100, "balanced": 200}
+"""Learning clusters that are there from the start takes fewer steps than finding them."""
 FROM_SCRATCH: Mapping[str, Any] = {"prior": "mixture", "schedule": "cosine"}
 """What the small presets add to the plain method (docs/recipe.md has the measurements)."""
 
@@ -293,9 +296,12 @@ def train_preset(
     has its own settings on top of it.
     """
     name = name or ("paper" if gpu and images >= PAPER_IMAGES else "balanced")
-    recipe = {} if name == "paper" or freeze else FROM_SCRATCH
     own = METHODS.get(method, {})
-    return name, TrainConfig(**{**_small(name, images, gpu=gpu), **recipe, **own})
+    if name == "paper":
+        return name, TrainConfig(**own)
+    plain = freeze or own.get("prior") == "none"
+    small = _small(name, images, gpu=gpu, steps=(STEPS if plain else PRIOR_STEPS)[name])
+    return name, TrainConfig(**{**small, **({} if freeze else FROM_SCRATCH), **own})
 
 
 def pretrain_preset(
@@ -303,18 +309,16 @@ def pretrain_preset(
 ) -> tuple[Preset, PretrainConfig]:
     """The same for pre-training; the small presets take the decoder's features, which have stride 4 instead of 32."""
     name = name or ("paper" if gpu and images >= PAPER_IMAGES else "balanced")
-    small = _small(name, images, gpu=gpu)
     if name == "paper":
         return name, PretrainConfig(backbone="resnet50")
+    small = _small(name, images, gpu=gpu, steps=STEPS[name])
     return name, PretrainConfig(**small, features="fpn")
 
 
-def _small(name: Preset, images: int, *, gpu: bool) -> dict[str, Any]:
-    """What `fast` and `balanced` change in the paper's recipe."""
-    if name == "paper":
-        return {}
+def _small(name: Preset, images: int, *, gpu: bool, steps: int) -> dict[str, Any]:
+    """What `fast` and `balanced` change in the paper's recipe, for about so many steps."""
     batch_size = min(16, max(images, 1))
-    steps, longest, size = (160, 40, 128) if name == "fast" else (500, 60, 320 if gpu else 160)
+    longest, size = (40, 128) if name == "fast" else (60, 320 if gpu else 160)
     epochs = min(max(math.ceil(steps / max(images // batch_size, 1)), 2), longest)
     return {
         "image_size": size,

@@ -93,3 +93,10 @@ def test_any_size_is_finite(height: int, width: int, rows: int, columns: int) ->
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_black_and_white_are_finite(value: float) -> None:
     assert bool(appearance(torch.full((1, 3, 16, 16), value), (4, 4)).isfinite().all())
+
+
+def test_autocast_rounds_nothing() -> None:
+    images = noise(16, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = appearance(images, (4, 4))
+    assert torch.equal(found, appearance(images, (4, 4)))

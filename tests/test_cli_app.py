@@ -37,9 +37,9 @@ OPTIONS = {
     "train": "--out/-o --overwrite --resume --config --init-from --max-bad --visualize-every --json --quiet/-q "
     "--preset --method --clusters/-k --epochs --batch-size/-b --image-size --learning-rate --weights --backbone "
     "--freeze/--no-freeze --max-time --seed --over-clusters --channels --prior --prior-weight --similarity "
-    "--balance --image-weight --pixel-weight --over-cluster-weight --segmentation-weight --region-weight --region-start "
-    "--region-stop-gradient/--no-region-stop-gradient --replay --optimizer --schedule --rate-scaling --momentum "
-    "--weight-decay --device --precision --workers/-j --threads --cache --cache-dir --max-pixels",
+    "--balance --image-weight --pixel-weight --over-cluster-weight --segmentation-weight --region-weight "
+    "--region-start --region-stop-gradient/--no-region-stop-gradient --replay --optimizer --schedule --rate-scaling "
+    "--momentum --weight-decay --device --precision --workers/-j --threads --cache --cache-dir --max-pixels",
     "predict": "--model/-m --out/-o --overlay --overwrite --resume --json --quiet/-q --readout --clusters/-k "
     "--fit-images --over-clusters --seed --flip --scales --refine --device --precision --batch-size/-b --max-pixels",
     "evaluate": "--root --model/-m --split --list --allow-missing --out/-o --overwrite --json --quiet/-q --protocol "

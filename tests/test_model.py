@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from densesiam_seg.colour import normalise
 from densesiam_seg.draws import Geometry
 from densesiam_seg.encoder import Encoder
 from densesiam_seg.heads import (
@@ -20,7 +21,7 @@ from densesiam_seg.heads import (
     region_predictor,
     region_projector,
 )
-from densesiam_seg.model import Architecture, DenseSiam, build_network
+from densesiam_seg.model import SHARPNESS, Architecture, DenseSiam, build_network
 from densesiam_seg.randomness import Stream, torch_seed
 from densesiam_seg.views import ViewPair
 
@@ -250,3 +251,40 @@ class TestPairedFeatures:
     def test_keeps_the_features_type(self, network: DenseSiam) -> None:
         with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
             assert network.paired_features(view_pair()).dtype == torch.bfloat16
+
+
+class TestMixture:
+    """A network whose scores are joined with those of a mixture."""
+
+    @pytest.fixture
+    def joined(self) -> DenseSiam:
+        network = build_network(Architecture(channels=8, clusters=3, mixture=True), seed=0).eval()
+        assert network.mixture is not None
+        draw = torch.Generator().manual_seed(0)
+        network.mixture.fit(torch.randn(500, 10, generator=draw), seed=0)
+        return network
+
+    def test_the_weights_are_those_without_it(self, joined: DenseSiam) -> None:
+        plain = build_network(Architecture(channels=8, clusters=3), seed=0).state_dict()
+        assert all(torch.equal(joined.state_dict()[name], value) for name, value in plain.items())
+
+    def test_dense_is_features_and_log_posteriors(self, joined: DenseSiam) -> None:
+        images = torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(1))
+        dense = joined.dense(normalise(images))
+        assert dense.shape == (2, 8 + 3, 8, 12)
+        torch.testing.assert_close(dense[:, :8], joined.encoder(normalise(images)))
+        expected = joined.log_posteriors(images, (8, 12))
+        torch.testing.assert_close(dense[:, 8:], expected, atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(dense[:, 8:].exp().sum(1), torch.ones(2, 8, 12))
+
+    def test_scores_are_the_log_of_a_product(self, joined: DenseSiam) -> None:
+        images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+        dense = joined.dense(images)
+        learned = (SHARPNESS * joined.projector(dense[:, :8])).softmax(1)
+        product = learned * dense[:, 8:].exp()
+        expected = product / product.sum(1, keepdim=True)
+        torch.testing.assert_close(joined(images).softmax(1), expected)
+
+    def test_a_place_counts_the_same_at_every_batch(self, joined: DenseSiam) -> None:
+        images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+        torch.testing.assert_close(joined(images)[1:], joined(images[1:]), atol=1e-4, rtol=1e-4)
