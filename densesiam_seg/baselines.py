@@ -15,10 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from densesiam_seg.appearance import appearance
 from densesiam_seg.centroids import Images, fit_centroids, fit_readout
 from densesiam_seg.clustering import assign
 from densesiam_seg.evaluation import Mask, Masker, Protocol
+from densesiam_seg.masks import upsample_argmax
+from densesiam_seg.mixture import Mixture
 from densesiam_seg.model import Architecture, build_network
+from densesiam_seg.prior import POINTS, STRIDE
+from densesiam_seg.randomness import Stream, generator
 from densesiam_seg.segmenter import ModelCard, Segmenter
 
 Points = Callable[[Tensor], Tensor]
@@ -97,6 +102,36 @@ def untrained_segmenter(
     card = ModelCard(architecture, side, clusters=clusters)
     segmenter = Segmenter(network, card, device=device)
     return fit_readout(segmenter, images, count, clusters, seed=seed)
+
+
+def mixture_masks(images: Images, count: int, clusters: int, *, seed: int) -> Masker:
+    """Masks by the mixture that `train` starts from, fitted to `count` images, without a network."""
+    share = -(-POINTS // count)
+    found: list[Tensor] = []
+    for index, image in enumerate(images()):
+        places = _appearance_of(image)[0].flatten(1).T
+        chosen = generator(seed, Stream.PIXELS, 0, index).permutation(len(places))[:share]
+        found.append(places[torch.from_numpy(chosen)])
+    mixture = Mixture(clusters)
+    mixture.fit(torch.cat(found), seed=seed)
+
+    def mask_of(image: Tensor, protocol: Protocol, height: int, width: int) -> Mask:
+        logs = mixture.adapted(mixture(_appearance_of(image)))[0]
+        return upsample_argmax(logs, height, width).numpy()
+
+    return mask_of
+
+
+def appearance_points(image: Tensor) -> Tensor:
+    """uint8 (3, H, W) → points (H·W, D) of what the mixture sees, each place repeated over its pixels."""
+    maps = F.interpolate(_appearance_of(image), image.shape[-2:], mode="nearest-exact")
+    return _points(maps[0])
+
+
+def _appearance_of(image: Tensor) -> Tensor:
+    """uint8 (3, H, W) → appearance (1, D, h, w) at the features' stride."""
+    size = (-(-image.shape[-2] // STRIDE), -(-image.shape[-1] // STRIDE))
+    return appearance(image[None].float() / 255.0, size)
 
 
 def one_mask() -> Masker:

@@ -276,7 +276,12 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
 STEPS: Mapping[str, int] = {"fast": 160, "balanced": 500}
 PRIOR_STEPS: Mapping[str, int] = {"fast": 100, "balanced": 200}
 """Learning clusters that are there from the start takes fewer steps than finding them."""
-FROM_SCRATCH: Mapping[str, Any] = {"prior": "mixture", "schedule": "cosine"}
+FROM_SCRATCH: Mapping[str, Any] = {
+    "prior": "mixture",
+    "schedule": "cosine",
+    "over_cluster_weight": 0.0,
+    "balance": "none",
+}
 """What the small presets add to the plain method (docs/recipe.md has the measurements)."""
 
 

@@ -25,6 +25,9 @@ RESTARTS = 6
 ITERATIONS = 40
 RIDGE = 0.1
 """Added to the variances of standardised channels: a cluster cannot shrink onto a few like points."""
+ADAPTATIONS = 5
+SMOOTHING = 0.01
+"""How much of the usual shares is mixed into an image's own, so that no cluster is ruled out."""
 SETTLED = 1e-4
 """Mean log-likelihood per point that an iteration must gain, or the fit is done."""
 
@@ -39,11 +42,13 @@ class Mixture(nn.Module):
         self.centres: Tensor
         self.whitening: Tensor
         self.offsets: Tensor
+        self.shares: Tensor
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("deviation", torch.ones(channels))
         self.register_buffer("centres", torch.zeros(clusters, channels))
         self.register_buffer("whitening", torch.eye(channels).repeat(clusters, 1, 1))
         self.register_buffer("offsets", torch.zeros(clusters))
+        self.register_buffer("shares", torch.full((clusters,), 1 / clusters))
 
     def forward(self, appearance: Tensor) -> Tensor:
         """Appearance (B, D, h, w) → log-posteriors (B, K, h, w), float32."""
@@ -56,6 +61,22 @@ class Mixture(nn.Module):
             )
         logs = joint.log_softmax(1)
         return logs.view(images, height, width, -1).movedim(-1, 1)
+
+    def adapted(self, scores: Tensor) -> Tensor:
+        """Scores (B, K, h, w) whose softmax are posteriors → log-posteriors under each image's own shares of clusters.
+
+        A fit over all images expects every cluster everywhere; a night scene has no daylight sky. Expectation-
+        maximisation of the shares alone, each image by itself (Saerens et al., "Adjusting the outputs of a classifier
+        to new a priori probabilities", 2002, section 2.2).
+        """
+        logs = scores.log_softmax(1)
+        usual = self.shares.view(-1, 1, 1)
+        found = logs
+        for _ in range(ADAPTATIONS):
+            own = found.exp().mean((-2, -1), keepdim=True)
+            own = (own + SMOOTHING * usual) / (1 + SMOOTHING)
+            found = (logs + (own / usual).log()).log_softmax(1)
+        return found
 
     @torch.no_grad()
     def fit(self, points: Tensor, *, seed: int, restarts: int = RESTARTS) -> float:
@@ -82,10 +103,12 @@ class Fit:
     centres: Tensor
     whitening: Tensor
     offsets: Tensor
+    shares: Tensor
     likelihood: float
 
     def tensors(self) -> dict[str, Tensor]:
-        return {"centres": self.centres, "whitening": self.whitening, "offsets": self.offsets}
+        names = ("centres", "whitening", "offsets", "shares")
+        return {name: getattr(self, name) for name in names}
 
 
 def _fit(points: Tensor, clusters: int, seed: int, turn: int) -> Fit:
@@ -121,8 +144,9 @@ def _maximised(points: Tensor, shares: Tensor, likelihood: float) -> Fit:
         roots, torch.eye(channels, dtype=torch.float64).expand_as(roots), upper=False
     )
     volumes = roots.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    offsets = (counts / counts.sum()).log() - volumes - 0.5 * channels * math.log(2 * math.pi)
-    return Fit(centres, whitening, offsets, likelihood)
+    weights = counts / counts.sum()
+    offsets = weights.log() - volumes - 0.5 * channels * math.log(2 * math.pi)
+    return Fit(centres, whitening, offsets, weights, likelihood)
 
 
 def _log_joint(points: Tensor, centres: Tensor, whitening: Tensor, offsets: Tensor) -> Tensor:

@@ -46,6 +46,8 @@ class Architecture:
 
 SHARPNESS = 3.0
 """The projection has unit deviation, which as logits could not say that a cluster is all but certain."""
+MIXTURE_SHARE = 0.5
+"""Share of the mixture's log-posteriors in the joint scores: neighbouring places are no independent evidence."""
 
 
 class DenseSiam(nn.Module):
@@ -98,16 +100,17 @@ class DenseSiam(nn.Module):
         return logs
 
     def scores(self, dense: Tensor) -> Tensor:
-        """What `dense` returned → cluster logits (B, K, h, w): z, or the log of a product of experts with the mixture.
+        """What `dense` returned → cluster logits (B, K, h, w): z, or log-posteriors of z and mixture together.
 
-        Network and mixture err in different ways: the one sees shapes and surroundings, the other colours and places.
+        They are a product of experts, which err in different ways: the network sees shapes and surroundings, the mixture colours and places.
         """
         if self.mixture is None:
             logits: Tensor = self.projector(dense)
             return logits
         features, logs = dense[:, : self.encoder.width], dense[:, self.encoder.width :]
         z: Tensor = self.projector(features)
-        return (SHARPNESS * z.float()).log_softmax(1) + logs
+        learned = (SHARPNESS * z.float()).log_softmax(1)
+        return self.mixture.adapted(learned + MIXTURE_SHARE * logs)
 
     def forward(self, images: Tensor) -> Tensor:
         """Cluster logits (B, K, h, w) of normalised images (B, 3, H, W)."""

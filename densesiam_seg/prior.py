@@ -47,7 +47,8 @@ def fit_mixture(network: DenseSiam, store: ImageStore, seed: int) -> Iterator[in
 def prior_shares(network: DenseSiam, images: Tensor, geometry: Geometry, side: int) -> Tensor:
     """Shares (B, K, h, h) of the mixture's clusters in stored images, uint8 (B, 3, S, S), where view 1 shows them."""
     logs = network.log_posteriors(images.float().div(255.0), (side, side))
-    shares = warp(logs.exp(), geometry)
+    assert network.mixture is not None
+    shares = warp(network.mixture.adapted(logs).exp(), geometry)
     # Bilinear weights add up to one but for rounding.
     return shares / shares.sum(1, keepdim=True)
 

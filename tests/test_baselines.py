@@ -8,11 +8,14 @@ import torch
 from torch import Tensor
 
 from densesiam_seg import baselines
+from densesiam_seg.appearance import appearance
 from densesiam_seg.baselines import (
+    appearance_points,
     colour_points,
     colour_position_masks,
     colour_position_points,
     kmeans_masks,
+    mixture_masks,
     one_mask,
     patch_position_points,
     position_masks,
@@ -183,3 +186,20 @@ class TestPositionMasks:
         mask_of = position_masks([np.array([[0, 1]], np.uint8)], 2)
         mask = mask_of(torch.zeros(3, 1, 2, dtype=torch.uint8), PROTOCOL, 2, 4)
         assert mask.tolist() == [[0, 0, 1, 1]] * 2
+
+
+class TestMixture:
+    def test_halves_are_told_apart(self) -> None:
+        images = [halves((200, 60, 40), (40, 60, 200), 32) for _ in range(3)]
+        mask_of = mixture_masks(lambda: images, 3, 2, seed=0)
+        mask = mask_of(images[0], PROTOCOL, 64, 64)
+        assert mask.shape == (64, 64)
+        assert len(np.unique(mask[:, :28])) == len(np.unique(mask[:, 36:])) == 1
+        assert mask[0, 0] != mask[0, -1]
+
+    def test_each_place_is_repeated_over_its_pixels(self) -> None:
+        image = torch.from_numpy(scene(0, 1, 32)[0]).permute(2, 0, 1)
+        points = appearance_points(image).view(8, 4, 8, 4, -1)
+        assert torch.equal(points, points[:, :1, :, :1].expand_as(points))
+        places = appearance(image[None] / 255, (8, 8))[0].permute(1, 2, 0)
+        assert torch.equal(points[:, 0, :, 0], places)

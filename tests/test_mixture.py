@@ -100,10 +100,31 @@ def test_posteriors_add_up_to_one_far_away_too() -> None:
     torch.testing.assert_close(logs.exp().sum(1), torch.ones(1, 2, 2))
 
 
+def test_a_certain_place_stays_and_an_unsure_one_follows_its_image() -> None:
+    """Two clusters of equal shares; nine tenths of the image are surely of the first."""
+    mixture = Mixture(2, 3)
+    scores = torch.zeros(2, 2, 1, 10)
+    scores[0, 0, 0, :8] = 9.0
+    scores[0, 1, 0, 8] = 9.0
+    found = mixture.adapted(scores).exp()
+    torch.testing.assert_close(found.sum(1), torch.ones(2, 1, 10))
+    assert float(found[0, 1, 0, 8]) > 0.9
+    # The first cluster has 8 of the 9 sure places, so an unsure one comes to hold 8 to 1 of its odds.
+    assert float(found[0, 0, 0, 9]) == pytest.approx(8 / 9, abs=0.02)
+    torch.testing.assert_close(found[1], torch.full((2, 1, 10), 0.5))
+
+
 def test_nothing_is_left_to_gradients() -> None:
     mixture = Mixture(4)
     assert not list(mixture.parameters())
-    assert set(mixture.state_dict()) == {"mean", "deviation", "centres", "whitening", "offsets"}
+    assert set(mixture.state_dict()) == {
+        "mean",
+        "deviation",
+        "centres",
+        "whitening",
+        "offsets",
+        "shares",
+    }
 
 
 def test_too_few_points() -> None:

@@ -21,7 +21,7 @@ from densesiam_seg.heads import (
     region_predictor,
     region_projector,
 )
-from densesiam_seg.model import SHARPNESS, Architecture, DenseSiam, build_network
+from densesiam_seg.model import MIXTURE_SHARE, SHARPNESS, Architecture, DenseSiam, build_network
 from densesiam_seg.randomness import Stream, torch_seed
 from densesiam_seg.views import ViewPair
 
@@ -281,9 +281,10 @@ class TestMixture:
         images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
         dense = joined.dense(images)
         learned = (SHARPNESS * joined.projector(dense[:, :8])).softmax(1)
-        product = learned * dense[:, 8:].exp()
-        expected = product / product.sum(1, keepdim=True)
-        torch.testing.assert_close(joined(images).softmax(1), expected)
+        assert joined.mixture is not None
+        product = learned * dense[:, 8:].exp() ** MIXTURE_SHARE
+        expected = joined.mixture.adapted(product.log())
+        torch.testing.assert_close(joined(images), expected)
 
     def test_a_place_counts_the_same_at_every_batch(self, joined: DenseSiam) -> None:
         images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))

@@ -26,8 +26,8 @@ from densesiam_seg.training import train, training_events
 
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
 LOSSES = {
-    "densesiam": {"prior", "pixel", "over_cluster", "segmentation", "region"},
-    "pixsim": {"prior", "pixel", "over_cluster", "segmentation"},
+    "densesiam": {"prior", "pixel", "segmentation", "region"},
+    "pixsim": {"prior", "pixel", "segmentation"},
     "simsiam": {"image"},
     "picie": {"within", "across"},
     "mdc": {"within"},
@@ -156,7 +156,7 @@ class TestReadout:
         self, image_folder: Path, one_epoch: dict[str, Any], tmp_path: Path
     ) -> None:
         weights = {"pixel_weight": 0.0, "segmentation_weight": 0.0, "region_weight": 0.0}
-        weights["prior_weight"] = 0.0
+        weights |= {"prior_weight": 0.0, "over_cluster_weight": 1.0}
         last = train(image_folder, tmp_path, **{**one_epoch, **weights}).last
         assert last is not None and last.losses.keys() == {"over_cluster", "total"}
         assert Segmenter.load(tmp_path, device="cpu").card.readout == "kmeans"

@@ -15,6 +15,7 @@ import densesiam_seg
 from densesiam_seg.baselines import (
     Points,
     kmeans_masks,
+    mixture_masks,
     one_mask,
     position_masks,
     untrained_segmenter,
@@ -103,6 +104,14 @@ def untrained(setting: Setting) -> Made:
     return _read_out(segmenter)
 
 
+def mixture_alone(setting: Setting) -> Made:
+    """What training starts from, without any."""
+    task = setting.task
+    images = task.training_images()
+    masks = mixture_masks(lambda: images, len(images), task.clusters, seed=setting.seed)
+    return Made(_one_by_one(masks), Reading(task.clusters, "mixture over appearance"))
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A run of `train`: a preset with settings changed, from scratch, the last checkpoint with its own read-out.
@@ -113,6 +122,8 @@ class Recipe:
     preset: Literal["fast", "balanced", "paper"]
     settings: Mapping[str, Any] = field(default_factory=dict)
     steps: int | None = None
+    alone: bool = False
+    """Read out by the network's head alone where there is a mixture too."""
 
     def __call__(self, setting: Setting) -> Made:
         task = setting.task
@@ -131,7 +142,15 @@ class Recipe:
         )
         if (trained.run / "checkpoints").exists():
             discard(trained.run / "checkpoints")
-        return _read_out(Segmenter.load(trained.model, device=setting.device))
+        segmenter = Segmenter.load(trained.model, device=setting.device)
+        if not self.alone:
+            return _read_out(segmenter)
+
+        def head(features: Tensor) -> Tensor:
+            scores: Tensor = segmenter.network.projector(segmenter.learned(features))
+            return scores.float()
+
+        return Made(read_masks(segmenter, [head]), Reading(segmenter.card.clusters, "head alone"))
 
     def changes(self, task: Task, *, quick: bool) -> dict[str, Any]:
         """The settings that are given to `train`."""

@@ -10,10 +10,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from making import Maker, Recipe, frequent_labels, kmeans_of, one_class, untrained
+from making import (
+    Maker,
+    Recipe,
+    frequent_labels,
+    kmeans_of,
+    mixture_alone,
+    one_class,
+    untrained,
+)
 from tasks import DATASETS, Task
 
-from densesiam_seg.baselines import colour_points, colour_position_points, patch_position_points
+from densesiam_seg.baselines import (
+    appearance_points,
+    colour_points,
+    colour_position_points,
+    patch_position_points,
+)
 
 
 @dataclass(frozen=True)
@@ -82,10 +95,16 @@ ROWS: Mapping[str, Row] = {
         whole=True,
         datasets=("camvid",),
     ),
+    "appearance": Row(
+        "k-means, what the mixture sees",
+        kmeans_of(appearance_points, "k-means of log colour, texture + xy"),
+        "appearance",
+    ),
     "untrained": Row("k-means, untrained ResNet-18-FPN", untrained, "untrained"),
     "picie": Row("PiCIE", Recipe("paper", {**PLAIN, "method": "picie"}, 5 * EPOCH), "PiCIE"),
     "mdc": Row("MDC", Recipe("paper", {**PLAIN, "method": "mdc"}, 5 * EPOCH), "MDC"),
     "densesiam": Row("DenseSiam as published", Recipe("paper", PLAIN, 10 * EPOCH), "DenseSiam"),
+    "mixture": Row("the mixture that ours starts from, no network", mixture_alone, "mixture"),
     "ours": Row("ours: `train` as it comes", OURS, "ours"),
 }
 
