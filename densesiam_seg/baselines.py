@@ -20,7 +20,7 @@ from densesiam_seg.centroids import Images, fit_centroids, fit_readout
 from densesiam_seg.clustering import assign
 from densesiam_seg.evaluation import Mask, Masker, Protocol
 from densesiam_seg.masks import upsample_argmax
-from densesiam_seg.mixture import Mixture
+from densesiam_seg.mixture import RESTARTS, Mixture
 from densesiam_seg.model import Architecture, build_network
 from densesiam_seg.prior import POINTS, STRIDE
 from densesiam_seg.randomness import Stream, generator
@@ -104,8 +104,19 @@ def untrained_segmenter(
     return fit_readout(segmenter, images, count, clusters, seed=seed)
 
 
-def mixture_masks(images: Images, count: int, clusters: int, *, seed: int) -> Masker:
-    """Masks by the mixture that `train` starts from, fitted to `count` images, without a network."""
+def mixture_masks(
+    images: Images,
+    count: int,
+    clusters: int,
+    *,
+    seed: int,
+    restarts: int = RESTARTS,
+    adapt: bool = True,
+) -> Masker:
+    """Masks by the mixture that `train` starts from, fitted to `count` images, without a network.
+
+    `adapt`: with each image's own shares of clusters.
+    """
     share = -(-POINTS // count)
     found: list[Tensor] = []
     for index, image in enumerate(images()):
@@ -113,11 +124,12 @@ def mixture_masks(images: Images, count: int, clusters: int, *, seed: int) -> Ma
         chosen = generator(seed, Stream.PIXELS, 0, index).permutation(len(places))[:share]
         found.append(places[torch.from_numpy(chosen)])
     mixture = Mixture(clusters)
-    mixture.fit(torch.cat(found), seed=seed)
+    mixture.fit(torch.cat(found), seed=seed, restarts=restarts)
 
     def mask_of(image: Tensor, protocol: Protocol, height: int, width: int) -> Mask:
-        logs = mixture.adapted(mixture(_appearance_of(image)))[0]
-        return upsample_argmax(logs, height, width).numpy()
+        logs: Tensor = mixture(_appearance_of(image))
+        logs = mixture.adapted(logs) if adapt else logs
+        return upsample_argmax(logs[0], height, width).numpy()
 
     return mask_of
 

@@ -102,7 +102,8 @@ class DenseSiam(nn.Module):
     def scores(self, dense: Tensor) -> Tensor:
         """What `dense` returned → cluster logits (B, K, h, w): z, or log-posteriors of z and mixture together.
 
-        They are a product of experts, which err in different ways: the network sees shapes and surroundings, the mixture colours and places.
+        They are a product of experts, which err in different ways: the network sees shapes and surroundings, the
+        mixture colours and places.
         """
         if self.mixture is None:
             logits: Tensor = self.projector(dense)

@@ -41,7 +41,7 @@ def main() -> None:
     if unknown:
         sys.exit(f"--rows {unknown[0]}: give some of {', '.join(known)}")
     seeds = asked.seeds or ([0] if asked.quick else [0, 1, 2])
-    names = ["camvid"] if asked.ablation else list(dict.fromkeys(asked.datasets))
+    names = list(dict.fromkeys(asked.datasets))
     roots = {"camvid": asked.camvid, "coco": asked.coco}
     try:
         tasks = [load_task(n, roots[n], "train" if asked.ablation else "val") for n in names]

@@ -104,12 +104,18 @@ def untrained(setting: Setting) -> Made:
     return _read_out(segmenter)
 
 
-def mixture_alone(setting: Setting) -> Made:
-    """What training starts from, without any."""
-    task = setting.task
-    images = task.training_images()
-    masks = mixture_masks(lambda: images, len(images), task.clusters, seed=setting.seed)
-    return Made(_one_by_one(masks), Reading(task.clusters, "mixture over appearance"))
+def mixture_of(readout: str, **options: Any) -> Maker:
+    """What training starts from, without any; `options` are those of `mixture_masks`."""
+
+    def make(setting: Setting) -> Made:
+        task = setting.task
+        images = task.training_images()
+        masks = mixture_masks(
+            lambda: images, len(images), task.clusters, seed=setting.seed, **options
+        )
+        return Made(_one_by_one(masks), Reading(task.clusters, readout))
+
+    return make
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from making import (
@@ -15,7 +15,7 @@ from making import (
     Recipe,
     frequent_labels,
     kmeans_of,
-    mixture_alone,
+    mixture_of,
     one_class,
     untrained,
 )
@@ -68,6 +68,8 @@ PLAIN = {"batch_size": 16, "rate_scaling": "none"}
 EPOCH = 22
 """Steps of an epoch on CamVid's 367 images; runs have as many steps on every data set."""
 OURS = Recipe("balanced")
+APPEARANCE = kmeans_of(appearance_points, "k-means of log colour, texture + xy")
+MIXTURE = mixture_of("mixture over appearance")
 
 ROWS: Mapping[str, Row] = {
     "one-class": Row("one class everywhere", one_class, "one class", seeded=False),
@@ -97,19 +99,26 @@ ROWS: Mapping[str, Row] = {
     ),
     "appearance": Row(
         "k-means, what the mixture sees",
-        kmeans_of(appearance_points, "k-means of log colour, texture + xy"),
+        APPEARANCE,
         "appearance",
     ),
     "untrained": Row("k-means, untrained ResNet-18-FPN", untrained, "untrained"),
     "picie": Row("PiCIE", Recipe("paper", {**PLAIN, "method": "picie"}, 5 * EPOCH), "PiCIE"),
     "mdc": Row("MDC", Recipe("paper", {**PLAIN, "method": "mdc"}, 5 * EPOCH), "MDC"),
     "densesiam": Row("DenseSiam as published", Recipe("paper", PLAIN, 10 * EPOCH), "DenseSiam"),
-    "mixture": Row("the mixture that ours starts from, no network", mixture_alone, "mixture"),
+    "mixture": Row("the mixture that ours starts from, no network", MIXTURE, "mixture"),
     "ours": Row("ours: `train` as it comes", OURS, "ours"),
 }
 
 ABLATIONS: Mapping[str, Mapping[str, Any]] = {
-    "no region loss": {"region_weight": 0.0},
+    "no mixture: the plain method, as many steps": {"prior": "none"},
+    "none of DenseSiam's losses": {
+        "pixel_weight": 0.0,
+        "segmentation_weight": 0.0,
+        "region_weight": 0.0,
+    },
+    "with over-clustering": {"over_cluster_weight": 1.0},
+    "one learning rate throughout": {"schedule": "constant"},
 }
 """What each line of `--ablation` changes in ours; it is scored on the training split, and val is left alone."""
 
@@ -118,6 +127,19 @@ def ablation_rows() -> dict[str, Row]:
     """Ours, and ours with one thing changed."""
     return {
         "default": Row("default recipe", OURS, "default"),
+        "head": Row("read out by the head alone", replace(OURS, alone=True), "head"),
+        "mixture": Row("the mixture alone", MIXTURE, "mixture"),
+        "mixture-one-start": Row(
+            "the mixture alone, from one start",
+            mixture_of("mixture, 1 start", restarts=1),
+            "1 start",
+        ),
+        "mixture-as-fitted": Row(
+            "the mixture alone, the same shares in every image",
+            mixture_of("mixture, shares as fitted", adapt=False),
+            "as fitted",
+        ),
+        "appearance": Row("k-means of what the mixture sees", APPEARANCE, "appearance"),
         **{
             re.sub("[^a-z0-9.]+", "-", name.lower()): Row(
                 name, Recipe(OURS.preset, settings, OURS.steps), name
