@@ -274,7 +274,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
 
 
 STEPS: Mapping[str, int] = {"fast": 160, "balanced": 500}
-PRIOR_STEPS: Mapping[str, int] = {"fast": 100, "balanced": 200}
+PRIOR_STEPS: Mapping[str, int] = {"fast": 60, "balanced": 100}
 """Learning clusters that are there from the start takes fewer steps than finding them."""
 FROM_SCRATCH: Mapping[str, Any] = {
     "prior": "mixture",

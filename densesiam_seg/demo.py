@@ -44,7 +44,6 @@ SETTINGS: dict[str, Any] = {
     "image_size": 96,
     "clusters": len(CLASSES),
     "batch_size": 16,
-    "epochs": 14,
     "weights": "none",
 }
 PICTURED = 4

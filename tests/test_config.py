@@ -370,7 +370,7 @@ class TestPresets:
 
     @pytest.mark.parametrize(
         ("name", "images", "epochs"),
-        [("balanced", 160, 20), ("balanced", 20, 60), ("fast", 160, 10), ("fast", 10_000, 2)],
+        [("balanced", 160, 10), ("balanced", 20, 60), ("fast", 160, 6), ("fast", 10_000, 2)],
     )
     def test_a_prior_needs_fewer_steps(self, name: Preset, images: int, epochs: int) -> None:
         config = train_preset(name, images, gpu=False)[1]
