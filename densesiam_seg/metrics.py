@@ -127,6 +127,13 @@ def match(counts: Counts) -> Matching:
     return Matching(tuple(chosen.tolist()), "hungarian")
 
 
+def best_pairs(gains: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The column (K,) that each row of gains (K, K) is paired with where their sum is largest."""
+    from scipy.optimize import linear_sum_assignment
+
+    return np.asarray(linear_sum_assignment(gains, maximize=True)[1], np.int64)
+
+
 def score(
     counts: Counts, matching: Matching, names: Sequence[str], kinds: Sequence[str | None]
 ) -> Scores:

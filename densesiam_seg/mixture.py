@@ -4,14 +4,17 @@ Axes: N points, K clusters, D channels, B images, h w map size.
 
 k-means cuts space into cells of like size and shape, so it divides a road, which is wide in position and narrow in
 colour, into several clusters. A Gaussian with a full covariance takes the road's shape, and its weight the road's
-share of the pixels (Carson et al., "Blobworld", 2002, cluster single images so). It is fitted by
-expectation-maximisation from k-means several times; the fit under which the points are most likely is kept, which
-needs no labels.
+share of the pixels (Carson et al., "Blobworld", 2002, cluster single images so).
+
+Expectation-maximisation ends in another optimum from every start. Of many fits the likelier half is kept, which needs
+no labels, and joined: their clusters are paired, their shares of each point averaged (Strehl and Ghosh, "Cluster
+ensembles", 2002), and one mixture is fitted to that. What single fits divide by chance comes together again.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,13 +22,20 @@ from torch import Tensor, nn
 
 from densesiam_seg.appearance import CHANNELS
 from densesiam_seg.clustering import assign, kmeans
+from densesiam_seg.metrics import best_pairs
 from densesiam_seg.randomness import Stream, generator
 
-RESTARTS = 6
+RESTARTS = 16
+HELD = 1 << 28
+"""Bytes of shares that may be held at once; very many clusters have fewer restarts."""
 ITERATIONS = 40
 RIDGE = 0.1
 """Added to the variances of standardised channels: a cluster cannot shrink onto a few like points."""
+ROUNDS = 3
+"""Times that all fits are paired with their mean."""
 ADAPTATIONS = 5
+CAUTION = 0.5
+"""How far an image's own shares count: 1 where its places were independent evidence of them, which they are not."""
 SMOOTHING = 0.01
 """How much of the usual shares is mixed into an image's own, so that no cluster is ruled out."""
 SETTLED = 1e-4
@@ -75,12 +85,12 @@ class Mixture(nn.Module):
         for _ in range(ADAPTATIONS):
             own = found.exp().mean((-2, -1), keepdim=True)
             own = (own + SMOOTHING * usual) / (1 + SMOOTHING)
-            found = (logs + (own / usual).log()).log_softmax(1)
+            found = (logs + CAUTION * (own / usual).log()).log_softmax(1)
         return found
 
     @torch.no_grad()
     def fit(self, points: Tensor, *, seed: int, restarts: int = RESTARTS) -> float:
-        """Take over the likeliest of several fits to points (N, D); returns its mean log-likelihood per point.
+        """Take over the joint mixture of many fits to points (N, D); returns its mean log-likelihood per point.
 
         Raises InputError for fewer distinct points than clusters and NumericError for points that are not finite.
         """
@@ -89,46 +99,82 @@ class Mixture(nn.Module):
         # A channel that never changes says nothing; it must not divide by zero.
         deviation = torch.where(deviation > 1e-6, deviation, 1.0)
         standard = (points - mean) / deviation
-        fits = [_fit(standard, len(self.centres), seed, turn) for turn in range(restarts)]
-        best = max(fits, key=lambda fit: fit.likelihood)
-        for name, value in (("mean", mean), ("deviation", deviation), *best.tensors().items()):
+        room = HELD // (8 * len(points) * len(self.centres))
+        restarts = max(min(restarts, room), 1)
+        judged = [
+            _judged(standard, _fit(standard, len(self.centres), seed, turn))
+            for turn in range(restarts)
+        ]
+        judged.sort(key=lambda each: -each.likelihood)
+        kept = [each.shares for each in judged[: (restarts + 1) // 2]]
+        fit = judged[0].fit if len(kept) == 1 else _maximised(standard, consensus(kept))
+        for name, value in (("mean", mean), ("deviation", deviation), *fit.tensors().items()):
             getattr(self, name).copy_(value)
-        return best.likelihood
+        return _judged(standard, fit).likelihood
+
+
+def consensus(shares: Sequence[Tensor]) -> Tensor:
+    """The mean of several soft clusterings (N, K), the clusters of each paired with those of the mean.
+
+    They are paired by the overlap over the union of their shares, starting from the first clustering.
+    """
+    mean = shares[0]
+    for _ in range(ROUNDS):
+        total = torch.zeros_like(mean)
+        for each in shares:
+            overlap = mean.T @ each
+            union = mean.sum(0)[:, None] + each.sum(0) - overlap
+            total += each[:, torch.from_numpy(best_pairs((overlap / union).numpy()))]
+        mean = total / len(shares)
+    return mean
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Parameters in float64, and the mean log-likelihood per point."""
+    """Parameters in float64."""
 
     centres: Tensor
     whitening: Tensor
     offsets: Tensor
     shares: Tensor
-    likelihood: float
 
     def tensors(self) -> dict[str, Tensor]:
         names = ("centres", "whitening", "offsets", "shares")
         return {name: getattr(self, name) for name in names}
 
 
+@dataclass(frozen=True)
+class _Judged:
+    """A fit, the mean log-likelihood of points under it, and their shares of its clusters (N, K)."""
+
+    fit: Fit
+    likelihood: float
+    shares: Tensor
+
+
+def _judged(points: Tensor, fit: Fit) -> _Judged:
+    joint = _log_joint(points, fit.centres, fit.whitening, fit.offsets)
+    evidence = joint.logsumexp(1, keepdim=True)
+    return _Judged(fit, float(evidence.mean()), (joint - evidence).exp())
+
+
 def _fit(points: Tensor, clusters: int, seed: int, turn: int) -> Fit:
-    """Expectation-maximisation from k-means of a random half of the points, by (seed, turn)."""
+    """Expectation-maximisation from k-means on a random half of the points, by (seed, turn)."""
     draw = generator(seed, Stream.PIXELS, round_=1 + turn)
-    half = draw.permutation(len(points))[: max(len(points) // 2, min(len(points), 50 * clusters))]
-    start = kmeans(points[torch.from_numpy(half)].float(), clusters, seed=seed + turn)
-    labels = assign(points.float(), start.centres)
-    fit = _maximised(points, nn.functional.one_hot(labels, clusters).double(), -math.inf)
+    order = torch.from_numpy(draw.permutation(len(points)))
+    half = points[order[: max(len(points) // 2, min(len(points), 50 * clusters))]]
+    start = kmeans(half.float(), clusters, seed=seed + turn)
+    labels = assign(half.float(), start.centres)
+    fit, before = _maximised(half, nn.functional.one_hot(labels, clusters).double()), -math.inf
     for _ in range(ITERATIONS):
-        joint = _log_joint(points, fit.centres, fit.whitening, fit.offsets)
-        evidence = joint.logsumexp(1, keepdim=True)
-        likelihood = float(evidence.mean())
-        if likelihood - fit.likelihood < SETTLED:
+        found = _judged(half, fit)
+        if found.likelihood - before < SETTLED:
             break
-        fit = _maximised(points, (joint - evidence).exp(), likelihood)
+        fit, before = _maximised(half, found.shares), found.likelihood
     return fit
 
 
-def _maximised(points: Tensor, shares: Tensor, likelihood: float) -> Fit:
+def _maximised(points: Tensor, shares: Tensor) -> Fit:
     """The Gaussians that fit best to points (N, D) that belong to clusters by `shares` (N, K)."""
     clusters, channels = shares.shape[1], points.shape[1]
     counts = shares.sum(0).clamp(min=1.0)
@@ -146,7 +192,7 @@ def _maximised(points: Tensor, shares: Tensor, likelihood: float) -> Fit:
     volumes = roots.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     weights = counts / counts.sum()
     offsets = weights.log() - volumes - 0.5 * channels * math.log(2 * math.pi)
-    return Fit(centres, whitening, offsets, weights, likelihood)
+    return Fit(centres, whitening, offsets, weights)
 
 
 def _log_joint(points: Tensor, centres: Tensor, whitening: Tensor, offsets: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from densesiam_seg.model import DenseSiam
 from densesiam_seg.randomness import Stream, generator
 from densesiam_seg.views import warp
 
-POINTS = 60_000
+POINTS = 40_000
 """Places that the mixture is fitted to."""
 IMAGES = 2_000
 """Images that they are taken from, evenly over the set."""

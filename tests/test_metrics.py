@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from densesiam_seg.errors import InputError
-from densesiam_seg.metrics import Matching, Scores, confusion, match, score
+from densesiam_seg.metrics import Matching, Scores, best_pairs, confusion, match, score
 
 Counts = NDArray[np.int64]
 
@@ -291,3 +291,9 @@ class TestScore:
         assert score(factor * counts, match(counts), names, kinds).mean_iou == pytest.approx(
             scores.mean_iou
         )
+
+
+def test_best_pairs_by_hand() -> None:
+    """Greedy would take 9 and then 0; 8 + 7 is more."""
+    gains = np.array([[9.0, 8.0], [7.0, 0.0]])
+    assert best_pairs(gains).tolist() == [1, 0]
