@@ -20,7 +20,7 @@ Ids: TypeAlias = NDArray[np.int64]
 Groups: TypeAlias = tuple[tuple[int, ...], ...]
 """Over-clusters of each cluster, each one exactly once, in increasing order."""
 
-TOUCH = 0.5
+TOUCH = 2.0
 """Weight of contacts: the exponent of how much more often than by chance two clusters are neighbours."""
 DOUBT = 100.0
 """Contacts added to those seen and to those expected: few of them say little."""
