@@ -6,9 +6,9 @@ k-means cuts space into cells of like size and shape, so it divides a road, whic
 colour, into several clusters. A Gaussian with a full covariance takes the road's shape, and its weight the road's
 share of the pixels (Carson et al., "Blobworld", 2002, cluster single images so).
 
-Expectation-maximisation ends in another optimum from every start. Of many fits the likelier half is kept, which needs
-no labels, and joined: their clusters are paired, their shares of each point averaged (Strehl and Ghosh, "Cluster
-ensembles", 2002), and one mixture is fitted to that. What single fits divide by chance comes together again.
+Expectation-maximisation ends in another optimum from every start, and the likeliest is not the best segmentation
+(docs/recipe.md). So many fits are joined: their clusters are paired, their shares of each point averaged (Strehl and
+Ghosh, "Cluster ensembles", 2002), and one mixture is fitted to that. What single fits divide by chance comes together.
 """
 
 from __future__ import annotations
@@ -105,9 +105,9 @@ class Mixture(nn.Module):
             _judged(standard, _fit(standard, len(self.centres), seed, turn))
             for turn in range(restarts)
         ]
+        # The likeliest names the clusters that the others are paired with.
         judged.sort(key=lambda each: -each.likelihood)
-        kept = [each.shares for each in judged[: (restarts + 1) // 2]]
-        fit = judged[0].fit if len(kept) == 1 else _maximised(standard, consensus(kept))
+        fit = _maximised(standard, consensus([each.shares for each in judged]))
         for name, value in (("mean", mean), ("deviation", deviation), *fit.tensors().items()):
             getattr(self, name).copy_(value)
         return _judged(standard, fit).likelihood

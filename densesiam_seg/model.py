@@ -46,8 +46,6 @@ class Architecture:
 
 SHARPNESS = 3.0
 """The projection has unit deviation, which as logits could not say that a cluster is all but certain."""
-MIXTURE_SHARE = 0.5
-"""Share of the mixture's log-posteriors in the joint scores: neighbouring places are no independent evidence."""
 
 
 class DenseSiam(nn.Module):
@@ -111,7 +109,7 @@ class DenseSiam(nn.Module):
         features, logs = dense[:, : self.encoder.width], dense[:, self.encoder.width :]
         z: Tensor = self.projector(features)
         learned = (SHARPNESS * z.float()).log_softmax(1)
-        return self.mixture.adapted(learned + MIXTURE_SHARE * logs)
+        return self.mixture.adapted(learned + logs)
 
     def forward(self, images: Tensor) -> Tensor:
         """Cluster logits (B, K, h, w) of normalised images (B, 3, H, W)."""

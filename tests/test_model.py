@@ -21,7 +21,7 @@ from densesiam_seg.heads import (
     region_predictor,
     region_projector,
 )
-from densesiam_seg.model import MIXTURE_SHARE, SHARPNESS, Architecture, DenseSiam, build_network
+from densesiam_seg.model import SHARPNESS, Architecture, DenseSiam, build_network
 from densesiam_seg.randomness import Stream, torch_seed
 from densesiam_seg.views import ViewPair
 
@@ -282,7 +282,7 @@ class TestMixture:
         dense = joined.dense(images)
         learned = (SHARPNESS * joined.projector(dense[:, :8])).softmax(1)
         assert joined.mixture is not None
-        product = learned * dense[:, 8:].exp() ** MIXTURE_SHARE
+        product = learned * dense[:, 8:].exp()
         expected = joined.mixture.adapted(product.log())
         torch.testing.assert_close(joined(images), expected)
 
