@@ -15,7 +15,7 @@ from PIL import Image
 from densesiam_seg.centroids import fit_readout
 from densesiam_seg.errors import InputError, ModelError, UsageError
 from densesiam_seg.images import load_image
-from densesiam_seg.readout import GRID, RESTARTS, load_with_readout
+from densesiam_seg.readout import GRID, RESTARTS, Clusters, load_with_readout
 from densesiam_seg.scan import scan
 from densesiam_seg.segmenter import Segmenter
 from densesiam_seg.selection import Choice, judge
@@ -167,9 +167,27 @@ class TestKmeans:
 
 
 class TestAuto:
-    def told(self, run: Path, *arguments: Any, **options: Any) -> tuple[Segmenter, Choice]:
+    def told(
+        self,
+        run: Path,
+        readout: str,
+        clusters: Clusters = None,
+        fit_images: list[str | Path] | None = None,
+        *,
+        over_clusters: int | None = None,
+        seed: int = 0,
+    ) -> tuple[Segmenter, Choice]:
         found: list[Choice] = []
-        read = load_with_readout(run, *arguments, tell=found.append, **options, **CPU)
+        read = load_with_readout(
+            run,
+            readout,
+            clusters,
+            fit_images,
+            over_clusters=over_clusters,
+            seed=seed,
+            tell=found.append,
+            **CPU,
+        )
         (choice,) = found
         return read, choice
 
@@ -183,9 +201,9 @@ class TestAuto:
     def test_each_is_fitted_as_by_its_own_name(self, run: Path, image_folder: Path) -> None:
         _, choice = self.told(run, "auto", over_clusters=20, seed=3)
         for each in choice.candidates:
-            more = {} if "merge" not in each.segmenter.readout else {"over_clusters": 20}
             name = each.segmenter.card.readout
-            alone = load_with_readout(run, name, seed=3, **more, **CPU)
+            fine = 20 if name == "merge" else None
+            alone = load_with_readout(run, name, over_clusters=fine, seed=3, **CPU)
             assert masks(alone, image_folder) == masks(each.segmenter, image_folder)
 
     def test_the_judgement_is_that_of_the_training_images(
