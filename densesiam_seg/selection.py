@@ -29,7 +29,7 @@ from densesiam_seg.workers import on_own_cores, turns
 Joint = NDArray[np.int64]
 
 MOST = 64
-"""Images, spread evenly, that are looked at: with them the score's third digit stands."""
+"""Images, spread evenly, that are looked at."""
 ROUND = 2**31
 """Of the draws: no epoch has this number, so no model was trained on these very views."""
 
@@ -103,8 +103,8 @@ def looked_at(count: int) -> range:
 def judged(joint: Joint) -> Judgement:
     """The judgement of a joint histogram (K, K): rows for the image, columns for the view.
 
-    The score is I(X; Y) / √(H(X) H(Y)), Strehl and Ghosh, "Cluster ensembles" (2002), equation 2; where either has no
-    entropy it is 0, as in their definition for a single cluster.
+    The score is I(X; Y) / √(H(X) H(Y)), Strehl and Ghosh, "Cluster ensembles" (2002); where either has no
+    entropy it is 0.
     """
     clusters, total = len(joint), int(joint.sum())
     assert joint.shape == (clusters, clusters) and total > 0, joint.shape
