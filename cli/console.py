@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from densesiam_seg.events import Event
     from densesiam_seg.manifest import Skipped
     from densesiam_seg.prediction import Plan, Predicted
+    from densesiam_seg.selection import Choice
 
 
 class Console:
@@ -107,6 +108,11 @@ class Console:
                     case _:
                         kept.append(event)
         return kept
+
+    def choosing(self, choice: Choice) -> None:
+        """What was chosen without labels, and among what."""
+        for line in choice.lines:
+            self.say(line)
 
     def training(
         self, events: Iterable[Event], *, command: str = "train", json: bool = False

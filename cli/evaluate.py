@@ -25,6 +25,7 @@ from densesiam_seg.cli.options import (
     Scales,
     ScoringProtocol,
     Seed,
+    readout_clusters,
 )
 
 
@@ -93,6 +94,7 @@ def command(
     if out is not None and out.exists() and not overwrite:
         raise UsageError(f"--out {out}: exists already; give --overwrite or another name")
     how = refinement(flip, scales, refine)
+    count = readout_clusters(clusters)
     from densesiam_seg.cli.console import Console
     from densesiam_seg.evaluation import benchmark, segmenter_events
     from densesiam_seg.readout import load_with_readout
@@ -106,15 +108,17 @@ def command(
         list_file=list_file,
         allow_missing=allow_missing,
     )
+    console = Console(quiet=quiet)
     segmenter = load_with_readout(
         model,
         readout,
-        clusters,
+        count,
         fit_images,
         over_clusters=over_clusters,
         seed=seed or 0,
         device=device or "auto",
         precision=precision or "auto",
+        tell=console.choosing,
     )
     events = segmenter_events(segmenter, task, how)
-    Console(quiet=quiet).evaluating(events, json=json, out=out)
+    console.evaluating(events, json=json, out=out)

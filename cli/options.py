@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -277,16 +277,16 @@ Readout = Annotated[
     typer.Option(
         "--readout",
         help="head: the learned clusters. kmeans: k-means of the features, any K. "
-        "merge: many of those, joined to K.",
+        "merge: many of those, joined to K. auto: the one of them that changed views agree on best.",
         rich_help_panel=RECIPE,
     ),
 ]
 ReadoutClusters = Annotated[
-    int | None,
+    str | None,
     typer.Option(
         "--clusters",
         "-k",
-        help="Clusters of a read-out by kmeans or merge.",
+        help="Clusters of a read-out by kmeans or merge; auto chooses among 4 to 32 as --readout auto does.",
         rich_help_panel=RECIPE,
     ),
 ]
@@ -294,7 +294,7 @@ FitImages = Annotated[
     list[str] | None,
     typer.Option(
         "--fit-images",
-        help="Images for kmeans or merge; default those of the training run.",
+        help="Images for kmeans, merge and auto; default those of the training run.",
         rich_help_panel=RECIPE,
     ),
 ]
@@ -341,6 +341,11 @@ def number_or_auto(option: str, text: str | None) -> int | None:
         return int(text)
     except ValueError:
         raise UsageError(f"{option} {text}: give a whole number or auto") from None
+
+
+def readout_clusters(text: str | None) -> int | Literal["auto"] | None:
+    """What `--clusters` of a read-out means. Raises UsageError."""
+    return "auto" if text == "auto" else number_or_auto("--clusters", text)
 
 
 def seconds(option: str, text: str | None) -> float | None:

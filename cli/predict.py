@@ -27,6 +27,7 @@ from densesiam_seg.cli.options import (
     Scales,
     Seed,
     number_or_auto,
+    readout_clusters,
 )
 
 
@@ -75,6 +76,7 @@ def command(
     from densesiam_seg.passes import refinement
 
     how = refinement(flip, scales, refine)
+    count = readout_clusters(clusters)
     from densesiam_seg.scan import scan
 
     # A wrong path need not wait for torch.
@@ -88,15 +90,17 @@ def command(
 
     folder = out or Path("runs") / "predict" / datetime.now().strftime("%Y%m%d-%H%M%S")
     work = plan(manifest, folder, overwrite=overwrite, resume=resume, overlays=overlay)
+    console = Console(quiet=quiet)
     segmenter = load_with_readout(
         model,
         readout,
-        clusters,
+        count,
         fit_images,
         over_clusters=over_clusters,
         seed=seed or 0,
         device=device or "auto",
         precision=precision or "auto",
+        tell=console.choosing,
     )
     events = predict_events(
         segmenter,
@@ -106,4 +110,4 @@ def command(
         batch_size=together,
         refinement=how,
     )
-    Console(quiet=quiet).predicting(work, manifest.skipped, events, json=json)
+    console.predicting(work, manifest.skipped, events, json=json)

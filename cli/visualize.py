@@ -21,6 +21,7 @@ from densesiam_seg.cli.options import (
     Readout,
     ReadoutClusters,
     Seed,
+    readout_clusters,
 )
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ def command(
     max_pixels: MaxPixels = None,
 ) -> None:
     """Draw images with their pseudo categories and the masks of some of these, all on one PNG."""
+    count = readout_clusters(clusters)
     from densesiam_seg.cli.console import Console
     from densesiam_seg.images import MAX_PIXELS
     from densesiam_seg.readout import load_with_readout
@@ -95,12 +97,13 @@ def command(
     segmenter = load_with_readout(
         run,
         readout,
-        clusters,
+        count,
         fit_images,
         over_clusters=over_clusters,
         seed=seed or 0,
         device=device or "auto",
         precision=precision or "auto",
+        tell=console.choosing,
     )
     for item in manifest.skipped:
         console.say(f"skipped ({item.reason}): {item.message}", warning=True)

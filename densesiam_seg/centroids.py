@@ -43,13 +43,17 @@ def fit_readout(
     clusters: int,
     *,
     seed: int,
+    restarts: int = 1,
 ) -> Segmenter:
     """The segmenter read out by k-means of its own features over `count` images, for any number of clusters.
 
-    `images` makes a pass over images as `Segmenter.read` takes them; files that cannot be read are passed over.
+    k-means is the best of `restarts` starts. `images` makes a pass over images as `Segmenter.read` takes them; files
+    that cannot be read are passed over.
     """
     points_of = _points_of(segmenter)
-    return segmenter.with_centroids(fit_centroids(points_of, images, count, clusters, seed=seed))
+    return segmenter.with_centroids(
+        fit_centroids(points_of, images, count, clusters, seed=seed, restarts=restarts)
+    )
 
 
 def fit_merged(
@@ -124,9 +128,11 @@ def fit_centroids(
     clusters: int,
     *,
     seed: int,
+    restarts: int = 1,
 ) -> Centroids:
     """k-means on a sample of every image's points, then one mini-batch update per image with all of them.
 
+    k-means starts `restarts` times, and what is nearest to the sample is kept.
     `points_of` maps an image to points (N, C), or None to pass over it, in several threads at once. Pixels are drawn
     by (seed, image), so the result does not depend on anything else. Points that fit into memory are kept for the
     updates; else `images` makes a second pass. Raises InputError for too few points and NumericError for points that
@@ -152,7 +158,7 @@ def fit_centroids(
             kept.clear()
     if not sample:
         raise InputError("k-means: none of the images can be read; give others")
-    centroids = kmeans(torch.cat(sample), clusters, seed=seed)
+    centroids = kmeans(torch.cat(sample), clusters, seed=seed, restarts=restarts)
     for points in kept if room >= 0 else passed():
         centroids = refine(centroids, points)
     return centroids

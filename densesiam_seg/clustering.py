@@ -40,9 +40,17 @@ def unit_features(features: Tensor) -> Tensor:
     return F.normalize(features.float(), dim=1)
 
 
-def kmeans(points: Tensor, clusters: int, *, seed: int, iterations: int = ITERATIONS) -> Centroids:
+def kmeans(
+    points: Tensor,
+    clusters: int,
+    *,
+    seed: int,
+    iterations: int = ITERATIONS,
+    restarts: int = 1,
+) -> Centroids:
     """FAISS k-means of points (N, C), all of them used, repeatable for a seed.
 
+    Of `restarts` starts the one with the least sum of squared distances is kept; the first is that of a single one.
     Raises InputError for fewer points (or fewer distinct ones) than clusters and NumericError for points that are not
     finite or too large for FAISS.
     """
@@ -66,6 +74,7 @@ def kmeans(points: Tensor, clusters: int, *, seed: int, iterations: int = ITERAT
         data.shape[1],
         clusters,
         niter=iterations,
+        nredo=restarts,
         seed=seed % 2**31,
         min_points_per_centroid=1,
         # The default silently keeps 256 points per centre.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 from densesiam_seg.centroids import fit_merged, fit_readout
 from densesiam_seg.errors import InputError, UsageError
@@ -12,29 +13,42 @@ from densesiam_seg.manifest import Manifest
 from densesiam_seg.runs import latest_model
 from densesiam_seg.scan import scan
 from densesiam_seg.segmenter import Segmenter
+from densesiam_seg.selection import Choice, choose, looked_at
 
 READOUTS = ("head", "kmeans", "merge")
+AUTO: Literal["auto"] = "auto"
+GRID = (4, 6, 8, 11, 16, 22, 27, 32)
+"""Numbers of clusters among which `auto` chooses, and the head's own."""
+RESTARTS = 3
+"""Starts of a k-means read-out, of which the nearest to the features is kept."""
 OVER_CLUSTERS = 200
 """Over-clusters of a merge unless it is told another number."""
 MOST_OVER_CLUSTERS = 1024
+
+Clusters: TypeAlias = int | Literal["auto"] | None
 
 
 def load_with_readout(
     model: str | Path | None = None,
     readout: str = "head",
-    clusters: int | None = None,
+    clusters: Clusters = None,
     fit_images: Sequence[str | Path] | None = None,
     *,
     over_clusters: int | None = None,
     seed: int = 0,
     device: str = "auto",
     precision: str = "auto",
+    tell: Callable[[Choice], object] | None = None,
 ) -> Segmenter:
     """The model (default: the latest run's) with the `head` it learned or a fresh `kmeans` or `merge` read-out.
 
     k-means is fitted to `fit_images`, by default the images the model was trained on, and has `clusters` clusters, by
     default as many as the head. A merge has k-means with `over_clusters` clusters and joins them to `clusters`. A model
     that was saved with a merge read-out brings its own tree: neither images nor a fit are needed to change `clusters`.
+
+    With `auto` for the read-out, for the clusters (those of `GRID`) or for both, the candidate is taken whose clusters
+    are found again best in changed views of these images, without labels; `tell` gets all of them.
+
     Raises UsageError, ModelError or InputError.
     """
     _check(readout, clusters, fit_images, over_clusters)
@@ -42,40 +56,88 @@ def load_with_readout(
     segmenter = Segmenter.load(path, device=device, precision=precision)
     if readout == "head":
         return segmenter
-    count = clusters or segmenter.card.clusters
-    if readout == "merge" and segmenter.merges and not (fit_images or over_clusters):
-        return segmenter if clusters is None else segmenter.with_clusters(clusters)
+    fixed = AUTO not in (readout, clusters)
+    own_tree = segmenter.merges is not None and not (fit_images or over_clusters)
+    if fixed and readout == "merge" and own_tree:
+        return segmenter if clusters is None else segmenter.with_clusters(int(clusters))
     fine = over_clusters or OVER_CLUSTERS
-    if readout == "merge" and count > fine:
+    counts = counts_of(segmenter, clusters)
+    if clusters != AUTO and readout == "merge" and counts[0] > fine:
         raise UsageError(
-            f"--clusters {count}: more than the {fine} over-clusters that are merged; raise --over-clusters"
+            f"--clusters {counts[0]}: more than the {fine} over-clusters that are merged; raise --over-clusters"
         )
     manifest = scan(fit_images) if fit_images else _training_images(path)
+    readouts = READOUTS if readout == AUTO else (readout,)
+    wanted = None if own_tree else fine
+    found = list(candidates(segmenter, manifest, readouts, counts, wanted, seed=seed))
+    if fixed:
+        return found[0]
+    images = [manifest.path(index) for index in looked_at(len(manifest))]
+    choice = choose(found, images, seed=seed)
+    if tell is not None:
+        tell(choice)
+    return choice.chosen.segmenter
+
+
+def counts_of(segmenter: Segmenter, clusters: Clusters) -> tuple[int, ...]:
+    """The numbers of clusters that come into question, in rising order."""
+    own = segmenter.card.clusters
+    if clusters == AUTO:
+        return tuple(sorted({*GRID, own}))
+    return (own if clusters is None else clusters,)
+
+
+def candidates(
+    segmenter: Segmenter,
+    manifest: Manifest,
+    readouts: Sequence[str],
+    counts: Sequence[int],
+    over_clusters: int | None = OVER_CLUSTERS,
+    *,
+    seed: int,
+) -> Iterator[Segmenter]:
+    """The model by each of the read-outs with each of the numbers of clusters, fitted to the images of a manifest.
+
+    The head comes where it has one of these numbers. A merge is fitted once, since its tree has all numbers up to its
+    `over_clusters`; None stands for the tree that the model was saved with.
+    """
 
     def paths() -> Iterator[str]:
         return (manifest.path(index) for index in range(len(manifest)))
 
-    if readout == "merge":
-        return fit_merged(segmenter, paths, len(manifest), count, fine, seed=seed)
-    return fit_readout(segmenter, paths, len(manifest), count, seed=seed)
+    images = len(manifest)
+    if "head" in readouts and segmenter.card.clusters in counts:
+        yield segmenter
+    if "kmeans" in readouts:
+        for count in counts:
+            yield fit_readout(segmenter, paths, images, count, seed=seed, restarts=RESTARTS)
+    if "merge" in readouts:
+        merged = segmenter
+        if over_clusters is not None:
+            merged = fit_merged(segmenter, paths, images, 1, over_clusters, seed=seed)
+        assert merged.merges is not None
+        most = merged.merges.over_clusters
+        yield from (merged.with_clusters(count) for count in counts if count <= most)
 
 
 def _check(
     readout: str,
-    clusters: int | None,
+    clusters: Clusters,
     fit_images: Sequence[str | Path] | None,
     over_clusters: int | None,
 ) -> None:
     """Raises UsageError for options that contradict each other or are out of range."""
-    if readout not in READOUTS:
-        raise UsageError(f"--readout {readout}: give head, kmeans or merge")
+    if readout not in (*READOUTS, AUTO):
+        raise UsageError(f"--readout {readout}: give head, kmeans, merge or auto")
     if readout == "head" and (clusters is not None or fit_images):
         raise UsageError(
-            "--clusters and --fit-images belong to --readout kmeans and merge; the head's clusters are fixed"
+            "--clusters and --fit-images belong to --readout kmeans, merge and auto; the head's clusters are fixed"
         )
-    if readout != "merge" and over_clusters is not None:
-        raise UsageError("--over-clusters belongs to --readout merge; give that or leave it out")
-    if clusters is not None and not 1 <= clusters <= 4096:
+    if readout in ("head", "kmeans") and over_clusters is not None:
+        raise UsageError(
+            "--over-clusters belongs to --readout merge and auto; give one of them or leave it out"
+        )
+    if clusters not in (None, AUTO) and not 1 <= int(clusters) <= 4096:
         raise UsageError(f"--clusters {clusters}: must be 1 to 4096")
     if over_clusters is not None and not 2 <= over_clusters <= MOST_OVER_CLUSTERS:
         raise UsageError(f"--over-clusters {over_clusters}: must be 2 to {MOST_OVER_CLUSTERS}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,9 +78,9 @@ class TestFitCentroids:
     def test_the_sample_is_spread_evenly_and_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
         seen: list[Tensor] = []
 
-        def spy(sample: Tensor, clusters: int, *, seed: int) -> Centroids:
+        def spy(sample: Tensor, clusters: int, **options: Any) -> Centroids:
             seen.append(sample)
-            return kmeans(sample, clusters, seed=seed)
+            return kmeans(sample, clusters, **options)
 
         monkeypatch.setattr(centroids_module, "SAMPLE", 100)
         monkeypatch.setattr(centroids_module, "kmeans", spy)
@@ -92,9 +93,9 @@ class TestFitCentroids:
     def test_no_pixel_is_drawn_twice(self, monkeypatch: pytest.MonkeyPatch) -> None:
         seen: list[Tensor] = []
 
-        def spy(sample: Tensor, clusters: int, *, seed: int) -> Centroids:
+        def spy(sample: Tensor, clusters: int, **options: Any) -> Centroids:
             seen.append(sample)
-            return kmeans(sample, clusters, seed=seed)
+            return kmeans(sample, clusters, **options)
 
         monkeypatch.setattr(centroids_module, "SAMPLE", 50)
         monkeypatch.setattr(centroids_module, "kmeans", spy)
@@ -141,6 +142,20 @@ class TestFitCentroids:
         assert torch.equal(found[0].centres, found[1].centres)
         assert torch.equal(found[0].centres, found[2].centres)
         assert torch.equal(found[0].counts, found[2].counts)
+
+    def test_restarts_are_those_of_kmeans_and_one_by_default(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[int] = []
+
+        def spy(sample: Tensor, clusters: int, *, seed: int, restarts: int) -> Centroids:
+            asked.append(restarts)
+            return kmeans(sample, clusters, seed=seed, restarts=restarts)
+
+        monkeypatch.setattr(centroids_module, "kmeans", spy)
+        fit_centroids(lambda image: image, lambda: [points(50, 0)], 1, 3, seed=0)
+        fit_centroids(lambda image: image, lambda: [points(50, 0)], 1, 3, seed=0, restarts=4)
+        assert asked == [1, 4]
 
     def test_images_without_points_are_passed_over(self) -> None:
         """They take no part in the draw either, so the others have the pixels that they have alone."""

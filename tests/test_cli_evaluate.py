@@ -104,6 +104,7 @@ class TestScores:
         calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
         def record(*arguments: Any, **options: Any) -> Segmenter:
+            options.pop("tell")
             calls.append((arguments, options))
             raise InputError("enough")
 
@@ -124,6 +125,24 @@ class TestScores:
                 {"over_clusters": 50, "seed": 7, "device": "cpu", "precision": "bf16"},
             ),
         ]
+
+    def test_a_choice_is_told(self, run: Cli, data: Path) -> None:
+        fit = ("--readout", "auto", "--over-clusters", "20", "--fit-images", data / "images")
+        code, out, error = run(*fit, "--json")
+        assert code == 0
+        lines = error.splitlines()
+        assert [line.split(":")[0] for line in lines[:-1]] == [
+            f"candidate {name}, 5 clusters" for name in ("head", "kmeans", "merge of 20")
+        ]
+        assert lines[-1].removeprefix("chosen without labels: ") in error.replace("candidate ", "")
+        value = json.loads(out)
+        assert lines[-1].startswith(f"chosen without labels: {value['readout']}, ")
+
+    def test_a_chosen_number_of_clusters(self, run: Cli, data: Path) -> None:
+        fit = ("--readout", "merge", "--clusters", "auto", "--fit-images", data / "images")
+        code, out, error = run(*fit, "--over-clusters", "9", "--json")
+        assert (code, error.count("candidate merge of 9")) == (0, 4)
+        assert f"of 9, {json.loads(out)['clusters']} clusters" in error.splitlines()[-1]
 
     def test_size_and_list(self, run: Cli, tmp_path: Path) -> None:
         (tmp_path / "some.txt").write_text("0002\n")
@@ -149,7 +168,9 @@ class TestRefusals:
             (["--image-size", "8"], 2, "usage", "--image-size 8: must be 32 to 4096"),
             (["--split", "test"], 2, "usage", "no split 'test'; give one of val, train"),
             (["--split", "train"], 3, "input", "no folder images/train"),
-            (["--readout", "tree"], 2, "usage", "give head, kmeans or merge"),
+            (["--readout", "tree"], 2, "usage", "give head, kmeans, merge or auto"),
+            (["-k", "some"], 2, "usage", "--clusters some: give a whole number or auto"),
+            (["-k", "auto"], 2, "usage", "belong to --readout kmeans, merge and auto"),
             (["--scales", "1,1"], 2, "usage", "give 1 to 8 different factors"),
             (["--refine", "crf"], 2, "usage", "give one of none, guided, pamr"),
             (["--precision", "fp8"], 2, "usage", "--precision fp8"),

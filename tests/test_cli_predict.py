@@ -154,6 +154,7 @@ class TestOptions:
         calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
         def record(*arguments: Any, **options: Any) -> Segmenter:
+            options.pop("tell")
             calls.append((arguments, options))
             raise InputError("enough")
 
@@ -273,7 +274,7 @@ class TestRefusals:
     def test_options(self, predict: Cli, cli: Cli, images: Path, model_folder: Path) -> None:
         image = images / "00.jpg"
         refused(predict(image, "-k", "3"), 2, "usage", "belong to --readout kmeans")
-        refused(predict(image, "--readout", "tree"), 2, "usage", "give head, kmeans or merge")
+        refused(predict(image, "--readout", "tree"), 2, "usage", "give head, kmeans, merge or auto")
         refused(predict(image, "--over-clusters", "9"), 2, "usage", "belongs to --readout merge")
         refused(predict(image, "--scales", "0"), 2, "usage", "--scales 0: must be 0.25 to 4")
         refused(predict(image, "--refine", "crf"), 2, "usage", "give one of none, guided, pamr")

@@ -129,6 +129,20 @@ class TestKmeans:
         assert not torch.equal(one.centres, other.centres)
         kmeans(points, 6, seed=2**63 - 1)
 
+    def test_more_starts_are_never_worse_and_the_first_is_the_only_one(self) -> None:
+        draw = torch.Generator().manual_seed(3)
+        data = torch.randn(400, 5, generator=draw)
+
+        def spread(restarts: int) -> float:
+            centres = kmeans(data, 12, seed=1, restarts=restarts).centres
+            return float(torch.cdist(data, centres).amin(1).square().sum())
+
+        found = [spread(restarts) for restarts in (1, 2, 4, 8)]
+        assert found == sorted(found, reverse=True)
+        assert found[-1] < found[0]
+        alone, once = kmeans(data, 12, seed=1), kmeans(data, 12, seed=1, restarts=1)
+        assert torch.equal(alone.centres, once.centres)
+
     def test_uses_every_point(self) -> None:
         """FAISS by itself keeps 256 points per cluster, whose mean is another."""
         points = torch.zeros(5000, 2)

@@ -15,9 +15,10 @@ from PIL import Image
 from densesiam_seg.centroids import fit_readout
 from densesiam_seg.errors import InputError, ModelError, UsageError
 from densesiam_seg.images import load_image
-from densesiam_seg.readout import load_with_readout
+from densesiam_seg.readout import GRID, RESTARTS, Clusters, load_with_readout
 from densesiam_seg.scan import scan
 from densesiam_seg.segmenter import Segmenter
+from densesiam_seg.selection import Choice, judge
 
 CPU: dict[str, Any] = {"device": "cpu", "precision": "fp32"}
 
@@ -37,7 +38,9 @@ def expected_masks(
 ) -> list[list[list[int]]]:
     manifest = scan([folder])
     images = [load_image(manifest.path(index)) for index in range(len(manifest))]
-    read = fit_readout(segmenter, lambda: images, len(images), clusters, seed=seed)
+    read = fit_readout(
+        segmenter, lambda: images, len(images), clusters, seed=seed, restarts=RESTARTS
+    )
     return [read.predict(image).tolist() for image in images[:2]]
 
 
@@ -83,7 +86,7 @@ class TestModel:
 
 class TestOptions:
     def test_unknown_readout(self, run: Path) -> None:
-        with pytest.raises(UsageError, match="--readout tree: give head, kmeans or merge"):
+        with pytest.raises(UsageError, match="--readout tree: give head, kmeans, merge or auto"):
             load_with_readout(run, "tree")
 
     @pytest.mark.parametrize("options", [{"clusters": 3}, {"fit_images": ["images"]}])
@@ -163,6 +166,89 @@ class TestKmeans:
             load_with_readout(run, "kmeans", **CPU)
 
 
+class TestAuto:
+    def told(
+        self,
+        run: Path,
+        readout: str,
+        clusters: Clusters = None,
+        fit_images: list[str | Path] | None = None,
+        *,
+        over_clusters: int | None = None,
+        seed: int = 0,
+    ) -> tuple[Segmenter, Choice]:
+        found: list[Choice] = []
+        read = load_with_readout(
+            run,
+            readout,
+            clusters,
+            fit_images,
+            over_clusters=over_clusters,
+            seed=seed,
+            tell=found.append,
+            **CPU,
+        )
+        (choice,) = found
+        return read, choice
+
+    def test_the_best_of_the_three(self, run: Path) -> None:
+        read, choice = self.told(run, "auto", over_clusters=20)
+        names = [each.segmenter.readout for each in choice.candidates]
+        assert names == ["head", "kmeans", "merge of 20"]
+        assert {each.judgement.clusters for each in choice.candidates} == {5}
+        assert read is choice.chosen.segmenter
+
+    def test_each_is_fitted_as_by_its_own_name(self, run: Path, image_folder: Path) -> None:
+        _, choice = self.told(run, "auto", over_clusters=20, seed=3)
+        for each in choice.candidates:
+            name = each.segmenter.card.readout
+            fine = 20 if name == "merge" else None
+            alone = load_with_readout(run, name, over_clusters=fine, seed=3, **CPU)
+            assert masks(alone, image_folder) == masks(each.segmenter, image_folder)
+
+    def test_the_judgement_is_that_of_the_training_images(
+        self, run: Path, image_folder: Path
+    ) -> None:
+        _, choice = self.told(run, "auto", over_clusters=20, seed=3)
+        manifest = scan([image_folder])
+        images = [manifest.path(index) for index in range(len(manifest))]
+        for each in choice.candidates:
+            assert each.judgement == judge(each.segmenter, images, seed=3)
+
+    def test_a_head_of_another_number_is_left_out(self, run: Path) -> None:
+        _, choice = self.told(run, "auto", 7, over_clusters=20)
+        assert [each.segmenter.card.readout for each in choice.candidates] == ["kmeans", "merge"]
+
+    @pytest.mark.parametrize("readout", ["kmeans", "merge"])
+    def test_a_number_of_clusters(self, run: Path, readout: str) -> None:
+        read, choice = self.told(run, readout, "auto")
+        tried = [each.judgement.clusters for each in choice.candidates]
+        assert tried == sorted({5, *GRID})
+        assert read.card.readout == readout
+        assert read.card.clusters == choice.chosen.judgement.clusters
+
+    def test_a_merge_has_no_more_than_its_over_clusters(self, run: Path) -> None:
+        _, choice = self.told(run, "merge", "auto", over_clusters=10)
+        assert [each.judgement.clusters for each in choice.candidates] == [4, 5, 6, 8]
+
+    def test_a_saved_tree_is_cut_and_not_fitted_again(
+        self, run: Path, image_folder: Path, tmp_path: Path
+    ) -> None:
+        saved = load_with_readout(run, "merge", 3, over_clusters=10, **CPU).save(tmp_path / "m")
+        shutil.copy(run / "dataset.json", saved)
+        _, choice = self.told(saved, "merge", "auto")
+        assert [each.judgement.clusters for each in choice.candidates] == [3, 4, 6, 8]
+        _, choice = self.told(saved, "merge", "auto", [image_folder])
+        assert {each.segmenter.readout for each in choice.candidates} == {"merge of 200"}
+
+    def test_nothing_is_told_where_nothing_is_chosen(self, run: Path) -> None:
+        def never(choice: Choice) -> None:
+            raise AssertionError
+
+        for readout in ("head", "kmeans", "merge"):
+            load_with_readout(run, readout, tell=never, **CPU)
+
+
 class TestMerge:
     def test_fitted_to_the_training_images(self, run: Path) -> None:
         """By default to as many clusters as the head has, from 200."""
@@ -170,10 +256,13 @@ class TestMerge:
         assert (read.readout, read.card.clusters) == ("merge of 200", 5)
 
     def test_any_numbers(self, run: Path, segmenter: Segmenter, image_folder: Path) -> None:
+        """The over-clusters are those of one start."""
         read = load_with_readout(run, "merge", 3, over_clusters=20, seed=4, **CPU)
         assert (read.readout, read.card.clusters) == ("merge of 20", 3)
         assert read.centroids is not None
-        kmeans = load_with_readout(run, "kmeans", 20, seed=4, **CPU)
+        manifest = scan([image_folder])
+        images = [load_image(manifest.path(index)) for index in range(len(manifest))]
+        kmeans = fit_readout(segmenter, lambda: images, len(images), 20, seed=4)
         assert kmeans.centroids is not None
         np.testing.assert_array_equal(read.centroids, kmeans.centroids)
 
@@ -194,7 +283,7 @@ class TestMerge:
     @pytest.mark.parametrize(
         ("readout", "options", "words"),
         [
-            ("head", {"over_clusters": 50}, "--over-clusters belongs to --readout merge"),
+            ("head", {"over_clusters": 50}, "--over-clusters belongs to --readout merge and auto"),
             ("kmeans", {"over_clusters": 50}, "--over-clusters belongs to --readout merge"),
             ("merge", {"over_clusters": 1}, "--over-clusters 1: must be 2 to 1024"),
             ("merge", {"over_clusters": 1025}, "--over-clusters 1025: must be 2 to 1024"),
