@@ -83,7 +83,7 @@ def command(
     seed: Seed = None,
     flip: Flip = False,
     scales: Scales = None,
-    refine: Refine = "none",
+    refine: Refine = "auto",
     device: Device = None,
     precision: Precision = None,
 ) -> None:

@@ -327,7 +327,8 @@ Refine = Annotated[
     str,
     typer.Option(
         "--refine",
-        help="Sharpen edges by the image: none, guided (a guided filter) or pamr.",
+        help="Sharpen edges by the image: none, guided (a guided filter), pamr, or auto: as the model was trained for, "
+        "which is pamr where training started from a mixture, else none.",
         rich_help_panel=RECIPE,
     ),
 ]

@@ -65,7 +65,7 @@ def command(
     seed: Seed = None,
     flip: Flip = False,
     scales: Scales = None,
-    refine: Refine = "none",
+    refine: Refine = "auto",
     device: Device = None,
     precision: Precision = None,
     batch_size: ImagesTogether = None,

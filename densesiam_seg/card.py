@@ -16,6 +16,7 @@ from densesiam_seg.merging import is_partition
 from densesiam_seg.model import Architecture
 
 Readout = Literal["head", "kmeans", "merge"]
+Refine = Literal["none", "guided", "pamr"]
 
 FORMAT = 1
 LARGEST_CONFIG = 1 << 20
@@ -49,6 +50,8 @@ class ModelCard:
     readout: Readout = "head"
     clusters: int = 27
     """Ids the read-out can give; the head's own number unless a read-out of centroids has another."""
+    refine: Refine = "none"
+    """What sharpens the edges of its masks unless another way is asked for."""
     training: Mapping[str, Any] = field(default_factory=dict)
     """What is worth knowing of how it was made: preset, epochs, images, version."""
 
@@ -114,6 +117,7 @@ def read_card(path: Path) -> ModelCard:
             and type(card.image_size) is int
             and 32 <= card.image_size <= 4096
             and card.readout in get_args(Readout)
+            and card.refine in get_args(Refine)
             and (card.readout != "head" or card.clusters == architecture.clusters)
         )
     except (KeyError, TypeError) as error:

@@ -30,13 +30,13 @@ from densesiam_seg.protocol import (
     Protocol,
     ReadOut,
     dense_features,
+    masks_made_by,
     pick_protocol,
     read_masks,
-    refined_masks,
     segmenter_masks,
     shown,
 )
-from densesiam_seg.refinement import PLAIN, Refinement
+from densesiam_seg.refinement import AS_TRAINED, Refinement
 from densesiam_seg.segmenter import Segmenter
 from densesiam_seg.workers import on_own_cores
 
@@ -131,7 +131,7 @@ def evaluate(
     image_size: int | None = None,
     list_file: str | Path | None = None,
     allow_missing: bool = False,
-    refinement: Refinement = PLAIN,
+    refinement: Refinement = AS_TRAINED,
     device: str = "auto",
 ) -> Evaluation:
     """Score a model on a labelled dataset: a built-in name or a TOML file, and the folder `root` that holds it.
@@ -173,21 +173,19 @@ def benchmark(
 
 
 def segmenter_events(
-    segmenter: Segmenter, task: Benchmark, refinement: Refinement = PLAIN
+    segmenter: Segmenter, task: Benchmark, refinement: Refinement = AS_TRAINED
 ) -> Iterator[Scoring | Evaluation]:
     """Score a segmenter as it is read out; the last event is the `Evaluation`."""
-    masks_of = read_masks(segmenter, [segmenter.read_out])
-    if not refinement.plain:
-        masks_of = refined_masks(segmenter, refinement)
+    how = refinement.settled(segmenter.card.refine)
     return scoring_events(
         task.dataset,
         task.found,
-        masks_of,
+        masks_made_by(segmenter, how),
         [Reading(segmenter.card.clusters, segmenter.readout)],
         protocol=task.protocol,
         side=task.image_size or segmenter.card.image_size,
         allow_missing=task.allow_missing,
-        on_top=refinement.describe(),
+        on_top=how.describe(),
     )
 
 

@@ -54,10 +54,10 @@ class Siamese(Stateless):
             features = matched(network.encoder.dense(self.kept.stages(images)), geometry)
             return objective_of(network, features, config, regions=regions)
         views = view_pair(images, indices, seed=config.seed, round_=round_, exact=config.exact())
+        if not config.follows_prior():
+            return objective(network, views, config, regions=regions)
         features = network.paired_features(views)
-        prior = None
-        if config.follows_prior():
-            prior = prior_shares(network, images, views.geometry, features.shape[-1])
+        prior = prior_shares(network, images, views.geometry, features.shape[-1])
         return objective_of(network, features, config, regions=regions, prior=prior)
 
     def prepare(self, store: ImageStore, epoch: int) -> Iterator[int]:

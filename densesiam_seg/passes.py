@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 from densesiam_seg.errors import UsageError
 
-REFINES = ("none", "guided", "pamr")
+REFINES = ("auto", "none", "guided", "pamr")
 LEAST, LARGEST, MOST = 0.25, 4.0, 8
 """Bounds of a scale, and of how many there are."""
 
@@ -19,12 +19,12 @@ class Refinement:
     """Passes whose scores are averaged, and what sharpens the edges of the mean. Raises UsageError.
 
     `flip` adds the mirror image of every pass, `scales` are factors on the image as it is shown to the network, and
-    `refine` is none, guided (a guided filter) or pamr (pixel-adaptive mask refinement).
+    `refine` is none, guided (a guided filter), pamr (pixel-adaptive mask refinement) or auto: what the model says.
     """
 
     flip: bool = False
     scales: tuple[float, ...] = (1.0,)
-    refine: str = "none"
+    refine: str = "auto"
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.scales) <= MOST or len(set(self.scales)) < len(self.scales):
@@ -35,6 +35,10 @@ class Refinement:
                 raise UsageError(f"--scales {scale:g}: must be {LEAST} to {LARGEST:g}")
         if self.refine not in REFINES:
             raise UsageError(f"--refine {self.refine}: give one of {', '.join(REFINES)}")
+
+    def settled(self, trained: str) -> Refinement:
+        """The same where `auto` has become what the model was `trained` to be refined with."""
+        return replace(self, refine=trained) if self.refine == "auto" else self
 
     @property
     def plain(self) -> bool:
@@ -51,15 +55,16 @@ class Refinement:
         parts = ["mean of scores over the mirrored image too"] if self.flip else []
         if self.scales != (1.0,):
             parts.append(f"mean of scores at scales {_listed(self.scales)}")
-        if self.refine != "none":
+        if self.refine not in ("auto", "none"):
             parts.append({"guided": "guided filter", "pamr": "PAMR"}[self.refine])
         return f"; on top: {', '.join(parts)}" if parts else ""
 
 
-PLAIN = Refinement()
+PLAIN = Refinement(refine="none")
+AS_TRAINED = Refinement()
 
 
-def refinement(flip: bool = False, scales: str | None = None, refine: str = "none") -> Refinement:
+def refinement(flip: bool = False, scales: str | None = None, refine: str = "auto") -> Refinement:
     """A `Refinement` of what a command line says, scales with commas between them. Raises UsageError."""
     factors: Sequence[float] = PLAIN.scales
     if scales is not None:

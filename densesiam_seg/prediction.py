@@ -30,7 +30,7 @@ from densesiam_seg.images import MAX_PIXELS, load_image
 from densesiam_seg.manifest import Manifest, Skipped
 from densesiam_seg.masks import encode_jpeg, mask_bands, overlay, upsample_argmax, write_mask
 from densesiam_seg.records import Records
-from densesiam_seg.refinement import PLAIN, Refinement
+from densesiam_seg.refinement import AS_TRAINED, Refinement
 from densesiam_seg.segmenter import Segmenter
 from densesiam_seg.signals import stop_requests
 from densesiam_seg.workers import on_own_cores, turns
@@ -129,7 +129,7 @@ def predict_events(
     overlays: bool = False,
     max_pixels: int = MAX_PIXELS,
     batch_size: int | None = None,
-    refinement: Refinement = PLAIN,
+    refinement: Refinement = AS_TRAINED,
 ) -> Iterator[Predicted]:
     """Write the planned masks (and overlays); one event per image, in the order of the plan.
 
@@ -238,7 +238,7 @@ def predict(
     overlays: bool = False,
     overwrite: bool = False,
     batch_size: int | None = None,
-    refinement: Refinement = PLAIN,
+    refinement: Refinement = AS_TRAINED,
 ) -> list[Predicted]:
     """Write masks for all images of a manifest; the results of `predict_events` as a list."""
     work = plan(manifest, Path(out), overwrite=overwrite, overlays=overlays)

@@ -21,7 +21,7 @@ from densesiam_seg.datasets import Dataset, Sample, read_label
 from densesiam_seg.errors import InputError, UsageError
 from densesiam_seg.images import load_image
 from densesiam_seg.masks import upsample_argmax
-from densesiam_seg.refinement import Refinement, refined
+from densesiam_seg.refinement import AS_TRAINED, Refinement, refined
 from densesiam_seg.segmenter import Segmenter, working_size
 from densesiam_seg.workers import turns
 
@@ -128,9 +128,17 @@ def _nearest(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.u
     return np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST))
 
 
+def masks_made_by(segmenter: Segmenter, refinement: Refinement = AS_TRAINED) -> MasksOf:
+    """A segmenter's masks under any protocol, refined as its card says unless `refinement` says otherwise."""
+    how = refinement.settled(segmenter.card.refine)
+    return (
+        read_masks(segmenter, [segmenter.read_out]) if how.plain else refined_masks(segmenter, how)
+    )
+
+
 def segmenter_masks(segmenter: Segmenter) -> Masker:
-    """A segmenter's masks under any protocol."""
-    masks_of = read_masks(segmenter, [segmenter.read_out])
+    """The same, one image at a time."""
+    masks_of = masks_made_by(segmenter)
 
     def mask_of(image: Tensor, protocol: Protocol, height: int, width: int) -> Mask:
         return masks_of(image[None], protocol, [(height, width)])[0][0]

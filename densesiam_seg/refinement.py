@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from densesiam_seg.passes import PLAIN, Refinement
+from densesiam_seg.passes import AS_TRAINED, PLAIN, Refinement
 
-__all__ = ["PLAIN", "Refinement", "guided_filter", "pamr", "refined", "sharpened"]
+__all__ = ["AS_TRAINED", "PLAIN", "Refinement", "guided_filter", "pamr", "refined", "sharpened"]
 
 RADIUS = 10
 """The guided filter's window reaches 1 / RADIUS of the shorter side to each side."""
@@ -47,7 +47,9 @@ def refined(
         found.append(scores_of(each.flip(-1)).flip(-1) if mirrored else scores_of(each))
     height, width = (max(scores.shape[axis] for scores in found) for axis in (-2, -1))
     mean = torch.stack([_at(scores, (height, width)) for scores in found]).mean(0)
-    return mean if how.refine == "none" else sharpened(images[:count], mean[:count], how.refine)
+    if how.refine in ("auto", "none"):
+        return mean
+    return sharpened(images[:count], mean[:count], how.refine)
 
 
 def at_scale(images: Tensor, scale: float) -> Tensor:

@@ -241,7 +241,13 @@ def _segmenter(
     config, store = training.config, training.store
     architecture = training.network.architecture
     clusters = architecture.clusters
-    card = ModelCard(architecture, config.image_size, clusters=clusters, training=dict(facts or {}))
+    card = ModelCard(
+        architecture,
+        config.image_size,
+        clusters=clusters,
+        refine="pamr" if architecture.mixture else "none",
+        training=dict(facts or {}),
+    )
     shares = training.last_epoch.shares if training.last_epoch else None
     segmenter = Segmenter(
         training.network,

@@ -37,7 +37,7 @@ from densesiam_seg.masks import Colour, upsample_argmax
 from densesiam_seg.merging import Merges, cut, is_tree
 from densesiam_seg.model import DenseSiam, build_network
 from densesiam_seg.pixels import rgb_planes
-from densesiam_seg.refinement import PLAIN, Refinement, refined
+from densesiam_seg.refinement import AS_TRAINED, Refinement, refined
 from densesiam_seg.tensorfiles import layout, read_safetensors, write_safetensors
 
 __all__ = [
@@ -153,11 +153,12 @@ class Segmenter:
         return [cluster.colour for cluster in self.clusters]
 
     def predict(
-        self, image: ImageLike, *, max_pixels: int = MAX_PIXELS, refinement: Refinement = PLAIN
+        self, image: ImageLike, *, max_pixels: int = MAX_PIXELS, refinement: Refinement = AS_TRAINED
     ) -> NDArray[np.integer]:
         """Mask (H, W) of cluster ids at the image's own size, uint8 (int32 above 255 clusters).
 
-        `refinement` averages passes of the mirrored or scaled image and sharpens edges; see `Refinement`.
+        `refinement` averages passes of the mirrored or scaled image and sharpens edges; see `Refinement`. Unless it
+        says otherwise, edges are sharpened as the model's card says.
 
         `image` is as for `read`. The command `predict` writes the same mask of a file, as far as rounding goes: there
         a pass has other images beside it, and fewer threads. Raises ImageError for a file that cannot be read.
@@ -204,19 +205,20 @@ class Segmenter:
 
     @torch.inference_mode()
     def scores(
-        self, images: Tensor, refinement: Refinement = PLAIN, count: int | None = None
+        self, images: Tensor, refinement: Refinement = AS_TRAINED, count: int | None = None
     ) -> Tensor:
         """uint8 images (B, 3, H, W) → scores (B, K, h, w) after all passes; `logits` where these are plain.
 
         Where edges are sharpened, only those of the first `count` images.
         """
-        if refinement.plain:
+        how = refinement.settled(self.card.refine)
+        if how.plain:
             return self.logits(self.normalised(images))
 
         def scores_of(shown: Tensor) -> Tensor:
             return self.soft(self.logits(self.normalised(shown)))
 
-        return refined(images, scores_of, refinement, count)
+        return refined(images, scores_of, how, count)
 
     def soft(self, scores: Tensor) -> Tensor:
         """Scores (B, K, h, w) in a form whose means make sense: a head's probabilities, distances as they are."""
@@ -234,7 +236,9 @@ class Segmenter:
 
     def learned(self, features: Tensor) -> Tensor:
         """The encoder's own channels of `features`."""
-        return features[:, : self.network.encoder.width]
+        return (
+            features if self.network.mixture is None else features[:, : self.network.encoder.width]
+        )
 
     @torch.inference_mode()
     def read_out(self, features: Tensor) -> Tensor:

@@ -12,7 +12,9 @@ from densesiam_seg.passes import PLAIN, Refinement, refinement
 
 class TestRefinement:
     def test_plain_is_one_pass(self) -> None:
-        assert Refinement() == PLAIN
+        assert Refinement().settled("none") == PLAIN
+        assert Refinement(flip=True).settled("pamr") == Refinement(flip=True, refine="pamr")
+        assert PLAIN.settled("pamr") == PLAIN
         assert PLAIN.plain
         assert PLAIN.passes == ((1.0, False),)
         assert PLAIN.describe() == ""
@@ -47,7 +49,7 @@ class TestRefinement:
             ({"scales": (0.2,)}, "--scales 0.2: must be 0.25 to 4"),
             ({"scales": (1.0, 5.0)}, "--scales 5: must be 0.25 to 4"),
             ({"scales": (float("nan"),)}, "--scales nan: must be"),
-            ({"refine": "crf"}, "--refine crf: give one of none, guided, pamr"),
+            ({"refine": "crf"}, "--refine crf: give one of auto, none, guided, pamr"),
         ],
     )
     def test_others_are_refused(self, options: dict[str, Any], words: str) -> None:
@@ -57,7 +59,7 @@ class TestRefinement:
 
 class TestText:
     def test_the_defaults_of_the_command_line_are_plain(self) -> None:
-        assert refinement() == PLAIN
+        assert refinement() == Refinement()
 
     @pytest.mark.parametrize(
         ("text", "scales"), [("1", (1.0,)), ("0.75, 1,1.25", (0.75, 1.0, 1.25)), ("2", (2.0,))]

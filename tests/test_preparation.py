@@ -18,7 +18,7 @@ from densesiam_seg.checkpoint import save_checkpoint
 from densesiam_seg.config import PretrainConfig, TrainConfig, read_config
 from densesiam_seg.errors import InputError, ModelError, StoppedError, UsageError
 from densesiam_seg.events import Decoding, Event, Keeping, Notice, Trained
-from densesiam_seg.loop import Training
+from densesiam_seg.loop import StepRecord, Training
 from densesiam_seg.manifest import Manifest
 from densesiam_seg.model import Architecture, DenseSiam, build_network
 from densesiam_seg.objective import Siamese
@@ -238,7 +238,7 @@ class TestResumed:
         self, run: Run, image_folder: Path, tiny_settings: dict[str, Any]
     ) -> None:
         _, before = begun(run, [image_folder], tiny_settings)
-        next(iter(before.records()))
+        next(record for record in before.records() if isinstance(record, StepRecord))
         tensors, state = before.state()
         state = {**state, "fingerprint": numerics(before)}
         save_checkpoint(run.folder / "checkpoints", tensors, state, step=before.step)

@@ -29,10 +29,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from densesiam_seg import batches, loop, preparation, running
 from densesiam_seg.checkpoint import TENSORS, load_checkpoint
-from densesiam_seg.config import TrainConfig
+from densesiam_seg.config import FROM_SCRATCH, TrainConfig
 from densesiam_seg.environment import environment
 from densesiam_seg.errors import (
     BusyError,
@@ -49,13 +50,12 @@ from densesiam_seg.lock import LOCK, RunLock
 from densesiam_seg.loop import EpochRecord, Preparing, StepRecord
 from densesiam_seg.method import Objective
 from densesiam_seg.model import DenseSiam
-from densesiam_seg.objective import objective
+from densesiam_seg.objective import objective_of
 from densesiam_seg.pretraining import pretrain
 from densesiam_seg.records import read_records
 from densesiam_seg.runs import RUN_NAMES, read_status
 from densesiam_seg.segmenter import Segmenter
 from densesiam_seg.training import train, training_events
-from densesiam_seg.views import ViewPair
 
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
 BAD_IMAGES = Path(__file__).resolve().parents[2] / "shared" / "data" / "badimages"
@@ -151,6 +151,7 @@ class TestRun:
         assert events[:12] == [Decoding(done, 12) for done in range(1, 13)]
         assert [type(event).__name__ for event in events[12:]] == [
             *["Notice", "Notice", "Started"],
+            *["Preparing"] * 12,
             *["StepRecord", "StepRecord", "StepRecord", "EpochRecord"] * 3,
             "Trained",
         ]
@@ -168,7 +169,8 @@ class TestRun:
         names = {path.name for path in reference.iterdir()}
         assert names - {LOCK} == RUN_NAMES - {"report"}
         config = TrainConfig(**tomllib.loads((reference / "config.toml").read_text()))
-        assert config == TrainConfig(rate_scaling="none", **tiny_settings)
+        recipe = {**FROM_SCRATCH, "rate_scaling": "none"}
+        assert config == TrainConfig(**recipe, **tiny_settings)
         assert (reference / "config.toml").read_text().startswith("# preset balanced")
         listed = json.loads((reference / "dataset.json").read_text())
         assert listed["names"] == sorted(path.name for path in image_folder.iterdir())
@@ -522,7 +524,7 @@ class TestResumeAfterChange:
 
     def test_a_run_of_before_there_were_methods(self, stopped: Path, reference: Path) -> None:
         path = stopped / "config.toml"
-        new = ("method", "image_weight", "optimizer", "schedule", "visualize_every")
+        new = ("method", "image_weight", "optimizer", "visualize_every")
         lines = path.read_text().splitlines(keepends=True)
         path.write_text("".join(line for line in lines if line.split(" ")[0] not in new))
         assert len(path.read_text().splitlines()) == len(lines) - len(new)
@@ -788,16 +790,21 @@ class TestNumericFailure:
         calls = 0
 
         def faulty(
-            network: DenseSiam, views: ViewPair, config: TrainConfig, *, regions: bool
+            network: DenseSiam,
+            features: Tensor,
+            config: TrainConfig,
+            *,
+            regions: bool,
+            prior: Tensor | None,
         ) -> Objective:
             nonlocal calls
             calls += 1
-            result = objective(network, views, config, regions=regions)
+            result = objective_of(network, features, config, regions=regions, prior=prior)
             return replace(result, total=result.total * math.nan) if calls == 3 else result
 
         run = tmp_path / "run"
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("densesiam_seg.objective.objective", faulty)
+            patch.setattr("densesiam_seg.objective.objective_of", faulty)
             with pytest.raises(NumericError, match="step 3") as caught:
                 train(image_folder, run, **tiny_settings)
         assert caught.value.exit_code == 6
@@ -820,7 +827,7 @@ class TestNumericFailure:
         def wrong(*args: object, **options: object) -> Objective:
             raise ZeroDivisionError
 
-        monkeypatch.setattr("densesiam_seg.objective.objective", wrong)
+        monkeypatch.setattr("densesiam_seg.objective.objective_of", wrong)
         with pytest.raises(ZeroDivisionError):
             train(image_folder, tmp_path / "run", **tiny_settings)
         status = read_status(tmp_path / "run")

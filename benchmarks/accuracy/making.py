@@ -31,7 +31,8 @@ from densesiam_seg.evaluation import (
     shown,
 )
 from densesiam_seg.files import discard
-from densesiam_seg.protocol import MasksOf
+from densesiam_seg.passes import Refinement
+from densesiam_seg.protocol import MasksOf, masks_made_by
 from densesiam_seg.segmenter import Segmenter
 
 QUICK = 5
@@ -130,6 +131,7 @@ class Recipe:
     steps: int | None = None
     alone: bool = False
     """Read out by the network's head alone where there is a mixture too."""
+    refine: str = "auto"
 
     def __call__(self, setting: Setting) -> Made:
         task = setting.task
@@ -150,7 +152,7 @@ class Recipe:
             discard(trained.run / "checkpoints")
         segmenter = Segmenter.load(trained.model, device=setting.device)
         if not self.alone:
-            return _read_out(segmenter)
+            return _read_out(segmenter, self.refine)
 
         def head(features: Tensor) -> Tensor:
             scores: Tensor = segmenter.network.projector(segmenter.learned(features))
@@ -186,9 +188,10 @@ class Recipe:
         return with_settings(base, given)
 
 
-def _read_out(segmenter: Segmenter) -> Made:
-    masks = read_masks(segmenter, [segmenter.read_out])
-    return Made(masks, Reading(segmenter.card.clusters, segmenter.card.readout))
+def _read_out(segmenter: Segmenter, refine: str = "auto") -> Made:
+    how = Refinement(refine=refine).settled(segmenter.card.refine)
+    readout = f"{segmenter.card.readout}{how.describe()}"
+    return Made(masks_made_by(segmenter, how), Reading(segmenter.card.clusters, readout))
 
 
 def _one_by_one(mask_of: Masker) -> MasksOf:

@@ -128,6 +128,7 @@ def ablation_rows() -> dict[str, Row]:
     return {
         "default": Row("default recipe", OURS, "default"),
         "head": Row("read out by the head alone", replace(OURS, alone=True), "head"),
+        "as-it-comes": Row("without PAMR", replace(OURS, refine="none"), "no PAMR"),
         "mixture": Row("the mixture alone", MIXTURE, "mixture"),
         "mixture-one-start": Row(
             "the mixture alone, from one start",
