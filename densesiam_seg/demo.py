@@ -20,6 +20,7 @@ from densesiam_seg.evaluation import (
     PROTOCOLS,
     Evaluation,
     Masker,
+    evaluate,
     evaluation_events,
     segmenter_masks,
     shown,
@@ -85,7 +86,7 @@ def demo_events(
     found = samples(dataset, data)
     learned_masks = segmenter_masks(segmenter)
     baseline_masks = _baseline(training, seed)
-    learned = _score(dataset, found, learned_masks, segmenter.card.image_size, "head")
+    learned = evaluate(data / "scenes.toml", data, segmenter)
     baseline = _score(
         dataset, found, baseline_masks, segmenter.card.image_size, "colour + position"
     )

@@ -297,13 +297,13 @@ def _take_over(network: DenseSiam, source: DenseSiam, path: str) -> str:
         )
     target, trained = network.state_dict(), source.state_dict()
     shapes = {name: value.shape for name, value in trained.items()}
-    # A mixture is fitted to the images at hand before the first step, whatever it was before.
-    target = {name: value for name, value in target.items() if _part(name) != "mixture"}
     new = sorted({_part(name) for name in target if target[name].shape != shapes.get(name)})
     for name, value in target.items():
         if _part(name) not in new:
             value.copy_(trained[name])
-    return f"initial weights: {path}" + (f" (new: {', '.join(new)})" if new else "")
+    # A mixture is fitted anew before the first step in any case.
+    told = [part for part in new if part != "mixture"]
+    return f"initial weights: {path}" + (f" (new: {', '.join(told)})" if told else "")
 
 
 def _part(name: str) -> str:

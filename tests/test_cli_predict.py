@@ -277,7 +277,9 @@ class TestRefusals:
         refused(predict(image, "--readout", "tree"), 2, "usage", "give head, kmeans, merge or auto")
         refused(predict(image, "--over-clusters", "9"), 2, "usage", "belongs to --readout merge")
         refused(predict(image, "--scales", "0"), 2, "usage", "--scales 0: must be 0.25 to 4")
-        refused(predict(image, "--refine", "crf"), 2, "usage", "give one of none, guided, pamr")
+        refused(
+            predict(image, "--refine", "crf"), 2, "usage", "give one of auto, none, guided, pamr"
+        )
         refused(predict(image, "-b", "all"), 2, "usage", "--batch-size all: give a whole number")
         refused(predict(image, "-b", "0"), 2, "usage", "--batch-size 0: must be 1 to 1024, or auto")
         for option in ("--device", "--precision"):

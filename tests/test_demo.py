@@ -69,7 +69,7 @@ class TestEndToEnd:
         again = evaluate(data / "scenes.toml", data, tmp_path / "demo" / "run")
         np.testing.assert_array_equal(again.counts, done.learned.counts)
         assert done.baseline.digest == done.learned.digest == again.digest
-        assert done.baseline.protocol == done.learned.protocol == again.protocol
+        assert done.learned.protocol == again.protocol == f"{done.baseline.protocol}; on top: PAMR"
         assert (done.learned.readout, done.baseline.readout) == ("head", "colour + position")
         assert done.learned.images == done.baseline.images == 4
         assert done.learned.counts.sum() == done.baseline.counts.sum() == 4 * 32 * 32
