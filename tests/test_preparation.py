@@ -176,7 +176,7 @@ class TestRecipes:
 class TestInitial:
     """`--init-from`."""
 
-    ARCHITECTURE = Architecture("resnet18", 16, 4, 6)
+    ARCHITECTURE = Architecture("resnet18", 16, 4, 6, mixture=True)
 
     def taken(
         self,
@@ -207,7 +207,7 @@ class TestInitial:
         new, old, line = self.taken(run, image_folder, settings, self.ARCHITECTURE)
         assert line == "initial weights: old (new: predictor, projector)"
         for name, value in new.items():
-            if name.split(".")[0] not in ("predictor", "projector"):
+            if name.split(".")[0] not in ("predictor", "projector", "mixture"):
                 assert torch.equal(value, old[name]), name
         assert new["projector.6.weight"].shape[0] == 5
 
