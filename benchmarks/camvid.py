@@ -25,6 +25,7 @@ SETTINGS = {
     "epochs": 10,
     "rate_scaling": "none",
     "weights": "none",
+    "prior": "none",
 }
 RESULTS = Path(__file__).parent / "results" / "camvid.json"
 

@@ -74,7 +74,7 @@ def epoch_seconds(method: str, images: Path, epochs: int) -> list[float]:
     """Processor seconds of each epoch but the first, over its steps."""
     manifest = scan([images])
     settings = {"method": method, "image_size": 160, "batch_size": 16, "clusters": 11, "threads": 1}
-    base = train_preset("balanced", len(manifest), gpu=False, method=method)[1]
+    base = train_preset("balanced", len(manifest), gpu=False, method=method, prior=False)[1]
     # The region loss takes part from the first epoch on, as it does in the costliest epochs of a run.
     config = with_settings(base, {**settings, "epochs": epochs, "region_start": 0.0})
     assert isinstance(config, TrainConfig)

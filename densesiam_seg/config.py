@@ -291,22 +291,21 @@ def train_preset(
     *,
     gpu: bool,
     method: str = "densesiam",
-    freeze: bool = False,
+    prior: bool = True,
 ) -> tuple[Preset, TrainConfig]:
     """The named preset for this many images; without a name `paper` for large sets on a GPU, else `balanced`.
 
     `fast` and `balanced` fit small sets and processors: smaller images, batches of 16, a learning rate that is not
     scaled down by the batch (docs/method.md has the measurement) and as many epochs as make a fixed number of steps.
-    They start from a mixture, unless the backbone is frozen: one worth freezing knows more than colours do. `method`
-    has its own settings on top of it.
+    They start from a mixture unless `prior` is false. `method` has its own settings on top of it.
     """
     name = name or ("paper" if gpu and images >= PAPER_IMAGES else "balanced")
     own = METHODS.get(method, {})
     if name == "paper":
         return name, TrainConfig(**own)
-    plain = freeze or own.get("prior") == "none"
-    small = _small(name, images, gpu=gpu, steps=(STEPS if plain else PRIOR_STEPS)[name])
-    return name, TrainConfig(**{**small, **({} if freeze else FROM_SCRATCH), **own})
+    prior = prior and own.get("prior") != "none"
+    small = _small(name, images, gpu=gpu, steps=(PRIOR_STEPS if prior else STEPS)[name])
+    return name, TrainConfig(**{**small, **(FROM_SCRATCH if prior else {}), **own})
 
 
 def pretrain_preset(

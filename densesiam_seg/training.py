@@ -41,8 +41,10 @@ def _preset(
     name: Preset | None, images: int, gpu: bool, settings: Mapping[str, Any]
 ) -> tuple[Preset, TrainConfig]:
     # A method that is no word is refused with the other settings.
-    method, freeze = str(settings.get("method", "densesiam")), settings.get("freeze") is True
-    return train_preset(name, images, gpu=gpu, method=method, freeze=freeze)
+    method = str(settings.get("method", "densesiam"))
+    # A backbone worth freezing knows more than colours do.
+    prior = settings.get("prior", "none" if settings.get("freeze") else "mixture") != "none"
+    return train_preset(name, images, gpu=gpu, method=method, prior=prior)
 
 
 def _build(

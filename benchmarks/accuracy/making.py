@@ -184,7 +184,8 @@ class Recipe:
 
     def _config(self, task: Task, given: Mapping[str, Any]) -> TrainConfig:
         method = str(given.get("method", "densesiam"))
-        base = train_preset(self.preset, len(task.train), gpu=False, method=method)[1]
+        prior = given.get("prior") != "none"
+        base = train_preset(self.preset, len(task.train), gpu=False, method=method, prior=prior)[1]
         return with_settings(base, given)
 
 

@@ -111,7 +111,6 @@ ROWS: Mapping[str, Row] = {
 }
 
 ABLATIONS: Mapping[str, Mapping[str, Any]] = {
-    "no mixture: the plain method, as many steps": {"prior": "none"},
     "none of DenseSiam's losses": {
         "pixel_weight": 0.0,
         "segmentation_weight": 0.0,

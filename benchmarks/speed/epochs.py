@@ -118,7 +118,7 @@ def method_rows(scratch: Path, photos: Path | None, repeats: int) -> Iterator[Ro
     seconds: dict[str, list[float]] = {"densesiam": [], "picie": []}
     runs: dict[str, Any] = {}
     for method in seconds:
-        base = train_preset("balanced", 352, gpu=False, method=method)[1]
+        base = train_preset("balanced", 352, gpu=False, method=method, prior=False)[1]
         config = with_settings(
             base,
             {
