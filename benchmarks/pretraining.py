@@ -68,7 +68,13 @@ def run(arm: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
         densesiam_seg.pretrain(images, folder / "pretrain", weights="none", epochs=first, **common)
         weights, epochs = str(folder / "pretrain"), epochs - first
     trained = densesiam_seg.train(
-        images, folder / "train", weights=weights, epochs=epochs, clusters=11, **common
+        images,
+        folder / "train",
+        weights=weights,
+        epochs=epochs,
+        clusters=11,
+        prior="none",
+        **common,
     )
     seconds = time.process_time() - began
     result = densesiam_seg.evaluate(
