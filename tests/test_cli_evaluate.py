@@ -172,7 +172,7 @@ class TestRefusals:
             (["-k", "some"], 2, "usage", "--clusters some: give a whole number or auto"),
             (["-k", "auto"], 2, "usage", "belong to --readout kmeans, merge and auto"),
             (["--scales", "1,1"], 2, "usage", "give 1 to 8 different factors"),
-            (["--refine", "crf"], 2, "usage", "give one of none, guided, pamr"),
+            (["--refine", "crf"], 2, "usage", "give one of auto, none, guided, pamr"),
             (["--precision", "fp8"], 2, "usage", "--precision fp8"),
             (["--list", "/nowhere.txt"], 3, "input", "no such list file"),
         ],
