@@ -85,11 +85,14 @@ def revision(root: Path, scratch: Path) -> dict[str, Any]:
 def outcomes(scratch: Path) -> dict[str, Any]:
     """Of every case: the model's digest in exact mode, and the first losses of both modes."""
     import densesiam_seg
+    from densesiam_seg.config import TrainConfig
     from densesiam_seg.scenes import write_scenes
 
     write_scenes(scratch / "scenes", 12, seed=3, side=200, split="train")
     images = scratch / "scenes" / "images" / "train"
     found: dict[str, Any] = {"package": densesiam_seg.__file__}
+    # The plain method; revisions before there were priors know no other.
+    plain = {"prior": "none"} if hasattr(TrainConfig, "prior") else {}
     for name, (command, settings) in CASES.items():
         off = OFF if settings.get("method") == "simsiam" else {}
         for precision in ("fp32", "auto"):
@@ -99,6 +102,7 @@ def outcomes(scratch: Path) -> dict[str, Any]:
                 images,
                 out,
                 **{**COMMON, **settings, **off, "epochs": 2, "precision": precision},
+                **(plain if command == "train" else {}),
             )
             model = (out / "model" / "model.safetensors").read_bytes()
             records = (out / "metrics.jsonl").read_text(encoding="ascii").splitlines()
