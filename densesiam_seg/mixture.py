@@ -124,7 +124,9 @@ def consensus(shares: Sequence[Tensor]) -> Tensor:
         for each in shares:
             overlap = mean.T @ each
             union = mean.sum(0)[:, None] + each.sum(0) - overlap
-            total += each[:, torch.from_numpy(best_pairs((overlap / union).numpy()))]
+            # Clusters that hold nothing in either have no overlap, and no union to divide it by.
+            ratio = overlap / union.clamp(min=1e-12)
+            total += each[:, torch.from_numpy(best_pairs(ratio.numpy()))]
         mean = total / len(shares)
     return mean
 

@@ -83,6 +83,12 @@ def test_one_clustering_is_its_own_consensus() -> None:
     torch.testing.assert_close(consensus([shares]), shares)
 
 
+def test_empty_clusters_are_paired_with_each_other() -> None:
+    shares = torch.zeros(5, 3, dtype=torch.float64)
+    shares[:, 1] = 1
+    assert torch.equal(consensus([shares, shares.roll(1, 1)]), shares)
+
+
 def test_the_same_seed_gives_the_same_mixture() -> None:
     points, _ = elongated()
     one, two = Mixture(3, 3), Mixture(3, 3)
