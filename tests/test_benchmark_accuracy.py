@@ -219,7 +219,9 @@ class TestTables:
         assert first["one class everywhere"] == "10.00"
         assert first["the label most frequent at each position (uses labels)"] == "90.00"
         assert first["k-means, RGB"] == "21.00 ± 1.41"
-        assert first["ours: `train` as it comes, PAMR included (3 of 4 seeds)"] == "**32.00 ± 2.00**"
+        assert (
+            first["ours: `train` as it comes, PAMR included (3 of 4 seeds)"] == "**32.00 ± 2.00**"
+        )
         assert "- note" in text
 
     def test_classes_that_do_not_occur(self, parts: dict[str, Any]) -> None:
