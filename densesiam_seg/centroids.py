@@ -88,7 +88,8 @@ def touches(
         except ImageError:
             return None
         with turn:
-            ids = segmenter.scores(pixels)[0].argmax(0).cpu()
+            # Unrefined: a filter over hundreds of over-clusters would cost far more than the pass itself.
+            ids = segmenter.logits(segmenter.normalised(pixels))[0].argmax(0).cpu()
         return contacts(ids.numpy(), clusters)
 
     total = Contacts(np.zeros((clusters, clusters)), np.zeros((clusters, clusters)))
