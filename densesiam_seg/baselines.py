@@ -15,15 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from densesiam_seg.appearance import appearance
 from densesiam_seg.centroids import Images, fit_centroids, fit_readout
 from densesiam_seg.clustering import assign
 from densesiam_seg.evaluation import Mask, Masker, Protocol
 from densesiam_seg.masks import upsample_argmax
 from densesiam_seg.mixture import RESTARTS, Mixture
 from densesiam_seg.model import Architecture, build_network
-from densesiam_seg.prior import POINTS, STRIDE
-from densesiam_seg.randomness import Stream, generator
+from densesiam_seg.prior import POINTS, drawn, seen
 from densesiam_seg.segmenter import ModelCard, Segmenter
 
 Points = Callable[[Tensor], Tensor]
@@ -118,16 +116,12 @@ def mixture_masks(
     `adapt`: with each image's own shares of clusters.
     """
     share = -(-POINTS // count)
-    found: list[Tensor] = []
-    for index, image in enumerate(images()):
-        places = _appearance_of(image)[0].flatten(1).T
-        chosen = generator(seed, Stream.PIXELS, 0, index).permutation(len(places))[:share]
-        found.append(places[torch.from_numpy(chosen)])
+    found = [drawn(seen(image[None]), share, seed, index) for index, image in enumerate(images())]
     mixture = Mixture(clusters)
     mixture.fit(torch.cat(found), seed=seed, restarts=restarts)
 
     def mask_of(image: Tensor, protocol: Protocol, height: int, width: int) -> Mask:
-        logs: Tensor = mixture(_appearance_of(image))
+        logs: Tensor = mixture(seen(image[None]))
         logs = mixture.adapted(logs) if adapt else logs
         return upsample_argmax(logs[0], height, width).numpy()
 
@@ -136,14 +130,8 @@ def mixture_masks(
 
 def appearance_points(image: Tensor) -> Tensor:
     """uint8 (3, H, W) → points (H·W, D) of what the mixture sees, each place repeated over its pixels."""
-    maps = F.interpolate(_appearance_of(image), image.shape[-2:], mode="nearest-exact")
+    maps = F.interpolate(seen(image[None]), image.shape[-2:], mode="nearest-exact")
     return _points(maps[0])
-
-
-def _appearance_of(image: Tensor) -> Tensor:
-    """uint8 (3, H, W) → appearance (1, D, h, w) at the features' stride."""
-    size = (-(-image.shape[-2] // STRIDE), -(-image.shape[-1] // STRIDE))
-    return appearance(image[None].float() / 255.0, size)
 
 
 def one_mask() -> Masker:

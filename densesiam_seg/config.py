@@ -135,9 +135,8 @@ class TrainConfig(RunConfig):
             0 <= self.region_start <= 1, "region_start", "a share from 0 to 1", self.region_start
         )
         late = self.region_weight if self.region_epoch() == 0 else 0.0
-        prior = self.prior_weight if self.prior == "mixture" else 0.0
         weights = (self.image_weight, self.over_cluster_weight, self.segmentation_weight)
-        others = (*weights, late, prior)
+        others = (*weights, late, self.follows_prior())
         _require(
             bool(self.pixel_weight) or any(others),
             "pixel_weight",

@@ -36,9 +36,8 @@ def fit_mixture(network: DenseSiam, store: ImageStore, seed: int) -> Iterator[in
     for done, (index, batch) in enumerate(
         zip(chosen, store.batches([(index,) for index in chosen]), strict=True), 1
     ):
-        places = seen(batch.images)[0].flatten(1).T
-        draw = generator(seed, Stream.PIXELS, 0, index)
-        found.append(places[torch.from_numpy(draw.permutation(len(places))[:share])])
+        # A stored image has twice the side of a view.
+        found.append(drawn(seen(batch.images, 2 * STRIDE), share, seed, index))
         yield done
     network.mixture.fit(torch.cat(found), seed=seed)
 
@@ -53,7 +52,14 @@ def prior_shares(network: DenseSiam, images: Tensor, geometry: Geometry, side: i
     return shares / shares.sum(1, keepdim=True)
 
 
-def seen(images: Tensor) -> Tensor:
-    """Stored images, uint8 (B, 3, S, S) → their appearance (B, D, h, h) at the stride of a view of side S / 2."""
-    side = -(-images.shape[-1] // (2 * STRIDE))
-    return appearance(images.float().div(255.0), (side, side))
+def seen(images: Tensor, stride: int = STRIDE) -> Tensor:
+    """uint8 images (B, 3, H, W) → their appearance (B, D, h, w) at a stride."""
+    height, width = (-(-side // stride) for side in images.shape[-2:])
+    return appearance(images.float().div(255.0), (height, width))
+
+
+def drawn(maps: Tensor, share: int, seed: int, index: int) -> Tensor:
+    """At most `share` places (N, D) of one image's maps (1, D, h, w), drawn by (seed, image)."""
+    places = maps[0].flatten(1).T
+    chosen = generator(seed, Stream.PIXELS, 0, index).permutation(len(places))[:share]
+    return places[torch.from_numpy(chosen)]

@@ -82,7 +82,8 @@ def test_the_fit_is_a_function_of_the_seed(store: ImageStore) -> None:
 
 def test_places_have_a_views_stride() -> None:
     images = torch.randint(0, 256, (2, 3, SIDE, SIDE), dtype=torch.uint8)
-    assert torch.equal(seen(images), appearance(images / 255, (8, 8)))
+    assert torch.equal(seen(images, 8), appearance(images / 255, (8, 8)))
+    assert torch.equal(seen(images), appearance(images / 255, (16, 16)))
 
 
 def test_only_the_first_epoch_fits(store: ImageStore) -> None:
