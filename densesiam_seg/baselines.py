@@ -19,9 +19,9 @@ from densesiam_seg.centroids import Images, fit_centroids, fit_readout
 from densesiam_seg.clustering import assign
 from densesiam_seg.evaluation import Mask, Masker, Protocol
 from densesiam_seg.masks import upsample_argmax
-from densesiam_seg.mixture import RESTARTS, Mixture
+from densesiam_seg.mixture import CAUTION, RESTARTS, Mixture
 from densesiam_seg.model import Architecture, build_network
-from densesiam_seg.prior import POINTS, drawn, seen
+from densesiam_seg.prior import Places, seen
 from densesiam_seg.segmenter import ModelCard, Segmenter
 
 Points = Callable[[Tensor], Tensor]
@@ -109,20 +109,22 @@ def mixture_masks(
     *,
     seed: int,
     restarts: int = RESTARTS,
-    adapt: bool = True,
+    caution: float = CAUTION,
+    by_region: bool = True,
 ) -> Masker:
     """Masks by the mixture that `train` starts from, fitted to `count` images, without a network.
 
-    `adapt`: with each image's own shares of clusters.
+    `caution`: how far an image's own shares of clusters count; `by_region`: in the fit every region of an image
+    weighs the same.
     """
-    share = -(-POINTS // count)
-    found = [drawn(seen(image[None]), share, seed, index) for index, image in enumerate(images())]
-    mixture = Mixture(clusters)
-    mixture.fit(torch.cat(found), seed=seed, restarts=restarts)
+    places = Places(count, seed)
+    for index, image in enumerate(images()):
+        places.add(seen(image[None]), index)
+    mixture = Mixture(clusters, caution=caution, by_region=by_region)
+    mixture.fit(places.sample(), seed=seed, restarts=restarts)
 
     def mask_of(image: Tensor, protocol: Protocol, height: int, width: int) -> Mask:
-        logs: Tensor = mixture(seen(image[None]))
-        logs = mixture.adapted(logs) if adapt else logs
+        logs = mixture.adapted(mixture(seen(image[None])))
         return upsample_argmax(logs[0], height, width).numpy()
 
     return mask_of

@@ -1,14 +1,20 @@
 """A mixture of K Gaussians over appearance: the clusters that training starts from.
 
-Axes: N points, K clusters, D channels, B images, h w map size.
+Axes: N points, K clusters, D channels, I B images, h w map size.
 
 k-means cuts space into cells of like size and shape, so it divides a road, which is wide in position and narrow in
 colour, into several clusters. A Gaussian with a full covariance takes the road's shape, and its weight the road's
 share of the pixels (Carson et al., "Blobworld", 2002, cluster single images so).
 
-Expectation-maximisation ends in another optimum from every start, and the likeliest is not the best segmentation
-(docs/recipe.md). So many fits are joined: their clusters are paired, their shares of each point averaged (Strehl and
-Ghosh, "Cluster ensembles", 2002), and one mixture is fitted to that. What single fits divide by chance comes together.
+What makes it find the things in images rather than the lumps of a histogram (docs/recipe.md has what each is worth):
+
+- Every region of an image, which is what it has of one cluster, weighs the same, whatever its size. Another square
+  metre of asphalt is hardly new evidence, and a plain fit spends its clusters on dividing what is large.
+- Each image has its own shares of the clusters, in the fit and in its use. One over all images expects every cluster
+  everywhere; a night scene has no daylight sky.
+- Expectation-maximisation ends in another optimum from every start, and the likeliest is not the best segmentation. So
+  many fits are joined: their clusters are paired, their shares of each point averaged (Strehl and Ghosh, "Cluster
+  ensembles", 2002), and one mixture is fitted to that. What single fits divide by chance comes together.
 """
 
 from __future__ import annotations
@@ -28,9 +34,13 @@ from densesiam_seg.randomness import Stream, generator
 RESTARTS = 16
 HELD = 1 << 28
 """Bytes of shares that may be held at once; very many clusters have fewer restarts."""
-ITERATIONS = 40
+ITERATIONS, LEAST_ITERATIONS = 30, 15
 RIDGE = 0.1
 """Added to the variances of standardised channels: a cluster cannot shrink onto a few like points."""
+PART = 4
+"""Each fit sees one in so many of the points."""
+LEAST = 50
+"""Points per cluster that a fit sees at least, where there are so many."""
 ROUNDS = 3
 """Times that all fits are paired with their mean."""
 ADAPTATIONS = 5
@@ -38,15 +48,44 @@ CAUTION = 0.5
 """How far an image's own shares count: 1 where its places were independent evidence of them, which they are not."""
 SMOOTHING = 0.01
 """How much of the usual shares is mixed into an image's own, so that no cluster is ruled out."""
-SETTLED = 1e-4
-"""Mean log-likelihood per point that an iteration must gain, or the fit is done."""
+PSEUDO = 4
+"""The same in a fit, which sees few places of an image: as if so many more had the usual shares."""
+SETTLED = 1e-3
+"""Mean log-likelihood per point that an iteration must move, or the fit is done."""
+NOTHING = 1e-12
+"""In the place of a share of 0, which has no logarithm."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Points (N, D) and which image each comes from (N,), int64 from 0."""
+
+    points: Tensor
+    images: Tensor
+
+    def of(self, chosen: Tensor) -> Sample:
+        """Those points alone."""
+        return Sample(self.points[chosen], self.images[chosen])
 
 
 class Mixture(nn.Module):
-    """Log-posteriors of the clusters. Its tensors are buffers: nothing of it is trained by gradients."""
+    """Log-posteriors of the clusters. Its tensors are buffers: nothing of it is trained by gradients.
 
-    def __init__(self, clusters: int, channels: int = CHANNELS) -> None:
+    `caution`: how far an image's own shares of clusters count, from 0 to 1. `by_region`: in the fit every region of an
+    image weighs the same; otherwise every place does.
+    """
+
+    def __init__(
+        self,
+        clusters: int,
+        channels: int = CHANNELS,
+        *,
+        caution: float = CAUTION,
+        by_region: bool = True,
+    ) -> None:
         super().__init__()
+        self.caution = caution
+        self.by_region = by_region
         self.mean: Tensor
         self.deviation: Tensor
         self.centres: Tensor
@@ -75,9 +114,8 @@ class Mixture(nn.Module):
     def adapted(self, scores: Tensor) -> Tensor:
         """Scores (B, K, h, w) whose softmax are posteriors → log-posteriors under each image's own shares of clusters.
 
-        A fit over all images expects every cluster everywhere; a night scene has no daylight sky. Expectation-
-        maximisation of the shares alone, each image by itself (Saerens et al., "Adjusting the outputs of a classifier
-        to new a priori probabilities", 2002, section 2.2).
+        Expectation-maximisation of the shares alone, each image by itself (Saerens et al., "Adjusting the outputs of a
+        classifier to new a priori probabilities", 2002, section 2.2).
         """
         logs = scores.log_softmax(1)
         usual = self.shares.view(-1, 1, 1)
@@ -85,32 +123,68 @@ class Mixture(nn.Module):
         for _ in range(ADAPTATIONS):
             own = found.exp().mean((-2, -1), keepdim=True)
             own = (own + SMOOTHING * usual) / (1 + SMOOTHING)
-            found = (logs + CAUTION * (own / usual).log()).log_softmax(1)
+            found = (logs + self.caution * (own / usual).log()).log_softmax(1)
         return found
 
     @torch.no_grad()
-    def fit(self, points: Tensor, *, seed: int, restarts: int = RESTARTS) -> float:
-        """Take over the joint mixture of many fits to points (N, D); returns its mean log-likelihood per point.
+    def fit(self, sample: Sample, *, seed: int, restarts: int = RESTARTS) -> None:
+        """Take over the joint mixture of many fits to a sample.
 
         Raises InputError for fewer distinct points than clusters and NumericError for points that are not finite.
         """
-        points = points.detach().cpu().double()
+        points = sample.points.detach().cpu().double()
         mean, deviation = points.mean(0), points.std(0, unbiased=False)
         # A channel that never changes says nothing; it must not divide by zero.
         deviation = torch.where(deviation > 1e-6, deviation, 1.0)
-        standard = (points - mean) / deviation
+        standard = Sample((points - mean) / deviation, sample.images.cpu())
         room = HELD // (8 * len(points) * len(self.centres))
-        restarts = max(min(restarts, room), 1)
-        judged = [
-            _judged(standard, _fit(standard, len(self.centres), seed, turn))
-            for turn in range(restarts)
-        ]
+        found = [self._one_fit(standard, seed, turn) for turn in range(max(min(restarts, room), 1))]
         # The likeliest names the clusters that the others are paired with.
-        judged.sort(key=lambda each: -each.likelihood)
-        fit = _maximised(standard, consensus([each.shares for each in judged]))
+        found.sort(key=lambda each: -each[0])
+        shares = consensus([each for _, each in found])
+        fit = _maximised(standard.points, shares, self._weights(standard, shares))
         for name, value in (("mean", mean), ("deviation", deviation), *fit.tensors().items()):
             getattr(self, name).copy_(value)
-        return _judged(standard, fit).likelihood
+        # The fit's weights are those of the evidence; an image's places are counted one by one.
+        self.shares.copy_(shares.mean(0))
+
+    def _one_fit(self, sample: Sample, seed: int, turn: int) -> tuple[float, Tensor]:
+        """Expectation-maximisation from k-means on some of the points, by (seed, turn).
+
+        Returns its mean log-likelihood per point of those and its shares (N, K) of all.
+        """
+        clusters, caution = len(self.centres), self.caution
+        draw = generator(seed, Stream.PIXELS, round_=1 + turn)
+        count = max(len(sample.points) // PART, min(len(sample.points), LEAST * clusters))
+        part = sample.of(torch.from_numpy(draw.permutation(len(sample.points))[:count]))
+        centres = kmeans(part.points.float(), clusters, seed=seed + turn).centres
+        labels = assign(part.points.float(), centres)
+        shares = nn.functional.one_hot(labels, clusters).double()
+        tilts = torch.zeros(int(sample.images.max()) + 1, clusters, dtype=torch.float64)
+        likelihood = -math.inf
+        for turns in range(ITERATIONS):
+            before = likelihood
+            fit = _maximised(part.points, shares, self._weights(part, shares))
+            likelihood, shares = _expected(part, fit, tilts)
+            tilts = caution * _tilts(shares, part.images, len(tilts))
+            # Weights that follow the regions make it no climb to one summit: a few rounds always, then until it rests.
+            if turns > LEAST_ITERATIONS and abs(likelihood - before) < SETTLED:
+                break
+        tilts = torch.zeros_like(tilts)
+        for _ in range(ADAPTATIONS + 1):
+            _, shares = _expected(sample, fit, tilts)
+            tilts = caution * _tilts(shares, sample.images, len(tilts))
+        return likelihood, shares
+
+    def _weights(self, sample: Sample, shares: Tensor) -> Tensor:
+        """How much each point counts (N,), 1 on average in each image."""
+        if not self.by_region:
+            return torch.ones(len(shares), dtype=shares.dtype)
+        count = int(sample.images.max()) + 1
+        own, places = _own_shares(shares, sample.images, count)
+        weights = (shares / own[sample.images]).sum(1)
+        totals = torch.zeros(count, dtype=shares.dtype).index_add_(0, sample.images, weights)
+        return weights / (totals / places.clamp(min=1))[sample.images]
 
 
 def consensus(shares: Sequence[Tensor]) -> Tensor:
@@ -145,39 +219,31 @@ class Fit:
         return {name: getattr(self, name) for name in names}
 
 
-@dataclass(frozen=True)
-class _Judged:
-    """A fit, the mean log-likelihood of points under it, and their shares of its clusters (N, K)."""
-
-    fit: Fit
-    likelihood: float
-    shares: Tensor
-
-
-def _judged(points: Tensor, fit: Fit) -> _Judged:
-    joint = _log_joint(points, fit.centres, fit.whitening, fit.offsets)
+def _expected(sample: Sample, fit: Fit, tilts: Tensor) -> tuple[float, Tensor]:
+    """Mean log-likelihood per point and shares (N, K), under images' own shares, `tilts` (I, K)."""
+    joint = _log_joint(sample.points, fit.centres, fit.whitening, fit.offsets)
+    joint += tilts[sample.images]
     evidence = joint.logsumexp(1, keepdim=True)
-    return _Judged(fit, float(evidence.mean()), (joint - evidence).exp())
+    return float(evidence.mean()), (joint - evidence).exp()
 
 
-def _fit(points: Tensor, clusters: int, seed: int, turn: int) -> Fit:
-    """Expectation-maximisation from k-means on a random half of the points, by (seed, turn)."""
-    draw = generator(seed, Stream.PIXELS, round_=1 + turn)
-    order = torch.from_numpy(draw.permutation(len(points)))
-    half = points[order[: max(len(points) // 2, min(len(points), 50 * clusters))]]
-    start = kmeans(half.float(), clusters, seed=seed + turn)
-    labels = assign(half.float(), start.centres)
-    fit, before = _maximised(half, nn.functional.one_hot(labels, clusters).double()), -math.inf
-    for _ in range(ITERATIONS):
-        found = _judged(half, fit)
-        if found.likelihood - before < SETTLED:
-            break
-        fit, before = _maximised(half, found.shares), found.likelihood
-    return fit
+def _tilts(shares: Tensor, images: Tensor, count: int) -> Tensor:
+    """Logarithms (I, K) of how much larger a cluster's share is in an image than in all."""
+    own, _ = _own_shares(shares, images, count)
+    return (own / shares.mean(0).clamp(min=NOTHING)).clamp(min=NOTHING).log()
 
 
-def _maximised(points: Tensor, shares: Tensor) -> Fit:
-    """The Gaussians that fit best to points (N, D) that belong to clusters by `shares` (N, K)."""
+def _own_shares(shares: Tensor, images: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Each image's shares of the clusters (I, K), never quite nothing, and how many points it has (I,)."""
+    sums = torch.zeros(count, shares.shape[1], dtype=shares.dtype).index_add_(0, images, shares)
+    places = sums.sum(1)
+    own = (sums + PSEUDO * shares.mean(0)) / (places + PSEUDO)[:, None]
+    return own.clamp(min=NOTHING), places
+
+
+def _maximised(points: Tensor, shares: Tensor, weights: Tensor) -> Fit:
+    """The Gaussians that fit best to points that belong to clusters by `shares` (N, K), each as much as it weighs."""
+    shares = shares * weights[:, None]
     clusters, channels = shares.shape[1], points.shape[1]
     counts = shares.sum(0).clamp(min=1.0)
     centres = shares.T @ points / counts[:, None]
@@ -192,9 +258,9 @@ def _maximised(points: Tensor, shares: Tensor) -> Fit:
         roots, torch.eye(channels, dtype=torch.float64).expand_as(roots), upper=False
     )
     volumes = roots.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    weights = counts / counts.sum()
-    offsets = weights.log() - volumes - 0.5 * channels * math.log(2 * math.pi)
-    return Fit(centres, whitening, offsets, weights)
+    weight = counts / counts.sum()
+    offsets = weight.log() - volumes - 0.5 * channels * math.log(2 * math.pi)
+    return Fit(centres, whitening, offsets, weight)
 
 
 def _log_joint(points: Tensor, centres: Tensor, whitening: Tensor, offsets: Tensor) -> Tensor:

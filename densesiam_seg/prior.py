@@ -13,13 +13,14 @@ from torch import Tensor
 from densesiam_seg.appearance import appearance
 from densesiam_seg.batches import ImageStore
 from densesiam_seg.draws import Geometry
+from densesiam_seg.mixture import Sample
 from densesiam_seg.model import DenseSiam
 from densesiam_seg.randomness import Stream, generator
 from densesiam_seg.views import warp
 
 POINTS = 40_000
 """Places that the mixture is fitted to."""
-IMAGES = 2_000
+IMAGES = 1_000
 """Images that they are taken from, evenly over the set."""
 STRIDE = 4
 
@@ -31,15 +32,34 @@ def fit_mixture(network: DenseSiam, store: ImageStore, seed: int) -> Iterator[in
     """
     assert network.mixture is not None
     chosen = torch.linspace(0, len(store) - 1, min(IMAGES, len(store))).round().long().tolist()
-    share = -(-POINTS // len(chosen))
-    found: list[Tensor] = []
+    found = Places(len(chosen), seed)
     for done, (index, batch) in enumerate(
         zip(chosen, store.batches([(index,) for index in chosen]), strict=True), 1
     ):
         # A stored image has twice the side of a view.
-        found.append(drawn(seen(batch.images, 2 * STRIDE), share, seed, index))
+        found.add(seen(batch.images, 2 * STRIDE), index)
         yield done
-    network.mixture.fit(torch.cat(found), seed=seed)
+    network.mixture.fit(found.sample(), seed=seed)
+
+
+class Places:
+    """A sample of places from several images, about `POINTS` in all, the same number from each."""
+
+    def __init__(self, images: int, seed: int) -> None:
+        self.share = -(-POINTS // images)
+        self.seed = seed
+        self._found: list[Tensor] = []
+
+    def add(self, maps: Tensor, index: int) -> None:
+        """Take places of one image's maps (1, D, h, w), drawn by (seed, image)."""
+        places = maps[0].flatten(1).T
+        draw = generator(self.seed, Stream.PIXELS, 0, index)
+        self._found.append(places[torch.from_numpy(draw.permutation(len(places))[: self.share])])
+
+    def sample(self) -> Sample:
+        """What a mixture is fitted to."""
+        counts = torch.tensor([*map(len, self._found)])
+        return Sample(torch.cat(self._found), torch.arange(len(counts)).repeat_interleave(counts))
 
 
 @torch.no_grad()
@@ -56,10 +76,3 @@ def seen(images: Tensor, stride: int = STRIDE) -> Tensor:
     """uint8 images (B, 3, H, W) → their appearance (B, D, h, w) at a stride."""
     height, width = (-(-side // stride) for side in images.shape[-2:])
     return appearance(images.float().div(255.0), (height, width))
-
-
-def drawn(maps: Tensor, share: int, seed: int, index: int) -> Tensor:
-    """At most `share` places (N, D) of one image's maps (1, D, h, w), drawn by (seed, image)."""
-    places = maps[0].flatten(1).T
-    chosen = generator(seed, Stream.PIXELS, 0, index).permutation(len(places))[:share]
-    return places[torch.from_numpy(chosen)]

@@ -7,19 +7,24 @@ from scipy.stats import multivariate_normal
 from torch import Tensor
 
 from densesiam_seg.errors import InputError, NumericError
-from densesiam_seg.mixture import RIDGE, Mixture, consensus
+from densesiam_seg.mixture import CAUTION, RIDGE, Mixture, Sample, consensus
 
 
 def elongated(seed: int = 0) -> tuple[Tensor, Tensor]:
     """Points (N, 3) of a wide thin sheet, a rod across it and a small ball, with who made each (N,)."""
     draw = np.random.default_rng(seed)
     parts = [
-        draw.normal(size=(3000, 3)) * [3.0, 3.0, 0.1],
-        draw.normal(size=(1500, 3)) * [0.1, 0.1, 1.0] + [0, 0, 5],
-        draw.normal(size=(500, 3)) * 0.3 + [6, -6, 5],
+        draw.normal(size=(2000, 3)) * [3.0, 3.0, 0.1],
+        draw.normal(size=(2000, 3)) * [0.1, 0.1, 1.0] + [0, 0, 9],
+        draw.normal(size=(1000, 3)) * 0.3 + [9, -9, 5],
     ]
     makers = np.repeat([0, 1, 2], [len(part) for part in parts])
     return torch.from_numpy(np.concatenate(parts)), torch.from_numpy(makers)
+
+
+def sample_of(points: Tensor) -> Sample:
+    """All from one image."""
+    return Sample(points, torch.zeros(len(points), dtype=torch.int64))
 
 
 def clusters_of(mixture: Mixture, points: Tensor) -> Tensor:
@@ -30,7 +35,7 @@ def clusters_of(mixture: Mixture, points: Tensor) -> Tensor:
 def test_shapes_and_shares_are_found() -> None:
     points, makers = elongated()
     mixture = Mixture(3, 3)
-    mixture.fit(points, seed=0)
+    mixture.fit(sample_of(points), seed=0)
     found = clusters_of(mixture, points)
     table = torch.zeros(3, 3)
     for maker, cluster in zip(makers, found, strict=True):
@@ -42,7 +47,7 @@ def test_shapes_and_shares_are_found() -> None:
 def test_posteriors_against_scipy() -> None:
     points, _ = elongated()
     mixture = Mixture(3, 3)
-    likelihood = mixture.fit(points, seed=1)
+    mixture.fit(sample_of(points), seed=1)
     standard = ((points - points.mean(0)) / points.std(0, unbiased=False)).numpy()
     joint = []
     for centre, matrix, offset in zip(
@@ -55,18 +60,66 @@ def test_posteriors_against_scipy() -> None:
     expected = torch.from_numpy(np.stack(joint)).log_softmax(0)
     found = mixture(points.float().T[None, :, None, :])[0, :, 0]
     torch.testing.assert_close(found.double(), expected, atol=2e-3, rtol=2e-3)
-    assert likelihood == pytest.approx(float(np.logaddexp.reduce(joint, 0).mean()), abs=1e-3)
 
 
 def test_one_cluster_is_the_normal_distribution() -> None:
     points, _ = elongated()
     mixture = Mixture(1, 3)
-    likelihood = mixture.fit(points, seed=0)
+    mixture.fit(sample_of(points), seed=0)
     standard = ((points - points.mean(0)) / points.std(0, unbiased=False)).numpy()
     covariance = np.cov(standard.T, bias=True) + RIDGE * np.eye(3)
-    expected = multivariate_normal(standard.mean(0), covariance).logpdf(standard).mean()
-    assert likelihood == pytest.approx(expected, abs=1e-6)
+    root = mixture.whitening[0].double()
+    np.testing.assert_allclose(torch.linalg.inv(root.T @ root).numpy(), covariance, atol=1e-5)
+    np.testing.assert_allclose(mixture.centres[0].numpy(), 0, atol=1e-6)
+    # The density at the centre, by hand.
+    expected = -0.5 * np.log(np.linalg.det(2 * np.pi * covariance))
+    assert float(mixture.offsets[0]) == pytest.approx(expected, abs=1e-5)
     assert set(clusters_of(mixture, points).tolist()) == {0}
+
+
+def test_every_region_of_an_image_weighs_the_same() -> None:
+    """Ten places, eight of one cluster and two of another; shares are certain.
+
+    A place's weight is the inverse of its cluster's share of the image, shares being those of ten places and four more
+    of the usual ones, (8 + 4 × 0.8) / 14 and (2 + 4 × 0.2) / 14, brought to a mean of 1.
+    """
+    shares = torch.tensor([[1.0, 0.0]] * 8 + [[0.0, 1.0]] * 2, dtype=torch.float64)
+    sample = sample_of(torch.zeros(10, 3))
+    weights = Mixture(2, 3)._weights(sample, shares)
+    raw = np.array([1 / 0.8] * 8 + [1 / 0.2] * 2)
+    np.testing.assert_allclose(weights.numpy(), raw / raw.mean())
+    assert float(weights[:8].sum()) == pytest.approx(float(weights[8:].sum()))
+    plain = Mixture(2, 3, by_region=False)._weights(sample, shares)
+    assert plain.tolist() == [1.0] * 10
+
+
+def test_images_weigh_as_much_as_they_have_points() -> None:
+    draw = torch.Generator().manual_seed(0)
+    shares = torch.rand(30, 4, generator=draw, dtype=torch.float64).softmax(1)
+    images = torch.tensor([0] * 10 + [2] * 20)
+    weights = Mixture(4, 3)._weights(Sample(torch.zeros(30, 3), images), shares)
+    sums = [float(weights[images == image].sum()) for image in (0, 2)]
+    assert sums == pytest.approx([10, 20])
+
+
+def test_an_images_own_shares_settle_what_looks_alike() -> None:
+    """Two overlapping clusters; one image has nearly only the first, another nearly only the second."""
+    draw = np.random.default_rng(0)
+    first, second = (draw.normal(size=(1000, 3)) + np.array([x, 0, 0]) for x in (1.0, -1.0))
+    # A third of each lies so far off that it says surely which cluster it is of.
+    first[:300, 0] += 5
+    second[:300, 0] -= 5
+    points = torch.from_numpy(np.concatenate((first, second)))
+    images = torch.arange(2).repeat_interleave(1000)
+    scores = []
+    for caution in (0.0, CAUTION):
+        mixture = Mixture(2, 3, caution=caution)
+        mixture.fit(Sample(points, images), seed=0)
+        maps = points.float().view(2, 1, 1000, 3).movedim(-1, 1)
+        found = mixture.adapted(mixture(maps)).argmax(1)[:, 0]
+        right = float((found == torch.tensor([[0], [1]])).float().mean())
+        scores.append(max(right, 1 - right))
+    assert scores[1] > scores[0] + 0.02
 
 
 def test_consensus_pairs_clusters_whatever_their_order() -> None:
@@ -92,8 +145,8 @@ def test_empty_clusters_are_paired_with_each_other() -> None:
 def test_the_same_seed_gives_the_same_mixture() -> None:
     points, _ = elongated()
     one, two = Mixture(3, 3), Mixture(3, 3)
-    one.fit(points, seed=5)
-    two.fit(points, seed=5)
+    one.fit(sample_of(points), seed=5)
+    two.fit(sample_of(points), seed=5)
     for name, value in one.state_dict().items():
         assert torch.equal(value, two.state_dict()[name]), name
 
@@ -102,14 +155,14 @@ def test_a_constant_channel_does_no_harm() -> None:
     points, _ = elongated()
     points[:, 1] = 7.0
     mixture = Mixture(3, 3)
-    mixture.fit(points, seed=0)
+    mixture.fit(sample_of(points), seed=0)
     assert bool(mixture(points.float().T[None, :, None, :]).isfinite().all())
 
 
 def test_posteriors_add_up_to_one_far_away_too() -> None:
     points, _ = elongated()
     mixture = Mixture(3, 3)
-    mixture.fit(points, seed=0)
+    mixture.fit(sample_of(points), seed=0)
     logs = mixture(torch.full((1, 3, 2, 2), 1e3))
     torch.testing.assert_close(logs.exp().sum(1), torch.ones(1, 2, 2))
 
@@ -128,6 +181,12 @@ def test_a_certain_place_stays_and_an_unsure_one_follows_its_image() -> None:
     torch.testing.assert_close(found[1], torch.full((2, 1, 10), 0.5))
 
 
+def test_without_caution_nothing_is_adapted() -> None:
+    scores = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    found = Mixture(3, 3, caution=0.0).adapted(scores)
+    torch.testing.assert_close(found, scores.log_softmax(1))
+
+
 def test_nothing_is_left_to_gradients() -> None:
     mixture = Mixture(4)
     assert not list(mixture.parameters())
@@ -143,9 +202,9 @@ def test_nothing_is_left_to_gradients() -> None:
 
 def test_too_few_points() -> None:
     with pytest.raises(InputError, match="5 points cannot make 6 clusters"):
-        Mixture(6, 3).fit(torch.rand(5, 3), seed=0)
+        Mixture(6, 3).fit(sample_of(torch.rand(5, 3)), seed=0)
 
 
 def test_points_that_are_not_finite() -> None:
     with pytest.raises(NumericError, match="not finite"):
-        Mixture(2, 3).fit(torch.full((50, 3), float("nan")), seed=0)
+        Mixture(2, 3).fit(sample_of(torch.full((50, 3), float("nan"))), seed=0)

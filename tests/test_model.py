@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from densesiam_seg.appearance import CHANNELS
 from densesiam_seg.colour import normalise
 from densesiam_seg.draws import Geometry
 from densesiam_seg.encoder import Encoder
@@ -21,6 +22,7 @@ from densesiam_seg.heads import (
     region_predictor,
     region_projector,
 )
+from densesiam_seg.mixture import Sample
 from densesiam_seg.model import SHARPNESS, Architecture, DenseSiam, build_network
 from densesiam_seg.randomness import Stream, torch_seed
 from densesiam_seg.views import ViewPair
@@ -261,7 +263,8 @@ class TestMixture:
         network = build_network(Architecture(channels=8, clusters=3, mixture=True), seed=0).eval()
         assert network.mixture is not None
         draw = torch.Generator().manual_seed(0)
-        network.mixture.fit(torch.randn(500, 10, generator=draw), seed=0)
+        points = torch.randn(500, CHANNELS, generator=draw)
+        network.mixture.fit(Sample(points, torch.arange(500) // 100), seed=0)
         return network
 
     def test_the_weights_are_those_without_it(self, joined: DenseSiam) -> None:
