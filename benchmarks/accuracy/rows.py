@@ -136,8 +136,13 @@ def ablation_rows() -> dict[str, Row]:
         ),
         "mixture-as-fitted": Row(
             "the mixture alone, the same shares in every image",
-            mixture_of("mixture, shares as fitted", adapt=False),
+            mixture_of("mixture, shares as fitted", caution=0.0),
             "as fitted",
+        ),
+        "mixture-by-place": Row(
+            "the mixture alone, every place weighs the same",
+            mixture_of("mixture, by place", by_region=False),
+            "by place",
         ),
         "appearance": Row("k-means of what the mixture sees", APPEARANCE, "appearance"),
         **{
