@@ -257,7 +257,7 @@ _PICIE: Mapping[str, Any] = {
 }
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "densesiam": {},
-    "pixsim": {"region_weight": 0.0},
+    "pixsim": {"region_weight": 0.0, "prior": "none"},
     "simsiam": {
         "image_weight": 1.0,
         "pixel_weight": 0.0,
@@ -278,10 +278,13 @@ PRIOR_STEPS: Mapping[str, int] = {"fast": 60, "balanced": 100}
 FROM_SCRATCH: Mapping[str, Any] = {
     "prior": "mixture",
     "schedule": "cosine",
+    "pixel_weight": 0.0,
     "over_cluster_weight": 0.0,
-    "balance": "none",
+    "segmentation_weight": 0.0,
+    "region_weight": 0.0,
 }
-"""What the small presets add to the plain method (docs/recipe.md has the measurements)."""
+"""What the small presets change in the plain method: clusters that are there from the start need none of its losses to
+be found, and gain nothing by them (docs/recipe.md has the measurements)."""
 
 
 def train_preset(

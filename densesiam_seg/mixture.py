@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from numpy.random import Generator
 from torch import Tensor, nn
 
 from densesiam_seg.appearance import CHANNELS
@@ -37,8 +38,8 @@ HELD = 1 << 28
 ITERATIONS, LEAST_ITERATIONS = 30, 15
 RIDGE = 0.1
 """Added to the variances of standardised channels: a cluster cannot shrink onto a few like points."""
-PART = 4
-"""Each fit sees one in so many of the points."""
+PART = 2
+"""Each fit sees one in so many of the images. Were it places of all of them, too few would tell an image's shares."""
 LEAST = 50
 """Points per cluster that a fit sees at least, where there are so many."""
 ROUNDS = 3
@@ -63,9 +64,15 @@ class Sample:
     points: Tensor
     images: Tensor
 
-    def of(self, chosen: Tensor) -> Sample:
-        """Those points alone."""
-        return Sample(self.points[chosen], self.images[chosen])
+    def part(self, count: int, draw: Generator) -> Sample:
+        """The points of so many images, drawn at random, that they are at least `count`, or all points."""
+        sizes = self.images.bincount()
+        order = torch.from_numpy(draw.permutation(len(sizes)))
+        before = sizes[order].cumsum(0) - sizes[order]
+        chosen = torch.zeros(len(sizes), dtype=torch.bool)
+        chosen[order[before < count]] = True
+        held = chosen[self.images]
+        return Sample(self.points[held], self.images[held])
 
 
 class Mixture(nn.Module):
@@ -149,14 +156,15 @@ class Mixture(nn.Module):
         self.shares.copy_(shares.mean(0))
 
     def _one_fit(self, sample: Sample, seed: int, turn: int) -> tuple[float, Tensor]:
-        """Expectation-maximisation from k-means on some of the points, by (seed, turn).
+        """Expectation-maximisation from k-means on some of the images, by (seed, turn).
 
         Returns its mean log-likelihood per point of those and its shares (N, K) of all.
         """
         clusters, caution = len(self.centres), self.caution
-        draw = generator(seed, Stream.PIXELS, round_=1 + turn)
-        count = max(len(sample.points) // PART, min(len(sample.points), LEAST * clusters))
-        part = sample.of(torch.from_numpy(draw.permutation(len(sample.points))[:count]))
+        part = sample.part(
+            max(len(sample.points) // PART, LEAST * clusters),
+            generator(seed, Stream.PIXELS, round_=1 + turn),
+        )
         centres = kmeans(part.points.float(), clusters, seed=seed + turn).centres
         labels = assign(part.points.float(), centres)
         shares = nn.functional.one_hot(labels, clusters).double()

@@ -102,6 +102,18 @@ def test_images_weigh_as_much_as_they_have_points() -> None:
     assert sums == pytest.approx([10, 20])
 
 
+def test_a_part_is_of_whole_images() -> None:
+    images = torch.tensor([0, 0, 2, 0, 2, 3, 3, 3, 3, 3])
+    sample = Sample(torch.arange(10.0)[:, None], images)
+    for seed in range(20):
+        part = sample.part(4, np.random.default_rng(seed))
+        kept = part.images.unique()
+        assert torch.equal(part.points[:, 0], torch.isin(images, kept).nonzero()[:, 0].float())
+        sizes = [int((images == image).sum()) for image in kept]
+        assert len(part.points) >= 4 > sum(sizes) - max(sizes)
+    assert len(sample.part(11, np.random.default_rng(0)).points) == 10
+
+
 def test_an_images_own_shares_settle_what_looks_alike() -> None:
     """Two overlapping clusters; one image has nearly only the first, another nearly only the second."""
     draw = np.random.default_rng(0)

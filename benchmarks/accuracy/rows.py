@@ -111,10 +111,11 @@ ROWS: Mapping[str, Row] = {
 }
 
 ABLATIONS: Mapping[str, Mapping[str, Any]] = {
-    "none of DenseSiam's losses": {
-        "pixel_weight": 0.0,
-        "segmentation_weight": 0.0,
-        "region_weight": 0.0,
+    "with DenseSiam's losses": {
+        "pixel_weight": 1.0,
+        "segmentation_weight": 1.0,
+        "balance": "none",
+        "region_weight": 0.1,
     },
     "with over-clustering": {"over_cluster_weight": 1.0},
     "one learning rate throughout": {"schedule": "constant"},
