@@ -422,7 +422,7 @@ class TestPresets:
 
     def test_the_ablations_switch_losses_off(self) -> None:
         assert METHODS["densesiam"] == {}
-        assert METHODS["pixsim"] == {"region_weight": 0.0}
+        assert METHODS["pixsim"] == {"region_weight": 0.0, "prior": "none"}
         weights = {name: value for name, value in METHODS["simsiam"].items() if value}
         assert weights == {"image_weight": 1.0, "prior": "none"}
         assert len(METHODS["simsiam"]) == 6
