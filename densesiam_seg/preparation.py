@@ -7,7 +7,7 @@ import time
 import tomllib
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,6 +51,8 @@ class Recipe:
     fit: Fit
     build: Callable[[RunConfig, ImageStore, torch.device, torch.dtype], Method]
     """Settings → the method with its network, all initial weights being functions of the seed."""
+    with_weights: Mapping[str, Any] = field(default_factory=dict)
+    """Settings that are others where weights were found, but for what is given."""
 
 
 @dataclass(frozen=True)
@@ -96,22 +98,30 @@ def fresh(
     yield from _decode(store, run)
     yield from _report_skipped(run.folder, store.manifest, max_bad)
     # Files that turned out bad change how many steps an epoch has.
-    config = with_settings(run.recipe.preset(name, len(store), gpu, settings)[1], settings)
+    images = len(store)
+    config = with_settings(run.recipe.preset(name, images, gpu, settings)[1], settings)
+    training = _build(run, config, store, device)
+    if initial:
+        done = _take_over(training.network, *initial)
+    else:
+        done = load_encoder(training.network.encoder, config.backbone, config.weights)
+        if not done.endswith(SCRATCH):
+            # Only now is it known whether there are weights: `auto` takes what can be had.
+            given = {**run.recipe.with_weights, **settings}
+            config = with_settings(run.recipe.preset(name, images, gpu, given)[1], given)
+            if config != training.config:
+                encoder = training.network.encoder.state_dict()
+                training = _build(run, config, store, device)
+                training.network.encoder.load_state_dict(encoder)
     replace_text(
         run.folder / "config.toml",
         f"# preset {name}, densesiam-seg {densesiam_seg.__version__}\n{config.to_toml()}",
     )
     replace_json(run.folder / "dataset.json", store.manifest.to_dict())
     yield Notice(f"preset {name}: {_summary(config)}")
-
-    training = _build(run, config, store, device)
-    if initial:
-        yield Notice(_take_over(training.network, *initial))
-    else:
-        done = load_encoder(training.network.encoder, config.backbone, config.weights)
-        yield Notice(done)
-        if config.freeze and done.endswith(SCRATCH):
-            yield Notice("the frozen backbone is untrained; give it --weights", warning=True)
+    yield Notice(done)
+    if config.freeze and done.endswith(SCRATCH):
+        yield Notice("the frozen backbone is untrained; give it --weights", warning=True)
     facts = environment()
     replace_json(run.folder / "env.json", {**facts, "fingerprint": numerics(training, facts)})
     require_space(run.folder, space_needed(training.state()[0]))
@@ -319,6 +329,7 @@ def _shown(size: int) -> str:
 def _summary(config: RunConfig) -> str:
     shown = (
         "method",
+        "prior",
         "correspondence",
         "image_size",
         "batch_size",

@@ -67,4 +67,12 @@ def _build(
     return Siamese(network, config)
 
 
-RECIPE = Recipe("train", TrainConfig, _preset, "crop", _build)
+RECIPE = Recipe(
+    "train",
+    TrainConfig,
+    _preset,
+    "crop",
+    _build,
+    # Weights know more than colours do, and the plain method is what is published for them.
+    with_weights={"prior": "none"},
+)

@@ -115,6 +115,24 @@ class TestMethods:
         assert len(last.shares) == 4
         assert Segmenter.load(tmp_path, device="cpu").card.readout == "head"
 
+    def test_weights_make_it_the_plain_method_unless_a_prior_is_given(
+        self, image_folder: Path, one_epoch: dict[str, Any], tmp_path: Path
+    ) -> None:
+        train(image_folder, tmp_path / "a", **one_epoch)
+        options = {**one_epoch, "learning_rate": 1e-12, "weights": str(tmp_path / "a")}
+        for out, given, losses in (
+            ("plain", {}, LOSSES["pixsim"] | {"region"}),
+            ("mixture", {"prior": "mixture"}, LOSSES["densesiam"]),
+        ):
+            last = train(image_folder, tmp_path / out, **options, **given).last
+            assert last is not None and last.losses.keys() == losses | {"total"}
+            one, other = (
+                Segmenter.load(tmp_path / run, device="cpu").network.encoder.backbone.state_dict()
+                for run in ("a", out)
+            )
+            for name in (name for name in one if name.endswith("weight")):
+                torch.testing.assert_close(one[name], other[name])
+
     def test_more_clusters_than_pixels_are_refused(
         self, image_folder: Path, one_epoch: dict[str, Any], tmp_path: Path
     ) -> None:
