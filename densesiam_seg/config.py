@@ -277,7 +277,6 @@ PRIOR_STEPS: Mapping[str, int] = {"fast": 60, "balanced": 100}
 """Learning clusters that are there from the start takes fewer steps than finding them."""
 FROM_SCRATCH: Mapping[str, Any] = {
     "prior": "mixture",
-    "schedule": "cosine",
     "pixel_weight": 0.0,
     "over_cluster_weight": 0.0,
     "segmentation_weight": 0.0,

@@ -118,7 +118,7 @@ ABLATIONS: Mapping[str, Mapping[str, Any]] = {
         "region_weight": 0.1,
     },
     "with over-clustering": {"over_cluster_weight": 1.0},
-    "one learning rate throughout": {"schedule": "constant"},
+    "with a cosine schedule": {"schedule": "cosine"},
 }
 """What each line of `--ablation` changes in ours; it is scored on the training split, and val is left alone."""
 
