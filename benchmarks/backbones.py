@@ -73,7 +73,7 @@ def line(name: str, paths: list[Path], settings: dict[str, Any]) -> str:
 
 def training_of(paths: list[Path], settings: dict[str, Any]) -> Training:
     """A loop over these images in memory."""
-    _, base = train_preset("balanced", len(paths), gpu=False)
+    _, base = train_preset("balanced", len(paths), gpu=False, prior=False)
     config = with_settings(base, {"weights": "none", "threads": 1, **settings})
     store = ImageStore(scan(paths), 2 * config.image_size, max_pixels=config.max_pixels, keep="ram")
     for _ in store.prepare():

@@ -4,9 +4,7 @@ Axes: B images, D channels, H W image size, h w map size.
 
 Colours are logarithms: a change of light multiplies all three, which moves the luminance and leaves the
 log-chromaticities, differences of logarithms, nearly as they were (Finlayson and Hordley, "Color constancy at a
-pixel", 2001). Texture is the logarithm of the local contrast, whose spread within a material is even, and the lean of
-the edges: whether luminance changes more from left to right, as at walls and trunks, or from top to bottom, as on
-roads and water.
+pixel", 2001). Texture is the logarithm of the local contrast, whose spread within a material is even.
 """
 
 from __future__ import annotations
@@ -15,16 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-CHANNELS = 12
-"""Luminance, two chromaticities and contrast near and around, lean around and wide, y and x."""
-NEAR, AROUND, WIDE = 3, 9, 17
-"""Sides of the windows, in cells of half the features' stride: 6, 18 and 34 pixels of the image at stride 4."""
+CHANNELS = 10
+"""Luminance and two chromaticities near and around, contrast near and around, y and x."""
+NEAR, AROUND = 3, 9
+"""Sides of the windows, in cells of half the features' stride: 6 and 18 pixels of the image at stride 4."""
 DARK = 0.05
 """Added to intensities in [0, 1] before the logarithm, so that the noise of dark places does not count."""
 FLAT = 0.01
 """Added to contrasts before the logarithm."""
-EDGELESS = 0.02
-"""Added to the mean steps of log luminance before the logarithm."""
 
 
 def appearance(images: Tensor, size: tuple[int, int]) -> Tensor:
@@ -39,13 +35,10 @@ def appearance(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _appearance(images: Tensor, height: int, width: int) -> Tensor:
     # Two cells a side for each place: windows then have a centre, and the mean of four cells is the place's value.
-    # Edges are found between pixels, two a side for each cell.
-    pixels = F.interpolate(images, (4 * height, 4 * width), mode="area")
-    cells = F.avg_pool2d(pixels, 2)
+    cells = F.interpolate(images, (2 * height, 2 * width), mode="area")
     luminance = cells.mean(1, keepdim=True)
     red, green, blue = (cells + DARK).log().unbind(1)
     colour = torch.stack((red - green, blue - green), 1)
-    across, down = _steps((pixels.mean(1, keepdim=True) + DARK).log())
     maps = [
         (_mean(luminance, NEAR) + DARK).log(),
         (_mean(luminance, AROUND) + DARK).log(),
@@ -53,8 +46,6 @@ def _appearance(images: Tensor, height: int, width: int) -> Tensor:
         _mean(colour, AROUND),
         _log_contrast(luminance, NEAR),
         _log_contrast(luminance, AROUND),
-        _lean(across, down, AROUND),
-        _lean(across, down, WIDE),
     ]
     places = F.avg_pool2d(torch.cat(maps, 1), 2)
     return torch.cat((places, position(len(images), (height, width), places.device)), 1)
@@ -76,19 +67,3 @@ def _mean(maps: Tensor, side: int) -> Tensor:
 def _log_contrast(luminance: Tensor, side: int) -> Tensor:
     variance = _mean(luminance.square(), side) - _mean(luminance, side).square()
     return (variance.clamp(min=0).sqrt() + FLAT).log()
-
-
-def _steps(logs: Tensor) -> tuple[Tensor, Tensor]:
-    """Sizes of the steps from pixel to pixel, left to right and top to bottom, as the mean of each cell's pixels.
-
-    A pixel has the mean of the steps to both sides; at the border it has one step.
-    """
-    across, down = logs.diff(dim=3).abs(), logs.diff(dim=2).abs()
-    across = F.avg_pool2d(F.pad(across, (1, 1, 0, 0), mode="replicate"), (1, 2), 1)
-    down = F.avg_pool2d(F.pad(down, (0, 0, 1, 1), mode="replicate"), (2, 1), 1)
-    return F.avg_pool2d(across, 2), F.avg_pool2d(down, 2)
-
-
-def _lean(across: Tensor, down: Tensor, side: int) -> Tensor:
-    """0 where luminance changes as much in both directions, above where it changes more from left to right."""
-    return (_mean(across, side) + EDGELESS).log() - (_mean(down, side) + EDGELESS).log()

@@ -110,17 +110,15 @@ def mixture_masks(
     seed: int,
     restarts: int = RESTARTS,
     caution: float = CAUTION,
-    by_region: bool = True,
 ) -> Masker:
     """Masks by the mixture that `train` starts from, fitted to `count` images, without a network.
 
-    `caution`: how far an image's own shares of clusters count; `by_region`: in the fit every region of an image
-    weighs the same.
+    `caution`: how far an image's own shares of clusters count.
     """
     places = Places(count, seed)
     for index, image in enumerate(images()):
         places.add(seen(image[None]), index)
-    mixture = Mixture(clusters, caution=caution, by_region=by_region)
+    mixture = Mixture(clusters, caution=caution)
     mixture.fit(places.sample(), seed=seed, restarts=restarts)
 
     def mask_of(image: Tensor, protocol: Protocol, height: int, width: int) -> Mask:

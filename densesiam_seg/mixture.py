@@ -1,20 +1,14 @@
 """A mixture of K Gaussians over appearance: the clusters that training starts from.
 
-Axes: N points, K clusters, D channels, I B images, h w map size.
+Axes: N points, K clusters, D channels, B images, h w map size.
 
 k-means cuts space into cells of like size and shape, so it divides a road, which is wide in position and narrow in
 colour, into several clusters. A Gaussian with a full covariance takes the road's shape, and its weight the road's
 share of the pixels (Carson et al., "Blobworld", 2002, cluster single images so).
 
-What makes it find the things in images rather than the lumps of a histogram (docs/recipe.md has what each is worth):
-
-- Every region of an image, which is what it has of one cluster, weighs the same, whatever its size. Another square
-  metre of asphalt is hardly new evidence, and a plain fit spends its clusters on dividing what is large.
-- Each image has its own shares of the clusters, in the fit and in its use. One over all images expects every cluster
-  everywhere; a night scene has no daylight sky.
-- Expectation-maximisation ends in another optimum from every start, and the likeliest is not the best segmentation. So
-  many fits are joined: their clusters are paired, their shares of each point averaged (Strehl and Ghosh, "Cluster
-  ensembles", 2002), and one mixture is fitted to that. What single fits divide by chance comes together.
+Expectation-maximisation ends in another optimum from every start, and the likeliest is not the best segmentation
+(docs/recipe.md). So many fits are joined: their clusters are paired, their shares of each point averaged (Strehl and
+Ghosh, "Cluster ensembles", 2002), and one mixture is fitted to that. What single fits divide by chance comes together.
 """
 
 from __future__ import annotations
@@ -35,11 +29,12 @@ from densesiam_seg.randomness import Stream, generator
 RESTARTS = 16
 HELD = 1 << 28
 """Bytes of shares that may be held at once; very many clusters have fewer restarts."""
-ITERATIONS, LEAST_ITERATIONS = 30, 15
+ITERATIONS = 30
 RIDGE = 0.1
 """Added to the variances of standardised channels: a cluster cannot shrink onto a few like points."""
 PART = 2
-"""Each fit sees one in so many of the images. Were it places of all of them, too few would tell an image's shares."""
+"""Each fit sees one in so many of the images: fits to other images differ more than fits to other places of the same,
+and their mean is the better for it."""
 LEAST = 50
 """Points per cluster that a fit sees at least, where there are so many."""
 ROUNDS = 3
@@ -49,12 +44,8 @@ CAUTION = 0.5
 """How far an image's own shares count: 1 where its places were independent evidence of them, which they are not."""
 SMOOTHING = 0.01
 """How much of the usual shares is mixed into an image's own, so that no cluster is ruled out."""
-PSEUDO = 4
-"""The same in a fit, which sees few places of an image: as if so many more had the usual shares."""
-SETTLED = 1e-3
-"""Mean log-likelihood per point that an iteration must move, or the fit is done."""
-NOTHING = 1e-12
-"""In the place of a share of 0, which has no logarithm."""
+SETTLED = 1e-4
+"""Mean log-likelihood per point that an iteration must gain, or the fit is done."""
 
 
 @dataclass(frozen=True)
@@ -64,35 +55,27 @@ class Sample:
     points: Tensor
     images: Tensor
 
-    def part(self, count: int, draw: Generator) -> Sample:
+    def part(self, count: int, draw: Generator) -> Tensor:
         """The points of so many images, drawn at random, that they are at least `count`, or all points."""
         sizes = self.images.bincount()
         order = torch.from_numpy(draw.permutation(len(sizes)))
         before = sizes[order].cumsum(0) - sizes[order]
         chosen = torch.zeros(len(sizes), dtype=torch.bool)
         chosen[order[before < count]] = True
-        held = chosen[self.images]
-        return Sample(self.points[held], self.images[held])
+        return self.points[chosen[self.images]]
 
 
 class Mixture(nn.Module):
     """Log-posteriors of the clusters. Its tensors are buffers: nothing of it is trained by gradients.
 
-    `caution`: how far an image's own shares of clusters count, from 0 to 1. `by_region`: in the fit every region of an
-    image weighs the same; otherwise every place does.
+    `caution`: how far an image's own shares of clusters count, from 0 to 1.
     """
 
     def __init__(
-        self,
-        clusters: int,
-        channels: int = CHANNELS,
-        *,
-        caution: float = CAUTION,
-        by_region: bool = True,
+        self, clusters: int, channels: int = CHANNELS, *, caution: float = CAUTION
     ) -> None:
         super().__init__()
         self.caution = caution
-        self.by_region = by_region
         self.mean: Tensor
         self.deviation: Tensor
         self.centres: Tensor
@@ -121,8 +104,9 @@ class Mixture(nn.Module):
     def adapted(self, scores: Tensor) -> Tensor:
         """Scores (B, K, h, w) whose softmax are posteriors → log-posteriors under each image's own shares of clusters.
 
-        Expectation-maximisation of the shares alone, each image by itself (Saerens et al., "Adjusting the outputs of a
-        classifier to new a priori probabilities", 2002, section 2.2).
+        A fit over all images expects every cluster everywhere; a night scene has no daylight sky. Expectation-
+        maximisation of the shares alone, each image by itself (Saerens et al., "Adjusting the outputs of a classifier
+        to new a priori probabilities", 2002, section 2.2).
         """
         logs = scores.log_softmax(1)
         usual = self.shares.view(-1, 1, 1)
@@ -145,54 +129,15 @@ class Mixture(nn.Module):
         deviation = torch.where(deviation > 1e-6, deviation, 1.0)
         standard = Sample((points - mean) / deviation, sample.images.cpu())
         room = HELD // (8 * len(points) * len(self.centres))
-        found = [self._one_fit(standard, seed, turn) for turn in range(max(min(restarts, room), 1))]
+        judged = [
+            _judged(standard.points, _fit(standard, len(self.centres), seed, turn))
+            for turn in range(max(min(restarts, room), 1))
+        ]
         # The likeliest names the clusters that the others are paired with.
-        found.sort(key=lambda each: -each[0])
-        shares = consensus([each for _, each in found])
-        fit = _maximised(standard.points, shares, self._weights(standard, shares))
+        judged.sort(key=lambda each: -each.likelihood)
+        fit = _maximised(standard.points, consensus([each.shares for each in judged]))
         for name, value in (("mean", mean), ("deviation", deviation), *fit.tensors().items()):
             getattr(self, name).copy_(value)
-        # The fit's weights are those of the evidence; an image's places are counted one by one.
-        self.shares.copy_(shares.mean(0))
-
-    def _one_fit(self, sample: Sample, seed: int, turn: int) -> tuple[float, Tensor]:
-        """Expectation-maximisation from k-means on some of the images, by (seed, turn).
-
-        Returns its mean log-likelihood per point of those and its shares (N, K) of all.
-        """
-        clusters, caution = len(self.centres), self.caution
-        part = sample.part(
-            max(len(sample.points) // PART, LEAST * clusters),
-            generator(seed, Stream.PIXELS, round_=1 + turn),
-        )
-        centres = kmeans(part.points.float(), clusters, seed=seed + turn).centres
-        labels = assign(part.points.float(), centres)
-        shares = nn.functional.one_hot(labels, clusters).double()
-        tilts = torch.zeros(int(sample.images.max()) + 1, clusters, dtype=torch.float64)
-        likelihood = -math.inf
-        for turns in range(ITERATIONS):
-            before = likelihood
-            fit = _maximised(part.points, shares, self._weights(part, shares))
-            likelihood, shares = _expected(part, fit, tilts)
-            tilts = caution * _tilts(shares, part.images, len(tilts))
-            # Weights that follow the regions make it no climb to one summit: a few rounds always, then until it rests.
-            if turns > LEAST_ITERATIONS and abs(likelihood - before) < SETTLED:
-                break
-        tilts = torch.zeros_like(tilts)
-        for _ in range(ADAPTATIONS + 1):
-            _, shares = _expected(sample, fit, tilts)
-            tilts = caution * _tilts(shares, sample.images, len(tilts))
-        return likelihood, shares
-
-    def _weights(self, sample: Sample, shares: Tensor) -> Tensor:
-        """How much each point counts (N,), 1 on average in each image."""
-        if not self.by_region:
-            return torch.ones(len(shares), dtype=shares.dtype)
-        count = int(sample.images.max()) + 1
-        own, places = _own_shares(shares, sample.images, count)
-        weights = (shares / own[sample.images]).sum(1)
-        totals = torch.zeros(count, dtype=shares.dtype).index_add_(0, sample.images, weights)
-        return weights / (totals / places.clamp(min=1))[sample.images]
 
 
 def consensus(shares: Sequence[Tensor]) -> Tensor:
@@ -227,31 +172,38 @@ class Fit:
         return {name: getattr(self, name) for name in names}
 
 
-def _expected(sample: Sample, fit: Fit, tilts: Tensor) -> tuple[float, Tensor]:
-    """Mean log-likelihood per point and shares (N, K), under images' own shares, `tilts` (I, K)."""
-    joint = _log_joint(sample.points, fit.centres, fit.whitening, fit.offsets)
-    joint += tilts[sample.images]
+@dataclass(frozen=True)
+class _Judged:
+    """A fit, the mean log-likelihood of points under it, and their shares of its clusters (N, K)."""
+
+    fit: Fit
+    likelihood: float
+    shares: Tensor
+
+
+def _judged(points: Tensor, fit: Fit) -> _Judged:
+    joint = _log_joint(points, fit.centres, fit.whitening, fit.offsets)
     evidence = joint.logsumexp(1, keepdim=True)
-    return float(evidence.mean()), (joint - evidence).exp()
+    return _Judged(fit, float(evidence.mean()), (joint - evidence).exp())
 
 
-def _tilts(shares: Tensor, images: Tensor, count: int) -> Tensor:
-    """Logarithms (I, K) of how much larger a cluster's share is in an image than in all."""
-    own, _ = _own_shares(shares, images, count)
-    return (own / shares.mean(0).clamp(min=NOTHING)).clamp(min=NOTHING).log()
+def _fit(sample: Sample, clusters: int, seed: int, turn: int) -> Fit:
+    """Expectation-maximisation from k-means on some of the images, by (seed, turn)."""
+    draw = generator(seed, Stream.PIXELS, round_=1 + turn)
+    part = sample.part(max(len(sample.points) // PART, LEAST * clusters), draw)
+    start = kmeans(part.float(), clusters, seed=seed + turn)
+    labels = assign(part.float(), start.centres)
+    fit, before = _maximised(part, nn.functional.one_hot(labels, clusters).double()), -math.inf
+    for _ in range(ITERATIONS):
+        found = _judged(part, fit)
+        if found.likelihood - before < SETTLED:
+            break
+        fit, before = _maximised(part, found.shares), found.likelihood
+    return fit
 
 
-def _own_shares(shares: Tensor, images: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Each image's shares of the clusters (I, K), never quite nothing, and how many points it has (I,)."""
-    sums = torch.zeros(count, shares.shape[1], dtype=shares.dtype).index_add_(0, images, shares)
-    places = sums.sum(1)
-    own = (sums + PSEUDO * shares.mean(0)) / (places + PSEUDO)[:, None]
-    return own.clamp(min=NOTHING), places
-
-
-def _maximised(points: Tensor, shares: Tensor, weights: Tensor) -> Fit:
-    """The Gaussians that fit best to points that belong to clusters by `shares` (N, K), each as much as it weighs."""
-    shares = shares * weights[:, None]
+def _maximised(points: Tensor, shares: Tensor) -> Fit:
+    """The Gaussians that fit best to points (N, D) that belong to clusters by `shares` (N, K)."""
     clusters, channels = shares.shape[1], points.shape[1]
     counts = shares.sum(0).clamp(min=1.0)
     centres = shares.T @ points / counts[:, None]
@@ -266,9 +218,9 @@ def _maximised(points: Tensor, shares: Tensor, weights: Tensor) -> Fit:
         roots, torch.eye(channels, dtype=torch.float64).expand_as(roots), upper=False
     )
     volumes = roots.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    weight = counts / counts.sum()
-    offsets = weight.log() - volumes - 0.5 * channels * math.log(2 * math.pi)
-    return Fit(centres, whitening, offsets, weight)
+    weights = counts / counts.sum()
+    offsets = weights.log() - volumes - 0.5 * channels * math.log(2 * math.pi)
+    return Fit(centres, whitening, offsets, weights)
 
 
 def _log_joint(points: Tensor, centres: Tensor, whitening: Tensor, offsets: Tensor) -> Tensor:

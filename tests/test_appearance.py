@@ -8,17 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from densesiam_seg.appearance import (
-    AROUND,
-    CHANNELS,
-    DARK,
-    EDGELESS,
-    FLAT,
-    NEAR,
-    WIDE,
-    appearance,
-    position,
-)
+from densesiam_seg.appearance import AROUND, CHANNELS, DARK, FLAT, NEAR, appearance, position
 
 
 def noise(height: int, width: int, seed: int = 0) -> torch.Tensor:
@@ -32,7 +22,6 @@ def test_a_flat_image_by_hand() -> None:
     luminance = math.log(0.7 / 3 + DARK)
     colours = [math.log(0.45 / 0.25), math.log(0.15 / 0.25)]
     expected = [luminance, luminance, *colours, *colours, math.log(FLAT), math.log(FLAT)]
-    expected += [0.0, 0.0]  # No edge, so no lean.
     for found, value in zip(maps[0], expected, strict=False):
         torch.testing.assert_close(found, torch.full((6, 6), value), atol=2e-2, rtol=0)
 
@@ -77,61 +66,6 @@ def test_against_loops() -> None:
                     spreads.append([np.log(light[image][w].std() + FLAT) for w in windows])
                 expected = [float(np.mean(values)) for values in (*means, *colours, *spreads)]
                 np.testing.assert_allclose(found[image, :8, row, column], expected, atol=1e-4)
-
-
-def steps(logs: np.ndarray, axis: int) -> np.ndarray:
-    """Each pixel's mean step to its two neighbours along an axis; at the border it has one."""
-    found = np.zeros_like(logs)
-    last = logs.shape[axis] - 1
-    for place in np.ndindex(*logs.shape):
-        sizes = []
-        for offset in (-1, 1):
-            other = list(place)
-            other[axis] += offset
-            if 0 <= other[axis] <= last:
-                sizes.append(abs(logs[tuple(other)] - logs[place]))
-        found[place] = np.mean(sizes)
-    return found
-
-
-def test_lean_against_loops() -> None:
-    """Steps between the 4 × 4 pixels of each place, averaged over windows of 2 × 2 cells a place."""
-    height, width = 5, 4
-    images = noise(4 * height, 4 * width)
-    found = appearance(images, (height, width)).double().numpy()
-    for image in range(2):
-        logs = np.log(images[image].double().numpy().mean(0) + DARK)
-        across, down = (
-            steps(logs, axis).reshape(2 * height, 2, 2 * width, 2).mean((1, 3)) for axis in (1, 0)
-        )
-        for channel, side in ((8, AROUND), (9, WIDE)):
-            reach = side // 2
-            for row in range(height):
-                for column in range(width):
-                    values = []
-                    for y in (2 * row, 2 * row + 1):
-                        for x in (2 * column, 2 * column + 1):
-                            window = (
-                                slice(max(y - reach, 0), y + reach + 1),
-                                slice(max(x - reach, 0), x + reach + 1),
-                            )
-                            ratio = (across[window].mean() + EDGELESS) / (
-                                down[window].mean() + EDGELESS
-                            )
-                            values.append(np.log(ratio))
-                    assert found[image, channel, row, column] == pytest.approx(
-                        np.mean(values), abs=1e-4
-                    )
-
-
-def test_lean_tells_upright_from_lying_stripes() -> None:
-    upright = torch.tensor([0.2, 0.2, 0.8, 0.8]).repeat(16).expand(1, 3, 64, 64)
-    lying = upright.mT.contiguous()
-    one, other = (appearance(image, (16, 16))[:, 8:10] for image in (upright, lying))
-    # Steps of log(0.85 / 0.25) at every second pixel in one direction, none in the other.
-    expected = math.log((math.log(0.85 / 0.25) / 2 + EDGELESS) / EDGELESS)
-    assert float(one[..., 8, 8].min()) == pytest.approx(expected, abs=0.02)
-    torch.testing.assert_close(other, -one.mT, atol=1e-5, rtol=1e-5)
 
 
 def test_a_change_of_light_leaves_bright_colours_nearly_alone() -> None:

@@ -140,11 +140,6 @@ def ablation_rows() -> dict[str, Row]:
             mixture_of("mixture, shares as fitted", caution=0.0),
             "as fitted",
         ),
-        "mixture-by-place": Row(
-            "the mixture alone, every place weighs the same",
-            mixture_of("mixture, by place", by_region=False),
-            "by place",
-        ),
         "appearance": Row("k-means of what the mixture sees", APPEARANCE, "appearance"),
         **{
             re.sub("[^a-z0-9.]+", "-", name.lower()): Row(
