@@ -105,7 +105,7 @@ def command(
         typer.Option(
             "--prior",
             help="mixture: start from Gaussians over colour, texture and position, and read out with them (the default "
-            "of fast and balanced where no weights are loaded). none: the plain method.",
+            "of fast and balanced where no weights are loaded, but with --freeze). none: the plain method.",
             rich_help_panel=METHOD,
         ),
     ] = None,

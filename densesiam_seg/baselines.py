@@ -19,7 +19,7 @@ from densesiam_seg.centroids import Images, fit_centroids, fit_readout
 from densesiam_seg.clustering import assign
 from densesiam_seg.evaluation import Mask, Masker, Protocol
 from densesiam_seg.masks import upsample_argmax
-from densesiam_seg.mixture import CAUTION, RESTARTS, Mixture
+from densesiam_seg.mixture import RESTARTS, Mixture
 from densesiam_seg.model import Architecture, build_network
 from densesiam_seg.prior import Places, seen
 from densesiam_seg.segmenter import ModelCard, Segmenter
@@ -109,20 +109,21 @@ def mixture_masks(
     *,
     seed: int,
     restarts: int = RESTARTS,
-    caution: float = CAUTION,
+    adapt: bool = True,
 ) -> Masker:
     """Masks by the mixture that `train` starts from, fitted to `count` images, without a network.
 
-    `caution`: how far an image's own shares of clusters count.
+    `adapt`: with each image's own shares of clusters.
     """
     places = Places(count, seed)
     for index, image in enumerate(images()):
         places.add(seen(image[None]), index)
-    mixture = Mixture(clusters, caution=caution)
+    mixture = Mixture(clusters)
     mixture.fit(places.sample(), seed=seed, restarts=restarts)
 
     def mask_of(image: Tensor, protocol: Protocol, height: int, width: int) -> Mask:
-        logs = mixture.adapted(mixture(seen(image[None])))
+        logs: Tensor = mixture(seen(image[None]))
+        logs = mixture.adapted(logs) if adapt else logs
         return upsample_argmax(logs[0], height, width).numpy()
 
     return mask_of

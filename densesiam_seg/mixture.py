@@ -33,8 +33,7 @@ ITERATIONS = 30
 RIDGE = 0.1
 """Added to the variances of standardised channels: a cluster cannot shrink onto a few like points."""
 PART = 2
-"""Each fit sees one in so many of the images: fits to other images differ more than fits to other places of the same,
-and their mean is the better for it."""
+"""Each fit sees one in so many of the images, and all of their places."""
 LEAST = 50
 """Points per cluster that a fit sees at least, where there are so many."""
 ROUNDS = 3
@@ -66,16 +65,10 @@ class Sample:
 
 
 class Mixture(nn.Module):
-    """Log-posteriors of the clusters. Its tensors are buffers: nothing of it is trained by gradients.
+    """Log-posteriors of the clusters. Its tensors are buffers: nothing of it is trained by gradients."""
 
-    `caution`: how far an image's own shares of clusters count, from 0 to 1.
-    """
-
-    def __init__(
-        self, clusters: int, channels: int = CHANNELS, *, caution: float = CAUTION
-    ) -> None:
+    def __init__(self, clusters: int, channels: int = CHANNELS) -> None:
         super().__init__()
-        self.caution = caution
         self.mean: Tensor
         self.deviation: Tensor
         self.centres: Tensor
@@ -114,12 +107,12 @@ class Mixture(nn.Module):
         for _ in range(ADAPTATIONS):
             own = found.exp().mean((-2, -1), keepdim=True)
             own = (own + SMOOTHING * usual) / (1 + SMOOTHING)
-            found = (logs + self.caution * (own / usual).log()).log_softmax(1)
+            found = (logs + CAUTION * (own / usual).log()).log_softmax(1)
         return found
 
     @torch.no_grad()
-    def fit(self, sample: Sample, *, seed: int, restarts: int = RESTARTS) -> None:
-        """Take over the joint mixture of many fits to a sample.
+    def fit(self, sample: Sample, *, seed: int, restarts: int = RESTARTS) -> float:
+        """Take over the joint mixture of many fits to a sample; returns its mean log-likelihood per point.
 
         Raises InputError for fewer distinct points than clusters and NumericError for points that are not finite.
         """
@@ -138,6 +131,7 @@ class Mixture(nn.Module):
         fit = _maximised(standard.points, consensus([each.shares for each in judged]))
         for name, value in (("mean", mean), ("deviation", deviation), *fit.tensors().items()):
             getattr(self, name).copy_(value)
+        return _judged(standard.points, fit).likelihood
 
 
 def consensus(shares: Sequence[Tensor]) -> Tensor:

@@ -97,9 +97,12 @@ def fresh(
     store = _store(run, manifest, config)
     yield from _decode(store, run)
     yield from _report_skipped(run.folder, store.manifest, max_bad)
+
     # Files that turned out bad change how many steps an epoch has.
-    images = len(store)
-    config = with_settings(run.recipe.preset(name, images, gpu, settings)[1], settings)
+    def settled(given: Mapping[str, Any]) -> RunConfig:
+        return with_settings(run.recipe.preset(name, len(store), gpu, given)[1], given)
+
+    config = settled(settings)
     training = _build(run, config, store, device)
     if initial:
         done = _take_over(training.network, *initial)
@@ -107,8 +110,7 @@ def fresh(
         done = load_encoder(training.network.encoder, config.backbone, config.weights)
         if not done.endswith(SCRATCH):
             # Only now is it known whether there are weights: `auto` takes what can be had.
-            given = {**run.recipe.with_weights, **settings}
-            config = with_settings(run.recipe.preset(name, images, gpu, given)[1], given)
+            config = settled({**run.recipe.with_weights, **settings})
             if config != training.config:
                 encoder = training.network.encoder.state_dict()
                 training = _build(run, config, store, device)

@@ -137,7 +137,7 @@ def ablation_rows() -> dict[str, Row]:
         ),
         "mixture-as-fitted": Row(
             "the mixture alone, the same shares in every image",
-            mixture_of("mixture, shares as fitted", caution=0.0),
+            mixture_of("mixture, shares as fitted", adapt=False),
             "as fitted",
         ),
         "appearance": Row("k-means of what the mixture sees", APPEARANCE, "appearance"),
