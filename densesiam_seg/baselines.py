@@ -22,6 +22,7 @@ from densesiam_seg.masks import upsample_argmax
 from densesiam_seg.mixture import RESTARTS, Mixture
 from densesiam_seg.model import Architecture, build_network
 from densesiam_seg.prior import Places, seen
+from densesiam_seg.refinement import sharpened
 from densesiam_seg.segmenter import ModelCard, Segmenter
 
 Points = Callable[[Tensor], Tensor]
@@ -110,10 +111,11 @@ def mixture_masks(
     seed: int,
     restarts: int = RESTARTS,
     adapt: bool = True,
+    refine: str = "none",
 ) -> Masker:
     """Masks by the mixture that `train` starts from, fitted to `count` images, without a network.
 
-    `adapt`: with each image's own shares of clusters.
+    `adapt`: with each image's own shares of clusters. `refine`: the filter for edges, `none`, `guided` or `pamr`.
     """
     places = Places(count, seed)
     for index, image in enumerate(images()):
@@ -123,8 +125,10 @@ def mixture_masks(
 
     def mask_of(image: Tensor, protocol: Protocol, height: int, width: int) -> Mask:
         logs: Tensor = mixture(seen(image[None]))
-        logs = mixture.adapted(logs) if adapt else logs
-        return upsample_argmax(logs[0], height, width).numpy()
+        scores = mixture.adapted(logs) if adapt else logs
+        if refine != "none":
+            scores = sharpened(image[None], scores.softmax(1), refine)
+        return upsample_argmax(scores[0], height, width).numpy()
 
     return mask_of
 

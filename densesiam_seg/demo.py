@@ -47,6 +47,7 @@ SETTINGS: dict[str, Any] = {
     "batch_size": 16,
     "weights": "none",
 }
+DECLARED = "scenes.toml"
 PICTURED = 4
 PROTOCOL = PROTOCOLS["picie"]
 
@@ -70,9 +71,7 @@ def demo_events(
         f"drawing {TRAINING_SCENES} scenes to learn from and {HELD_OUT_SCENES} held out, into {folder}"
     )
     data = folder / "scenes"
-    write_scenes(data, TRAINING_SCENES, seed=seed, side=SIDE, split="train")
-    write_scenes(data, HELD_OUT_SCENES, seed=seed, side=SIDE, split="val", first=TRAINING_SCENES)
-    replace_text(data / "scenes.toml", scenes_toml())
+    declared = write_dataset(data, seed)
 
     settings = {**SETTINGS, "seed": seed} | ({"epochs": epochs} if epochs else {})
     training = data / "images" / "train"
@@ -82,11 +81,11 @@ def demo_events(
         yield event
 
     segmenter = Segmenter.load(trained.model)
-    dataset = load_dataset(data / "scenes.toml")
+    dataset = load_dataset(declared)
     found = samples(dataset, data)
     learned_masks = segmenter_masks(segmenter)
     baseline_masks = _baseline(training, seed)
-    learned = evaluate(data / "scenes.toml", data, segmenter)
+    learned = evaluate(declared, data, segmenter)
     baseline = _score(
         dataset, found, baseline_masks, segmenter.card.image_size, "colour + position"
     )
@@ -104,6 +103,15 @@ def demo_events(
 
 NAMES = frozenset({"scenes", "run", "masks", "demo.png", "run.json"})
 """What the demonstration writes into its folder."""
+
+
+def write_dataset(folder: Path, seed: int) -> Path:
+    """Write the scenes of both splits with their labels, and last the file that declares them, which is returned."""
+    write_scenes(folder, TRAINING_SCENES, seed=seed, side=SIDE, split="train")
+    write_scenes(folder, HELD_OUT_SCENES, seed=seed, side=SIDE, split="val", first=TRAINING_SCENES)
+    declared = folder / DECLARED
+    replace_text(declared, scenes_toml())
+    return declared
 
 
 def scenes_toml() -> str:

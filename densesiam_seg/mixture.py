@@ -39,8 +39,6 @@ LEAST = 50
 ROUNDS = 3
 """Times that all fits are paired with their mean."""
 ADAPTATIONS = 5
-CAUTION = 0.5
-"""How far an image's own shares count: 1 where its places were independent evidence of them, which they are not."""
 SMOOTHING = 0.01
 """How much of the usual shares is mixed into an image's own, so that no cluster is ruled out."""
 SETTLED = 1e-4
@@ -107,7 +105,7 @@ class Mixture(nn.Module):
         for _ in range(ADAPTATIONS):
             own = found.exp().mean((-2, -1), keepdim=True)
             own = (own + SMOOTHING * usual) / (1 + SMOOTHING)
-            found = (logs + CAUTION * (own / usual).log()).log_softmax(1)
+            found = (logs + (own / usual).log()).log_softmax(1)
         return found
 
     @torch.no_grad()

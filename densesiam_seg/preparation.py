@@ -52,7 +52,7 @@ class Recipe:
     build: Callable[[RunConfig, ImageStore, torch.device, torch.dtype], Method]
     """Settings → the method with its network, all initial weights being functions of the seed."""
     with_weights: Mapping[str, Any] = field(default_factory=dict)
-    """Settings that are others where weights were found, but for what is given."""
+    """Settings that are others where weights were found that no mixture taught, but for what is given."""
 
 
 @dataclass(frozen=True)
@@ -104,17 +104,13 @@ def fresh(
 
     config = settled(settings)
     training = _build(run, config, store, device)
-    if initial:
-        done = _take_over(training.network, *initial)
-    else:
-        done = load_encoder(training.network.encoder, config.backbone, config.weights)
-        if not done.endswith(SCRATCH):
-            # Only now is it known whether there are weights: `auto` takes what can be had.
-            config = settled({**run.recipe.with_weights, **settings})
-            if config != training.config:
-                encoder = training.network.encoder.state_dict()
-                training = _build(run, config, store, device)
-                training.network.encoder.load_state_dict(encoder)
+    done, learned = _weights_of(training.network, config, initial)
+    if learned:
+        # Only now is it known whether there are weights: `auto` takes what can be had.
+        config = settled({**run.recipe.with_weights, **settings})
+        if config != training.config:
+            training = _build(run, config, store, device)
+            done, _ = _weights_of(training.network, config, initial)
     replace_text(
         run.folder / "config.toml",
         f"# preset {name}, densesiam-seg {densesiam_seg.__version__}\n{config.to_toml()}",
@@ -298,6 +294,16 @@ def _read_run(run: Run) -> tuple[RunConfig, Manifest]:
             f"{folder}: no run of {run.recipe.command} to resume here ({error}); start a new one without --resume"
         ) from error
     return config, manifest
+
+
+def _weights_of(
+    network: DenseSiam, config: RunConfig, initial: tuple[DenseSiam, str] | None
+) -> tuple[str, bool]:
+    """Give a network its first weights; a line that tells them, and whether they were learned without a mixture."""
+    if initial:
+        return _take_over(network, *initial), initial[0].mixture is None
+    done = load_encoder(network.encoder, config.backbone, config.weights)
+    return done, not done.endswith(SCRATCH)
 
 
 def _take_over(network: DenseSiam, source: DenseSiam, path: str) -> str:

@@ -197,6 +197,20 @@ class TestMixture:
         assert len(np.unique(mask[:, :28])) == len(np.unique(mask[:, 36:])) == 1
         assert mask[0, 0] != mask[0, -1]
 
+    def test_edges_are_sharpened_where_it_is_asked(self) -> None:
+        """A border between two cells of the appearance is found to the pixel."""
+        image = halves((200, 60, 40), (40, 60, 200), 32)
+        image[:, :, 14:18] = image[:, :, 31:]
+        mask = {
+            refine: mixture_masks(lambda: [image] * 3, 3, 2, seed=0, refine=refine)(
+                image, PROTOCOL, 32, 32
+            )
+            for refine in ("none", "pamr")
+        }
+        truth = (torch.arange(32) >= 14).expand(32, 32).numpy()
+        wrong = {name: min((m != truth).mean(), (m == truth).mean()) for name, m in mask.items()}
+        assert wrong["pamr"] < wrong["none"]
+
     def test_each_place_is_repeated_over_its_pixels(self) -> None:
         image = torch.from_numpy(scene(0, 1, 32)[0]).permute(2, 0, 1)
         points = appearance_points(image).view(8, 4, 8, 4, -1)

@@ -85,6 +85,16 @@ class TestTask:
         assert {tuple(image.shape) for image in whole.training_images()} == {(3, 40, 40)}
         assert {tuple(image.shape) for image in task.training_images()} == {(3, 32, 32)}
 
+    def test_scenes_are_drawn_once(
+        self, parts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("densesiam_seg.demo.TRAINING_SCENES", 3)
+        monkeypatch.setattr("densesiam_seg.demo.HELD_OUT_SCENES", 2)
+        task = parts["tasks"].load_task("scenes", tmp_path)
+        assert (len(task.train), len(task.scored), task.side, task.clusters) == (3, 2, 96, 6)
+        monkeypatch.setattr(parts["tasks"], "write_dataset", None)
+        assert parts["tasks"].load_task("scenes", tmp_path).contents == task.contents
+
     def test_pictures_are_spread_evenly(self, parts: dict[str, Any]) -> None:
         assert list(parts["tasks"].pictured(4, 101)) == [12, 37, 63, 88]
         assert list(parts["tasks"].pictured(4, 2)) == [0, 1]

@@ -146,8 +146,8 @@ def test_a_certain_place_stays_and_an_unsure_one_follows_its_image() -> None:
     found = mixture.adapted(scores).exp()
     torch.testing.assert_close(found.sum(1), torch.ones(2, 1, 10))
     assert float(found[0, 1, 0, 8]) > 0.9
-    # The unsure place's share p of the first cluster has odds of √((8 + p) / (1 + 1 - p)): CAUTION is the root.
-    assert float(found[0, 0, 0, 9]) == pytest.approx(0.7227, abs=0.01)
+    # The unsure place's share p of the first cluster has odds of (8 + p) / (1 + 1 - p), so p is 8 / 9.
+    assert float(found[0, 0, 0, 9]) == pytest.approx(8 / 9, abs=0.01)
     torch.testing.assert_close(found[1], torch.full((2, 1, 10), 0.5))
 
 

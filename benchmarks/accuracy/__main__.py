@@ -5,10 +5,11 @@
     python benchmarks/accuracy --rows rgb-xy ours --datasets camvid
     python benchmarks/accuracy --ablation          # the recipe with one thing changed, scored on the training split
 
-CamVid val and the sample of COCO-Stuff, `picie` protocol at 160 px, as many clusters as classes, everything from
-scratch. Every (data set, row, seed) is a child process whose result is a file of the work folder; a finished one with
-the same settings and data is not made again. Writes tables with their protocol card to `benchmarks/results/accuracy.md`
-and `.json` and pictures to `docs/`; with `--quick` into the work folder. What is scored on val must choose nothing.
+CamVid val, the sample of COCO-Stuff and the demo's held-out scenes, `picie` protocol at 160 px (scenes: 96), as many
+clusters as classes, everything from scratch. Every (data set, row, seed) is a child process whose result is a file of
+the work folder; a finished one with the same settings and data is not made again. Tables with their protocol card go to
+`benchmarks/results/accuracy.md` and `.json`, pictures to `docs/`; with `--quick` all of it to the work folder. What is
+scored on val must choose nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from grid import grid
 from jobs import Children, Job, Means
 from report import Line, ablation_table, card, class_table, score_table, summary
 from rows import ROWS, Row, ablation_rows
-from tasks import DATASETS, Task, load_task
+from tasks import DATASETS, SCENES, Task, load_task
 
 from densesiam_seg.errors import DenseSiamError
 from densesiam_seg.files import make_folder, replace_file, replace_json, replace_text
@@ -42,7 +43,7 @@ def main() -> None:
         sys.exit(f"--rows {unknown[0]}: give some of {', '.join(known)}")
     seeds = asked.seeds or ([0] if asked.quick else [0, 1, 2])
     names = list(dict.fromkeys(asked.datasets))
-    roots = {"camvid": asked.camvid, "coco": asked.coco}
+    roots = {"camvid": asked.camvid, "coco": asked.coco, SCENES: asked.out / SCENES}
     try:
         tasks = [load_task(n, roots[n], "train" if asked.ablation else "val") for n in names]
     except DenseSiamError as error:

@@ -129,15 +129,17 @@ def ablation_rows() -> dict[str, Row]:
         "default": Row("default recipe", OURS, "default"),
         "head": Row("read out by the head alone", replace(OURS, alone=True), "head"),
         "as-it-comes": Row("without PAMR", replace(OURS, refine="none"), "no PAMR"),
-        "mixture": Row("the mixture alone", MIXTURE, "mixture"),
+        "mixture": Row(
+            "without the network", mixture_of("mixture + PAMR", refine="pamr"), "no network"
+        ),
         "mixture-one-start": Row(
-            "the mixture alone, from one start",
-            mixture_of("mixture, 1 start", restarts=1),
+            "without the network, from one start",
+            mixture_of("mixture of 1 start + PAMR", restarts=1, refine="pamr"),
             "1 start",
         ),
         "mixture-as-fitted": Row(
-            "the mixture alone, the same shares in every image",
-            mixture_of("mixture, shares as fitted", adapt=False),
+            "without the network, the same shares in every image",
+            mixture_of("mixture, shares as fitted + PAMR", adapt=False, refine="pamr"),
             "as fitted",
         ),
         "appearance": Row("k-means of what the mixture sees", APPEARANCE, "appearance"),

@@ -12,13 +12,15 @@ from typing import Any
 from torch import Tensor
 
 from densesiam_seg.datasets import Dataset, Samples, load_dataset, samples
+from densesiam_seg.demo import DECLARED, SETTINGS, write_dataset
 from densesiam_seg.evaluation import PROTOCOLS, Protocol
 from densesiam_seg.images import image_size, load_image
 from densesiam_seg.protocol import shown_image
 
 SIDE = 160
-DATASETS = {"camvid": "camvid", "coco": "coco-stuff"}
-"""The benchmark's names of its data sets and the package's."""
+SCENES = "scenes"
+DATASETS = {"camvid": "camvid", "coco": "coco-stuff", SCENES: DECLARED}
+"""The benchmark's names of its data sets, and the package's or the file below the root that declares one."""
 SAMPLED = frozenset({"coco"})
 """Data sets of which any part will do: what a list asks for and is not there is passed over."""
 
@@ -65,15 +67,21 @@ class Task:
 
 
 def load_task(name: str, root: Path, split: str = "val") -> Task:
-    """A data set of `DATASETS` below `root`, `picie` protocol. Raises InputError for data that are not there."""
-    dataset = load_dataset(DATASETS[name])
+    """A data set of `DATASETS` below `root`, `picie` protocol. Raises InputError for data that are not there.
+
+    The demo's scenes are drawn where they are not, always with the same seed.
+    """
+    if name == SCENES and not (root / DECLARED).exists():
+        write_dataset(root, seed=0)
+    dataset = load_dataset(root / DECLARED if name == SCENES else DATASETS[name])
+    side = min(SIDE, SETTINGS["image_size"]) if name == SCENES else SIDE
     train, scored = (
         samples(dataset, root, each, allow_missing=name in SAMPLED) for each in ("train", split)
     )
     contents = _contents(
         *(path for part in (train, scored) for s in part for path in (s.image, s.label))
     )
-    return Task(name, dataset, train, scored, PROTOCOLS["picie"], SIDE, contents)
+    return Task(name, dataset, train, scored, PROTOCOLS["picie"], side, contents)
 
 
 def _facts(found: Samples) -> dict[str, Any]:
