@@ -133,6 +133,34 @@ class TestMethods:
             for name in (name for name in one if name.endswith("weight")):
                 torch.testing.assert_close(one[name], other[name])
 
+    @pytest.mark.parametrize(
+        ("first", "given", "losses"),
+        [
+            ("none", {}, LOSSES["pixsim"] | {"region"}),
+            ("mixture", {}, LOSSES["densesiam"]),
+            ("none", {"prior": "mixture"}, LOSSES["densesiam"]),
+        ],
+    )
+    def test_a_run_that_starts_from_another_has_its_method(
+        self,
+        image_folder: Path,
+        one_epoch: dict[str, Any],
+        tmp_path: Path,
+        first: str,
+        given: dict[str, Any],
+        losses: set[str],
+    ) -> None:
+        train(image_folder, tmp_path / "a", **one_epoch, prior=first)
+        options = {**one_epoch, "learning_rate": 1e-12, "init_from": tmp_path / "a", **given}
+        last = train(image_folder, tmp_path / "b", **options).last
+        assert last is not None and last.losses.keys() == losses | {"total"}
+        one, other = (
+            Segmenter.load(tmp_path / run, device="cpu").network.projector.state_dict()
+            for run in ("a", "b")
+        )
+        for name in (name for name in one if name.endswith("weight")):
+            torch.testing.assert_close(one[name], other[name])
+
     def test_more_clusters_than_pixels_are_refused(
         self, image_folder: Path, one_epoch: dict[str, Any], tmp_path: Path
     ) -> None:
