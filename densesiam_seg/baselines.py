@@ -19,7 +19,7 @@ from densesiam_seg.centroids import Images, fit_centroids, fit_readout
 from densesiam_seg.clustering import assign
 from densesiam_seg.evaluation import Mask, Masker, Protocol
 from densesiam_seg.masks import upsample_argmax
-from densesiam_seg.mixture import RESTARTS, Mixture
+from densesiam_seg.mixture import KEPT, RESTARTS, Mixture
 from densesiam_seg.model import Architecture, build_network
 from densesiam_seg.prior import Places, seen
 from densesiam_seg.refinement import sharpened
@@ -110,18 +110,19 @@ def mixture_masks(
     *,
     seed: int,
     restarts: int = RESTARTS,
+    kept: int = KEPT,
     adapt: bool = True,
     refine: str = "none",
 ) -> Masker:
     """Masks by the mixture that `train` starts from, fitted to `count` images, without a network.
 
-    `adapt`: with each image's own shares of clusters. `refine`: the filter for edges, `none`, `guided` or `pamr`.
+    `restarts` and `kept` are those of `Mixture.fit`. `adapt`: with each image's own shares of clusters. `refine`: the filter for edges, `none`, `guided` or `pamr`.
     """
     places = Places(count, seed)
     for index, image in enumerate(images()):
-        places.add(seen(image[None]), index)
+        places.add(image[None], index)
     mixture = Mixture(clusters)
-    mixture.fit(places.sample(), seed=seed, restarts=restarts)
+    mixture.fit(places.sample(), seed=seed, restarts=restarts, kept=kept)
 
     def mask_of(image: Tensor, protocol: Protocol, height: int, width: int) -> Mask:
         logs: Tensor = mixture(seen(image[None]))

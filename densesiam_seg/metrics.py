@@ -186,3 +186,22 @@ def _per_class(counts: Counts, matching: Matching) -> tuple[Counts, Counts]:
 def _or_none(values: NDArray[np.float64], present: NDArray[np.bool_]) -> tuple[float | None, ...]:
     pairs = zip(values.tolist(), present.tolist(), strict=True)
     return tuple(value if there else None for value, there in pairs)
+
+
+def shared_information(joint: Counts) -> float:
+    """How much two clusterings of the same places tell of each other, 0 to 1, from their joint histogram (K, K).
+
+    I(X; Y) / √(H(X) H(Y)), Strehl and Ghosh, "Cluster ensembles" (2002); where either has no entropy it is 0.
+    """
+    shares = joint / joint.sum()
+    own, other = entropy(shares.sum(1)), entropy(shares.sum(0))
+    if own <= 0 or other <= 0:
+        return 0.0
+    # Rounding may leave the bounds by a last digit.
+    return float(np.clip((own + other - entropy(shares)) / (own * other) ** 0.5, 0, 1))
+
+
+def entropy(shares: NDArray[np.float64]) -> float:
+    """Of shares that add up to 1, in nats."""
+    some = shares[shares > 0]
+    return float(-(some * np.log(some)).sum())

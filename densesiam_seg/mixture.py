@@ -7,8 +7,11 @@ colour, into several clusters. A Gaussian with a full covariance takes the road'
 share of the pixels (Carson et al., "Blobworld", 2002, cluster single images so).
 
 Expectation-maximisation ends in another optimum from every start, and the likeliest is not the best segmentation
-(docs/recipe.md). So many fits are joined: their clusters are paired, their shares of each point averaged (Strehl and
-Ghosh, "Cluster ensembles", 2002), and one mixture is fitted to that. What single fits divide by chance comes together.
+(docs/recipe.md). So there are many fits, from two kinds of start: all clusters at once, which come out about equally
+large, or half of them, and the others where those fit worst, which come out large and small. Kept are those whose
+clusters are found again best in darker and brighter images. They are joined: their clusters are paired, their shares of
+each point averaged (Strehl and Ghosh, "Cluster ensembles", 2002), and one mixture is fitted to that. What single fits
+divide by chance comes together.
 """
 
 from __future__ import annotations
@@ -23,12 +26,17 @@ from torch import Tensor, nn
 
 from densesiam_seg.appearance import CHANNELS
 from densesiam_seg.clustering import assign, kmeans
-from densesiam_seg.metrics import best_pairs
+from densesiam_seg.metrics import best_pairs, shared_information
 from densesiam_seg.randomness import Stream, generator
 
-RESTARTS = 16
+RESTARTS = 40
+"""Fits, of both kinds of start in turn."""
+KEPT = 4
+"""One in so many of them is kept."""
 HELD = 1 << 28
-"""Bytes of shares that may be held at once; very many clusters have fewer restarts."""
+"""Bytes of shares that may be held at once; of very many clusters fewer fits are kept."""
+OUTLYING = 0.1
+"""The part of the points, those that half of the clusters fit worst, where the other half starts."""
 ITERATIONS = 30
 RIDGE = 0.1
 """Added to the variances of standardised channels: a cluster cannot shrink onto a few like points."""
@@ -47,9 +55,10 @@ SETTLED = 1e-4
 
 @dataclass(frozen=True)
 class Sample:
-    """Points (N, D) and which image each comes from (N,), int64 from 0."""
+    """Points (N, D), the same places in each of L other lights (L, N, D), and which image each is of (N,), from 0."""
 
     points: Tensor
+    relit: Tensor
     images: Tensor
 
     def part(self, count: int, draw: Generator) -> Tensor:
@@ -86,9 +95,7 @@ class Mixture(nn.Module):
         points = appearance.float().movedim(1, -1).reshape(-1, channels)
         # Autocast would round differences of large squares.
         with torch.autocast(points.device.type, enabled=False):
-            joint = _log_joint(
-                (points - self.mean) / self.deviation, self.centres, self.whitening, self.offsets
-            )
+            joint = _log_joint((points - self.mean) / self.deviation, self)
         logs = joint.log_softmax(1)
         return logs.view(images, height, width, -1).movedim(-1, 1)
 
@@ -99,18 +106,19 @@ class Mixture(nn.Module):
         maximisation of the shares alone, each image by itself (Saerens et al., "Adjusting the outputs of a classifier
         to new a priori probabilities", 2002, section 2.2).
         """
-        logs = scores.log_softmax(1)
-        usual = self.shares.view(-1, 1, 1)
-        found = logs
-        for _ in range(ADAPTATIONS):
-            own = found.exp().mean((-2, -1), keepdim=True)
-            own = (own + SMOOTHING * usual) / (1 + SMOOTHING)
-            found = (logs + (own / usual).log()).log_softmax(1)
-        return found
+        images, clusters, height, width = scores.shape
+        logs = scores.log_softmax(1).movedim(1, -1).reshape(-1, clusters)
+        image = torch.arange(images, device=scores.device).repeat_interleave(height * width)
+        found = _under_own_shares(logs, image, self.shares)
+        return found.view(images, height, width, clusters).movedim(-1, 1)
 
     @torch.no_grad()
-    def fit(self, sample: Sample, *, seed: int, restarts: int = RESTARTS) -> float:
+    def fit(
+        self, sample: Sample, *, seed: int, restarts: int = RESTARTS, kept: int = KEPT
+    ) -> float:
         """Take over the joint mixture of many fits to a sample; returns its mean log-likelihood per point.
+
+        Of `restarts` fits one in `kept` is taken, the steadiest ones, and at least one.
 
         Raises InputError for fewer distinct points than clusters and NumericError for points that are not finite.
         """
@@ -118,15 +126,16 @@ class Mixture(nn.Module):
         mean, deviation = points.mean(0), points.std(0, unbiased=False)
         # A channel that never changes says nothing; it must not divide by zero.
         deviation = torch.where(deviation > 1e-6, deviation, 1.0)
-        standard = Sample((points - mean) / deviation, sample.images.cpu())
-        room = HELD // (8 * len(points) * len(self.centres))
-        judged = [
-            _judged(standard.points, _fit(standard, len(self.centres), seed, turn))
-            for turn in range(max(min(restarts, room), 1))
-        ]
-        # The likeliest names the clusters that the others are paired with.
-        judged.sort(key=lambda each: -each.likelihood)
-        fit = _maximised(standard.points, consensus([each.shares for each in judged]))
+        relit = (sample.relit.detach().cpu().double() - mean) / deviation
+        standard = Sample((points - mean) / deviation, relit, sample.images.cpu())
+        clusters = len(self.centres)
+        fits = [_fit(standard, clusters, seed, turn) for turn in range(max(restarts, 1))]
+        # The first names the clusters that the others are paired with.
+        fits.sort(key=lambda each: _rank(each, standard), reverse=True)
+        room = HELD // (8 * len(points) * clusters)
+        best = fits[: max(min(restarts // kept, room), 1)]
+        shares = [_judged(standard.points, each).shares for each in best]
+        fit = _maximised(standard.points, consensus(shares))
         for name, value in (("mean", mean), ("deviation", deviation), *fit.tensors().items()):
             getattr(self, name).copy_(value)
         return _judged(standard.points, fit).likelihood
@@ -166,31 +175,97 @@ class Fit:
 
 @dataclass(frozen=True)
 class _Judged:
-    """A fit, the mean log-likelihood of points under it, and their shares of its clusters (N, K)."""
+    """Log-likelihoods (N,) of points under a fit, and their shares of its clusters (N, K)."""
 
-    fit: Fit
-    likelihood: float
+    evidence: Tensor
     shares: Tensor
+
+    @property
+    def likelihood(self) -> float:
+        return float(self.evidence.mean())
 
 
 def _judged(points: Tensor, fit: Fit) -> _Judged:
-    joint = _log_joint(points, fit.centres, fit.whitening, fit.offsets)
+    joint = _log_joint(points, fit)
     evidence = joint.logsumexp(1, keepdim=True)
-    return _Judged(fit, float(evidence.mean()), (joint - evidence).exp())
+    return _Judged(evidence[:, 0], (joint - evidence).exp())
+
+
+def steadiness(fit: Fit, sample: Sample) -> float:
+    """How much the clusters of places tell of those of the same places in other light, 0 to 1, mean of all lights."""
+    clusters = len(fit.shares)
+
+    def found(points: Tensor) -> Tensor:
+        logs = _log_joint(points, fit).log_softmax(1)
+        return _under_own_shares(logs, sample.images, fit.shares).argmax(1)
+
+    first = found(sample.points) * clusters
+    joints = [(first + found(relit)).bincount(minlength=clusters**2) for relit in sample.relit]
+    scores = [shared_information(joint.view(clusters, clusters).numpy()) for joint in joints]
+    return sum(scores) / len(scores)
+
+
+def _rank(fit: Fit, sample: Sample) -> tuple[float, float]:
+    """Of equally steady fits the likelier one comes first; beyond these digits it is rounding that differs."""
+    return round(steadiness(fit, sample), 6), _judged(sample.points, fit).likelihood
+
+
+def _under_own_shares(logs: Tensor, images: Tensor, usual: Tensor) -> Tensor:
+    """Log-posteriors (N, K) of points of `images` (N,), from those under the usual shares (K,)."""
+    sizes = images.bincount().view(-1, 1).to(logs)
+    found = logs
+    for _ in range(ADAPTATIONS):
+        own = torch.zeros(len(sizes), len(usual), dtype=logs.dtype, device=logs.device)
+        own = own.index_add_(0, images, found.exp()) / sizes.clamp(min=1)
+        own = (own + SMOOTHING * usual) / (1 + SMOOTHING)
+        found = (logs + (own / usual).log()[images]).log_softmax(1)
+    return found
 
 
 def _fit(sample: Sample, clusters: int, seed: int, turn: int) -> Fit:
-    """Expectation-maximisation from k-means on some of the images, by (seed, turn)."""
+    """Expectation-maximisation from k-means on some of the images, by (seed, turn); every other turn in two stages."""
     draw = generator(seed, Stream.PIXELS, round_=1 + turn)
     part = sample.part(max(len(sample.points) // PART, LEAST * clusters), draw)
-    start = kmeans(part.float(), clusters, seed=seed + turn)
-    labels = assign(part.float(), start.centres)
-    fit, before = _maximised(part, nn.functional.one_hot(labels, clusters).double()), -math.inf
+    first = -(-clusters // 2) if turn % 2 else clusters
+    fit = _settled(part, _belonging(_grouped(part, first, seed + turn), first))
+    if first < clusters:
+        fit = _settled(part, _joined_by_outliers(part, fit, clusters - first, seed + turn))
+    return fit
+
+
+def _grouped(points: Tensor, clusters: int, seed: int) -> Tensor:
+    """The cluster of each point (N,) by k-means."""
+    single = points.float()
+    return assign(single, kmeans(single, clusters, seed=seed).centres)
+
+
+def _belonging(labels: Tensor, clusters: int) -> Tensor:
+    """Shares (N, K) of points that belong to one cluster alone, or where the label is `clusters` to none."""
+    return nn.functional.one_hot(labels, clusters + 1)[:, :clusters].double()
+
+
+def _joined_by_outliers(points: Tensor, fit: Fit, more: int, seed: int) -> Tensor:
+    """Shares of the clusters of a fit and of `more` new ones, which take the points that it explains worst."""
+    found = _judged(points, fit)
+    # k-means takes no fewer distinct points than clusters.
+    distinct, place = torch.unique(points.float(), dim=0, return_inverse=True)
+    evidence = torch.empty(len(distinct), dtype=points.dtype)
+    evidence[place] = found.evidence
+    worst = evidence.argsort()[: max(int(OUTLYING * len(distinct)), more)]
+    labels = torch.full((len(distinct),), more)
+    labels[worst] = _grouped(distinct[worst], more, seed)
+    new = _belonging(labels[place], more)
+    return torch.cat((found.shares * (1 - new.sum(1, keepdim=True)), new), 1)
+
+
+def _settled(points: Tensor, shares: Tensor) -> Fit:
+    """Expectation-maximisation from shares (N, K)."""
+    fit, before = _maximised(points, shares), -math.inf
     for _ in range(ITERATIONS):
-        found = _judged(part, fit)
+        found = _judged(points, fit)
         if found.likelihood - before < SETTLED:
             break
-        fit, before = _maximised(part, found.shares), found.likelihood
+        fit, before = _maximised(points, found.shares), found.likelihood
     return fit
 
 
@@ -215,10 +290,10 @@ def _maximised(points: Tensor, shares: Tensor) -> Fit:
     return Fit(centres, whitening, offsets, weights)
 
 
-def _log_joint(points: Tensor, centres: Tensor, whitening: Tensor, offsets: Tensor) -> Tensor:
-    """log of (weight × density) of each point (N, D) and cluster: (N, K)."""
+def _log_joint(points: Tensor, fit: Fit | Mixture) -> Tensor:
+    """log of (weight × density) of each standardised point (N, D) and cluster: (N, K)."""
     columns = [
         offset - 0.5 * ((points - centre) @ matrix.T).square().sum(1)
-        for centre, matrix, offset in zip(centres, whitening, offsets, strict=True)
+        for centre, matrix, offset in zip(fit.centres, fit.whitening, fit.offsets, strict=True)
     ]
     return torch.stack(columns, 1)

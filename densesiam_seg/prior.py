@@ -12,7 +12,7 @@ from torch import Tensor
 
 from densesiam_seg.appearance import appearance
 from densesiam_seg.batches import ImageStore
-from densesiam_seg.draws import Geometry
+from densesiam_seg.draws import JITTER, Geometry
 from densesiam_seg.mixture import Sample
 from densesiam_seg.model import DenseSiam
 from densesiam_seg.randomness import Stream, generator
@@ -23,6 +23,8 @@ POINTS = 40_000
 IMAGES = 1_000
 """Images that they are taken from, evenly over the set."""
 STRIDE = 4
+LIGHTS = (1 - JITTER, 1 + JITTER)
+"""The darkest and the brightest that a training view can be."""
 
 
 def fit_mixture(network: DenseSiam, store: ImageStore, seed: int) -> Iterator[int]:
@@ -37,7 +39,7 @@ def fit_mixture(network: DenseSiam, store: ImageStore, seed: int) -> Iterator[in
         zip(chosen, store.batches([(index,) for index in chosen]), strict=True), 1
     ):
         # A stored image has twice the side of a view.
-        found.add(seen(batch.images, 2 * STRIDE), index)
+        found.add(batch.images, index, 2 * STRIDE)
         yield done
     network.mixture.fit(found.sample(), seed=seed)
 
@@ -50,16 +52,20 @@ class Places:
         self.seed = seed
         self._found: list[Tensor] = []
 
-    def add(self, maps: Tensor, index: int) -> None:
-        """Take places of one image's maps (1, D, h, w), drawn by (seed, image)."""
-        places = maps[0].flatten(1).T
+    def add(self, image: Tensor, index: int, stride: int = STRIDE) -> None:
+        """Take places of an image, uint8 (1, 3, H, W), as it is and in other lights, drawn by (seed, image)."""
+        lit = torch.cat([(image.float() * light).clamp(max=255) for light in (1.0, *LIGHTS)])
+        places = seen(lit, stride).flatten(2).mT
         draw = generator(self.seed, Stream.PIXELS, 0, index)
-        self._found.append(places[torch.from_numpy(draw.permutation(len(places))[: self.share])])
+        chosen = torch.from_numpy(draw.permutation(places.shape[1])[: self.share])
+        self._found.append(places[:, chosen])
 
     def sample(self) -> Sample:
         """What a mixture is fitted to."""
-        counts = torch.tensor([*map(len, self._found)])
-        return Sample(torch.cat(self._found), torch.arange(len(counts)).repeat_interleave(counts))
+        counts = torch.tensor([each.shape[1] for each in self._found])
+        points, *relit = torch.cat(self._found, 1)
+        images = torch.arange(len(counts)).repeat_interleave(counts)
+        return Sample(points, torch.stack(relit), images)
 
 
 @torch.no_grad()
@@ -73,6 +79,6 @@ def prior_shares(network: DenseSiam, images: Tensor, geometry: Geometry, side: i
 
 
 def seen(images: Tensor, stride: int = STRIDE) -> Tensor:
-    """uint8 images (B, 3, H, W) → their appearance (B, D, h, w) at a stride."""
+    """Images (B, 3, H, W), 0 to 255 → their appearance (B, D, h, w) at a stride."""
     height, width = (-(-side // stride) for side in images.shape[-2:])
     return appearance(images.float().div(255.0), (height, width))

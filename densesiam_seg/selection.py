@@ -22,6 +22,7 @@ from torch import Tensor
 from densesiam_seg.colour import adjust_colour, normalise
 from densesiam_seg.draws import Geometry, Photometry, sample_geometry, sample_photometry
 from densesiam_seg.errors import ImageError, InputError
+from densesiam_seg.metrics import entropy, shared_information
 from densesiam_seg.resampling import bilinear_matrix, blur_matrix, resample
 from densesiam_seg.segmenter import ImageLike, Segmenter
 from densesiam_seg.workers import on_own_cores, turns
@@ -103,22 +104,15 @@ def looked_at(count: int) -> range:
 def judged(joint: Joint) -> Judgement:
     """The judgement of a joint histogram (K, K): rows for the image, columns for the view.
 
-    The score is I(X; Y) / √(H(X) H(Y)), Strehl and Ghosh, "Cluster ensembles" (2002); where either has no
-    entropy it is 0.
+    The score is that of `shared_information`.
     """
     clusters, total = len(joint), int(joint.sum())
     assert joint.shape == (clusters, clusters) and total > 0, joint.shape
-    shares = joint / total
-    image, view = shares.sum(1), shares.sum(0)
-    own, other = _entropy(image), _entropy(view)
-    information = own + other - _entropy(shares)
-    known = own > 0 and other > 0
-    # Rounding may leave the bounds by a last digit.
-    score = min(max(information / (own * other) ** 0.5, 0.0), 1.0) if known else 0.0
+    image = joint.sum(1) / total
     return Judgement(
-        score=score,
-        agreement=float(np.trace(shares)),
-        balance=own / float(np.log(clusters)) if clusters > 1 else 0.0,
+        score=shared_information(joint),
+        agreement=float(np.trace(joint)) / total,
+        balance=entropy(image) / float(np.log(clusters)) if clusters > 1 else 0.0,
         in_use=int(np.count_nonzero(image)),
         clusters=clusters,
         places=total,
@@ -203,9 +197,3 @@ def _cells(
     columns = segmenter.read_out(seen).argmax(1)
     cells: NDArray[np.int64] = (rows * segmenter.card.clusters + columns).flatten().cpu().numpy()
     return cells
-
-
-def _entropy(shares: NDArray[np.float64]) -> float:
-    """In nats."""
-    some = shares[shares > 0]
-    return float(-(some * np.log(some)).sum())

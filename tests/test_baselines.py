@@ -190,8 +190,9 @@ class TestPositionMasks:
 
 class TestMixture:
     def test_halves_are_told_apart(self) -> None:
-        images = [halves((200, 60, 40), (40, 60, 200), 32) for _ in range(3)]
-        mask_of = mixture_masks(lambda: images, 3, 2, seed=0)
+        plain = halves((190, 60, 40), (40, 60, 190), 32)
+        images = [(plain * light).to(torch.uint8) for light in (0.5, 0.75, 1.0, 1.3)]
+        mask_of = mixture_masks(lambda: images, 4, 2, seed=0)
         mask = mask_of(images[0], PROTOCOL, 64, 64)
         assert mask.shape == (64, 64)
         assert len(np.unique(mask[:, :28])) == len(np.unique(mask[:, 36:])) == 1

@@ -24,7 +24,7 @@ def elongated(seed: int = 0) -> tuple[Tensor, Tensor]:
 
 def sample_of(points: Tensor) -> Sample:
     """All from one image."""
-    return Sample(points, torch.zeros(len(points), dtype=torch.int64))
+    return Sample(points, points[None], torch.zeros(len(points), dtype=torch.int64))
 
 
 def clusters_of(mixture: Mixture, points: Tensor) -> Tensor:
@@ -82,7 +82,8 @@ def test_one_cluster_is_the_normal_distribution() -> None:
 
 def test_a_part_is_of_whole_images() -> None:
     images = torch.tensor([0, 0, 2, 0, 2, 3, 3, 3, 3, 3])
-    sample = Sample(torch.arange(10.0)[:, None], images)
+    points = torch.arange(10.0)[:, None]
+    sample = Sample(points, points[None], images)
     for seed in range(20):
         part = sample.part(4, np.random.default_rng(seed))
         kept = torch.tensor(sorted(set(images[part[:, 0].long()].tolist())))

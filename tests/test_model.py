@@ -264,7 +264,7 @@ class TestMixture:
         assert network.mixture is not None
         draw = torch.Generator().manual_seed(0)
         points = torch.randn(500, CHANNELS, generator=draw)
-        network.mixture.fit(Sample(points, torch.arange(500) // 100), seed=0)
+        network.mixture.fit(Sample(points, points[None], torch.arange(500) // 100), seed=0)
         return network
 
     def test_the_weights_are_those_without_it(self, joined: DenseSiam) -> None:

@@ -137,6 +137,11 @@ def ablation_rows() -> dict[str, Row]:
             mixture_of("mixture of 1 start + PAMR", restarts=1, refine="pamr"),
             "1 start",
         ),
+        "mixture-all-fits": Row(
+            "without the network, every fit kept",
+            mixture_of("mixture of every fit + PAMR", kept=1, refine="pamr"),
+            "every fit",
+        ),
         "mixture-as-fitted": Row(
             "without the network, the same shares in every image",
             mixture_of("mixture, shares as fitted + PAMR", adapt=False, refine="pamr"),
