@@ -7,7 +7,16 @@ from scipy.stats import multivariate_normal
 from torch import Tensor
 
 from densesiam_seg.errors import InputError, NumericError
-from densesiam_seg.mixture import RIDGE, Mixture, Sample, consensus
+from densesiam_seg.mixture import (
+    RIDGE,
+    Fit,
+    Mixture,
+    Sample,
+    _joined_by_outliers,
+    _maximised,
+    consensus,
+    steadiness,
+)
 
 
 def elongated(seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -93,6 +102,66 @@ def test_a_part_is_of_whole_images() -> None:
     assert len(sample.part(11, np.random.default_rng(0))) == 10
 
 
+def lit_sample(contrast: float) -> Sample:
+    """Two images of dark and bright places that differ by `contrast`, left and right; light shifts brightness by ±1."""
+    draw = np.random.default_rng(0)
+    left = torch.tensor([0.0, 1.0]).repeat(1000)
+    noise = torch.from_numpy(draw.normal(size=(2, 2000))) / 10
+    brightness = contrast * torch.tensor([0.0, 0.0, 1.0, 1.0]).repeat(500) + noise[0]
+    points = torch.stack((brightness, left + noise[1]), 1)
+    relit = torch.stack([points + torch.tensor([shift, 0.0]) for shift in (-1.0, 1.0)])
+    return Sample(points, relit, torch.arange(2).repeat_interleave(1000))
+
+
+def split_at(channel: int, border: float) -> Fit:
+    """Two equal round clusters to both sides of a border."""
+    centres = torch.zeros(2, 2, dtype=torch.float64)
+    centres[:, channel] = torch.tensor([border - 1.0, border + 1.0])
+    eye = torch.eye(2, dtype=torch.float64).repeat(2, 1, 1)
+    return Fit(centres, eye * 3, torch.zeros(2).double(), torch.full((2,), 0.5).double())
+
+
+def test_what_light_does_not_move_is_steady() -> None:
+    sample = lit_sample(0.5)
+    assert steadiness(split_at(1, 0.5), sample) == pytest.approx(1.0)
+    assert steadiness(split_at(0, 0.25), sample) < 0.1
+    assert steadiness(split_at(0, 2.0), lit_sample(4.0)) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_the_steadiest_fits_are_taken() -> None:
+    """The brightness of places says more than their side, but not in another light."""
+    sample = lit_sample(1.6)
+    side = sample.points[:, 1] > 0.5
+    right = []
+    for kept in (1, 8):
+        mixture = Mixture(2, 2)
+        mixture.fit(sample, seed=0, restarts=16, kept=kept)
+        found = clusters_of(mixture, sample.points) == 1
+        right.append(
+            max(float((found == side).float().mean()), float((found != side).float().mean()))
+        )
+    assert right[1] >= right[0] and right[1] > 0.95
+
+
+def test_new_clusters_start_where_the_others_fit_worst() -> None:
+    draw = np.random.default_rng(0)
+    cloud, far = draw.normal(size=(950, 3)), draw.normal(size=(50, 3)) / 10 + [9, 0, 0]
+    points = torch.from_numpy(np.concatenate((cloud, far)))
+    fit = _maximised(points, torch.ones(1000, 1, dtype=torch.float64))
+    shares = _joined_by_outliers(points, fit, 2, 0)
+    torch.testing.assert_close(shares.sum(1), torch.ones(1000, dtype=torch.float64))
+    new = shares[:, 1:].sum(1) == 1
+    assert int(new.sum()) == 100 and bool(new[950:].all())
+    assert bool((shares[~new, 0] == 1).all())
+
+
+def test_few_distinct_points_are_enough_for_both_kinds_of_start() -> None:
+    points = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)).repeat(40, 1)
+    mixture = Mixture(5, 3)
+    mixture.fit(sample_of(points), seed=0)
+    assert bool(mixture.centres.isfinite().all())
+
+
 def test_consensus_pairs_clusters_whatever_their_order() -> None:
     """Three clusterings of four points: equal up to names, but for one point of the last."""
     one = torch.eye(2, dtype=torch.float64)[[0, 0, 1, 1]]
@@ -150,6 +219,14 @@ def test_a_certain_place_stays_and_an_unsure_one_follows_its_image() -> None:
     # The unsure place's share p of the first cluster has odds of (8 + p) / (1 + 1 - p), so p is 8 / 9.
     assert float(found[0, 0, 0, 9]) == pytest.approx(8 / 9, abs=0.01)
     torch.testing.assert_close(found[1], torch.full((2, 1, 10), 0.5))
+
+
+def test_own_shares_are_each_images() -> None:
+    """Two images at once are two images by themselves, whatever their shapes."""
+    mixture = Mixture(3, 3)
+    scores = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    both = mixture.adapted(scores)
+    torch.testing.assert_close(both, torch.cat([mixture.adapted(each[None]) for each in scores]))
 
 
 def test_nothing_is_left_to_gradients() -> None:

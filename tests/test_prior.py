@@ -7,14 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-from densesiam_seg.appearance import appearance
+from densesiam_seg.appearance import CHANNELS, appearance
 from densesiam_seg.batches import ImageStore
 from densesiam_seg.config import TrainConfig
 from densesiam_seg.draws import Geometry
 from densesiam_seg.losses import prior_loss
 from densesiam_seg.model import Architecture, DenseSiam, build_network
 from densesiam_seg.objective import Siamese
-from densesiam_seg.prior import fit_mixture, prior_shares, seen
+from densesiam_seg.prior import Places, fit_mixture, prior_shares, seen
 from densesiam_seg.scan import scan
 
 pytestmark = pytest.mark.usefixtures("slim_module")
@@ -84,6 +84,21 @@ def test_places_have_a_views_stride() -> None:
     images = torch.randint(0, 256, (2, 3, SIDE, SIDE), dtype=torch.uint8)
     assert torch.equal(seen(images, 8), appearance(images / 255, (8, 8)))
     assert torch.equal(seen(images), appearance(images / 255, (16, 16)))
+
+
+def test_places_are_the_same_in_every_light() -> None:
+    image = torch.randint(40, 120, (1, 3, SIDE, SIDE), dtype=torch.uint8)
+    places = Places(1, seed=0)
+    places.add(image, 0, 8)
+    sample = places.sample()
+    assert sample.points.shape == (64, CHANNELS) and sample.relit.shape == (2, 64, CHANNELS)
+    # Position and the differences of logarithms stay, near enough; the logarithm of the luminance does not.
+    assert torch.equal(sample.relit[0, :, -2:], sample.points[:, -2:])
+    assert bool((sample.relit[0, :, 0] < sample.points[:, 0]).all())
+    assert bool((sample.relit[1, :, 0] > sample.points[:, 0]).all())
+    lit = seen(image.float() * 0.7, 8)[0].flatten(1).T
+    order = (sample.points[:, None, -2:] == lit[None, :, -2:]).all(2).int().argmax(1)
+    torch.testing.assert_close(sample.relit[0], lit[order])
 
 
 def test_only_the_first_epoch_fits(store: ImageStore) -> None:
