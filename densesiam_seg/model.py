@@ -101,7 +101,7 @@ class DenseSiam(nn.Module):
         """What `dense` returned → cluster logits (B, K, h, w): z, or log-posteriors of z and mixture together.
 
         They are a product of experts, which err in different ways: the network sees shapes and surroundings, the
-        mixture colours and places.
+        mixture colours and places. Both know the clusters' usual shares, which count once.
         """
         if self.mixture is None:
             logits: Tensor = self.projector(dense)
@@ -109,7 +109,8 @@ class DenseSiam(nn.Module):
         features, logs = dense[:, : self.encoder.width], dense[:, self.encoder.width :]
         z: Tensor = self.projector(features)
         learned = (SHARPNESS * z.float()).log_softmax(1)
-        return self.mixture.adapted(learned + logs)
+        usual = self.mixture.shares.log().view(-1, 1, 1)
+        return self.mixture.adapted(learned + logs - usual)
 
     def forward(self, images: Tensor) -> Tensor:
         """Cluster logits (B, K, h, w) of normalised images (B, 3, H, W)."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from densesiam_seg.appearance import appearance
 from densesiam_seg.batches import ImageStore
@@ -38,8 +39,7 @@ def fit_mixture(network: DenseSiam, store: ImageStore, seed: int) -> Iterator[in
     for done, (index, batch) in enumerate(
         zip(chosen, store.batches([(index,) for index in chosen]), strict=True), 1
     ):
-        # A stored image has twice the side of a view.
-        found.add(batch.images, index, 2 * STRIDE)
+        found.add(_shown(batch.images), index)
         yield done
     network.mixture.fit(found.sample(), seed=seed)
 
@@ -52,10 +52,10 @@ class Places:
         self.seed = seed
         self._found: list[Tensor] = []
 
-    def add(self, image: Tensor, index: int, stride: int = STRIDE) -> None:
-        """Take places of an image, uint8 (1, 3, H, W), as it is and in other lights, drawn by (seed, image)."""
+    def add(self, image: Tensor, index: int) -> None:
+        """Take places of an image (1, 3, H, W), 0 to 255, as it is and in other lights, drawn by (seed, image)."""
         lit = torch.cat([(image.float() * light).clamp(max=255) for light in (1.0, *LIGHTS)])
-        places = seen(lit, stride).flatten(2).mT
+        places = seen(lit).flatten(2).mT
         draw = generator(self.seed, Stream.PIXELS, 0, index)
         chosen = torch.from_numpy(draw.permutation(places.shape[1])[: self.share])
         self._found.append(places[:, chosen])
@@ -71,14 +71,23 @@ class Places:
 @torch.no_grad()
 def prior_shares(network: DenseSiam, images: Tensor, geometry: Geometry, side: int) -> Tensor:
     """Shares (B, K, h, h) of the mixture's clusters in stored images, uint8 (B, 3, S, S), where view 1 shows them."""
-    logs = network.log_posteriors(images.float().div(255.0), (side, side))
+    logs = network.log_posteriors(_shown(images).div(255.0), (side, side))
     assert network.mixture is not None
     shares = warp(network.mixture.adapted(logs).exp(), geometry)
     # Bilinear weights add up to one but for rounding.
     return shares / shares.sum(1, keepdim=True)
 
 
-def seen(images: Tensor, stride: int = STRIDE) -> Tensor:
-    """Images (B, 3, H, W), 0 to 255 → their appearance (B, D, h, w) at a stride."""
-    height, width = (-(-side // stride) for side in images.shape[-2:])
+def seen(images: Tensor) -> Tensor:
+    """Images (B, 3, H, W), 0 to 255 → their appearance (B, D, h, w) at the features' stride."""
+    height, width = (-(-side // STRIDE) for side in images.shape[-2:])
     return appearance(images.float().div(255.0), (height, width))
+
+
+def _shown(images: Tensor) -> Tensor:
+    """Stored images, uint8 (B, 3, S, S) → as a trained model will be shown them: at half the side, (B, 3, S/2, S/2).
+
+    Contrast depends on how an image was made small, and clusters lie near each other in it.
+    """
+    size = images.shape[-1] // 2
+    return F.interpolate(images.float(), (size, size), mode="bilinear", antialias=True)

@@ -285,7 +285,8 @@ class TestMixture:
         dense = joined.dense(images)
         learned = (SHARPNESS * joined.projector(dense[:, :8])).softmax(1)
         assert joined.mixture is not None
-        product = learned * dense[:, 8:].exp()
+        # By hand: p(k | a, b) is proportional to p(k | a) p(k | b) / p(k).
+        product = learned * dense[:, 8:].exp() / joined.mixture.shares.view(-1, 1, 1)
         expected = joined.mixture.adapted(product.log())
         torch.testing.assert_close(joined(images), expected)
 

@@ -11,6 +11,7 @@ from densesiam_seg.appearance import CHANNELS, appearance
 from densesiam_seg.batches import ImageStore
 from densesiam_seg.config import TrainConfig
 from densesiam_seg.draws import Geometry
+from densesiam_seg.images import load_square
 from densesiam_seg.losses import prior_loss
 from densesiam_seg.model import Architecture, DenseSiam, build_network
 from densesiam_seg.objective import Siamese
@@ -70,6 +71,20 @@ def test_shares_lie_where_view_1_shows_them(network: DenseSiam, store: ImageStor
     assert (sky[:, :7] == plain.argmax(1)[0, 0, 0]).all()
 
 
+def test_it_is_fitted_to_images_as_a_model_is_shown_them(
+    store: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At half the stored side, made small as an image is that is segmented."""
+    given: list[torch.Tensor] = []
+    monkeypatch.setattr(Places, "add", lambda self, image, index: given.append(image))
+    monkeypatch.setattr(Places, "sample", lambda self: None)
+    monkeypatch.setattr("densesiam_seg.mixture.Mixture.fit", lambda self, sample, seed: 0.0)
+    list(fit_mixture(build_network(Architecture(clusters=2, mixture=True), 0), store, 0))
+    paths = [store.manifest.path(index) for index in range(6)]
+    shown = torch.stack([load_square(path, SIDE // 2) for path in paths])
+    torch.testing.assert_close(torch.cat(given), shown.float(), atol=1.0, rtol=0)
+
+
 def test_the_fit_is_a_function_of_the_seed(store: ImageStore) -> None:
     found = []
     for seed in (1, 1):
@@ -80,23 +95,22 @@ def test_the_fit_is_a_function_of_the_seed(store: ImageStore) -> None:
     assert torch.equal(*found)
 
 
-def test_places_have_a_views_stride() -> None:
+def test_places_have_the_features_stride() -> None:
     images = torch.randint(0, 256, (2, 3, SIDE, SIDE), dtype=torch.uint8)
-    assert torch.equal(seen(images, 8), appearance(images / 255, (8, 8)))
     assert torch.equal(seen(images), appearance(images / 255, (16, 16)))
 
 
 def test_places_are_the_same_in_every_light() -> None:
     image = torch.randint(40, 120, (1, 3, SIDE, SIDE), dtype=torch.uint8)
     places = Places(1, seed=0)
-    places.add(image, 0, 8)
+    places.add(image, 0)
     sample = places.sample()
-    assert sample.points.shape == (64, CHANNELS) and sample.relit.shape == (2, 64, CHANNELS)
+    assert sample.points.shape == (256, CHANNELS) and sample.relit.shape == (2, 256, CHANNELS)
     # Position and the differences of logarithms stay, near enough; the logarithm of the luminance does not.
     assert torch.equal(sample.relit[0, :, -2:], sample.points[:, -2:])
     assert bool((sample.relit[0, :, 0] < sample.points[:, 0]).all())
     assert bool((sample.relit[1, :, 0] > sample.points[:, 0]).all())
-    lit = seen(image.float() * 0.7, 8)[0].flatten(1).T
+    lit = seen(image.float() * 0.7)[0].flatten(1).T
     order = (sample.points[:, None, -2:] == lit[None, :, -2:]).all(2).int().argmax(1)
     torch.testing.assert_close(sample.relit[0], lit[order])
 

@@ -132,6 +132,7 @@ def ablation_rows() -> dict[str, Row]:
         "mixture": Row(
             "without the network", mixture_of("mixture + PAMR", refine="pamr"), "no network"
         ),
+        "mixture-unrefined": Row("without the network and PAMR", MIXTURE, "mixture"),
         "mixture-one-start": Row(
             "without the network, from one start",
             mixture_of("mixture of 1 start + PAMR", restarts=1, refine="pamr"),
