@@ -16,8 +16,7 @@ divide by chance comes together.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +24,7 @@ from numpy.random import Generator
 from torch import Tensor, nn
 
 from densesiam_seg.appearance import CHANNELS
-from densesiam_seg.clustering import assign, kmeans
+from densesiam_seg.gaussians import Fit, fitted, judged, log_joint, maximised
 from densesiam_seg.metrics import best_pairs, shared_information
 from densesiam_seg.randomness import Stream, generator
 
@@ -35,11 +34,6 @@ KEPT = 4
 """One in so many of them is kept."""
 HELD = 1 << 28
 """Bytes of shares that may be held at once; of very many clusters fewer fits are kept."""
-OUTLYING = 0.1
-"""The part of the points, those that half of the clusters fit worst, where the other half starts."""
-ITERATIONS = 30
-RIDGE = 0.1
-"""Added to the variances of standardised channels: a cluster cannot shrink onto a few like points."""
 PART = 2
 """Each fit sees one in so many of the images, and all of their places."""
 LEAST = 50
@@ -49,8 +43,6 @@ ROUNDS = 3
 ADAPTATIONS = 5
 SMOOTHING = 0.01
 """How much of the usual shares is mixed into an image's own, so that no cluster is ruled out."""
-SETTLED = 1e-4
-"""Mean log-likelihood per point that an iteration must gain, or the fit is done."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +61,12 @@ class Sample:
         chosen = torch.zeros(len(sizes), dtype=torch.bool)
         chosen[order[before < count]] = True
         return self.points[chosen[self.images]]
+
+    def means(self, values: Tensor) -> Tensor:
+        """Values of all points (N, K) → at each point the mean of its image, (N, K)."""
+        sizes = self.images.bincount().view(-1, 1)
+        sums = torch.zeros(len(sizes), values.shape[1], dtype=values.dtype)
+        return (sums.index_add_(0, self.images, values) / sizes)[self.images]
 
 
 class Mixture(nn.Module):
@@ -95,7 +93,7 @@ class Mixture(nn.Module):
         points = appearance.float().movedim(1, -1).reshape(-1, channels)
         # Autocast would round differences of large squares.
         with torch.autocast(points.device.type, enabled=False):
-            joint = _log_joint((points - self.mean) / self.deviation, self)
+            joint = log_joint((points - self.mean) / self.deviation, self)
         logs = joint.log_softmax(1)
         return logs.view(images, height, width, -1).movedim(-1, 1)
 
@@ -106,11 +104,11 @@ class Mixture(nn.Module):
         maximisation of the shares alone, each image by itself (Saerens et al., "Adjusting the outputs of a classifier
         to new a priori probabilities", 2002, section 2.2).
         """
-        images, clusters, height, width = scores.shape
-        logs = scores.log_softmax(1).movedim(1, -1).reshape(-1, clusters)
-        image = torch.arange(images, device=scores.device).repeat_interleave(height * width)
-        found = _under_own_shares(logs, image, self.shares)
-        return found.view(images, height, width, clusters).movedim(-1, 1)
+
+        def own(shares: Tensor) -> Tensor:
+            return shares.mean((-2, -1), keepdim=True)
+
+        return _under_own_shares(scores.log_softmax(1), self.shares.view(-1, 1, 1), own)
 
     @torch.no_grad()
     def fit(
@@ -134,11 +132,11 @@ class Mixture(nn.Module):
         fits.sort(key=lambda each: _rank(each, standard), reverse=True)
         room = HELD // (8 * len(points) * clusters)
         best = fits[: max(min(restarts // kept, room), 1)]
-        shares = [_judged(standard.points, each).shares for each in best]
-        fit = _maximised(standard.points, consensus(shares))
+        shares = [judged(standard.points, each).shares for each in best]
+        fit = maximised(standard.points, consensus(shares))
         for name, value in (("mean", mean), ("deviation", deviation), *fit.tensors().items()):
             getattr(self, name).copy_(value)
-        return _judged(standard.points, fit).likelihood
+        return judged(standard.points, fit).likelihood
 
 
 def consensus(shares: Sequence[Tensor]) -> Tensor:
@@ -159,45 +157,13 @@ def consensus(shares: Sequence[Tensor]) -> Tensor:
     return mean
 
 
-@dataclass(frozen=True)
-class Fit:
-    """Parameters in float64."""
-
-    centres: Tensor
-    whitening: Tensor
-    offsets: Tensor
-    shares: Tensor
-
-    def tensors(self) -> dict[str, Tensor]:
-        names = ("centres", "whitening", "offsets", "shares")
-        return {name: getattr(self, name) for name in names}
-
-
-@dataclass(frozen=True)
-class _Judged:
-    """Log-likelihoods (N,) of points under a fit, and their shares of its clusters (N, K)."""
-
-    evidence: Tensor
-    shares: Tensor
-
-    @property
-    def likelihood(self) -> float:
-        return float(self.evidence.mean())
-
-
-def _judged(points: Tensor, fit: Fit) -> _Judged:
-    joint = _log_joint(points, fit)
-    evidence = joint.logsumexp(1, keepdim=True)
-    return _Judged(evidence[:, 0], (joint - evidence).exp())
-
-
 def steadiness(fit: Fit, sample: Sample) -> float:
     """How much the clusters of places tell of those of the same places in other light, 0 to 1, mean of all lights."""
     clusters = len(fit.shares)
 
     def found(points: Tensor) -> Tensor:
-        logs = _log_joint(points, fit).log_softmax(1)
-        return _under_own_shares(logs, sample.images, fit.shares).argmax(1)
+        logs = log_joint(points, fit).log_softmax(1)
+        return _under_own_shares(logs, fit.shares, sample.means).argmax(1)
 
     first = found(sample.points) * clusters
     joints = [(first + found(relit)).bincount(minlength=clusters**2) for relit in sample.relit]
@@ -207,93 +173,20 @@ def steadiness(fit: Fit, sample: Sample) -> float:
 
 def _rank(fit: Fit, sample: Sample) -> tuple[float, float]:
     """Of equally steady fits the likelier one comes first; beyond these digits it is rounding that differs."""
-    return round(steadiness(fit, sample), 6), _judged(sample.points, fit).likelihood
+    return round(steadiness(fit, sample), 6), judged(sample.points, fit).likelihood
 
 
-def _under_own_shares(logs: Tensor, images: Tensor, usual: Tensor) -> Tensor:
-    """Log-posteriors (N, K) of points of `images` (N,), from those under the usual shares (K,)."""
-    sizes = images.bincount().view(-1, 1).to(logs)
+def _under_own_shares(logs: Tensor, usual: Tensor, own_of: Callable[[Tensor], Tensor]) -> Tensor:
+    """Log-posteriors, clusters in dimension 1, from those under the usual shares; `own_of` means them over images."""
     found = logs
     for _ in range(ADAPTATIONS):
-        own = torch.zeros(len(sizes), len(usual), dtype=logs.dtype, device=logs.device)
-        own = own.index_add_(0, images, found.exp()) / sizes.clamp(min=1)
-        own = (own + SMOOTHING * usual) / (1 + SMOOTHING)
-        found = (logs + (own / usual).log()[images]).log_softmax(1)
+        own = (own_of(found.exp()) + SMOOTHING * usual) / (1 + SMOOTHING)
+        found = (logs + (own / usual).log()).log_softmax(1)
     return found
 
 
 def _fit(sample: Sample, clusters: int, seed: int, turn: int) -> Fit:
-    """Expectation-maximisation from k-means on some of the images, by (seed, turn); every other turn in two stages."""
+    """A fit to some of the images, by (seed, turn); every other one in halves."""
     draw = generator(seed, Stream.PIXELS, round_=1 + turn)
     part = sample.part(max(len(sample.points) // PART, LEAST * clusters), draw)
-    first = -(-clusters // 2) if turn % 2 else clusters
-    fit = _settled(part, _belonging(_grouped(part, first, seed + turn), first))
-    if first < clusters:
-        fit = _settled(part, _joined_by_outliers(part, fit, clusters - first, seed + turn))
-    return fit
-
-
-def _grouped(points: Tensor, clusters: int, seed: int) -> Tensor:
-    """The cluster of each point (N,) by k-means."""
-    single = points.float()
-    return assign(single, kmeans(single, clusters, seed=seed).centres)
-
-
-def _belonging(labels: Tensor, clusters: int) -> Tensor:
-    """Shares (N, K) of points that belong to one cluster alone, or where the label is `clusters` to none."""
-    return nn.functional.one_hot(labels, clusters + 1)[:, :clusters].double()
-
-
-def _joined_by_outliers(points: Tensor, fit: Fit, more: int, seed: int) -> Tensor:
-    """Shares of the clusters of a fit and of `more` new ones, which take the points that it explains worst."""
-    found = _judged(points, fit)
-    # k-means takes no fewer distinct points than clusters.
-    distinct, place = torch.unique(points.float(), dim=0, return_inverse=True)
-    evidence = torch.empty(len(distinct), dtype=points.dtype)
-    evidence[place] = found.evidence
-    worst = evidence.argsort()[: max(int(OUTLYING * len(distinct)), more)]
-    labels = torch.full((len(distinct),), more)
-    labels[worst] = _grouped(distinct[worst], more, seed)
-    new = _belonging(labels[place], more)
-    return torch.cat((found.shares * (1 - new.sum(1, keepdim=True)), new), 1)
-
-
-def _settled(points: Tensor, shares: Tensor) -> Fit:
-    """Expectation-maximisation from shares (N, K)."""
-    fit, before = _maximised(points, shares), -math.inf
-    for _ in range(ITERATIONS):
-        found = _judged(points, fit)
-        if found.likelihood - before < SETTLED:
-            break
-        fit, before = _maximised(points, found.shares), found.likelihood
-    return fit
-
-
-def _maximised(points: Tensor, shares: Tensor) -> Fit:
-    """The Gaussians that fit best to points (N, D) that belong to clusters by `shares` (N, K)."""
-    clusters, channels = shares.shape[1], points.shape[1]
-    counts = shares.sum(0).clamp(min=1.0)
-    centres = shares.T @ points / counts[:, None]
-    covariances = torch.empty(clusters, channels, channels, dtype=torch.float64)
-    for k in range(clusters):
-        away = points - centres[k]
-        covariances[k] = (away * shares[:, k : k + 1]).T @ away / counts[k]
-    covariances += RIDGE * torch.eye(channels, dtype=torch.float64)
-    # x has squared distance |W (x - c)|² in units of deviations, W being the inverse of the covariance's lower root.
-    roots = torch.linalg.cholesky(covariances)
-    whitening = torch.linalg.solve_triangular(
-        roots, torch.eye(channels, dtype=torch.float64).expand_as(roots), upper=False
-    )
-    volumes = roots.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    weights = counts / counts.sum()
-    offsets = weights.log() - volumes - 0.5 * channels * math.log(2 * math.pi)
-    return Fit(centres, whitening, offsets, weights)
-
-
-def _log_joint(points: Tensor, fit: Fit | Mixture) -> Tensor:
-    """log of (weight × density) of each standardised point (N, D) and cluster: (N, K)."""
-    columns = [
-        offset - 0.5 * ((points - centre) @ matrix.T).square().sum(1)
-        for centre, matrix, offset in zip(fit.centres, fit.whitening, fit.offsets, strict=True)
-    ]
-    return torch.stack(columns, 1)
+    return fitted(part, clusters, seed=seed + turn, halves=turn % 2 == 1)

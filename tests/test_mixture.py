@@ -7,16 +7,8 @@ from scipy.stats import multivariate_normal
 from torch import Tensor
 
 from densesiam_seg.errors import InputError, NumericError
-from densesiam_seg.mixture import (
-    RIDGE,
-    Fit,
-    Mixture,
-    Sample,
-    _joined_by_outliers,
-    _maximised,
-    consensus,
-    steadiness,
-)
+from densesiam_seg.gaussians import RIDGE, Fit
+from densesiam_seg.mixture import Mixture, Sample, consensus, steadiness
 
 
 def elongated(seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -141,18 +133,6 @@ def test_the_steadiest_fits_are_taken() -> None:
             max(float((found == side).float().mean()), float((found != side).float().mean()))
         )
     assert right[1] >= right[0] and right[1] > 0.95
-
-
-def test_new_clusters_start_where_the_others_fit_worst() -> None:
-    draw = np.random.default_rng(0)
-    cloud, far = draw.normal(size=(950, 3)), draw.normal(size=(50, 3)) / 10 + [9, 0, 0]
-    points = torch.from_numpy(np.concatenate((cloud, far)))
-    fit = _maximised(points, torch.ones(1000, 1, dtype=torch.float64))
-    shares = _joined_by_outliers(points, fit, 2, 0)
-    torch.testing.assert_close(shares.sum(1), torch.ones(1000, dtype=torch.float64))
-    new = shares[:, 1:].sum(1) == 1
-    assert int(new.sum()) == 100 and bool(new[950:].all())
-    assert bool((shares[~new, 0] == 1).all())
 
 
 def test_few_distinct_points_are_enough_for_both_kinds_of_start() -> None:
