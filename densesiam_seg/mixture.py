@@ -16,11 +16,11 @@ divide by chance comes together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from numpy.random import Generator
 from torch import Tensor, nn
 
 from densesiam_seg.appearance import CHANNELS
@@ -32,8 +32,8 @@ RESTARTS = 40
 """Fits, of both kinds of start in turn."""
 KEPT = 4
 """One in so many of them is kept."""
-HELD = 1 << 28
-"""Bytes of shares that may be held at once; of very many clusters fewer fits are kept."""
+HELD = 1 << 27
+"""Bytes of the shares of the fits that are kept; of very many clusters there are fewer fits."""
 PART = 2
 """Each fit sees one in so many of the images, and all of their places."""
 LEAST = 50
@@ -53,7 +53,7 @@ class Sample:
     relit: Tensor
     images: Tensor
 
-    def part(self, count: int, draw: Generator) -> Tensor:
+    def part(self, count: int, draw: np.random.Generator) -> Tensor:
         """The points of so many images, drawn at random, that they are at least `count`, or all points."""
         sizes = self.images.bincount()
         order = torch.from_numpy(draw.permutation(len(sizes)))
@@ -110,7 +110,6 @@ class Mixture(nn.Module):
 
         return _under_own_shares(scores.log_softmax(1), self.shares.view(-1, 1, 1), own)
 
-    @torch.no_grad()
     def fit(
         self, sample: Sample, *, seed: int, restarts: int = RESTARTS, kept: int = KEPT
     ) -> float:
@@ -120,6 +119,17 @@ class Mixture(nn.Module):
 
         Raises InputError for fewer distinct points than clusters and NumericError for points that are not finite.
         """
+        steps = self.fitting(sample, seed=seed, restarts=restarts, kept=kept)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                return float(end.value)
+
+    def fitting(
+        self, sample: Sample, *, seed: int, restarts: int = RESTARTS, kept: int = KEPT
+    ) -> Generator[float, None, float]:
+        """`fit` in steps, since all of them may take a minute: yields the part of the fits that are done."""
         points = sample.points.detach().cpu().double()
         mean, deviation = points.mean(0), points.std(0, unbiased=False)
         # A channel that never changes says nothing; it must not divide by zero.
@@ -127,11 +137,15 @@ class Mixture(nn.Module):
         relit = (sample.relit.detach().cpu().double() - mean) / deviation
         standard = Sample((points - mean) / deviation, relit, sample.images.cpu())
         clusters = len(self.centres)
-        fits = [_fit(standard, clusters, seed, turn) for turn in range(max(restarts, 1))]
+        room = HELD // (8 * len(points) * clusters)
+        turns = max(min(restarts, room * kept), 1)
+        fits = []
+        for turn in range(turns):
+            fits.append(_fit(standard, clusters, seed, turn))
+            yield len(fits) / turns
         # The first names the clusters that the others are paired with.
         fits.sort(key=lambda each: _rank(each, standard), reverse=True)
-        room = HELD // (8 * len(points) * clusters)
-        best = fits[: max(min(restarts // kept, room), 1)]
+        best = fits[: max(turns // kept, 1)]
         shares = [judged(standard.points, each).shares for each in best]
         fit = maximised(standard.points, consensus(shares))
         for name, value in (("mean", mean), ("deviation", deviation), *fit.tensors().items()):

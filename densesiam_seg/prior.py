@@ -29,7 +29,9 @@ LIGHTS = (1 - JITTER, 1 + JITTER)
 
 
 def fit_mixture(network: DenseSiam, store: ImageStore, seed: int) -> Iterator[int]:
-    """Fit the network's mixture to places of the stored images; yields how many images have been seen.
+    """Fit the network's mixture to places of the stored images; yields what is done, as a number of the images seen.
+
+    Seeing them is half of the work, and the fits are the other half.
 
     The places are drawn by (seed, image). Raises InputError and NumericError as `Mixture.fit` does.
     """
@@ -40,8 +42,9 @@ def fit_mixture(network: DenseSiam, store: ImageStore, seed: int) -> Iterator[in
         zip(chosen, store.batches([(index,) for index in chosen]), strict=True), 1
     ):
         found.add(_shown(batch.images), index)
-        yield done
-    network.mixture.fit(found.sample(), seed=seed)
+        yield -(-done // 2)
+    for part in network.mixture.fitting(found.sample(), seed=seed):
+        yield round(len(chosen) * (1 + part) / 2)
 
 
 class Places:
