@@ -49,6 +49,7 @@ from densesiam_seg.events import Decoding, Event, Notice, Started, Trained
 from densesiam_seg.lock import LOCK, RunLock
 from densesiam_seg.loop import EpochRecord, Preparing, StepRecord
 from densesiam_seg.method import Objective
+from densesiam_seg.mixture import RESTARTS
 from densesiam_seg.model import DenseSiam
 from densesiam_seg.objective import objective_of
 from densesiam_seg.pretraining import pretrain
@@ -149,9 +150,13 @@ class TestRun:
     def test_events_come_in_order(self, finished: tuple[Path, list[Event]]) -> None:
         run, events = finished
         assert events[:12] == [Decoding(done, 12) for done in range(1, 13)]
+        # The images are looked at, and then the mixture's fits are made.
+        preparing = [event for event in events if isinstance(event, Preparing)]
+        assert len(preparing) == 12 + RESTARTS
+        assert (preparing[0], preparing[-1]) == (Preparing(0, 1, 12), Preparing(0, 12, 12))
         assert [type(event).__name__ for event in events[12:]] == [
             *["Notice", "Notice", "Started"],
-            *["Preparing"] * 12,
+            *["Preparing"] * len(preparing),
             *["StepRecord", "StepRecord", "StepRecord", "EpochRecord"] * 3,
             "Trained",
         ]
