@@ -109,8 +109,9 @@ def fresh(
         # Only now is it known whether there are weights: `auto` takes what can be had.
         config = settled({**run.recipe.with_weights, **settings})
         if config != training.config:
+            first = training.network
             training = _build(run, config, store, device)
-            done, _ = _weights_of(training.network, config, initial)
+            _take_over(training.network, first, "")
     replace_text(
         run.folder / "config.toml",
         f"# preset {name}, densesiam-seg {densesiam_seg.__version__}\n{config.to_toml()}",
