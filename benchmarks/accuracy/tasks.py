@@ -71,10 +71,13 @@ def load_task(name: str, root: Path, split: str = "val") -> Task:
 
     The demo's scenes are drawn where they are not, always with the same seed.
     """
-    if name == SCENES and not (root / DECLARED).exists():
-        write_dataset(root, seed=0)
-    dataset = load_dataset(root / DECLARED if name == SCENES else DATASETS[name])
-    side = min(SIDE, SETTINGS["image_size"]) if name == SCENES else SIDE
+    declared: str | Path = DATASETS[name]
+    side = SIDE
+    if name == SCENES:
+        declared, side = root / declared, SETTINGS["image_size"]
+        if not declared.exists():
+            write_dataset(root, seed=0)
+    dataset = load_dataset(declared)
     train, scored = (
         samples(dataset, root, each, allow_missing=name in SAMPLED) for each in ("train", split)
     )
