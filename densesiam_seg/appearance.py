@@ -1,10 +1,12 @@
-"""What a place looks like and where it lies: colour, texture and position, before anything is learned.
+"""What a place looks like, where it lies, and the gist of its image: colour, texture and position, nothing learned.
 
 Axes: B images, D channels, H W image size, h w map size.
 
 Colours are logarithms: a change of light multiplies all three, which moves the luminance and leaves the
 log-chromaticities, differences of logarithms, nearly as they were (Finlayson and Hordley, "Color constancy at a
-pixel", 2001). Texture is the logarithm of the local contrast, whose spread within a material is even.
+pixel", 2001). Texture is the logarithm of the local contrast, whose spread within a material is even. The gist of an
+image is what its upper and its lower half look like on average (a small one of Oliva and Torralba's, 2001): it tells of
+light, weather and exposure, under which the same material looks different.
 """
 
 from __future__ import annotations
@@ -13,8 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-CHANNELS = 10
-"""Luminance and two chromaticities near and around, contrast near and around, y and x."""
+GIST = 8
+"""Luminance, two chromaticities and contrast of the upper half and of the lower half: the same at all places."""
+OWN = 10
+"""Luminance and two chromaticities near and around, contrast near and around, y and x: the place's own."""
+CHANNELS = GIST + OWN
 NEAR, AROUND = 3, 9
 """Sides of the windows, in cells of half the features' stride: 6 and 18 pixels of the image at stride 4."""
 DARK = 0.05
@@ -24,7 +29,7 @@ FLAT = 0.01
 
 
 def appearance(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """RGB images (B, 3, H, W) in [0, 1] → (B, D, h, w) of that size, float32.
+    """RGB images (B, 3, H, W) in [0, 1] → (B, D, h, w) of that size, float32: the gist, then what is the place's own.
 
     y and x run from -1 to 1 over the image, whatever its shape.
     """
@@ -39,16 +44,22 @@ def _appearance(images: Tensor, height: int, width: int) -> Tensor:
     luminance = cells.mean(1, keepdim=True)
     red, green, blue = (cells + DARK).log().unbind(1)
     colour = torch.stack((red - green, blue - green), 1)
-    maps = [
-        (_mean(luminance, NEAR) + DARK).log(),
-        (_mean(luminance, AROUND) + DARK).log(),
-        _mean(colour, NEAR),
-        _mean(colour, AROUND),
-        _log_contrast(luminance, NEAR),
-        _log_contrast(luminance, AROUND),
-    ]
-    places = F.avg_pool2d(torch.cat(maps, 1), 2)
-    return torch.cat((places, position(len(images), (height, width), places.device)), 1)
+    near, around = (
+        ((_mean(luminance, side) + DARK).log(), _mean(colour, side), _log_contrast(luminance, side))
+        for side in (NEAR, AROUND)
+    )
+    both = [each for pair in zip(near, around, strict=True) for each in pair]
+    places = F.avg_pool2d(torch.cat(both, 1), 2)
+    gist = _gist(F.avg_pool2d(torch.cat(near, 1), 2))
+    return torch.cat((gist, places, position(len(images), (height, width), places.device)), 1)
+
+
+def _gist(maps: Tensor) -> Tensor:
+    """Maps (B, C, h, w) → the means of their upper and of their lower half, at every place: (B, 2C, h, w)."""
+    height = maps.shape[-2]
+    halves = maps[..., : -(-height // 2), :], maps[..., height // 2 :, :]
+    means = torch.cat([half.mean((-2, -1), keepdim=True) for half in halves], 1)
+    return means.expand(-1, -1, *maps.shape[-2:])
 
 
 def position(count: int, size: tuple[int, int], device: torch.device) -> Tensor:

@@ -7,7 +7,7 @@ Axes: N pixels, C channels, H W image, K clusters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from densesiam_seg.appearance import GIST
 from densesiam_seg.centroids import Images, fit_centroids, fit_readout
 from densesiam_seg.clustering import assign
 from densesiam_seg.evaluation import Mask, Masker, Protocol
 from densesiam_seg.masks import upsample_argmax
-from densesiam_seg.mixture import KEPT, RESTARTS, Mixture
+from densesiam_seg.mixture import KEPT, KINDS, RESTARTS, Mixture
 from densesiam_seg.model import Architecture, build_network
 from densesiam_seg.prior import Places, seen
 from densesiam_seg.refinement import sharpened
@@ -111,19 +112,20 @@ def mixture_masks(
     seed: int,
     restarts: int = RESTARTS,
     kept: int = KEPT,
+    kinds: Sequence[bool] = KINDS,
     adapt: bool = True,
     refine: str = "none",
 ) -> Masker:
     """Masks by the mixture that `train` starts from, fitted to `count` images, without a network.
 
-    `restarts` and `kept` are those of `Mixture.fit`. `adapt`: with each image's own shares of clusters. `refine`: the
+    `restarts`, `kept` and `kinds` are those of `Mixture.fit`. `adapt`: with each image's own shares of clusters. `refine`: the
     filter for edges, `none`, `guided` or `pamr`.
     """
     places = Places(count, seed)
     for index, image in enumerate(images()):
         places.add(image[None], index)
     mixture = Mixture(clusters)
-    mixture.fit(places.sample(), seed=seed, restarts=restarts, kept=kept)
+    mixture.fit(places.sample(), seed=seed, restarts=restarts, kept=kept, kinds=kinds)
 
     def mask_of(image: Tensor, protocol: Protocol, height: int, width: int) -> Mask:
         logs: Tensor = mixture(seen(image[None]))
@@ -136,8 +138,8 @@ def mixture_masks(
 
 
 def appearance_points(image: Tensor) -> Tensor:
-    """uint8 (3, H, W) → points (H·W, D) of what the mixture sees, each place repeated over its pixels."""
-    maps = F.interpolate(seen(image[None]), image.shape[-2:], mode="nearest-exact")
+    """uint8 (3, H, W) → points (H·W, D) of what the mixture sees of places, without the gist: each place repeated over its pixels."""
+    maps = F.interpolate(seen(image[None])[:, GIST:], image.shape[-2:], mode="nearest-exact")
     return _points(maps[0])
 
 

@@ -1,6 +1,11 @@
 """One mixture of Gaussians by expectation-maximisation, in float64.
 
-Axes: N points, K clusters, D channels. Points are standardised: every channel has mean 0 and deviation 1.
+Axes: N points, K clusters, D channels, of which the first G are given. Points are standardised: every channel has mean
+0 and deviation 1.
+
+What is given is not explained but explains: a cluster's density is that of the other channels under the given ones, a
+Gaussian whose centre moves with them linearly (a mixture of linear regressions; DeSarbo and Cron, 1988). With G = 0 it
+is the usual mixture.
 """
 
 from __future__ import annotations
@@ -32,7 +37,10 @@ class Gaussians(Protocol):
 
     @property
     def whitening(self) -> Tensor:
-        """Inverses W of the covariances' lower roots (K, D, D): |W (x - c)|² is x's squared distance in deviations."""
+        """The rows of what is not given in the inverses W of the covariances' lower roots, (K, D - G, D).
+
+        |W (x - c)|² is x's squared distance in deviations from where the cluster lies under what is given.
+        """
 
     @property
     def offsets(self) -> Tensor:
@@ -73,8 +81,11 @@ def judged(points: Tensor, fit: Fit) -> Judged:
     return Judged(evidence[:, 0], (joint - evidence).exp())
 
 
-def maximised(points: Tensor, shares: Tensor) -> Fit:
-    """The maximisation step: Gaussians fitted to points (N, D) that belong to clusters by `shares` (N, K)."""
+def maximised(points: Tensor, shares: Tensor, given: int = 0) -> Fit:
+    """The maximisation step: Gaussians fitted to points (N, D) that belong to clusters by `shares` (N, K).
+
+    The first `given` channels are given.
+    """
     clusters, channels = shares.shape[1], points.shape[1]
     counts = shares.sum(0).clamp(min=1.0)
     centres = shares.T @ points / counts[:, None]
@@ -87,10 +98,11 @@ def maximised(points: Tensor, shares: Tensor) -> Fit:
     whitening = torch.linalg.solve_triangular(
         roots, torch.eye(channels, dtype=torch.float64).expand_as(roots), upper=False
     )
-    volumes = roots.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    # The first rows of a lower root are the given channels' own: without them the joint density is the conditional one.
+    volumes = roots.diagonal(dim1=-2, dim2=-1)[:, given:].log().sum(-1)
     weights = counts / counts.sum()
-    offsets = weights.log() - volumes - 0.5 * channels * math.log(2 * math.pi)
-    return Fit(centres, whitening, offsets, weights)
+    offsets = weights.log() - volumes - 0.5 * (channels - given) * math.log(2 * math.pi)
+    return Fit(centres, whitening[:, given:], offsets, weights)
 
 
 def log_joint(points: Tensor, fit: Gaussians) -> Tensor:
@@ -102,25 +114,29 @@ def log_joint(points: Tensor, fit: Gaussians) -> Tensor:
     return torch.stack(columns, 1)
 
 
-def fitted(points: Tensor, clusters: int, *, seed: int, halves: bool = False) -> Fit:
-    """Expectation-maximisation from k-means, with all clusters at once or in two `halves`.
+def fitted(
+    points: Tensor, clusters: int, *, seed: int, halves: bool = False, given: int = 0
+) -> Fit:
+    """Expectation-maximisation from k-means of what is not given, with all clusters at once or in two `halves`.
 
     All at once they come out about equally large. In halves the second starts where the first fits worst, and they come
     out large and small. Raises InputError for fewer distinct points than clusters and NumericError for points that are
     not finite.
     """
     first = -(-clusters // 2) if halves else clusters
-    fit = _settled(points, _belonging(_grouped(points, first, seed), first))
+    shares = _belonging(_grouped(points[:, given:], first, seed), first)
+    fit = _settled(points, shares, given)
     if first < clusters:
-        fit = _settled(points, joined_by_outliers(points, fit, clusters - first, seed=seed))
+        shares = joined_by_outliers(points, fit, clusters - first, seed=seed, given=given)
+        fit = _settled(points, shares, given)
     return fit
 
 
-def joined_by_outliers(points: Tensor, fit: Fit, more: int, *, seed: int) -> Tensor:
+def joined_by_outliers(points: Tensor, fit: Fit, more: int, *, seed: int, given: int = 0) -> Tensor:
     """Shares of the clusters of a fit and of `more` new ones, which take the points that it explains worst."""
     found = judged(points, fit)
     # k-means takes no fewer distinct points than clusters.
-    distinct, place = torch.unique(points.float(), dim=0, return_inverse=True)
+    distinct, place = torch.unique(points[:, given:].float(), dim=0, return_inverse=True)
     evidence = torch.empty(len(distinct), dtype=points.dtype)
     evidence[place] = found.evidence
     worst = evidence.argsort()[: max(int(OUTLYING * len(distinct)), more)]
@@ -141,12 +157,12 @@ def _belonging(labels: Tensor, clusters: int) -> Tensor:
     return nn.functional.one_hot(labels, clusters + 1)[:, :clusters].double()
 
 
-def _settled(points: Tensor, shares: Tensor) -> Fit:
+def _settled(points: Tensor, shares: Tensor, given: int) -> Fit:
     """Expectation-maximisation from shares (N, K)."""
-    fit, before = maximised(points, shares), -math.inf
+    fit, before = maximised(points, shares, given), -math.inf
     for _ in range(ITERATIONS):
         found = judged(points, fit)
         if found.likelihood - before < SETTLED:
             break
-        fit, before = maximised(points, found.shares), found.likelihood
+        fit, before = maximised(points, found.shares, given), found.likelihood
     return fit

@@ -12,26 +12,33 @@ large, or half of them, and the others where those fit worst, which come out lar
 clusters are found again best in darker and brighter images. They are joined: their clusters are paired, their shares of
 each point averaged (Strehl and Ghosh, "Cluster ensembles", 2002), and one mixture is fitted to that. What single fits
 divide by chance comes together.
+
+A road looks different at noon and at dusk, so half of the fits are under their image's gist: centres move with it.
+Where every image shows something else its gist tells what it shows, and taking that away would take what divides the
+clusters. The half is taken whose clusters are found again better, in other light and by fits to other images.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from densesiam_seg.appearance import CHANNELS
+from densesiam_seg.appearance import GIST, OWN
 from densesiam_seg.gaussians import Fit, fitted, judged, log_joint, maximised
 from densesiam_seg.metrics import best_pairs, shared_information
 from densesiam_seg.randomness import Stream, generator
 
 RESTARTS = 40
-"""Fits, of both kinds of start in turn."""
+"""Fits, with and without the gist and of both kinds of start in turn."""
 KEPT = 4
-"""One in so many of them is kept."""
+"""One in so many of those with or without the gist is kept."""
+KINDS = (True, False)
+"""Whether fits are under their image's gist."""
 HELD = 1 << 27
 """Bytes of the shares of the fits that are kept; of very many clusters there are fewer fits."""
 PART = 2
@@ -53,6 +60,12 @@ class Sample:
     relit: Tensor
     images: Tensor
 
+    def without(self, channels: int) -> Sample:
+        """The same points with nothing in the first channels."""
+        points, relit = self.points.clone(), self.relit.clone()
+        points[:, :channels] = relit[..., :channels] = 0
+        return replace(self, points=points, relit=relit)
+
     def part(self, count: int, draw: np.random.Generator) -> Tensor:
         """The points of so many images, drawn at random, that they are at least `count`, or all points."""
         sizes = self.images.bincount()
@@ -70,10 +83,15 @@ class Sample:
 
 
 class Mixture(nn.Module):
-    """Log-posteriors of the clusters. Its tensors are buffers: nothing of it is trained by gradients."""
+    """Log-posteriors of the clusters. Its tensors are buffers: nothing of it is trained by gradients.
 
-    def __init__(self, clusters: int, channels: int = CHANNELS) -> None:
+    Of a point's channels the first `gist` are its image's, and the `own` that follow the place's.
+    """
+
+    def __init__(self, clusters: int, own: int = OWN, gist: int = GIST) -> None:
         super().__init__()
+        self.gist = gist
+        channels = gist + own
         self.mean: Tensor
         self.deviation: Tensor
         self.centres: Tensor
@@ -83,7 +101,7 @@ class Mixture(nn.Module):
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("deviation", torch.ones(channels))
         self.register_buffer("centres", torch.zeros(clusters, channels))
-        self.register_buffer("whitening", torch.eye(channels).repeat(clusters, 1, 1))
+        self.register_buffer("whitening", torch.eye(channels)[gist:].repeat(clusters, 1, 1))
         self.register_buffer("offsets", torch.zeros(clusters))
         self.register_buffer("shares", torch.full((clusters,), 1 / clusters))
 
@@ -111,15 +129,22 @@ class Mixture(nn.Module):
         return _under_own_shares(scores.log_softmax(1), self.shares.view(-1, 1, 1), own)
 
     def fit(
-        self, sample: Sample, *, seed: int, restarts: int = RESTARTS, kept: int = KEPT
+        self,
+        sample: Sample,
+        *,
+        seed: int,
+        restarts: int = RESTARTS,
+        kept: int = KEPT,
+        kinds: Sequence[bool] = KINDS,
     ) -> float:
         """Take over the joint mixture of many fits to a sample; returns its mean log-likelihood per point.
 
-        Of `restarts` fits one in `kept` is taken, the steadiest ones, and at least one.
+        Of `restarts` fits some are under the gist and some are not, as `kinds` says in turn. Of the kind that is found
+        again best one fit in `kept` is taken, the steadiest ones, and at least one.
 
         Raises InputError for fewer distinct points than clusters and NumericError for points that are not finite.
         """
-        steps = self.fitting(sample, seed=seed, restarts=restarts, kept=kept)
+        steps = self.fitting(sample, seed=seed, restarts=restarts, kept=kept, kinds=kinds)
         while True:
             try:
                 next(steps)
@@ -127,7 +152,13 @@ class Mixture(nn.Module):
                 return float(end.value)
 
     def fitting(
-        self, sample: Sample, *, seed: int, restarts: int = RESTARTS, kept: int = KEPT
+        self,
+        sample: Sample,
+        *,
+        seed: int,
+        restarts: int = RESTARTS,
+        kept: int = KEPT,
+        kinds: Sequence[bool] = KINDS,
     ) -> Generator[float, None, float]:
         """`fit` in steps, since all of them may take a minute: yields the part of the fits that are done."""
         points = sample.points.detach().cpu().double()
@@ -136,21 +167,26 @@ class Mixture(nn.Module):
         deviation = torch.where(deviation > 1e-6, deviation, 1.0)
         relit = (sample.relit.detach().cpu().double() - mean) / deviation
         standard = Sample((points - mean) / deviation, relit, sample.images.cpu())
+        # Channels that hold nothing move no centres.
+        blind = standard.without(self.gist)
+        samples = [standard if kind else blind for kind in (kinds if self.gist else (True,))]
         clusters = len(self.centres)
         room = HELD // (8 * len(points) * clusters)
-        turns = max(min(restarts, room * kept), 1)
-        fits = []
+        turns = max(min(restarts, room * kept), len(samples))
+        fits: list[list[Fit]] = [[] for _ in samples]
         for turn in range(turns):
-            fits.append(_fit(standard, clusters, seed, turn))
-            yield len(fits) / turns
-        # The first names the clusters that the others are paired with.
-        fits.sort(key=lambda each: _rank(each, standard), reverse=True)
-        best = fits[: max(turns // kept, 1)]
-        shares = [judged(standard.points, each).shares for each in best]
-        fit = maximised(standard.points, consensus(shares))
+            turn_of_kind, kind = divmod(turn, len(samples))
+            fits[kind].append(_fit(samples[kind], clusters, self.gist, seed, turn_of_kind))
+            yield (turn + 1) / turns
+        best = [_steadiest(own, sample, kept) for own, sample in zip(fits, samples, strict=True)]
+        # Where both are found again as well it is the first.
+        kind = max(range(len(best)), key=lambda each: best[each][0])
+        chosen, sample = best[kind][1], samples[kind]
+        shares = [judged(sample.points, each).shares for each in chosen]
+        fit = maximised(sample.points, consensus(shares), self.gist)
         for name, value in (("mean", mean), ("deviation", deviation), *fit.tensors().items()):
             getattr(self, name).copy_(value)
-        return judged(standard.points, fit).likelihood
+        return judged(sample.points, fit).likelihood
 
 
 def consensus(shares: Sequence[Tensor]) -> Tensor:
@@ -173,21 +209,45 @@ def consensus(shares: Sequence[Tensor]) -> Tensor:
 
 def steadiness(fit: Fit, sample: Sample) -> float:
     """How much the clusters of places tell of those of the same places in other light, 0 to 1, mean of all lights."""
-    clusters = len(fit.shares)
-
-    def found(points: Tensor) -> Tensor:
-        logs = log_joint(points, fit).log_softmax(1)
-        return _under_own_shares(logs, fit.shares, sample.means).argmax(1)
-
-    first = found(sample.points) * clusters
-    joints = [(first + found(relit)).bincount(minlength=clusters**2) for relit in sample.relit]
-    scores = [shared_information(joint.view(clusters, clusters).numpy()) for joint in joints]
+    first = _found(fit, sample, sample.points)
+    scores = [_told(first, _found(fit, sample, relit)) for relit in sample.relit]
     return sum(scores) / len(scores)
 
 
-def _rank(fit: Fit, sample: Sample) -> tuple[float, float]:
-    """Of equally steady fits the likelier one comes first; beyond these digits it is rounding that differs."""
-    return round(steadiness(fit, sample), 6), judged(sample.points, fit).likelihood
+def agreement(fits: Sequence[Fit], sample: Sample) -> float:
+    """How much the clusters of places by one fit tell of those by another, 0 to 1, mean of all pairs; 0 without any."""
+    found = [_found(fit, sample, sample.points) for fit in fits]
+    scores = [_told(one, other) for one, other in combinations(found, 2)]
+    return sum(scores) / max(len(scores), 1)
+
+
+def _found(fit: Fit, sample: Sample, points: Tensor) -> Tensor:
+    """The cluster (N,) of each of a sample's points, which may be in another light, under its image's own shares."""
+    logs = log_joint(points, fit).log_softmax(1)
+    return _under_own_shares(logs, fit.shares, sample.means).argmax(1)
+
+
+def _told(one: Tensor, other: Tensor) -> float:
+    """Normalised mutual information of two clusterings (N,)."""
+    clusters = 1 + int(max(one.max(), other.max()))
+    joint = (one * clusters + other).bincount(minlength=clusters**2)
+    return shared_information(joint.view(clusters, clusters).numpy())
+
+
+def _steadiest(fits: Sequence[Fit], sample: Sample, kept: int) -> tuple[float, list[Fit]]:
+    """The steadiest one in `kept` of the fits, at least one, the steadiest first, and how well they are found again.
+
+    Of equally steady fits the likelier one comes first; beyond these digits it is rounding that differs.
+    """
+
+    def rank(fit: Fit) -> tuple[float, float]:
+        return round(steadiness(fit, sample), 6), judged(sample.points, fit).likelihood
+
+    ranked = sorted(((rank(fit), fit) for fit in fits), key=lambda each: each[0], reverse=True)
+    best = ranked[: max(len(fits) // kept, 1)]
+    chosen = [fit for _, fit in best]
+    steady = sum(level for (level, _), _ in best) / len(best)
+    return steady + agreement(chosen, sample), chosen
 
 
 def _under_own_shares(logs: Tensor, usual: Tensor, own_of: Callable[[Tensor], Tensor]) -> Tensor:
@@ -199,8 +259,8 @@ def _under_own_shares(logs: Tensor, usual: Tensor, own_of: Callable[[Tensor], Te
     return found
 
 
-def _fit(sample: Sample, clusters: int, seed: int, turn: int) -> Fit:
+def _fit(sample: Sample, clusters: int, gist: int, seed: int, turn: int) -> Fit:
     """A fit to some of the images, by (seed, turn); every other one in halves."""
     draw = generator(seed, Stream.PIXELS, round_=1 + turn)
     part = sample.part(max(len(sample.points) // PART, LEAST * clusters), draw)
-    return fitted(part, clusters, seed=seed + turn, halves=turn % 2 == 1)
+    return fitted(part, clusters, seed=seed + turn, halves=turn % 2 == 1, given=gist)

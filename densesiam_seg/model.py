@@ -23,7 +23,7 @@ from densesiam_seg.heads import (
     region_predictor,
     region_projector,
 )
-from densesiam_seg.mixture import Mixture
+from densesiam_seg.mixture import SMOOTHING, Mixture
 from densesiam_seg.randomness import Stream, torch_seed
 from densesiam_seg.views import ViewPair, warp
 
@@ -46,6 +46,8 @@ class Architecture:
 
 SHARPNESS = 3.0
 """The projection has unit deviation, which as logits could not say that a cluster is all but certain."""
+LATEST = 0.1
+"""Weight of the latest batch in the running mean of the projector's shares, as in batch normalisation."""
 
 
 class DenseSiam(nn.Module):
@@ -66,6 +68,15 @@ class DenseSiam(nn.Module):
         self.image_projector = image_projector(width) if architecture.image_head else None
         self.image_predictor = image_predictor(width) if architecture.image_head else None
         self.mixture = Mixture(clusters) if architecture.mixture else None
+        if architecture.mixture:
+            self.usual: Tensor
+            self.register_buffer("usual", torch.full((clusters,), 1 / clusters))
+
+    @torch.no_grad()
+    def count(self, z: Tensor) -> None:
+        """Add the shares of clusters in projections (B, K, h, w) to their running mean."""
+        shares = (SHARPNESS * z.float()).softmax(1).mean((0, 2, 3))
+        self.usual.lerp_(shares, LATEST)
 
     def paired_features(self, views: ViewPair) -> Tensor:
         """Features of both views in exact correspondence, (2B, C, h, h), view 1 first.
@@ -101,7 +112,8 @@ class DenseSiam(nn.Module):
         """What `dense` returned → cluster logits (B, K, h, w): z, or log-posteriors of z and mixture together.
 
         They are a product of experts, which err in different ways: the network sees shapes and surroundings, the
-        mixture colours and places. Both know the clusters' usual shares, which count once.
+        mixture colours and places. Both know the clusters' usual shares, which count once: what the network says is
+        divided by its own, which it has only in part learned to be the mixture's.
         """
         if self.mixture is None:
             logits: Tensor = self.projector(dense)
@@ -109,8 +121,9 @@ class DenseSiam(nn.Module):
         features, logs = dense[:, : self.encoder.width], dense[:, self.encoder.width :]
         z: Tensor = self.projector(features)
         learned = (SHARPNESS * z.float()).log_softmax(1)
-        usual = self.mixture.shares.log().view(-1, 1, 1)
-        return self.mixture.adapted(learned + logs - usual)
+        # A cluster that the network never names must not be divided by nothing.
+        usual = (self.usual + SMOOTHING * self.mixture.shares) / (1 + SMOOTHING)
+        return self.mixture.adapted(learned + logs - usual.log().view(-1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         """Cluster logits (B, K, h, w) of normalised images (B, 3, H, W)."""

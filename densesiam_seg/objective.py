@@ -100,6 +100,7 @@ def objective_of(
             agreement = (winners_1 == winners_2).float().mean()
             histogram = label_counts(winners, config.clusters)
         if prior is not None:
+            network.count(z)
             loss = prior_loss(SHARPNESS * z, torch.cat((prior, prior)))
             terms.append(("prior", config.prior_weight, loss))
         terms += _pixel_terms(network, features, z, winners, config, regions=regions)

@@ -8,7 +8,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from densesiam_seg.appearance import AROUND, CHANNELS, DARK, FLAT, NEAR, appearance, position
+from densesiam_seg.appearance import (
+    AROUND,
+    CHANNELS,
+    DARK,
+    FLAT,
+    GIST,
+    NEAR,
+    appearance,
+    position,
+)
 
 
 def noise(height: int, width: int, seed: int = 0) -> torch.Tensor:
@@ -22,7 +31,8 @@ def test_a_flat_image_by_hand() -> None:
     luminance = math.log(0.7 / 3 + DARK)
     colours = [math.log(0.45 / 0.25), math.log(0.15 / 0.25)]
     expected = [luminance, luminance, *colours, *colours, math.log(FLAT), math.log(FLAT)]
-    for found, value in zip(maps[0], expected, strict=False):
+    half = [luminance, *colours, math.log(FLAT)]
+    for found, value in zip(maps[0], [*half, *half, *expected], strict=False):
         torch.testing.assert_close(found, torch.full((6, 6), value), atol=2e-2, rtol=0)
 
 
@@ -65,14 +75,26 @@ def test_against_loops() -> None:
                         colours.append([ratio[w].mean() for w in windows])
                     spreads.append([np.log(light[image][w].std() + FLAT) for w in windows])
                 expected = [float(np.mean(values)) for values in (*means, *colours, *spreads)]
-                np.testing.assert_allclose(found[image, :8, row, column], expected, atol=1e-4)
+                place = found[image, GIST:-2, row, column]
+                np.testing.assert_allclose(place, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("height", [1, 2, 5])
+def test_the_gist_is_what_both_halves_look_like(height: int) -> None:
+    """A middle row belongs to both."""
+    maps = appearance(noise(8 * height, 24), (height, 6))
+    near = maps[:, [GIST, GIST + 2, GIST + 3, GIST + 6]]
+    upper, lower = near[:, :, : (height + 1) // 2], near[:, :, height // 2 :]
+    expected = torch.cat((upper.mean((2, 3)), lower.mean((2, 3))), 1)
+    torch.testing.assert_close(maps[:, :GIST], expected[..., None, None].expand(2, 8, height, 6))
 
 
 def test_a_change_of_light_leaves_bright_colours_nearly_alone() -> None:
     bright = 0.5 + 0.4 * noise(32, 32)
     one, other = appearance(bright, (8, 8)), appearance(0.7 * bright, (8, 8))
-    assert float((one - other)[:, :2].abs().min()) > 0.2
-    assert float((one - other)[:, 2:6].abs().max()) < 0.1
+    own = (one - other)[:, GIST:]
+    assert float(own[:, :2].abs().min()) > 0.2
+    assert float(own[:, 2:6].abs().max()) < 0.1
 
 
 def test_mirrored_images_have_mirrored_maps() -> None:

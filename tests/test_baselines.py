@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from densesiam_seg import baselines
-from densesiam_seg.appearance import appearance
+from densesiam_seg.appearance import GIST, appearance
 from densesiam_seg.baselines import (
     appearance_points,
     colour_points,
@@ -216,5 +216,5 @@ class TestMixture:
         image = torch.from_numpy(scene(0, 1, 32)[0]).permute(2, 0, 1)
         points = appearance_points(image).view(8, 4, 8, 4, -1)
         assert torch.equal(points, points[:, :1, :, :1].expand_as(points))
-        places = appearance(image[None] / 255, (8, 8))[0].permute(1, 2, 0)
+        places = appearance(image[None] / 255, (8, 8))[0, GIST:].permute(1, 2, 0)
         assert torch.equal(points[:, 0, :, 0], places)

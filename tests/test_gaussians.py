@@ -3,10 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.stats import multivariate_normal
 from torch import Tensor
 
 from densesiam_seg.errors import InputError
-from densesiam_seg.gaussians import fitted, joined_by_outliers, judged, maximised
+from densesiam_seg.gaussians import RIDGE, fitted, joined_by_outliers, judged, maximised
 
 
 def a_large_and_two_small() -> tuple[Tensor, Tensor]:
@@ -58,6 +59,52 @@ def test_new_clusters_start_where_the_others_fit_worst() -> None:
     new = shares[:, 1:].sum(1) == 1
     assert int(new.sum()) == 100 and bool(new[950:].all())
     assert bool((shares[~new, 0] == 1).all())
+
+
+def test_what_is_given_against_least_squares_and_scipy() -> None:
+    """One cluster under one channel is a linear regression on it, with the ridge on every variance."""
+    draw = np.random.default_rng(0)
+    given = draw.normal(size=(4000, 1))
+    rest = np.hstack((2 * given, -given)) + draw.normal(size=(4000, 2)) * [0.5, 1.0]
+    points = torch.from_numpy(np.hstack((given, rest)))
+    fit = maximised(points, torch.ones(4000, 1, dtype=torch.float64), given=1)
+    assert fit.whitening.shape == (1, 2, 3)
+    covariance = np.cov(points.T.numpy(), bias=True) + RIDGE * np.eye(3)
+    mean = points.mean(0).numpy()
+    slope = covariance[1:, 0] / covariance[0, 0]
+    left = covariance[1:, 1:] - np.outer(slope, covariance[0, 1:])
+    expected = [
+        multivariate_normal(mean[1:] + slope * (x - mean[0]), left).logpdf(y)
+        for x, y in zip(given[:50, 0], rest[:50], strict=True)
+    ]
+    np.testing.assert_allclose(judged(points[:50], fit).evidence.numpy(), expected, atol=1e-9)
+
+
+def test_a_given_channel_that_holds_nothing_changes_nothing() -> None:
+    points, _ = a_large_and_two_small()
+    padded = torch.cat((torch.zeros(len(points), 2, dtype=torch.float64), points), 1)
+    plain, fit = (
+        fitted(points, 4, seed=0, halves=True),
+        fitted(padded, 4, seed=0, halves=True, given=2),
+    )
+    torch.testing.assert_close(fit.offsets, plain.offsets)
+    torch.testing.assert_close(fit.whitening[..., 2:], plain.whitening)
+    assert not fit.whitening[..., :2].any()
+    # Whatever is there later, it moves nothing.
+    padded[:, :2] = 9.0
+    torch.testing.assert_close(judged(padded, fit).shares, judged(points, plain).shares)
+
+
+@pytest.mark.parametrize("given", [0, 1])
+def test_lines_that_cross_are_told_apart_by_what_is_given(given: int) -> None:
+    """Two lines over a given channel: regressions find them, Gaussians of what is not given cannot."""
+    draw = np.random.default_rng(0)
+    x, line = draw.uniform(-2, 2, 4000), draw.integers(0, 2, 4000)
+    points = np.stack((x, x + 1.5 * line + draw.normal(size=4000) / 20), 1)[:, 1 - given :]
+    fit = fitted(torch.from_numpy(points), 2, seed=0, given=given)
+    found = judged(torch.from_numpy(points), fit).shares.argmax(1).numpy()
+    right = float((found == line).mean())
+    assert (max(right, 1 - right) > 0.99) == bool(given)
 
 
 @pytest.mark.parametrize("halves", [False, True])

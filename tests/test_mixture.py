@@ -8,7 +8,7 @@ from torch import Tensor
 
 from densesiam_seg.errors import InputError, NumericError
 from densesiam_seg.gaussians import RIDGE, Fit
-from densesiam_seg.mixture import Mixture, Sample, consensus, steadiness
+from densesiam_seg.mixture import Mixture, Sample, agreement, consensus, steadiness
 
 
 def elongated(seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -35,7 +35,7 @@ def clusters_of(mixture: Mixture, points: Tensor) -> Tensor:
 
 def test_shapes_and_shares_are_found() -> None:
     points, makers = elongated()
-    mixture = Mixture(3, 3)
+    mixture = Mixture(3, 3, 0)
     mixture.fit(sample_of(points), seed=0)
     found = clusters_of(mixture, points)
     table = torch.zeros(3, 3)
@@ -47,7 +47,7 @@ def test_shapes_and_shares_are_found() -> None:
 
 def test_posteriors_against_scipy() -> None:
     points, _ = elongated()
-    mixture = Mixture(3, 3)
+    mixture = Mixture(3, 3, 0)
     likelihood = mixture.fit(sample_of(points), seed=1)
     standard = ((points - points.mean(0)) / points.std(0, unbiased=False)).numpy()
     joint = []
@@ -66,7 +66,7 @@ def test_posteriors_against_scipy() -> None:
 
 def test_one_cluster_is_the_normal_distribution() -> None:
     points, _ = elongated()
-    mixture = Mixture(1, 3)
+    mixture = Mixture(1, 3, 0)
     likelihood = mixture.fit(sample_of(points), seed=0)
     standard = ((points - points.mean(0)) / points.std(0, unbiased=False)).numpy()
     covariance = np.cov(standard.T, bias=True) + RIDGE * np.eye(3)
@@ -126,7 +126,7 @@ def test_the_steadiest_fits_are_taken() -> None:
     side = sample.points[:, 1] > 0.5
     right = []
     for kept in (1, 8):
-        mixture = Mixture(2, 2)
+        mixture = Mixture(2, 2, 0)
         mixture.fit(sample, seed=0, restarts=16, kept=kept)
         found = clusters_of(mixture, sample.points) == 1
         right.append(
@@ -135,9 +135,56 @@ def test_the_steadiest_fits_are_taken() -> None:
     assert right[1] >= right[0] and right[1] > 0.95
 
 
+def under_lights(points: Tensor, gist: int, places: int) -> Sample:
+    """Points of images with so many places each; light moves the gist's first channel and the place's first alike."""
+    shift = torch.zeros(points.shape[1], dtype=torch.float64)
+    shift[[0, gist]] = 0.1
+    images = torch.arange(len(points) // places).repeat_interleave(places)
+    return Sample(points, torch.stack([points - shift, points + shift]), images)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_under_the_gist_a_material_is_one_in_every_light(known: bool) -> None:
+    """Light moves a look as far as two materials lie apart; where the gist tells of it they are told apart."""
+    draw = np.random.default_rng(0)
+    light = torch.linspace(-0.5, 0.5, 20, dtype=torch.float64).repeat_interleave(200)
+    material = torch.arange(4000) % 2
+    noise = torch.from_numpy(draw.normal(size=(4000, 2))) / 10
+    gist = light if known else torch.zeros(4000, dtype=torch.float64)
+    points = torch.stack((gist, material + light + noise[:, 0], noise[:, 1]), 1)
+    mixture = Mixture(2, 2, 1)
+    mixture.fit(under_lights(points, 1, 200), seed=0, restarts=16)
+    right = float((clusters_of(mixture, points) == material).float().mean())
+    assert (max(right, 1 - right) > 0.99) == known
+
+
+def test_where_the_gist_tells_what_an_image_shows_it_is_not_taken_away() -> None:
+    """Images of one of four things each, and their gist is that thing's look."""
+    draw = np.random.default_rng(0)
+    thing = torch.arange(40) % 4
+    looks = torch.tensor([[-1, -1], [-1, 1], [1, -1], [1, 1]], dtype=torch.float64)[thing]
+    gist = looks + torch.from_numpy(draw.normal(size=(40, 2))) / 20
+    places = looks.repeat_interleave(100, 0) + torch.from_numpy(draw.normal(size=(4000, 2))) / 5
+    points = torch.cat((gist.repeat_interleave(100, 0), places), 1)
+    mixture = Mixture(4, 2, 2)
+    mixture.fit(under_lights(points, 2, 100), seed=0, restarts=16)
+    assert not mixture.whitening[..., :2].any()
+    found = clusters_of(mixture, points).view(40, 100).mode(1).values
+    assert len({(int(one), int(other)) for one, other in zip(thing, found, strict=True)}) == 4
+
+
+def test_agreement_is_of_all_pairs() -> None:
+    sample = lit_sample(4.0)
+    side, brightness = split_at(1, 0.5), split_at(0, 2.0)
+    assert agreement([side, side, side], sample) == pytest.approx(1.0)
+    assert agreement([side, brightness], sample) == pytest.approx(0.0, abs=0.01)
+    assert agreement([side, side, brightness], sample) == pytest.approx(1 / 3, abs=0.01)
+    assert agreement([side], sample) == 0.0
+
+
 def test_few_distinct_points_are_enough_for_both_kinds_of_start() -> None:
     points = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)).repeat(40, 1)
-    mixture = Mixture(5, 3)
+    mixture = Mixture(5, 3, 0)
     mixture.fit(sample_of(points), seed=0)
     assert bool(mixture.centres.isfinite().all())
 
@@ -164,7 +211,7 @@ def test_empty_clusters_are_paired_with_each_other() -> None:
 
 def test_the_same_seed_gives_the_same_mixture() -> None:
     points, _ = elongated()
-    one, two = Mixture(3, 3), Mixture(3, 3)
+    one, two = Mixture(3, 3, 0), Mixture(3, 3, 0)
     one.fit(sample_of(points), seed=5)
     two.fit(sample_of(points), seed=5)
     for name, value in one.state_dict().items():
@@ -174,14 +221,14 @@ def test_the_same_seed_gives_the_same_mixture() -> None:
 def test_a_constant_channel_does_no_harm() -> None:
     points, _ = elongated()
     points[:, 1] = 7.0
-    mixture = Mixture(3, 3)
+    mixture = Mixture(3, 3, 0)
     mixture.fit(sample_of(points), seed=0)
     assert bool(mixture(points.float().T[None, :, None, :]).isfinite().all())
 
 
 def test_posteriors_add_up_to_one_far_away_too() -> None:
     points, _ = elongated()
-    mixture = Mixture(3, 3)
+    mixture = Mixture(3, 3, 0)
     mixture.fit(sample_of(points), seed=0)
     logs = mixture(torch.full((1, 3, 2, 2), 1e3))
     torch.testing.assert_close(logs.exp().sum(1), torch.ones(1, 2, 2))
@@ -189,7 +236,7 @@ def test_posteriors_add_up_to_one_far_away_too() -> None:
 
 def test_a_certain_place_stays_and_an_unsure_one_follows_its_image() -> None:
     """Two clusters of equal shares; nine tenths of the image are surely of the first."""
-    mixture = Mixture(2, 3)
+    mixture = Mixture(2, 3, 0)
     scores = torch.zeros(2, 2, 1, 10)
     scores[0, 0, 0, :8] = 9.0
     scores[0, 1, 0, 8] = 9.0
@@ -203,7 +250,7 @@ def test_a_certain_place_stays_and_an_unsure_one_follows_its_image() -> None:
 
 def test_own_shares_are_each_images() -> None:
     """Two images at once are two images by themselves, whatever their shapes."""
-    mixture = Mixture(3, 3)
+    mixture = Mixture(3, 3, 0)
     scores = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
     both = mixture.adapted(scores)
     torch.testing.assert_close(both, torch.cat([mixture.adapted(each[None]) for each in scores]))
@@ -224,9 +271,9 @@ def test_nothing_is_left_to_gradients() -> None:
 
 def test_too_few_points() -> None:
     with pytest.raises(InputError, match="5 points cannot make 6 clusters"):
-        Mixture(6, 3).fit(sample_of(torch.rand(5, 3)), seed=0)
+        Mixture(6, 3, 0).fit(sample_of(torch.rand(5, 3)), seed=0)
 
 
 def test_points_that_are_not_finite() -> None:
     with pytest.raises(NumericError, match="not finite"):
-        Mixture(2, 3).fit(sample_of(torch.full((50, 3), float("nan"))), seed=0)
+        Mixture(2, 3, 0).fit(sample_of(torch.full((50, 3), float("nan"))), seed=0)

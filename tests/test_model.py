@@ -285,10 +285,21 @@ class TestMixture:
         dense = joined.dense(images)
         learned = (SHARPNESS * joined.projector(dense[:, :8])).softmax(1)
         assert joined.mixture is not None
-        # By hand: p(k | a, b) is proportional to p(k | a) p(k | b) / p(k).
-        product = learned * dense[:, 8:].exp() / joined.mixture.shares.view(-1, 1, 1)
+        joined.usual.copy_(torch.tensor([0.7, 0.3, 0.0]))
+        # By hand: p(k | a, b) is proportional to p(k | a) p(k | b) / p(k), for a p(k) that is never nothing.
+        usual = (joined.usual + 0.01 * joined.mixture.shares) / 1.01
+        product = learned * dense[:, 8:].exp() / usual.view(-1, 1, 1)
         expected = joined.mixture.adapted(product.log())
         torch.testing.assert_close(joined(images), expected)
+
+    def test_usual_shares_are_a_running_mean(self) -> None:
+        """Two places that say 0 and ln 3 twice over have shares of ½ and ¼ of the first of two clusters."""
+        network = build_network(Architecture(channels=8, clusters=2, mixture=True), seed=0)
+        z = torch.tensor([[0.0, 0.0], [0.0, np.log(3.0)]]).T.view(1, 2, 1, 2) / SHARPNESS
+        network.count(z)
+        torch.testing.assert_close(
+            network.usual, 0.9 * torch.tensor([0.5, 0.5]) + 0.1 * torch.tensor([0.375, 0.625])
+        )
 
     def test_a_place_counts_the_same_at_every_batch(self, joined: DenseSiam) -> None:
         images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))

@@ -124,8 +124,10 @@ def test_only_the_first_epoch_fits(store: ImageStore) -> None:
     method = Siamese(network, config)
     assert list(method.prepare(store, 1)) == []
     assert [*method.prepare(store, 0)][-1] == 6
+    before = network.usual.clone()
     result = method.objective(images_of(store), range(6), 0)
     assert next(iter(result.parts)) == "prior"
+    assert not torch.equal(network.usual, before)
     plain = Siamese(build_network(Architecture(channels=8, clusters=2), seed=0), TrainConfig())
     assert list(plain.prepare(store, 0)) == []
 

@@ -133,10 +133,20 @@ def ablation_rows() -> dict[str, Row]:
             "without the network", mixture_of("mixture + PAMR", refine="pamr"), "no network"
         ),
         "mixture-unrefined": Row("without the network and PAMR", MIXTURE, "mixture"),
+        "mixture-no-gist": Row(
+            "without the network, never under the gist",
+            mixture_of("mixture without gist + PAMR", kinds=(False,), refine="pamr"),
+            "no gist",
+        ),
+        "mixture-gist": Row(
+            "without the network, always under the gist",
+            mixture_of("mixture under the gist + PAMR", kinds=(True,), refine="pamr"),
+            "gist",
+        ),
         "mixture-one-start": Row(
-            "without the network, from one start",
-            mixture_of("mixture of 1 start + PAMR", restarts=1, refine="pamr"),
-            "1 start",
+            "without the network, from one start of either kind",
+            mixture_of("mixture of 2 starts + PAMR", restarts=2, refine="pamr"),
+            "2 starts",
         ),
         "mixture-all-fits": Row(
             "without the network, every fit kept",
