@@ -138,7 +138,7 @@ def mixture_masks(
 
 
 def appearance_points(image: Tensor) -> Tensor:
-    """uint8 (3, H, W) → points (H·W, D) of what the mixture sees of places, without the gist: each place repeated over its pixels."""
+    """uint8 (3, H, W) → points (H·W, D) of what the mixture sees of a place, repeated over its pixels."""
     maps = F.interpolate(seen(image[None])[:, GIST:], image.shape[-2:], mode="nearest-exact")
     return _points(maps[0])
 
