@@ -118,8 +118,8 @@ def mixture_masks(
 ) -> Masker:
     """Masks by the mixture that `train` starts from, fitted to `count` images, without a network.
 
-    `restarts`, `kept` and `kinds` are those of `Mixture.fit`. `adapt`: with each image's own shares of clusters. `refine`: the
-    filter for edges, `none`, `guided` or `pamr`.
+    `restarts`, `kept` and `kinds` are those of `Mixture.fit`. `adapt`: with each image's own shares of clusters.
+    `refine`: the filter for edges, `none`, `guided` or `pamr`.
     """
     places = Places(count, seed)
     for index, image in enumerate(images()):
