@@ -33,9 +33,9 @@ from densesiam_seg.gaussians import Fit, fitted, judged, log_joint, maximised
 from densesiam_seg.metrics import best_pairs, shared_information
 from densesiam_seg.randomness import Stream, generator
 
-RESTARTS = 40
+RESTARTS = 80
 """Fits, with and without the gist and of both kinds of start in turn."""
-KEPT = 4
+KEPT = 8
 """One in so many of those with or without the gist is kept."""
 KINDS = (True, False)
 """Whether fits are under their image's gist."""

@@ -27,6 +27,7 @@ from densesiam_seg.baselines import (
     colour_position_points,
     patch_position_points,
 )
+from densesiam_seg.mixture import RESTARTS
 
 
 @dataclass(frozen=True)
@@ -135,12 +136,19 @@ def ablation_rows() -> dict[str, Row]:
         "mixture-unrefined": Row("without the network and PAMR", MIXTURE, "mixture"),
         "mixture-no-gist": Row(
             "without the network, never under the gist",
-            mixture_of("mixture without gist + PAMR", kinds=(False,), refine="pamr"),
+            mixture_of(
+                "mixture without gist + PAMR", kinds=(False,), restarts=RESTARTS // 2, refine="pamr"
+            ),
             "no gist",
         ),
         "mixture-gist": Row(
             "without the network, always under the gist",
-            mixture_of("mixture under the gist + PAMR", kinds=(True,), refine="pamr"),
+            mixture_of(
+                "mixture under the gist + PAMR",
+                kinds=(True,),
+                restarts=RESTARTS // 2,
+                refine="pamr",
+            ),
             "gist",
         ),
         "mixture-one-start": Row(
