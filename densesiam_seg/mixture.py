@@ -244,10 +244,11 @@ def _steadiest(fits: Sequence[Fit], sample: Sample, kept: int) -> tuple[float, l
         return round(steadiness(fit, sample), 6), judged(sample.points, fit).likelihood
 
     ranked = sorted(((rank(fit), fit) for fit in fits), key=lambda each: each[0], reverse=True)
-    best = ranked[: max(len(fits) // kept, 1)]
-    chosen = [fit for _, fit in best]
-    steady = sum(level for (level, _), _ in best) / len(best)
-    return steady + agreement(chosen, sample), chosen
+    count = max(len(fits) // kept, 1)
+    steady = sum(level for (level, _), _ in ranked[:count]) / count
+    best = [fit for _, fit in ranked]
+    # One alone cannot be found again by another.
+    return steady + agreement(best[: max(count, 2)], sample), best[:count]
 
 
 def _under_own_shares(logs: Tensor, usual: Tensor, own_of: Callable[[Tensor], Tensor]) -> Tensor:
