@@ -39,6 +39,8 @@ KEPT = 8
 """One in so many of those with or without the gist is kept."""
 KINDS = (True, False)
 """Whether fits are under their image's gist."""
+FEWEST = 2
+"""Images to a channel of the gist, below which it would tell every image from every other: no fit is under it then."""
 HELD = 1 << 27
 """Bytes of the shares of the fits that are kept; of very many clusters there are fewer fits."""
 PART = 2
@@ -169,14 +171,15 @@ class Mixture(nn.Module):
         standard = Sample((points - mean) / deviation, relit, sample.images.cpu())
         # Channels that hold nothing move no centres.
         blind = standard.without(self.gist)
-        samples = [standard if kind else blind for kind in (kinds if self.gist else (True,))]
+        enough = self.gist and len(sample.images.bincount()) >= FEWEST * self.gist
+        samples = [standard if under else blind for under in (kinds if enough else (False,))]
         clusters = len(self.centres)
         room = HELD // (8 * len(points) * clusters)
         turns = max(min(restarts, room * kept), len(samples))
         fits: list[list[Fit]] = [[] for _ in samples]
         for turn in range(turns):
-            turn_of_kind, kind = divmod(turn, len(samples))
-            fits[kind].append(_fit(samples[kind], clusters, self.gist, seed, turn_of_kind))
+            number, kind = divmod(turn, len(samples))
+            fits[kind].append(_fit(samples[kind], clusters, self.gist, seed, number))
             yield (turn + 1) / turns
         best = [_steadiest(own, sample, kept) for own, sample in zip(fits, samples, strict=True)]
         # Where both are found again as well it is the first.

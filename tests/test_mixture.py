@@ -173,6 +173,18 @@ def test_where_the_gist_tells_what_an_image_shows_it_is_not_taken_away() -> None
     assert len({(int(one), int(other)) for one, other in zip(thing, found, strict=True)}) == 4
 
 
+@pytest.mark.parametrize("images", [15, 16])
+def test_few_images_are_never_under_the_gist(images: int) -> None:
+    draw = np.random.default_rng(0)
+    gist = np.repeat(draw.normal(size=(images, 8)), 50, 0)
+    points = torch.from_numpy(
+        np.hstack((gist, gist[:, :2] + draw.normal(size=(images * 50, 2)) / 9))
+    )
+    mixture = Mixture(2, 2, 8)
+    mixture.fit(under_lights(points, 8, 50), seed=0, restarts=2, kinds=(True,))
+    assert bool(mixture.whitening[..., :8].any()) == (images == 16)
+
+
 def test_agreement_is_of_all_pairs() -> None:
     sample = lit_sample(4.0)
     side, brightness = split_at(1, 0.5), split_at(0, 2.0)
