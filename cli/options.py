@@ -277,7 +277,8 @@ Readout = Annotated[
     typer.Option(
         "--readout",
         help="head: the learned clusters. kmeans: k-means of the features, any K. "
-        "merge: many of those, joined to K. auto: the one of them that changed views agree on best.",
+        "merge: many of those, joined to K. auto: the one of them that changed "
+        "views agree on best; the head where training started from a mixture.",
         rich_help_panel=RECIPE,
     ),
 ]

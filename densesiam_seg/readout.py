@@ -47,14 +47,17 @@ def load_with_readout(
     that was saved with a merge read-out brings its own tree: neither images nor a fit are needed to change `clusters`.
 
     With `auto` for the read-out, for the clusters (those of `GRID`) or for both, the candidate is taken whose clusters
-    are found again best in changed views of these images, without labels; `tell` gets all of them.
+    are found again best in changed views of these images, without labels; `tell` gets all of them. A model that started
+    from a mixture is read by its head where nobody asked for another number of clusters: only the head knows what the
+    mixture sees, and in its place the score would take what is better balanced (docs/selection.md).
 
     Raises UsageError, ModelError or InputError.
     """
     _check(readout, clusters, fit_images, over_clusters)
     path = Path(model) if model is not None else latest_model()
     segmenter = Segmenter.load(path, device=device, precision=precision)
-    if readout == "head":
+    own = clusters in (None, segmenter.card.clusters)
+    if readout == "head" or (readout == AUTO and own and segmenter.network.mixture is not None):
         return segmenter
     fixed = AUTO not in (readout, clusters)
     own_tree = segmenter.merges is not None and not (fit_images or over_clusters)

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from densesiam_seg.card import ModelCard
 from densesiam_seg.centroids import fit_readout
 from densesiam_seg.errors import InputError, ModelError, UsageError
 from densesiam_seg.images import load_image
+from densesiam_seg.model import Architecture, build_network
 from densesiam_seg.readout import GRID, RESTARTS, Clusters, load_with_readout
 from densesiam_seg.scan import scan
 from densesiam_seg.segmenter import Segmenter
@@ -214,6 +216,19 @@ class TestAuto:
         images = [manifest.path(index) for index in range(len(manifest))]
         for each in choice.candidates:
             assert each.judgement == judge(each.segmenter, images, seed=3)
+
+    def test_a_model_with_a_mixture_is_read_by_its_head(self, tmp_path: Path) -> None:
+        """Without a look at any image, unless another number of clusters is asked for."""
+        architecture = Architecture(channels=16, clusters=4, over_clusters=0, mixture=True)
+        network = build_network(architecture, seed=0)
+        Segmenter(network, ModelCard(architecture, 32, clusters=4), device="cpu").save(
+            tmp_path / "model"
+        )
+        for clusters in (None, 4):
+            read = load_with_readout(tmp_path, "auto", clusters, **CPU)
+            assert read.card.readout == "head"
+        with pytest.raises(InputError, match="the read-out needs images"):
+            load_with_readout(tmp_path, "auto", 5, **CPU)
 
     def test_a_head_of_another_number_is_left_out(self, run: Path) -> None:
         _, choice = self.told(run, "auto", 7, over_clusters=20)
