@@ -6,8 +6,7 @@ Axes: B images, S side of the stored square (twice the view's side).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -23,6 +22,7 @@ from densesiam_seg.files import free_space
 from densesiam_seg.images import load_square, load_stretched
 from densesiam_seg.manifest import Manifest, Skipped
 from densesiam_seg.randomness import permutation
+from densesiam_seg.workers import ahead
 
 MEMORY_SHARE = 0.25
 """Share of the machine's free memory that decoded images may take before they go to the disk."""
@@ -216,31 +216,6 @@ def _arrived(batch: Batch, copied: torch.cuda.Event) -> Batch:
     stream.wait_event(copied)
     batch.images.record_stream(stream)
     return batch
-
-
-def ahead(
-    work: Callable[[Item], Result], items: Iterable[Item], workers: int, *, each: int = 8
-) -> Iterator[Result]:
-    """`work` of each item, in order, done by threads ahead of its use; 0 workers: when it is asked for.
-
-    At most `each` times `workers` results wait, so that large ones do not fill the memory. Threads are enough for
-    decoding and writing images: Pillow works outside Python's lock.
-    """
-    if workers == 0:
-        yield from map(work, items)
-        return
-    with ThreadPoolExecutor(workers, thread_name_prefix="ahead") as pool:
-        waiting: deque[Future[Result]] = deque()
-        try:
-            for item in items:
-                waiting.append(pool.submit(work, item))
-                if len(waiting) > each * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
 
 
 def _sound(decoded: tuple[Tensor, float] | ImageError) -> Tensor:

@@ -21,6 +21,7 @@ clusters. The half is taken whose clusters are found again better, in other ligh
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -32,6 +33,7 @@ from densesiam_seg.appearance import GIST, OWN
 from densesiam_seg.gaussians import Fit, fitted, judged, log_joint, maximised
 from densesiam_seg.metrics import best_pairs, shared_information
 from densesiam_seg.randomness import Stream, generator
+from densesiam_seg.workers import on_own_cores
 
 RESTARTS = 80
 """Fits, with and without the gist and of both kinds of start in turn."""
@@ -176,12 +178,18 @@ class Mixture(nn.Module):
         clusters = len(self.centres)
         room = HELD // (8 * len(points) * clusters)
         turns = max(min(restarts, room * kept), len(samples))
-        fits: list[list[Fit]] = [[] for _ in samples]
-        for turn in range(turns):
+
+        def ranked(turn: int) -> tuple[int, Ranked]:
             number, kind = divmod(turn, len(samples))
-            fits[kind].append(_fit(samples[kind], clusters, self.gist, seed, number))
-            yield (turn + 1) / turns
-        best = [_steadiest(own, sample, kept) for own, sample in zip(fits, samples, strict=True)]
+            fit = _fit(samples[kind], clusters, self.gist, seed, number)
+            return kind, Ranked(fit, *_rank(fit, samples[kind]))
+
+        found: list[list[Ranked]] = [[] for _ in samples]
+        with closing(on_own_cores(ranked, range(turns))) as done:
+            for number, (kind, each) in enumerate(done, 1):
+                found[kind].append(each)
+                yield number / turns
+        best = [_steadiest(fits, sample, kept) for fits, sample in zip(found, samples, strict=True)]
         # Where both are found again as well it is the first.
         kind = max(range(len(best)), key=lambda each: best[each][0])
         chosen, sample = best[kind][1], samples[kind]
@@ -190,6 +198,15 @@ class Mixture(nn.Module):
         for name, value in (("mean", mean), ("deviation", deviation), *fit.tensors().items()):
             getattr(self, name).copy_(value)
         return judged(sample.points, fit).likelihood
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A fit, and what decides whether it is kept."""
+
+    fit: Fit
+    steadiness: float
+    likelihood: float
 
 
 def consensus(shares: Sequence[Tensor]) -> Tensor:
@@ -237,19 +254,17 @@ def _told(one: Tensor, other: Tensor) -> float:
     return shared_information(joint.view(clusters, clusters).numpy())
 
 
-def _steadiest(fits: Sequence[Fit], sample: Sample, kept: int) -> tuple[float, list[Fit]]:
-    """The steadiest one in `kept` of the fits, at least one, the steadiest first, and how well they are found again.
+def _rank(fit: Fit, sample: Sample) -> tuple[float, float]:
+    """Of equally steady fits the likelier one comes first; beyond these digits it is rounding that differs."""
+    return round(steadiness(fit, sample), 6), judged(sample.points, fit).likelihood
 
-    Of equally steady fits the likelier one comes first; beyond these digits it is rounding that differs.
-    """
 
-    def rank(fit: Fit) -> tuple[float, float]:
-        return round(steadiness(fit, sample), 6), judged(sample.points, fit).likelihood
-
-    ranked = sorted(((rank(fit), fit) for fit in fits), key=lambda each: each[0], reverse=True)
+def _steadiest(fits: Sequence[Ranked], sample: Sample, kept: int) -> tuple[float, list[Fit]]:
+    """The steadiest one in `kept` of the fits, at least one, the steadiest first, and how well they are found again."""
+    order = sorted(fits, key=lambda each: (each.steadiness, each.likelihood), reverse=True)
     count = max(len(fits) // kept, 1)
-    steady = sum(level for (level, _), _ in ranked[:count]) / count
-    best = [fit for _, fit in ranked]
+    steady = sum(each.steadiness for each in order[:count]) / count
+    best = [each.fit for each in order]
     # One alone cannot be found again by another.
     return steady + agreement(best[: max(count, 2)], sample), best[:count]
 

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from densesiam_seg.batches import ahead
 from densesiam_seg.centroids import SAMPLE
 from densesiam_seg.clustering import Centroids, kmeans, unit_features
 from densesiam_seg.datasets import IGNORE, Dataset, Sample, Samples, samples
@@ -42,6 +41,7 @@ from densesiam_seg.evaluation import (
 )
 from densesiam_seg.randomness import Stream, generator
 from densesiam_seg.segmenter import Segmenter
+from densesiam_seg.workers import ahead
 
 Kind = Literal["both", "linear", "kmeans"]
 

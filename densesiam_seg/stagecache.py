@@ -25,11 +25,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from densesiam_seg.batches import DISK_SHARE, Batch, ImageStore, ahead, on_device
+from densesiam_seg.batches import DISK_SHARE, Batch, ImageStore, on_device
 from densesiam_seg.devices import autocast
 from densesiam_seg.errors import UsageError
 from densesiam_seg.files import free_space, make_folder, replacing
 from densesiam_seg.views import view_pair
+from densesiam_seg.workers import ahead
 
 if TYPE_CHECKING:
     from densesiam_seg.config import TrainConfig

@@ -12,7 +12,6 @@ from typing import Any
 
 import densesiam_seg
 from densesiam_seg.ablations import Row, require_free, rows_of
-from densesiam_seg.batches import ahead
 from densesiam_seg.config import Preset, PretrainConfig, with_settings
 from densesiam_seg.datasets import (
     IGNORE,
@@ -31,6 +30,7 @@ from densesiam_seg.files import JSON, open_regular, replace_json, to_json
 from densesiam_seg.manifest import Manifest
 from densesiam_seg.scan import scan
 from densesiam_seg.weights import require_source
+from densesiam_seg.workers import ahead
 
 STUDY = "study.json"
 MOST_SEEDS = 100

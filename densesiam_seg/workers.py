@@ -7,13 +7,13 @@ cores from those that decode. With an image to a core nobody waits, and no resul
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterable
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 import torch
-
-from densesiam_seg.batches import ahead
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -39,6 +39,31 @@ def on_own_cores(
     finally:
         # torch keeps the number for each thread, but begins new threads with the one that was set last.
         torch.set_num_threads(cores)
+
+
+def ahead(
+    work: Callable[[Item], Result], items: Iterable[Item], workers: int, *, each: int = 8
+) -> Iterator[Result]:
+    """`work` of each item, in order, done by threads ahead of its use; 0 workers: when it is asked for.
+
+    At most `each` times `workers` results wait, so that large ones do not fill the memory. Threads are enough for
+    decoding and writing images: Pillow works outside Python's lock.
+    """
+    if workers == 0:
+        yield from map(work, items)
+        return
+    with ThreadPoolExecutor(workers, thread_name_prefix="ahead") as pool:
+        waiting: deque[Future[Result]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) > each * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def turns(device: torch.device) -> AbstractContextManager[object]:

@@ -230,6 +230,20 @@ def test_the_same_seed_gives_the_same_mixture() -> None:
         assert torch.equal(value, two.state_dict()[name]), name
 
 
+def test_the_number_of_threads_changes_nothing() -> None:
+    points, _ = elongated()
+    found = []
+    before = torch.get_num_threads()
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        mixture = Mixture(3, 3, 0)
+        mixture.fit(sample_of(points), seed=5, restarts=8)
+        found.append(mixture.state_dict())
+        assert torch.get_num_threads() == threads
+    torch.set_num_threads(before)
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
 def test_a_constant_channel_does_no_harm() -> None:
     points, _ = elongated()
     points[:, 1] = 7.0

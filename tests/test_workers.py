@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
-from densesiam_seg.workers import on_own_cores, turns
+from densesiam_seg.workers import ahead, on_own_cores, turns
 
 
 @pytest.fixture(autouse=True)
@@ -126,3 +126,54 @@ class TestTurns:
         for thread in crowd:
             thread.join()
         assert (inside, most) == (0, 1)
+
+
+class TestAhead:
+    @pytest.mark.parametrize("workers", [0, 1, 3])
+    def test_results_come_in_order(self, workers: int) -> None:
+        assert list(ahead(lambda n: n * n, range(100), workers)) == [n * n for n in range(100)]
+        assert list(ahead(lambda n: n, [], workers)) == []
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_an_error_comes_at_its_place(self, workers: int) -> None:
+        def work(n: int) -> int:
+            if n == 3:
+                raise KeyError(n)
+            return n
+
+        results = ahead(work, range(10), workers)
+        assert [next(results) for _ in range(3)] == [0, 1, 2]
+        with pytest.raises(KeyError):
+            next(results)
+
+    def test_without_workers_nothing_is_done_early_or_elsewhere(self) -> None:
+        done: list[int] = []
+        results = ahead(recorder(done), range(10), 0)
+        assert done == []
+        next(results)
+        assert done == [0]
+
+    def test_the_work_in_hand_is_bounded(self) -> None:
+        """Decoded images wait in memory, so only some are made before they are asked for."""
+        taken: list[int] = []
+        results = ahead(lambda n: n, map(recorder(taken), range(1000)), 2)
+        next(results)
+        assert len(taken) == 17
+        next(results)
+        assert len(taken) == 18
+
+    def test_threads_end_with_the_iterator(self) -> None:
+        before = set(threading.enumerate())
+        results = ahead(lambda n: n, range(100), 2)
+        next(results)
+        assert set(threading.enumerate()) > before
+        results.close()  # type: ignore[attr-defined]
+        assert set(threading.enumerate()) <= before
+
+
+def recorder(done: list[int]) -> Callable[[int], int]:
+    def work(n: int) -> int:
+        done.append(n)
+        return n
+
+    return work
