@@ -320,15 +320,15 @@ def _take_over(network: DenseSiam, source: DenseSiam, path: str) -> str:
     for name, value in target.items():
         if _part(name) not in new:
             value.copy_(trained[name])
-    # A mixture is fitted anew before the first step in any case.
-    told = [part for part in new if part != "mixture"]
+    # A mixture is fitted anew before the first step in any case, and usual shares follow it within some steps.
+    told = [part for part in new if part not in ("mixture", "usual")]
     return f"initial weights: {path}" + (f" (new: {', '.join(told)})" if told else "")
 
 
 def _part(name: str) -> str:
     """The head, or the half of the encoder, that a tensor belongs to: parts are taken whole."""
-    first, second = name.split(".")[:2]
-    return f"{first}.{second}" if first == "encoder" else first
+    parts = name.split(".")
+    return ".".join(parts[:2] if parts[0] == "encoder" else parts[:1])
 
 
 def _shown(size: int) -> str:
