@@ -207,7 +207,7 @@ class TestInitial:
         new, old, line = self.taken(run, image_folder, settings, self.ARCHITECTURE)
         assert line == "initial weights: old (new: predictor, projector)"
         for name, value in new.items():
-            if name.split(".")[0] not in ("predictor", "projector", "mixture"):
+            if name.split(".")[0] not in ("predictor", "projector", "mixture", "usual"):
                 assert torch.equal(value, old[name]), name
         assert new["projector.6.weight"].shape[0] == 5
 
