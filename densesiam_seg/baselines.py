@@ -7,7 +7,7 @@ Axes: N pixels, C channels, H W image, K clusters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from densesiam_seg.centroids import Images, fit_centroids, fit_readout
 from densesiam_seg.clustering import assign
 from densesiam_seg.evaluation import Mask, Masker, Protocol
 from densesiam_seg.masks import upsample_argmax
-from densesiam_seg.mixture import KEPT, KINDS, RESTARTS, Mixture
+from densesiam_seg.mixture import SEARCH, Mixture, Search
 from densesiam_seg.model import Architecture, build_network
 from densesiam_seg.prior import Places, seen
 from densesiam_seg.refinement import sharpened
@@ -110,22 +110,20 @@ def mixture_masks(
     clusters: int,
     *,
     seed: int,
-    restarts: int = RESTARTS,
-    kept: int = KEPT,
-    kinds: Sequence[bool] = KINDS,
+    search: Search = SEARCH,
     adapt: bool = True,
     refine: str = "none",
 ) -> Masker:
     """Masks by the mixture that `train` starts from, fitted to `count` images, without a network.
 
-    `restarts`, `kept` and `kinds` are those of `Mixture.fit`. `adapt`: with each image's own shares of clusters.
-    `refine`: the filter for edges, `none`, `guided` or `pamr`.
+    `search` is that of `Mixture.fit`. `adapt`: with each image's own shares of clusters. `refine`: the filter for
+    edges, `none`, `guided` or `pamr`.
     """
     places = Places(count, seed)
     for index, image in enumerate(images()):
         places.add(image[None], index)
     mixture = Mixture(clusters)
-    mixture.fit(places.sample(), seed=seed, restarts=restarts, kept=kept, kinds=kinds)
+    mixture.fit(places.sample(), seed=seed, search=search)
 
     def mask_of(image: Tensor, protocol: Protocol, height: int, width: int) -> Mask:
         logs: Tensor = mixture(seen(image[None]))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -34,9 +34,6 @@ CACHES = Path("runs", "cache")
 Fit = Literal["crop", "stretch"]
 """How an image becomes a square: its centre, or the whole of it at another aspect."""
 Keep = Literal["auto", "ram", "disk", "none"]
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,23 @@ ROUNDS = 3
 """Times that all fits are paired with their mean."""
 ADAPTATIONS = 5
 SMOOTHING = 0.01
-"""How much of the usual shares is mixed into an image's own, so that no cluster is ruled out."""
+"""How much of the usual shares is mixed into others, so that no cluster is ruled out."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """Which fits there are, and how many of them are joined.
+
+    Of `restarts` fits some are under the gist and some are not, as `kinds` says in turn. Of the kind that is found
+    again best one fit in `kept` is taken, the steadiest ones, and at least one.
+    """
+
+    restarts: int = RESTARTS
+    kept: int = KEPT
+    kinds: Sequence[bool] = KINDS
+
+
+SEARCH = Search()
 
 
 @dataclass(frozen=True)
@@ -132,23 +148,12 @@ class Mixture(nn.Module):
 
         return _under_own_shares(scores.log_softmax(1), self.shares.view(-1, 1, 1), own)
 
-    def fit(
-        self,
-        sample: Sample,
-        *,
-        seed: int,
-        restarts: int = RESTARTS,
-        kept: int = KEPT,
-        kinds: Sequence[bool] = KINDS,
-    ) -> float:
+    def fit(self, sample: Sample, *, seed: int, search: Search = SEARCH) -> float:
         """Take over the joint mixture of many fits to a sample; returns its mean log-likelihood per point.
-
-        Of `restarts` fits some are under the gist and some are not, as `kinds` says in turn. Of the kind that is found
-        again best one fit in `kept` is taken, the steadiest ones, and at least one.
 
         Raises InputError for fewer distinct points than clusters and NumericError for points that are not finite.
         """
-        steps = self.fitting(sample, seed=seed, restarts=restarts, kept=kept, kinds=kinds)
+        steps = self.fitting(sample, seed=seed, search=search)
         while True:
             try:
                 next(steps)
@@ -156,13 +161,7 @@ class Mixture(nn.Module):
                 return float(end.value)
 
     def fitting(
-        self,
-        sample: Sample,
-        *,
-        seed: int,
-        restarts: int = RESTARTS,
-        kept: int = KEPT,
-        kinds: Sequence[bool] = KINDS,
+        self, sample: Sample, *, seed: int, search: Search = SEARCH
     ) -> Generator[float, None, float]:
         """`fit` in steps, since all of them may take a minute: yields the part of the fits that are done."""
         points = sample.points.detach().cpu().double()
@@ -174,22 +173,25 @@ class Mixture(nn.Module):
         # Channels that hold nothing move no centres.
         blind = standard.without(self.gist)
         enough = self.gist and len(sample.images.bincount()) >= FEWEST * self.gist
-        samples = [standard if under else blind for under in (kinds if enough else (False,))]
+        samples = [standard if under else blind for under in (search.kinds if enough else (False,))]
         clusters = len(self.centres)
         room = HELD // (8 * len(points) * clusters)
-        turns = max(min(restarts, room * kept), len(samples))
+        turns = max(min(search.restarts, room * search.kept), len(samples))
 
         def ranked(turn: int) -> tuple[int, Ranked]:
             number, kind = divmod(turn, len(samples))
             fit = _fit(samples[kind], clusters, self.gist, seed, number)
-            return kind, Ranked(fit, *_rank(fit, samples[kind]))
+            return kind, _ranked(fit, samples[kind])
 
         found: list[list[Ranked]] = [[] for _ in samples]
         with closing(on_own_cores(ranked, range(turns))) as done:
             for number, (kind, each) in enumerate(done, 1):
                 found[kind].append(each)
                 yield number / turns
-        best = [_steadiest(fits, sample, kept) for fits, sample in zip(found, samples, strict=True)]
+        best = [
+            _steadiest(fits, sample, search.kept)
+            for fits, sample in zip(found, samples, strict=True)
+        ]
         # Where both are found again as well it is the first.
         kind = max(range(len(best)), key=lambda each: best[each][0])
         chosen, sample = best[kind][1], samples[kind]
@@ -227,6 +229,11 @@ def consensus(shares: Sequence[Tensor]) -> Tensor:
     return mean
 
 
+def smoothed(shares: Tensor, usual: Tensor) -> Tensor:
+    """Shares of clusters with a little of the usual ones, so that none is nothing."""
+    return (shares + SMOOTHING * usual) / (1 + SMOOTHING)
+
+
 def steadiness(fit: Fit, sample: Sample) -> float:
     """How much the clusters of places tell of those of the same places in other light, 0 to 1, mean of all lights."""
     first = _found(fit, sample, sample.points)
@@ -254,9 +261,9 @@ def _told(one: Tensor, other: Tensor) -> float:
     return shared_information(joint.view(clusters, clusters).numpy())
 
 
-def _rank(fit: Fit, sample: Sample) -> tuple[float, float]:
+def _ranked(fit: Fit, sample: Sample) -> Ranked:
     """Of equally steady fits the likelier one comes first; beyond these digits it is rounding that differs."""
-    return round(steadiness(fit, sample), 6), judged(sample.points, fit).likelihood
+    return Ranked(fit, round(steadiness(fit, sample), 6), judged(sample.points, fit).likelihood)
 
 
 def _steadiest(fits: Sequence[Ranked], sample: Sample, kept: int) -> tuple[float, list[Fit]]:
@@ -273,7 +280,7 @@ def _under_own_shares(logs: Tensor, usual: Tensor, own_of: Callable[[Tensor], Te
     """Log-posteriors, clusters in dimension 1, from those under the usual shares; `own_of` means them over images."""
     found = logs
     for _ in range(ADAPTATIONS):
-        own = (own_of(found.exp()) + SMOOTHING * usual) / (1 + SMOOTHING)
+        own = smoothed(own_of(found.exp()), usual)
         found = (logs + (own / usual).log()).log_softmax(1)
     return found
 

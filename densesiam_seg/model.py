@@ -23,7 +23,7 @@ from densesiam_seg.heads import (
     region_predictor,
     region_projector,
 )
-from densesiam_seg.mixture import SMOOTHING, Mixture
+from densesiam_seg.mixture import Mixture, smoothed
 from densesiam_seg.randomness import Stream, torch_seed
 from densesiam_seg.views import ViewPair, warp
 
@@ -122,7 +122,7 @@ class DenseSiam(nn.Module):
         z: Tensor = self.projector(features)
         learned = (SHARPNESS * z.float()).log_softmax(1)
         # A cluster that the network never names must not be divided by nothing.
-        usual = (self.usual + SMOOTHING * self.mixture.shares) / (1 + SMOOTHING)
+        usual = smoothed(self.usual, self.mixture.shares)
         return self.mixture.adapted(learned + logs - usual.log().view(-1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
@@ -43,7 +43,7 @@ def on_own_cores(
 
 def ahead(
     work: Callable[[Item], Result], items: Iterable[Item], workers: int, *, each: int = 8
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """`work` of each item, in order, done by threads ahead of its use; 0 workers: when it is asked for.
 
     At most `each` times `workers` results wait, so that large ones do not fill the memory. Threads are enough for

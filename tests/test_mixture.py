@@ -8,7 +8,7 @@ from torch import Tensor
 
 from densesiam_seg.errors import InputError, NumericError
 from densesiam_seg.gaussians import RIDGE, Fit
-from densesiam_seg.mixture import Mixture, Sample, agreement, consensus, steadiness
+from densesiam_seg.mixture import Mixture, Sample, Search, agreement, consensus, steadiness
 
 
 def elongated(seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -127,7 +127,7 @@ def test_the_steadiest_fits_are_taken() -> None:
     right = []
     for kept in (1, 8):
         mixture = Mixture(2, 2, 0)
-        mixture.fit(sample, seed=0, restarts=16, kept=kept)
+        mixture.fit(sample, seed=0, search=Search(16, kept))
         found = clusters_of(mixture, sample.points) == 1
         right.append(
             max(float((found == side).float().mean()), float((found != side).float().mean()))
@@ -153,7 +153,7 @@ def test_under_the_gist_a_material_is_one_in_every_light(known: bool) -> None:
     gist = light if known else torch.zeros(4000, dtype=torch.float64)
     points = torch.stack((gist, material + light + noise[:, 0], noise[:, 1]), 1)
     mixture = Mixture(2, 2, 1)
-    mixture.fit(under_lights(points, 1, 200), seed=0, restarts=16)
+    mixture.fit(under_lights(points, 1, 200), seed=0, search=Search(16))
     right = float((clusters_of(mixture, points) == material).float().mean())
     assert (max(right, 1 - right) > 0.99) == known
 
@@ -167,7 +167,7 @@ def test_where_the_gist_tells_what_an_image_shows_it_is_not_taken_away() -> None
     places = looks.repeat_interleave(100, 0) + torch.from_numpy(draw.normal(size=(4000, 2))) / 5
     points = torch.cat((gist.repeat_interleave(100, 0), places), 1)
     mixture = Mixture(4, 2, 2)
-    mixture.fit(under_lights(points, 2, 100), seed=0, restarts=16)
+    mixture.fit(under_lights(points, 2, 100), seed=0, search=Search(16))
     assert not mixture.whitening[..., :2].any()
     found = clusters_of(mixture, points).view(40, 100).mode(1).values
     assert len({(int(one), int(other)) for one, other in zip(thing, found, strict=True)}) == 4
@@ -181,7 +181,7 @@ def test_few_images_are_never_under_the_gist(images: int) -> None:
         np.hstack((gist, gist[:, :2] + draw.normal(size=(images * 50, 2)) / 9))
     )
     mixture = Mixture(2, 2, 8)
-    mixture.fit(under_lights(points, 8, 50), seed=0, restarts=2, kinds=(True,))
+    mixture.fit(under_lights(points, 8, 50), seed=0, search=Search(2, kinds=(True,)))
     assert bool(mixture.whitening[..., :8].any()) == (images == 16)
 
 
@@ -237,7 +237,7 @@ def test_the_number_of_threads_changes_nothing() -> None:
     for threads in (1, 3):
         torch.set_num_threads(threads)
         mixture = Mixture(3, 3, 0)
-        mixture.fit(sample_of(points), seed=5, restarts=8)
+        mixture.fit(sample_of(points), seed=5, search=Search(8))
         found.append(mixture.state_dict())
         assert torch.get_num_threads() == threads
     torch.set_num_threads(before)

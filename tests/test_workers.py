@@ -167,7 +167,7 @@ class TestAhead:
         results = ahead(lambda n: n, range(100), 2)
         next(results)
         assert set(threading.enumerate()) > before
-        results.close()  # type: ignore[attr-defined]
+        results.close()
         assert set(threading.enumerate()) <= before
 
 

@@ -27,7 +27,7 @@ from densesiam_seg.baselines import (
     colour_position_points,
     patch_position_points,
 )
-from densesiam_seg.mixture import RESTARTS
+from densesiam_seg.mixture import RESTARTS, Search
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,9 @@ def ablation_rows() -> dict[str, Row]:
         "mixture-no-gist": Row(
             "without the network, never under the gist",
             mixture_of(
-                "mixture without gist + PAMR", kinds=(False,), restarts=RESTARTS // 2, refine="pamr"
+                "mixture without gist + PAMR",
+                search=Search(RESTARTS // 2, kinds=(False,)),
+                refine="pamr",
             ),
             "no gist",
         ),
@@ -145,20 +147,19 @@ def ablation_rows() -> dict[str, Row]:
             "without the network, always under the gist",
             mixture_of(
                 "mixture under the gist + PAMR",
-                kinds=(True,),
-                restarts=RESTARTS // 2,
+                search=Search(RESTARTS // 2, kinds=(True,)),
                 refine="pamr",
             ),
             "gist",
         ),
         "mixture-one-start": Row(
             "without the network, from one start of either kind",
-            mixture_of("mixture of 2 starts + PAMR", restarts=2, refine="pamr"),
+            mixture_of("mixture of 2 starts + PAMR", search=Search(2), refine="pamr"),
             "2 starts",
         ),
         "mixture-all-fits": Row(
             "without the network, every fit kept",
-            mixture_of("mixture of every fit + PAMR", kept=1, refine="pamr"),
+            mixture_of("mixture of every fit + PAMR", search=Search(kept=1), refine="pamr"),
             "every fit",
         ),
         "mixture-as-fitted": Row(
