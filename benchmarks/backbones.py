@@ -18,14 +18,15 @@ from typing import Any
 
 import torch
 
-from densesiam_seg.batches import ImageStore
 from densesiam_seg.config import TrainConfig, train_preset, with_settings
-from densesiam_seg.devices import pick_precision
-from densesiam_seg.loop import StepRecord, Training
-from densesiam_seg.objective import Siamese
-from densesiam_seg.scan import scan
-from densesiam_seg.stagecache import StageCache
-from densesiam_seg.training import RECIPE
+from densesiam_seg.events import StepRecord
+from densesiam_seg.images.scan import scan
+from densesiam_seg.images.store import ImageStore
+from densesiam_seg.io.devices import pick_precision
+from densesiam_seg.methods.densesiam import Siamese
+from densesiam_seg.methods.feature_cache import StageCache
+from densesiam_seg.training.loop import Training
+from densesiam_seg.training.train import RECIPE
 
 NAMES = ("resnet18", "timm:vit_small_patch16_dinov3", "convnext_tiny", "swin_t")
 CPU = torch.device("cpu")

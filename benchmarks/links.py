@@ -13,13 +13,13 @@ from pathlib import Path
 
 import torch
 
-from densesiam_seg.batches import ImageStore
-from densesiam_seg.correspondence import STRATEGIES, to_image
-from densesiam_seg.model import Architecture, DenseSiam, build_network
-from densesiam_seg.sampling import Grid, grid_draws
-from densesiam_seg.scan import scan
-from densesiam_seg.segmenter import Segmenter
-from densesiam_seg.views import WindowPair, independent_views
+from densesiam_seg.images.scan import scan
+from densesiam_seg.images.store import ImageStore
+from densesiam_seg.inference.segmenter import Segmenter
+from densesiam_seg.methods.correspondence import STRATEGIES, to_image
+from densesiam_seg.methods.sampling import Grid, grid_draws
+from densesiam_seg.network.model import Architecture, DenseSiam, build_network
+from densesiam_seg.views.pair import WindowPair, independent_views
 
 NEAR = 0.1
 IMAGES = 60

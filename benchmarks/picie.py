@@ -19,13 +19,14 @@ from pathlib import Path
 
 import torch
 
-from densesiam_seg.batches import ImageStore
 from densesiam_seg.config import TrainConfig, train_preset, with_settings
-from densesiam_seg.devices import pick_precision
-from densesiam_seg.encoder import Encoder
-from densesiam_seg.loop import EpochRecord, Training
-from densesiam_seg.scan import scan
-from densesiam_seg.training import RECIPE
+from densesiam_seg.events import EpochRecord
+from densesiam_seg.images.scan import scan
+from densesiam_seg.images.store import ImageStore
+from densesiam_seg.io.devices import pick_precision
+from densesiam_seg.network.encoder import Encoder
+from densesiam_seg.training.loop import Training
+from densesiam_seg.training.train import RECIPE
 
 OWN_CODE = 3.0
 """Bare fp32 steps that PiCIE's own code costs per step of an epoch."""

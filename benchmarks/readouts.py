@@ -24,10 +24,10 @@ from typing import Any
 
 import torch
 
-from densesiam_seg.evaluation import evaluate
-from densesiam_seg.passes import PLAIN, Refinement
-from densesiam_seg.readout import OVER_CLUSTERS, READOUTS, load_with_readout
-from densesiam_seg.segmenter import Segmenter
+from densesiam_seg.evaluation.evaluate import evaluate
+from densesiam_seg.inference.readout import OVER_CLUSTERS, READOUTS, load_with_readout
+from densesiam_seg.inference.segmenter import Segmenter
+from densesiam_seg.inference.test_time import PLAIN, Refinement
 
 RESULTS = Path(__file__).parent / "results" / "readouts.json"
 Row = dict[str, Any]

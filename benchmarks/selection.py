@@ -22,12 +22,18 @@ from typing import Any
 
 import torch
 
-from densesiam_seg.evaluation import Benchmark, Evaluation, Reading, benchmark, scoring_events
-from densesiam_seg.protocol import read_masks
-from densesiam_seg.readout import GRID, READOUTS, candidates
-from densesiam_seg.scan import scan
-from densesiam_seg.segmenter import Segmenter
-from densesiam_seg.selection import Choice, choose, looked_at
+from densesiam_seg.evaluation.evaluate import (
+    Benchmark,
+    Evaluation,
+    Reading,
+    benchmark,
+    scoring_events,
+)
+from densesiam_seg.evaluation.protocol import read_masks
+from densesiam_seg.images.scan import scan
+from densesiam_seg.inference.readout import GRID, READOUTS, candidates
+from densesiam_seg.inference.segmenter import Segmenter
+from densesiam_seg.inference.selection import Choice, choose, looked_at
 
 RESULTS = Path(__file__).parent / "results" / "selection.json"
 

@@ -86,7 +86,7 @@ def outcomes(scratch: Path) -> dict[str, Any]:
     """Of every case: the model's digest in exact mode, and the first losses of both modes."""
     import densesiam_seg
     from densesiam_seg.config import TrainConfig
-    from densesiam_seg.scenes import write_scenes
+    from densesiam_seg.datasets.scenes import write_scenes
 
     write_scenes(scratch / "scenes", 12, seed=3, side=200, split="train")
     images = scratch / "scenes" / "images" / "train"

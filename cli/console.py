@@ -15,24 +15,33 @@ from rich.console import Console as Terminal
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.progress import Progress as ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from densesiam_seg.files import replace_text, to_json
+from densesiam_seg.events import (
+    EpochRecord,
+    Notice,
+    Predicted,
+    Progress,
+    Started,
+    StepRecord,
+    Trained,
+)
+from densesiam_seg.io.files import replace_text, to_json
 
 if TYPE_CHECKING:
     from densesiam_seg.demo import Demonstrated
-    from densesiam_seg.evaluation import Evaluation, Scoring
+    from densesiam_seg.evaluation.evaluate import Evaluation
     from densesiam_seg.events import Event
-    from densesiam_seg.manifest import Skipped
-    from densesiam_seg.prediction import Plan, Predicted
-    from densesiam_seg.selection import Choice
+    from densesiam_seg.images.manifest import Skipped
+    from densesiam_seg.inference.predict import Plan
+    from densesiam_seg.inference.selection import Choice
 
 
 class Console:
@@ -55,8 +64,8 @@ class Console:
         """One JSON object on stdout."""
         print(to_json(value, indent=2))
 
-    def _progress(self) -> Progress:
-        return Progress(
+    def _progress(self) -> ProgressBar:
+        return ProgressBar(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
@@ -76,33 +85,23 @@ class Console:
         with self._progress() as progress:
             bar = _Bar(progress)
             for event in events:
-                match type(event).__name__:
-                    case "Notice":
+                match event:
+                    case Notice():
                         self.say(event.text, warning=event.warning)
-                    case "Decoding":
-                        bar.show("reading images", event.done, event.total)
-                    case "Keeping":
-                        bar.show("features of the frozen backbone", event.done, event.total)
-                    case "Preparing":
-                        bar.show(f"clustering for epoch {event.epoch + 1}", event.done, event.total)
-                    case "Probing" | "RowProgress":
+                    case Progress():
                         bar.show(event.what, event.done, event.total)
-                    case "RowStarted" | "RowDone":
-                        self.say(str(event))
-                    case "Scoring":
-                        bar.show("scoring", event.done, event.total)
-                    case "Started":
+                    case Started():
                         self.say(str(event))
                         steps, epochs = event.total_steps, event.config.epochs
-                    case "StepRecord":
+                    case StepRecord():
                         losses = " ".join(
                             f"{name} {value:.3f}" for name, value in event.losses.items()
                         )
                         bar.show(f"epoch {event.epoch + 1}/{epochs}", event.step, steps, losses)
-                    case "EpochRecord":
+                    case EpochRecord():
                         self.say(str(event))
                         kept.append(event)
-                    case "Predicted":
+                    case Predicted():
                         kept.append(event)
                         bar.show("masks", len(kept), None)
                     case _:
@@ -118,8 +117,6 @@ class Console:
         self, events: Iterable[Event], *, command: str = "train", json: bool = False
     ) -> None:
         """Draw a run of `train` or `pretrain`."""
-        from densesiam_seg.events import Trained
-
         done = self.follow(events)[-1]
         assert isinstance(done, Trained)
         if json:
@@ -151,7 +148,7 @@ class Console:
         json: bool = False,
     ) -> None:
         """Draw a prediction; raises the error that the command ends with."""
-        from densesiam_seg.prediction import overall_error
+        from densesiam_seg.inference.predict import overall_error
 
         for item in skipped:
             self.say(f"skipped ({item.reason}): {item.message}", warning=True)
@@ -179,10 +176,14 @@ class Console:
             raise error
 
     def evaluating(
-        self, events: Iterable[Scoring | Evaluation], *, json: bool = False, out: Path | None = None
+        self,
+        events: Iterable[Progress | Evaluation],
+        *,
+        json: bool = False,
+        out: Path | None = None,
     ) -> None:
         """Draw an evaluation; its table goes to stdout, being the command's data."""
-        from densesiam_seg.evaluation import Evaluation
+        from densesiam_seg.evaluation.evaluate import Evaluation
 
         result = self.follow(events)[-1]
         assert isinstance(result, Evaluation)
@@ -223,7 +224,7 @@ class Console:
 class _Bar:
     """The one progress bar of a command, renamed as the work goes from one part to the next."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: ProgressBar) -> None:
         self.progress = progress
         self.task: TaskID | None = None
         self.part = ""

@@ -89,15 +89,15 @@ def command(
 ) -> None:
     """Score a model on a labelled dataset; labels are used for scoring only."""
     from densesiam_seg.errors import UsageError
-    from densesiam_seg.passes import refinement
+    from densesiam_seg.inference.test_time import refinement
 
     if out is not None and out.exists() and not overwrite:
         raise UsageError(f"--out {out}: exists already; give --overwrite or another name")
     how = refinement(flip, scales, refine)
     count = readout_clusters(clusters)
     from densesiam_seg.cli.console import Console
-    from densesiam_seg.evaluation import benchmark, segmenter_events
-    from densesiam_seg.readout import load_with_readout
+    from densesiam_seg.evaluation.evaluate import benchmark, segmenter_events
+    from densesiam_seg.inference.readout import load_with_readout
 
     task = benchmark(
         dataset,

@@ -34,16 +34,16 @@ def command(
     quiet: Quiet = False,
 ) -> None:
     """Write a model's backbone as a plain state dict of torchvision or timm, for programs other than this one."""
-    from densesiam_seg.backbones import TIMM, is_timm
     from densesiam_seg.errors import UsageError
+    from densesiam_seg.network.backbones import TIMM, is_timm
 
     if not backbone:
         raise UsageError("export: only the backbone can be exported so far; give --backbone")
 
     # Only now, as torch comes with it, which mistakes need not wait for.
     from densesiam_seg.cli.console import Console
-    from densesiam_seg.export import export_backbone, require_export_target
-    from densesiam_seg.segmenter import Segmenter
+    from densesiam_seg.inference.export import export_backbone, require_export_target
+    from densesiam_seg.inference.segmenter import Segmenter
 
     require_export_target(out, overwrite=overwrite)
     segmenter = Segmenter.load(run, device="cpu", precision="fp32")

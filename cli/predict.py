@@ -73,20 +73,20 @@ def command(
 ) -> None:
     """Write a mask for each image: a palette PNG of its own size, under its own name."""
     together = number_or_auto("--batch-size", batch_size)
-    from densesiam_seg.passes import refinement
+    from densesiam_seg.inference.test_time import refinement
 
     how = refinement(flip, scales, refine)
     count = readout_clusters(clusters)
-    from densesiam_seg.scan import scan
+    from densesiam_seg.images.scan import scan
 
     # A wrong path need not wait for torch.
     manifest = scan(images)
     from datetime import datetime
 
     from densesiam_seg.cli.console import Console
-    from densesiam_seg.images import MAX_PIXELS
-    from densesiam_seg.prediction import plan, predict_events
-    from densesiam_seg.readout import load_with_readout
+    from densesiam_seg.images.decode import MAX_PIXELS
+    from densesiam_seg.inference.predict import plan, predict_events
+    from densesiam_seg.inference.readout import load_with_readout
 
     folder = out or Path("runs") / "predict" / datetime.now().strftime("%Y%m%d-%H%M%S")
     work = plan(manifest, folder, overwrite=overwrite, resume=resume, overlays=overlay)

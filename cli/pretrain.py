@@ -230,7 +230,7 @@ def command(
 
     # Only now, as torch comes with it, which mistakes need not wait for.
     from densesiam_seg.cli.console import Console
-    from densesiam_seg.pretraining import pretraining_events
+    from densesiam_seg.training.pretrain import pretraining_events
 
     events = pretraining_events(
         images or [],

@@ -22,8 +22,8 @@ from densesiam_seg.cli.options import (
 
 if TYPE_CHECKING:
     from densesiam_seg.cli.console import Console
-    from densesiam_seg.evaluation import Scoring
-    from densesiam_seg.probe import Probe, Probing
+    from densesiam_seg.evaluation.probe import Probe
+    from densesiam_seg.events import Progress
 
 
 def command(
@@ -101,7 +101,7 @@ def command(
 
     # Only now, as torch comes with it, which mistakes need not wait for.
     from densesiam_seg.cli.console import Console
-    from densesiam_seg.probe import ready_probe
+    from densesiam_seg.evaluation.probe import ready_probe
 
     events = ready_probe(
         run,
@@ -122,15 +122,15 @@ def command(
 
 def render(
     console: Console,
-    events: Iterable[Probing | Scoring | Probe],
+    events: Iterable[Progress | Probe],
     *,
     json: bool = False,
     out: Path | None = None,
 ) -> None:
     """Draw a probe; its tables go to stdout, being the command's data, and then both numbers with what each used."""
     from densesiam_seg.cli.console import print_evaluation
-    from densesiam_seg.files import replace_text, to_json
-    from densesiam_seg.probe import Probe
+    from densesiam_seg.evaluation.probe import Probe
+    from densesiam_seg.io.files import replace_text, to_json
 
     result = console.follow(events)[-1]
     assert isinstance(result, Probe)

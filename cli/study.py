@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from densesiam_seg.cli.console import Console
-    from densesiam_seg.study import StudyEvent
+    from densesiam_seg.studies.study import StudyEvent
 
 
 class StudyName(StrEnum):
@@ -150,7 +150,7 @@ def command(
 
     # Only now, as torch comes with it, which mistakes need not wait for.
     from densesiam_seg.cli.console import Console
-    from densesiam_seg.study import study_events
+    from densesiam_seg.studies.study import study_events
 
     events = study_events(
         study.value,
@@ -172,7 +172,7 @@ def command(
 
 def _show(console: Console, events: Iterable[StudyEvent], *, json: bool) -> None:
     """Draw a study; its table goes to stdout, being the command's data. Raises the error that it ends with."""
-    from densesiam_seg.study import Studied
+    from densesiam_seg.studies.study import Studied
 
     done = console.follow(events)[-1]
     assert isinstance(done, Studied)

@@ -228,7 +228,7 @@ def command(
 
     # Only now, as torch comes with it, which mistakes need not wait for.
     from densesiam_seg.cli.console import Console
-    from densesiam_seg.training import training_events
+    from densesiam_seg.training.train import training_events
 
     events = training_events(
         images or [],

@@ -26,7 +26,7 @@ from densesiam_seg.cli.options import (
 
 if TYPE_CHECKING:
     from densesiam_seg.cli.console import Console
-    from densesiam_seg.manifest import Skipped
+    from densesiam_seg.images.manifest import Skipped
 
 SHEET = "Sheet"
 
@@ -84,10 +84,14 @@ def command(
     """Draw images with their pseudo categories and the masks of some of these, all on one PNG."""
     count = readout_clusters(clusters)
     from densesiam_seg.cli.console import Console
-    from densesiam_seg.images import MAX_PIXELS
-    from densesiam_seg.readout import load_with_readout
-    from densesiam_seg.scan import scan
-    from densesiam_seg.visualization import require_picture_target, spread, visualization_events
+    from densesiam_seg.images.decode import MAX_PIXELS
+    from densesiam_seg.images.scan import scan
+    from densesiam_seg.inference.readout import load_with_readout
+    from densesiam_seg.inference.visualize import (
+        require_picture_target,
+        spread,
+        visualization_events,
+    )
 
     console = Console(quiet=quiet)
     manifest = scan(images)
@@ -123,10 +127,11 @@ def _finish(
     console: Console, events: Sequence[Any], skipped: Sequence[Skipped], out: Path, *, json: bool
 ) -> None:
     """Write the sheet and tell of it; raises the error that the command ends with."""
-    from densesiam_seg.files import make_folder, replace_file
-    from densesiam_seg.masks import encode_png
-    from densesiam_seg.prediction import Predicted, overall_error
-    from densesiam_seg.visualization import Drawing, Drawn
+    from densesiam_seg.events import Predicted
+    from densesiam_seg.inference.predict import overall_error
+    from densesiam_seg.inference.visualize import Drawing, Drawn
+    from densesiam_seg.io.files import make_folder, replace_file
+    from densesiam_seg.pictures.masks import encode_png
 
     drawn = [event for event in events if isinstance(event, Drawn)]
     failed = [event for event in drawn if event.error is not None]

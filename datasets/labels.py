@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from densesiam_seg.datasets.declaration import IGNORE, Dataset, colour_of
 from densesiam_seg.errors import InputError
-from densesiam_seg.images import load_label
+from densesiam_seg.images.decode import load_label
 
 
 def read_label(dataset: Dataset, path: str | Path) -> NDArray[np.uint8]:

@@ -14,21 +14,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from densesiam_seg.evaluation import evaluate as evaluate
-    from densesiam_seg.passes import Refinement as Refinement
-    from densesiam_seg.pretraining import pretrain as pretrain
-    from densesiam_seg.segmenter import Segmenter as Segmenter
-    from densesiam_seg.training import train as train
+    from densesiam_seg.evaluation.evaluate import evaluate as evaluate
+    from densesiam_seg.inference.segmenter import Segmenter as Segmenter
+    from densesiam_seg.inference.test_time import Refinement as Refinement
+    from densesiam_seg.training.pretrain import pretrain as pretrain
+    from densesiam_seg.training.train import train as train
 
 __version__ = "0.1.0"
 __all__ = ["Refinement", "Segmenter", "__version__", "evaluate", "pretrain", "train"]
 
 _HOMES = {
-    "Refinement": "passes",
-    "Segmenter": "segmenter",
-    "evaluate": "evaluation",
-    "pretrain": "pretraining",
-    "train": "training",
+    "Refinement": "inference.test_time",
+    "Segmenter": "inference.segmenter",
+    "evaluate": "evaluation.evaluate",
+    "pretrain": "training.pretrain",
+    "train": "training.train",
 }
 
 

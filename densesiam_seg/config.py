@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from densesiam_seg import backbones
 from densesiam_seg.errors import InputError, UsageError
 
 Preset = Literal["fast", "balanced", "paper"]
@@ -63,8 +62,6 @@ class RunConfig:
         for name, value in asdict(self).items():
             if name.endswith("_weight") or name == "weight_decay":
                 _require(value >= 0, name, "not negative", value)
-        known = backbones.plausible(self.backbone)
-        _require(known, "backbone", "" if known else backbones.remedy(self.backbone), self.backbone)
         for name in ("epochs", "batch_size", "max_pixels"):
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         self._require_range("channels", 1, 4096)

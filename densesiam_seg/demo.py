@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from densesiam_seg.baselines import colour_position_masks
 from densesiam_seg.datasets import Dataset, Samples, load_dataset, read_label, samples
-from densesiam_seg.evaluation import (
+from densesiam_seg.datasets.scenes import CLASSES, COLOURS, write_scenes
+from densesiam_seg.evaluation.baselines import colour_position_masks
+from densesiam_seg.evaluation.evaluate import (
     PROTOCOLS,
     Evaluation,
     Masker,
@@ -25,18 +26,17 @@ from densesiam_seg.evaluation import (
     segmenter_masks,
     shown,
 )
+from densesiam_seg.evaluation.metrics import Matching
 from densesiam_seg.events import Event, Notice, Trained
-from densesiam_seg.files import replace_file, replace_text
-from densesiam_seg.images import load_image
-from densesiam_seg.masks import Colour, colourise, encode_png
-from densesiam_seg.metrics import Matching
-from densesiam_seg.prediction import predict
-from densesiam_seg.reports import comparison
-from densesiam_seg.runs import new_run_folder, write_status
-from densesiam_seg.scan import scan
-from densesiam_seg.scenes import CLASSES, COLOURS, write_scenes
-from densesiam_seg.segmenter import Segmenter
-from densesiam_seg.training import training_events
+from densesiam_seg.images.decode import load_image
+from densesiam_seg.images.scan import scan
+from densesiam_seg.inference.predict import predict
+from densesiam_seg.inference.segmenter import Segmenter
+from densesiam_seg.io.files import replace_file, replace_text
+from densesiam_seg.io.run_directory import new_run_folder, write_status
+from densesiam_seg.pictures.masks import Colour, colourise, encode_png
+from densesiam_seg.pictures.sheet import comparison
+from densesiam_seg.training.train import training_events
 
 SIDE = 192
 TRAINING_SCENES = 240

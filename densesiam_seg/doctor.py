@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
-from densesiam_seg.backbones import TORCHVISION
+from densesiam_seg.network.backbones import TORCHVISION
 
 State = Literal["ok", "note", "broken"]
 
@@ -112,7 +112,7 @@ def faiss() -> Iterator[Finding]:
         return
     import torch
 
-    from densesiam_seg.clustering import kmeans
+    from densesiam_seg.clustering.kmeans import kmeans
 
     # Two far blobs are found from any start; with three, k-means may rightly end in a poor optimum.
     points = torch.linspace(0, 1, 80).view(40, 2)
@@ -131,7 +131,7 @@ def devices() -> Iterator[Finding]:
     """What the network can run on, and whether bf16 pays."""
     import torch
 
-    from densesiam_seg.devices import available_cores, pick_precision
+    from densesiam_seg.io.devices import available_cores, pick_precision
 
     precision = str(pick_precision("auto", torch.device("cpu"))).removeprefix("torch.")
     yield Finding(

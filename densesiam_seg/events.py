@@ -1,4 +1,7 @@
-"""What happens in a training run, as values: the command line draws them, tests read them."""
+"""What happens while a command works, as values: the library yields them, the console draws them, tests read them.
+
+Nothing heavy is imported, so that the console can match them by class whatever the command.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from densesiam_seg.config import RunConfig
-from densesiam_seg.loop import EpochRecord, Preparing, StepRecord
+from densesiam_seg.errors import ImageError
+
+COLLAPSED = 0.3
+"""Spread below which a run counts as collapsing: untrained heads have about 0.5, healthy runs showed 0.7 to 0.9 and
+collapsed ones less than 0.3."""
 
 
 @dataclass(frozen=True)
@@ -21,19 +28,21 @@ class Notice:
 
 
 @dataclass(frozen=True)
-class Decoding:
-    """Images looked at before training starts."""
+class Progress:
+    """How far a part of the work is; `what` begins with a word that no other part of the same work begins with."""
 
+    what: str
     done: int
     total: int
 
 
 @dataclass(frozen=True)
-class Keeping:
-    """Images whose features of a frozen backbone were written to the disk."""
+class Predicted:
+    """One image is done: where its mask lies, or why there is none."""
 
-    done: int
-    total: int
+    image: str
+    mask: Path | None
+    error: ImageError | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,61 @@ class Started:
 
 
 @dataclass(frozen=True)
+class StepRecord:
+    """One optimiser step: losses before weighting and `total` after, view agreement in [0, 1], wall time.
+
+    `disjoint` counts images whose views do not overlap; `spread` is 0 when the projections have collapsed.
+    """
+
+    step: int
+    epoch: int
+    losses: dict[str, float]
+    agreement: float
+    seconds: float
+    disjoint: int = 0
+    spread: float | None = None
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """Means over an epoch's steps, and how its pixels spread over the clusters."""
+
+    step: int
+    epoch: int
+    losses: dict[str, float]
+    agreement: float
+    clusters_in_use: int
+    entropy: float
+    """Entropy of the cluster shares over log K: 1 when all are alike, 0 when one cluster has everything."""
+    shares: list[float]
+    """Of each cluster; empty where the method clusters nothing in training."""
+    disjoint: int = 0
+    spread: float | None = None
+
+    def __str__(self) -> str:
+        parts = [f"{name} {value:.3f}" for name, value in self.losses.items() if name != "total"]
+        facts = [
+            f"loss {self.losses['total']:.3f} ({', '.join(parts)})",
+            f"views agree {100 * self.agreement:.0f} %",
+        ]
+        if self.shares:
+            facts.append(f"clusters in use {self.clusters_in_use}/{len(self.shares)}")
+        if self.spread is not None:
+            facts.append(f"spread {self.spread:.2f}")
+        if self.disjoint:
+            facts.append(f"{self.disjoint} pairs of views without overlap")
+        return f"epoch {self.epoch + 1}: {', '.join(facts)}"
+
+    def collapsed(self) -> bool:
+        """True when most clusters are unused, one has almost everything, or all projections point the same way."""
+        if self.spread is not None:
+            return self.spread < COLLAPSED
+        if not self.shares:
+            return False
+        return self.clusters_in_use < len(self.shares) / 2 or max(self.shares) > 0.9
+
+
+@dataclass(frozen=True)
 class Trained:
     """The end: where the run and its model lie."""
 
@@ -65,4 +129,4 @@ class Trained:
     """False when the time limit came first; `resume` goes on from there."""
 
 
-Event = Notice | Decoding | Keeping | Started | Preparing | StepRecord | EpochRecord | Trained
+Event = Notice | Progress | Started | StepRecord | EpochRecord | Trained

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from densesiam_seg.segmenter import Segmenter
+    from densesiam_seg.inference.segmenter import Segmenter
 
 # Threads that wait for each other on a busy machine cost the tests' small tensors ten times their work.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -44,7 +44,7 @@ def slim_resnets() -> Iterator[None]:
     import torchvision
     from torch import nn
 
-    from densesiam_seg.backbones import TORCHVISION
+    from densesiam_seg.network.backbones import TORCHVISION
 
     def stage(source: int, target: int, stride: int) -> nn.Sequential:
         convolution = nn.Conv2d(source, target, 3, stride, 1, bias=False)
@@ -84,8 +84,8 @@ def slim() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _no_room_for_caches(monkeypatch: pytest.MonkeyPatch) -> None:
     """`--cache auto` finds no room on the disk: no test leaves images or features in the folder it is started in."""
-    monkeypatch.setattr("densesiam_seg.batches.free_space", lambda folder: 0)
-    monkeypatch.setattr("densesiam_seg.stagecache.free_space", lambda folder: 0)
+    monkeypatch.setattr("densesiam_seg.images.store.free_space", lambda folder: 0)
+    monkeypatch.setattr("densesiam_seg.methods.feature_cache.free_space", lambda folder: 0)
 
 
 @pytest.fixture(scope="session")
@@ -99,7 +99,7 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve procedural scenes of 64 pixels, half of them JPEG; for reading only."""
     from PIL import Image
 
-    from densesiam_seg.scenes import scene
+    from densesiam_seg.datasets.scenes import scene
 
     folder = tmp_path_factory.mktemp("images")
     for index in range(IMAGES):
@@ -120,8 +120,8 @@ def segmenter(slim_module: None) -> Segmenter:
     """An untrained model of 5 clusters, all of which show; its batch statistics are those of noisy single colours."""
     import torch
 
-    from densesiam_seg.model import Architecture, build_network
-    from densesiam_seg.segmenter import ModelCard, Segmenter
+    from densesiam_seg.inference.segmenter import ModelCard, Segmenter
+    from densesiam_seg.network.model import Architecture, build_network
 
     architecture = Architecture(channels=8, clusters=5, over_clusters=6)
     network = build_network(architecture, seed=1).train()

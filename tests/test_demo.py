@@ -11,14 +11,13 @@ from PIL import Image
 
 from densesiam_seg import demo
 from densesiam_seg.datasets import load_dataset, samples
+from densesiam_seg.datasets.scenes import CLASSES, COLOURS, scene, write_scenes
 from densesiam_seg.demo import Demonstrated, demo_events, scenes_toml
 from densesiam_seg.errors import UsageError
-from densesiam_seg.evaluation import evaluate
-from densesiam_seg.events import Notice, Trained
-from densesiam_seg.loop import EpochRecord
-from densesiam_seg.reports import GAP
-from densesiam_seg.scenes import CLASSES, COLOURS, scene, write_scenes
-from densesiam_seg.segmenter import Segmenter
+from densesiam_seg.evaluation.evaluate import evaluate
+from densesiam_seg.events import EpochRecord, Notice, Trained
+from densesiam_seg.inference.segmenter import Segmenter
+from densesiam_seg.pictures.sheet import GAP
 
 
 @pytest.fixture

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 import torch
 
-from densesiam_seg import clustering, doctor
-from densesiam_seg.clustering import Centroids
+from densesiam_seg import doctor
+from densesiam_seg.clustering.kmeans import Centroids
+from densesiam_seg.clustering.kmeans import kmeans as clustering
 from densesiam_seg.doctor import Finding, examine
 
 Usage = namedtuple("Usage", "total used free")

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from densesiam_seg.config import PretrainConfig, TrainConfig
-from densesiam_seg.events import Decoding, Event, Keeping, Notice, Started, Trained
-from densesiam_seg.loop import Preparing
+from densesiam_seg.events import Event, Notice, Progress, Started, Trained
 
 
 def test_a_notice_is_its_text_and_a_warning_says_so() -> None:
@@ -33,9 +32,9 @@ def test_a_resumed_start_tells_from_where() -> None:
     "event",
     [
         Notice("a"),
-        Decoding(1, 2),
-        Keeping(1, 2),
-        Preparing(0, 1, 2),
+        Progress("reading images", 1, 2),
+        Progress("features of the frozen backbone", 1, 2),
+        Progress("clustering for epoch 1", 1, 2),
         Trained(Path("r"), Path("r/model"), None, complete=False),
     ],
 )

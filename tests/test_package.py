@@ -12,15 +12,13 @@ from typing import Any
 import pytest
 
 import densesiam_seg
-from densesiam_seg.evaluation import evaluate
-from densesiam_seg.passes import Refinement
-from densesiam_seg.pretraining import pretrain
-from densesiam_seg.segmenter import Segmenter
-from densesiam_seg.training import train
+from densesiam_seg.evaluation.evaluate import evaluate
+from densesiam_seg.inference.segmenter import Segmenter
+from densesiam_seg.inference.test_time import Refinement
+from densesiam_seg.training.pretrain import pretrain
+from densesiam_seg.training.train import train
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = {"densesiam_seg": "", "cli": "cli_", "datasets": "datasets_"}
-"""Where modules lie, and what their tests' names begin with."""
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +55,9 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("module", ["segmenter", "evaluation", "training", "pretraining"])
+@pytest.mark.parametrize(
+    "module", ["inference.segmenter", "evaluation.evaluate", "training.train", "training.pretrain"]
+)
 def test_the_public_names_load_no_more_than_they_need(module: str) -> None:
     """FAISS and SciPy come with their first use; torchvision, and torch's compiler with it, with the first network."""
     code = (
@@ -76,12 +76,18 @@ def test_the_packages_are_those_of_the_tree(project: dict[str, Any]) -> None:
     """Every folder with modules of the package is listed, under the place where it really lies."""
     package = ROOT / "densesiam_seg"
     inside = [path for path in package.iterdir() if path.is_dir() and path.name != "__pycache__"]
-    tree = {f"densesiam_seg.{path.name}": path.name for path in inside}
     tools = project["tool"]["setuptools"]
-    assert set(tools["packages"]) == {"densesiam_seg", *tree}
-    assert tools["package-dir"] == {"densesiam_seg": "densesiam_seg", **tree}
-    for name in tools["packages"]:
-        assert (ROOT / tools["package-dir"][name] / "__init__.py").is_file()
+    assert tools["packages"] == [
+        "densesiam_seg",
+        *sorted(f"densesiam_seg.{p.name}" for p in inside),
+    ]
+    places = {
+        "densesiam_seg": "densesiam_seg",
+        "densesiam_seg.cli": "cli",
+        "densesiam_seg.datasets": "datasets",
+    }
+    assert tools["package-dir"] == places
+    assert all((path / "__init__.py").is_file() for path in inside)
 
 
 def test_the_links_show_the_folders_at_the_root() -> None:
@@ -104,26 +110,35 @@ def test_the_program_starts_at_main(project: dict[str, Any]) -> None:
     assert project["project"]["scripts"] == {"densesiam-seg": "densesiam_seg.cli.app:main"}
 
 
-def test_every_file_has_a_mirrored_test() -> None:
-    missing = [
-        f"{folder}/{module.name}"
-        for folder, prefix in FOLDERS.items()
-        for module in sorted((ROOT / folder).glob("*.py"))
-        if module.name != "__init__.py"
-        and not (ROOT / "tests" / f"test_{prefix}{module.name}").is_file()
-    ]
-    assert missing == []
-
-
-def test_every_test_mirrors_a_file() -> None:
+def test_tests_mirror_rooms_and_files() -> None:
+    """Each file has its test in the folder of its room, and each test its file."""
+    folders = {"": ROOT / "densesiam_seg"} | {
+        path.name: path
+        for path in (ROOT / "densesiam_seg").iterdir()
+        if (path / "__init__.py").is_file()
+    }
     modules = {
-        f"test_{prefix}{module.name}"
-        for folder, prefix in FOLDERS.items()
-        for module in (ROOT / folder).glob("*.py")
+        f"{room}/test_{module.name}".lstrip("/")
+        for room, folder in folders.items()
+        for module in folder.glob("*.py")
+        if module.name != "__init__.py"
     }
     benchmarks = {
-        f"test_benchmark_{main.parent.name}.py"
+        f"benchmarks/test_{main.parent.name}.py"
         for main in (ROOT / "benchmarks").glob("*/__main__.py")
     }
-    tests = {path.name for path in (ROOT / "tests").glob("test_*.py")}
-    assert tests - modules - benchmarks <= {"test_package.py", "test_datasets.py"}
+    tests = {
+        path.relative_to(ROOT / "tests").as_posix() for path in (ROOT / "tests").rglob("test_*.py")
+    }
+    assert modules - tests == set()
+    assert tests - modules - benchmarks <= {"test_package.py", "datasets/test_benchmarks.py"}
+
+
+def test_rooms_are_small() -> None:
+    rooms = [
+        path for path in (ROOT / "densesiam_seg").iterdir() if (path / "__init__.py").is_file()
+    ]
+    assert len(rooms) <= 13
+    assert {
+        room.name: len([*room.glob("*.py")]) - 1 for room in rooms if len([*room.glob("*.py")]) > 13
+    } == {}

@@ -27,8 +27,8 @@ from rows import ROWS, Row, ablation_rows
 from tasks import DATASETS, SCENES, Task, load_task
 
 from densesiam_seg.errors import DenseSiamError
-from densesiam_seg.files import make_folder, replace_file, replace_json, replace_text
-from densesiam_seg.masks import encode_png
+from densesiam_seg.io.files import make_folder, replace_file, replace_json, replace_text
+from densesiam_seg.pictures.masks import encode_png
 
 HERE = Path(__file__).parent
 RESULTS, PICTURES = HERE.parent / "results", HERE.parents[1] / "docs"

@@ -17,10 +17,10 @@ from making import Made, Setting
 from rows import ROWS, ablation_rows
 from tasks import Task, load_task, pictured
 
-from densesiam_seg.environment import environment
 from densesiam_seg.errors import DenseSiamError
-from densesiam_seg.evaluation import Evaluation, scoring_events, shown
-from densesiam_seg.files import replace_json
+from densesiam_seg.evaluation.evaluate import Evaluation, scoring_events, shown
+from densesiam_seg.io.environment import environment
+from densesiam_seg.io.files import replace_json
 
 PICTURED = 4
 """Images whose masks are kept for the picture."""

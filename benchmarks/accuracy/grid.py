@@ -12,9 +12,9 @@ from PIL import Image
 from report import Line
 from tasks import Task
 
-from densesiam_seg.evaluation import shown
-from densesiam_seg.masks import Colour, colourise, palette
-from densesiam_seg.reports import comparison
+from densesiam_seg.evaluation.evaluate import shown
+from densesiam_seg.pictures.masks import Colour, colourise, palette
+from densesiam_seg.pictures.sheet import comparison
 
 SIDE = 128
 

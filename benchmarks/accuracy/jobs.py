@@ -18,7 +18,7 @@ from rows import Row
 from tasks import Task
 
 import densesiam_seg
-from densesiam_seg.files import to_json
+from densesiam_seg.io.files import to_json
 
 FORMAT = 1
 CHILD = Path(__file__).with_name("child.py")

@@ -12,7 +12,8 @@ from tasks import Task
 from torch import Tensor
 
 import densesiam_seg
-from densesiam_seg.baselines import (
+from densesiam_seg.config import TrainConfig, train_preset, with_settings
+from densesiam_seg.evaluation.baselines import (
     Points,
     kmeans_masks,
     mixture_masks,
@@ -20,8 +21,7 @@ from densesiam_seg.baselines import (
     position_masks,
     untrained_segmenter,
 )
-from densesiam_seg.config import TrainConfig, train_preset, with_settings
-from densesiam_seg.evaluation import (
+from densesiam_seg.evaluation.evaluate import (
     Mask,
     Masker,
     Protocol,
@@ -30,10 +30,10 @@ from densesiam_seg.evaluation import (
     read_masks,
     shown,
 )
-from densesiam_seg.files import discard
-from densesiam_seg.passes import Refinement
-from densesiam_seg.protocol import MasksOf, masks_made_by
-from densesiam_seg.segmenter import Segmenter
+from densesiam_seg.evaluation.protocol import MasksOf, masks_made_by
+from densesiam_seg.inference.segmenter import Segmenter
+from densesiam_seg.inference.test_time import Refinement
+from densesiam_seg.io.files import discard
 
 QUICK = 5
 """`--quick` trains for this part of the steps, and for no more than `QUICK_STEPS`."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from rows import Row
 
-from densesiam_seg.tables import Cell, Column, Spread, Table, spread
+from densesiam_seg.studies.tables import Cell, Column, Spread, Table, spread
 
 Result = Mapping[str, Any]
 

@@ -21,13 +21,13 @@ from making import (
 )
 from tasks import DATASETS, Task
 
-from densesiam_seg.baselines import (
+from densesiam_seg.clustering.mixture import RESTARTS, Search
+from densesiam_seg.evaluation.baselines import (
     appearance_points,
     colour_points,
     colour_position_points,
     patch_position_points,
 )
-from densesiam_seg.mixture import RESTARTS, Search
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from densesiam_seg.datasets import Dataset, Samples, load_dataset, samples
 from densesiam_seg.demo import DECLARED, SETTINGS, write_dataset
-from densesiam_seg.evaluation import PROTOCOLS, Protocol
-from densesiam_seg.images import image_size, load_image
-from densesiam_seg.protocol import shown_image
+from densesiam_seg.evaluation.evaluate import PROTOCOLS, Protocol
+from densesiam_seg.evaluation.protocol import shown_image
+from densesiam_seg.images.decode import image_size, load_image
 
 SIDE = 160
 SCENES = "scenes"

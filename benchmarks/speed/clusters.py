@@ -11,9 +11,9 @@ import torch
 from measure import Row, alternate, rate_row, ratio_row, threads
 from torch.nn import functional as F
 
-from densesiam_seg.clustering import ITERATIONS, assign, kmeans
-from densesiam_seg.masks import upsample_argmax
-from densesiam_seg.metrics import confusion
+from densesiam_seg.clustering.kmeans import ITERATIONS, assign, kmeans
+from densesiam_seg.evaluation.metrics import confusion
+from densesiam_seg.inference.upsampling import upsample_argmax
 
 CHANNELS, CLUSTERS = 128, 27
 

@@ -14,14 +14,15 @@ from material import copies, jpegs
 from measure import Clock, Row, ratio_row, threads, timed
 from steps import epochs_of, ready_training, settings
 
-from densesiam_seg.batches import ImageStore, Keep
-from densesiam_seg.checkpoint import save_checkpoint
 from densesiam_seg.config import TrainConfig, train_preset, with_settings
-from densesiam_seg.devices import available_cores, pick_precision
-from densesiam_seg.loop import EpochRecord, Preparing, Training
-from densesiam_seg.records import Records
-from densesiam_seg.scan import scan
-from densesiam_seg.training import RECIPE
+from densesiam_seg.events import EpochRecord, Progress
+from densesiam_seg.images.scan import scan
+from densesiam_seg.images.store import ImageStore, Keep
+from densesiam_seg.io.devices import available_cores, pick_precision
+from densesiam_seg.io.records import Records
+from densesiam_seg.training.checkpoint import save_checkpoint
+from densesiam_seg.training.loop import Training
+from densesiam_seg.training.train import RECIPE
 
 CPU = torch.device("cpu")
 PAPER = 0.28
@@ -54,7 +55,7 @@ def one_epoch(training: Training, folder: Path) -> None:
     folder.mkdir()
     with Records(folder / "metrics.jsonl") as records:
         for record in training.records():
-            if isinstance(record, Preparing):
+            if isinstance(record, Progress):
                 continue
             records.append(asdict(record))
             if isinstance(record, EpochRecord):

@@ -12,10 +12,10 @@ from material import copies, jpegs
 from measure import Row, alternate, peak_bytes, rate_row, ratio_row, timed
 from steps import bare, epochs_of, ready_training, settings
 
-from densesiam_seg.batches import epoch_batches, on_device
-from densesiam_seg.devices import pick_precision
-from densesiam_seg.loop import Training
-from densesiam_seg.training import RECIPE
+from densesiam_seg.images.store import epoch_batches, on_device
+from densesiam_seg.io.devices import pick_precision
+from densesiam_seg.training.loop import Training
+from densesiam_seg.training.train import RECIPE
 
 SIZE, BATCH, STEPS = 320, 256, 4
 DECODED = 1024

@@ -16,10 +16,10 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 from torchvision.transforms import functional as official
 
-from densesiam_seg.colour import MEAN, STD
-from densesiam_seg.draws import sample_geometry, sample_photometry
-from densesiam_seg.images import load_square
-from densesiam_seg.views import view_pair
+from densesiam_seg.images.decode import load_square
+from densesiam_seg.views.pair import view_pair
+from densesiam_seg.views.parameters import sample_geometry, sample_photometry
+from densesiam_seg.views.photometric import MEAN, STD
 
 IMAGES = 24
 
@@ -146,7 +146,7 @@ def scan_rows(paths: int) -> Iterator[Row]:
 
 
 def _scan(folder: str) -> tuple[float, int, int]:
-    from densesiam_seg.scan import scan
+    from densesiam_seg.images.scan import scan
 
     before, began = peak_bytes(), time.perf_counter()
     manifest = scan([folder])

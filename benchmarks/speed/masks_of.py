@@ -10,17 +10,17 @@ from material import jpegs, labels
 from measure import Row, alternate, ratio_row
 from torch import Tensor
 
-from densesiam_seg.card import ModelCard
 from densesiam_seg.datasets import load_dataset, samples
-from densesiam_seg.devices import available_cores
-from densesiam_seg.evaluation import TOGETHER, evaluate
-from densesiam_seg.grouping import images_together
-from densesiam_seg.model import Architecture, build_network
-from densesiam_seg.prediction import plan, predict_events
-from densesiam_seg.protocol import PROTOCOLS, shown
-from densesiam_seg.scan import scan
-from densesiam_seg.segmenter import Segmenter, working_size
-from densesiam_seg.workers import on_own_cores
+from densesiam_seg.evaluation.evaluate import TOGETHER, evaluate
+from densesiam_seg.evaluation.protocol import PROTOCOLS, shown
+from densesiam_seg.images.scan import scan
+from densesiam_seg.inference.batching import images_together
+from densesiam_seg.inference.model_card import ModelCard
+from densesiam_seg.inference.predict import plan, predict_events
+from densesiam_seg.inference.segmenter import Segmenter, working_size
+from densesiam_seg.io.devices import available_cores
+from densesiam_seg.io.parallel import on_own_cores
+from densesiam_seg.network.model import Architecture, build_network
 
 IMAGES = 101
 SIZE = (480, 360)

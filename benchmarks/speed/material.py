@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from densesiam_seg.scenes import scene
+from densesiam_seg.datasets.scenes import scene
 
 COLOUR_NOISE = 6.0
 """Deviation of the grain laid over drawn scenes, whose JPEGs are otherwise smaller than photographs'."""

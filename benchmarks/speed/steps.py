@@ -10,16 +10,17 @@ import torch
 from measure import Row, alternate, in_new_process, peak_bytes, ratio_row, threads
 from torch import Tensor
 
-from densesiam_seg.batches import Batch
 from densesiam_seg.config import TrainConfig, train_preset, with_settings
-from densesiam_seg.devices import autocast, pick_precision
-from densesiam_seg.encoder import Encoder
-from densesiam_seg.loop import EpochRecord, Training
-from densesiam_seg.method import Objective
-from densesiam_seg.model import DenseSiam
-from densesiam_seg.objective import Siamese, objective
-from densesiam_seg.training import RECIPE
-from densesiam_seg.views import ViewPair
+from densesiam_seg.events import EpochRecord
+from densesiam_seg.images.store import Batch
+from densesiam_seg.io.devices import autocast, pick_precision
+from densesiam_seg.methods.densesiam import Siamese, objective
+from densesiam_seg.methods.interface import Objective
+from densesiam_seg.network.encoder import Encoder
+from densesiam_seg.network.model import DenseSiam
+from densesiam_seg.training.loop import Training
+from densesiam_seg.training.train import RECIPE
+from densesiam_seg.views.pair import ViewPair
 
 CLUSTERS = 27
 
@@ -65,7 +66,7 @@ def settings(size: int, batch: int, **more: Any) -> TrainConfig:
 
 def random_views(size: int, batch: int, device: torch.device) -> ViewPair:
     """Noise, and crops drawn as usual."""
-    from densesiam_seg.draws import sample_geometry
+    from densesiam_seg.views.parameters import sample_geometry
 
     draw = torch.Generator().manual_seed(0)
     one, two = (torch.randn(batch, 3, size, size, generator=draw).to(device) for _ in range(2))
@@ -156,9 +157,9 @@ def _full_peak(size: int, batch: int) -> tuple[int, int]:
     from pathlib import Path
     from tempfile import TemporaryDirectory
 
-    from densesiam_seg.batches import ImageStore
-    from densesiam_seg.scan import scan
-    from densesiam_seg.scenes import write_scenes
+    from densesiam_seg.datasets.scenes import write_scenes
+    from densesiam_seg.images.scan import scan
+    from densesiam_seg.images.store import ImageStore
 
     before = peak_bytes()
     with TemporaryDirectory() as folder:

@@ -1,0 +1,5 @@
+"""Features of pixels → clusters. The only room that imports FAISS.
+
+Imports `io`. Exports k-means (`kmeans`), merging of over-clusters (`merging`), how far two clusterings agree
+(`agreement`), and the mixture of Gaussians over appearance (`appearance` → `gaussians` → `mixture`).
+"""

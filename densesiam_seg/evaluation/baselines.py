@@ -1,0 +1,193 @@
+"""What a learned segmentation must beat: masks that no training has made.
+
+Axes: N pixels, C channels, H W image, K clusters.
+
+`position_masks` is made from labels; nothing else here sees one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from densesiam_seg.clustering.appearance import GIST
+from densesiam_seg.clustering.kmeans import assign
+from densesiam_seg.clustering.mixture import SEARCH, Mixture, Search
+from densesiam_seg.evaluation.evaluate import Mask, Masker, Protocol
+from densesiam_seg.inference.centroids import Images, fit_centroids, fit_readout
+from densesiam_seg.inference.refinement import sharpened
+from densesiam_seg.inference.segmenter import ModelCard, Segmenter
+from densesiam_seg.inference.upsampling import upsample_argmax
+from densesiam_seg.methods.mixture_prior import Places, seen
+from densesiam_seg.network.model import Architecture, build_network
+
+Points = Callable[[Tensor], Tensor]
+"""uint8 (3, H, W) → what k-means sees of each pixel, (H·W, C), in reading order."""
+PATCH = 5
+"""Side of the square that `patch_position_points` looks at."""
+
+
+def colour_points(image: Tensor) -> Tensor:
+    """uint8 (3, H, W) → points (H·W, 3): red, green, blue, each in [0, 1]."""
+    return _points(image.float() / 255.0)
+
+
+def colour_position_points(image: Tensor) -> Tensor:
+    """uint8 (3, H, W) → points (H·W, 5): red, green, blue, y, x, each in [0, 1]."""
+    return _points(torch.cat((image.float() / 255.0, _position(image))))
+
+
+def patch_position_points(image: Tensor) -> Tensor:
+    """uint8 (3, H, W) → points (H·W, 8): mean and deviation of each colour in a 5×5 square around the pixel, y, x.
+
+    At the border the square is what of it lies inside the image.
+    """
+    colours = (image.float() / 255.0)[None]
+
+    def mean(values: Tensor) -> Tensor:
+        return F.avg_pool2d(values, PATCH, 1, PATCH // 2, count_include_pad=False)[0]
+
+    means = mean(colours)
+    variance = mean((colours - 0.5).square()) - (means - 0.5).square()
+    return _points(torch.cat((means, variance.clamp(min=0).sqrt(), _position(image))))
+
+
+def _position(image: Tensor) -> Tensor:
+    """(2, H, W): y and x of each pixel's centre, in [0, 1]."""
+    _, height, width = image.shape
+    y = ((torch.arange(height) + 0.5) / height).view(-1, 1).expand(height, width)
+    x = ((torch.arange(width) + 0.5) / width).view(1, -1).expand(height, width)
+    return torch.stack((y, x))
+
+
+def _points(maps: Tensor) -> Tensor:
+    """(C, H, W) → (H·W, C)."""
+    return maps.flatten(1).T
+
+
+def colour_position_masks(images: Images, count: int, clusters: int, *, seed: int) -> Masker:
+    """Masks by k-means on colour and position, every channel scaled to unit deviation over `images`."""
+    return kmeans_masks(colour_position_points, images, count, clusters, seed=seed)
+
+
+def kmeans_masks(
+    points_of: Points, images: Images, count: int, clusters: int, *, seed: int
+) -> Masker:
+    """Masks by k-means on `points_of` each image, every channel scaled to unit deviation over all `count` of them."""
+    deviation = _deviation(map(points_of, images()))
+
+    def scaled(image: Tensor) -> Tensor:
+        return points_of(image) / deviation
+
+    centres = fit_centroids(scaled, images, count, clusters, seed=seed).centres
+
+    def mask_of(image: Tensor, protocol: Protocol, height: int, width: int) -> Mask:
+        labels = assign(scaled(image), centres).view(image.shape[-2:])
+        return _stretched(labels, height, width)
+
+    return mask_of
+
+
+def untrained_segmenter(
+    images: Images, count: int, clusters: int, *, side: int, seed: int, device: str = "auto"
+) -> Segmenter:
+    """A ResNet-18-FPN as it is before any training, read out by k-means of its features over `images`."""
+    architecture = Architecture(clusters=clusters)
+    network = build_network(architecture, seed)
+    card = ModelCard(architecture, side, clusters=clusters)
+    segmenter = Segmenter(network, card, device=device)
+    return fit_readout(segmenter, images, count, clusters, seed=seed)
+
+
+def mixture_masks(
+    images: Images,
+    count: int,
+    clusters: int,
+    *,
+    seed: int,
+    search: Search = SEARCH,
+    adapt: bool = True,
+    refine: str = "none",
+) -> Masker:
+    """Masks by the mixture that `train` starts from, fitted to `count` images, without a network.
+
+    `search` is that of `Mixture.fit`. `adapt`: with each image's own shares of clusters. `refine`: the filter for
+    edges, `none`, `guided` or `pamr`.
+    """
+    places = Places(count, seed)
+    for index, image in enumerate(images()):
+        places.add(image[None], index)
+    mixture = Mixture(clusters)
+    mixture.fit(places.sample(), seed=seed, search=search)
+
+    def mask_of(image: Tensor, protocol: Protocol, height: int, width: int) -> Mask:
+        logs: Tensor = mixture(seen(image[None]))
+        scores = mixture.adapted(logs) if adapt else logs
+        if refine != "none":
+            scores = sharpened(image[None], scores.softmax(1), refine)
+        return upsample_argmax(scores[0], height, width).numpy()
+
+    return mask_of
+
+
+def appearance_points(image: Tensor) -> Tensor:
+    """uint8 (3, H, W) → points (H·W, D) of what the mixture sees of a place, repeated over its pixels."""
+    maps = F.interpolate(seen(image[None])[:, GIST:], image.shape[-2:], mode="nearest-exact")
+    return _points(maps[0])
+
+
+def one_mask() -> Masker:
+    """The same cluster everywhere; scoring finds the class that it fits best."""
+
+    def mask_of(image: Tensor, protocol: Protocol, height: int, width: int) -> Mask:
+        return np.zeros((height, width), np.int32)
+
+    return mask_of
+
+
+def position_masks(labels: Iterable[NDArray[np.uint8]], classes: int) -> Masker:
+    """Uses labels: everywhere the class most frequent there in `labels` (H, W), all of one size; ids are class ids.
+
+    Where none has a class it is the most frequent one of all. The lower id wins where two are equal.
+    """
+    counts: NDArray[np.int64] | None = None
+    ids = np.arange(classes, dtype=np.uint8).reshape(-1, 1, 1)
+    for label in labels:
+        if counts is None:
+            counts = np.zeros((classes, *label.shape), np.int64)
+        assert label.shape == counts.shape[1:], "labels of one size"
+        counts += label == ids
+    assert counts is not None, "at least one label"
+    best = counts.argmax(0)
+    best[~counts.any(0)] = counts.sum((1, 2)).argmax()
+    found = torch.from_numpy(best)
+
+    def mask_of(image: Tensor, protocol: Protocol, height: int, width: int) -> Mask:
+        return _stretched(found, height, width)
+
+    return mask_of
+
+
+def _stretched(ids: Tensor, height: int, width: int) -> Mask:
+    """Ids (h, w) at another size, each pixel being the one under its centre."""
+    if ids.shape != (height, width):
+        ids = F.interpolate(ids[None, None].float(), (height, width), mode="nearest-exact")[0, 0]
+    return ids.to(torch.int32).numpy()
+
+
+def _deviation(points: Iterable[Tensor]) -> Tensor:
+    """Standard deviation (C,) of each channel over all points (N, C), from exact sums; constant channels count as 1."""
+    count = 0
+    total, squares = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    for part in points:
+        values = part.double()
+        count += len(values)
+        total = total + values.sum(0)
+        squares = squares + values.square().sum(0)
+    variance = (squares / max(count, 1) - (total / max(count, 1)).square()).clamp(min=0)
+    return torch.where(variance > 1e-12, variance.sqrt(), 1.0).float()

@@ -1,0 +1,301 @@
+"""Segmenter + labelled data → scores, under one of the field's three protocols.
+
+Axes: N classes, K clusters, H W label size.
+
+Numbers are comparable only within a protocol (METHOD, section 5), so every result names its own in full.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from densesiam_seg.datasets import Dataset, Sample, Samples, load_dataset, samples
+from densesiam_seg.errors import ImageError, InputError, UsageError
+from densesiam_seg.evaluation.metrics import Counts, Matching, Scores, confusion, match, score
+from densesiam_seg.evaluation.protocol import (
+    PROTOCOLS,
+    Mask,
+    Masker,
+    MasksOf,
+    Protocol,
+    ReadOut,
+    dense_features,
+    masks_made_by,
+    pick_protocol,
+    read_masks,
+    segmenter_masks,
+    shown,
+)
+from densesiam_seg.events import Progress
+from densesiam_seg.inference.refinement import AS_TRAINED, Refinement
+from densesiam_seg.inference.segmenter import Segmenter
+from densesiam_seg.io.parallel import on_own_cores
+
+__all__ = [
+    "PROTOCOLS",
+    "Benchmark",
+    "Evaluation",
+    "Mask",
+    "Masker",
+    "Protocol",
+    "ReadOut",
+    "Reading",
+    "benchmark",
+    "dense_features",
+    "evaluate",
+    "evaluation_events",
+    "known_classes",
+    "pick_protocol",
+    "read_masks",
+    "scoring_events",
+    "segmenter_events",
+    "segmenter_masks",
+    "shown",
+]
+
+
+TOGETHER = 4
+"""Images that pass the network at once where they are of one size: they share the laying out of its weights, which
+takes as long as an image of 160 px itself."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the ids of a mask mean: how many there are, who gave them, and their classes where those are known."""
+
+    clusters: int
+    readout: str
+    matching: Matching | None = None
+    """None: the best one for the whole set (`metrics.match`)."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What models are scored on; complete before any of them is loaded."""
+
+    dataset: Dataset
+    found: Samples
+    protocol: Protocol
+    image_size: int | None
+    """None: the model's own."""
+    allow_missing: bool
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A score with everything that fixes it."""
+
+    dataset: str
+    split: str
+    protocol: str
+    images: int
+    expected: int | None
+    missing: tuple[str, ...]
+    digest: str
+    clusters: int
+    readout: str
+    matching: Matching
+    scores: Scores
+    counts: NDArray[np.int64]
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON object."""
+        return {**asdict(self), "counts": self.counts.tolist()}
+
+
+def evaluate(
+    dataset: str | Path,
+    root: str | Path,
+    model: str | Path | Segmenter,
+    *,
+    split: str | None = None,
+    protocol: str | None = None,
+    image_size: int | None = None,
+    list_file: str | Path | None = None,
+    allow_missing: bool = False,
+    refinement: Refinement = AS_TRAINED,
+    device: str = "auto",
+) -> Evaluation:
+    """Score a model on a labelled dataset: a built-in name or a TOML file, and the folder `root` that holds it.
+
+    `refinement` adds passes and sharper edges to what the protocol does; the result's protocol tells it.
+    """
+    task = benchmark(
+        dataset,
+        root,
+        split,
+        protocol=protocol,
+        image_size=image_size,
+        list_file=list_file,
+        allow_missing=allow_missing,
+    )
+    segmenter = model if isinstance(model, Segmenter) else Segmenter.load(model, device=device)
+    *_, result = segmenter_events(segmenter, task, refinement)
+    assert isinstance(result, Evaluation)
+    return result
+
+
+def benchmark(
+    dataset: str | Path,
+    root: str | Path,
+    split: str | None = None,
+    *,
+    protocol: str | None = None,
+    image_size: int | None = None,
+    list_file: str | Path | None = None,
+    allow_missing: bool = False,
+) -> Benchmark:
+    """A split of a labelled dataset under a protocol (None: the dataset's own). Raises UsageError or InputError."""
+    declared = load_dataset(dataset)
+    chosen = pick_protocol(declared.protocol if protocol is None else protocol)
+    if image_size is not None and not 32 <= image_size <= 4096:
+        raise UsageError(f"--image-size {image_size}: must be 32 to 4096")
+    found = samples(declared, root, split, list_file=list_file, allow_missing=allow_missing)
+    return Benchmark(declared, found, chosen, image_size, allow_missing)
+
+
+def segmenter_events(
+    segmenter: Segmenter, task: Benchmark, refinement: Refinement = AS_TRAINED
+) -> Iterator[Progress | Evaluation]:
+    """Score a segmenter as it is read out; the last event is the `Evaluation`."""
+    how = refinement.settled(segmenter.card.refine)
+    return scoring_events(
+        task.dataset,
+        task.found,
+        masks_made_by(segmenter, how),
+        [Reading(segmenter.card.clusters, segmenter.readout)],
+        protocol=task.protocol,
+        side=task.image_size or segmenter.card.image_size,
+        allow_missing=task.allow_missing,
+        on_top=how.describe(),
+    )
+
+
+def evaluation_events(
+    dataset: Dataset,
+    found: Samples,
+    mask_of: Masker,
+    *,
+    clusters: int,
+    readout: str,
+    protocol: Protocol,
+    side: int,
+    allow_missing: bool = False,
+    matching: Matching | None = None,
+) -> Iterator[Progress | Evaluation]:
+    """Score masks over a set: one confusion matrix, one matching; the last event is the `Evaluation`.
+
+    `matching` None is the best one for the whole set. Raises as `scoring_events` does.
+    """
+
+    def masks_of(
+        images: Tensor, protocol: Protocol, sizes: Sequence[tuple[int, int]]
+    ) -> list[list[Mask]]:
+        pairs = zip(images, sizes, strict=False)
+        return [[mask_of(image, protocol, *size)] for image, size in pairs]
+
+    return scoring_events(
+        dataset,
+        found,
+        masks_of,
+        [Reading(clusters, readout, matching)],
+        protocol=protocol,
+        side=side,
+        allow_missing=allow_missing,
+    )
+
+
+def scoring_events(
+    dataset: Dataset,
+    found: Samples,
+    masks_of: MasksOf,
+    readings: Sequence[Reading],
+    *,
+    protocol: Protocol,
+    side: int,
+    allow_missing: bool = False,
+    on_top: str = "",
+) -> Iterator[Progress | Evaluation]:
+    """Score several masks of each image in one pass; the last events are an `Evaluation` for each of `readings`.
+
+    `on_top` tells what `masks_of` does beyond the protocol, since numbers with and without it differ.
+
+    `masks_of` is called from several threads at once, with `TOGETHER` images where these are of one size (the last one
+    repeated where there are fewer), else with one. Raises ImageError for an image that cannot be read (counted as
+    missing with `allow_missing`) and InputError for a label that does not fit its image or its dataset, always the
+    first such error in the order of `found`.
+    """
+    classes = len(dataset.classes)
+
+    def read(sample: Sample) -> tuple[Tensor, NDArray[np.uint8]] | InputError:
+        try:
+            return shown(sample, dataset, protocol, side)
+        except InputError as error:
+            return error
+
+    def count(pairs: Sequence[tuple[Tensor, NDArray[np.uint8]]]) -> Iterator[list[Counts]]:
+        images = [image for image, _ in pairs]
+        if len(images) > 1:
+            # The last bits of a forward pass may depend on the size of its batch, so there are two sizes: 1 and this.
+            images += images[-1:] * (TOGETHER - len(images))
+        sizes = [(label.shape[0], label.shape[1]) for _, label in pairs]
+        found_masks = masks_of(torch.stack(images), protocol, sizes)
+        for (_, label), masks in zip(pairs, found_masks, strict=True):
+            yield [
+                confusion(label, mask, classes, reading.clusters)
+                for reading, mask in zip(readings, masks, strict=True)
+            ]
+
+    def work(group: Sequence[Sample]) -> list[list[Counts] | InputError]:
+        seen = [read(sample) for sample in group]
+        sound = [pair for pair in seen if not isinstance(pair, InputError)]
+        alike = len({image.shape for image, _ in sound}) == 1
+        counted = chain.from_iterable(map(count, [sound] if alike else [[pair] for pair in sound]))
+        return [pair if isinstance(pair, InputError) else next(counted) for pair in seen]
+
+    counts = [np.zeros((classes, reading.clusters), np.int64) for reading in readings]
+    unreadable: list[str] = []
+    groups = (found.items[first : first + TOGETHER] for first in range(0, len(found), TOGETHER))
+    with closing(on_own_cores(work, groups)) as results:
+        one_by_one = zip(found.items, chain.from_iterable(results), strict=True)
+        for done, (sample, result) in enumerate(one_by_one, 1):
+            if isinstance(result, InputError):
+                unusable = not isinstance(result, ImageError) or result.path == str(sample.label)
+                if unusable or not allow_missing:
+                    raise result
+                unreadable.append(sample.name)
+            else:
+                for total, more in zip(counts, result, strict=True):
+                    total += more
+            yield Progress("scoring", done, len(found))
+    for reading, total in zip(readings, counts, strict=True):
+        matching = reading.matching or match(total)
+        yield Evaluation(
+            dataset=dataset.title,
+            split=found.split,
+            protocol=protocol.describe(side) + on_top,
+            images=len(found) - len(unreadable),
+            expected=found.expected,
+            missing=(*found.missing, *unreadable),
+            digest=found.digest,
+            clusters=reading.clusters,
+            readout=reading.readout,
+            matching=matching,
+            scores=score(total, matching, dataset.names, dataset.kinds),
+            counts=total,
+        )
+
+
+def known_classes(classes: int) -> Matching:
+    """The matching of masks whose ids are class ids already."""
+    return Matching(tuple(range(classes)), "identity")

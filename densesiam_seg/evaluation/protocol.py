@@ -1,0 +1,219 @@
+"""The field's three protocols: how an image is shown beside its label, and how its mask is made.
+
+Axes: B images, C channels, h w features, K clusters, H W label size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from densesiam_seg.datasets import Dataset, Sample, read_label
+from densesiam_seg.errors import InputError, UsageError
+from densesiam_seg.images.decode import load_image
+from densesiam_seg.inference.refinement import AS_TRAINED, Refinement, refined
+from densesiam_seg.inference.segmenter import Segmenter, working_size
+from densesiam_seg.inference.upsampling import upsample_argmax
+from densesiam_seg.io.parallel import turns
+
+Mask = NDArray[np.integer]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How images meet labels. `crop`: a centre square of the shorter side, else the whole image."""
+
+    name: Literal["picie", "stego", "full-image"]
+    resize: Literal["bilinear", "nearest"]
+    crop: bool
+    upsample: Literal["logits", "features"]
+    flip: bool
+
+    def describe(self, side: int) -> str:
+        """One line that fixes the number: sizes, filters, crop, what is upsampled, flip, no CRF."""
+        crop = f"centre crop {side}" if self.crop else "no crop, scored at the label's size"
+        flip = "mean of the flipped image's features" if self.flip else "no flip"
+        return f"{self.name}: shorter side {side} ({self.resize}), {crop}, {self.upsample} upsampled, {flip}, no CRF"
+
+
+PROTOCOLS = {
+    "picie": Protocol("picie", "bilinear", True, "logits", False),
+    "stego": Protocol("stego", "nearest", True, "features", True),
+    "full-image": Protocol("full-image", "bilinear", False, "logits", False),
+}
+
+
+def pick_protocol(name: str) -> Protocol:
+    """The protocol of that name. Raises UsageError."""
+    if name not in PROTOCOLS:
+        raise UsageError(f"--protocol {name}: give one of {', '.join(PROTOCOLS)}")
+    return PROTOCOLS[name]
+
+
+Masker = Callable[[Tensor, Protocol, int, int], Mask]
+"""(uint8 image (3, h, w) as the protocol shows it, protocol, H, W) → cluster ids (H, W)."""
+MasksOf = Callable[[Tensor, Protocol, Sequence[tuple[int, int]]], Sequence[Sequence[Mask]]]
+"""(uint8 images (B, 3, h, w) as the protocol shows them, protocol, H, W of each) → of each image its masks (H, W).
+
+Images beyond those whose size is given only fill the batch.
+"""
+ReadOut = Callable[[Tensor], Tensor]
+"""Features (B, C, h, w) → cluster scores (B, K, h, w), at any resolution."""
+
+
+def shown(
+    sample: Sample, dataset: Dataset, protocol: Protocol, side: int
+) -> tuple[Tensor, NDArray[np.uint8]]:
+    """Image and label as a protocol shows them: uint8 (3, h, w), and class ids (H, W) with 255 ignored."""
+    image = load_image(sample.image)
+    label = read_label(dataset, sample.label)
+    height, width = image.shape[-2:]
+    if label.shape != (height, width):
+        raise InputError(
+            f"{sample.label}: is {label.shape[1]}x{label.shape[0]} but its image is {width}x{height}; "
+            "give labels of the images' own size"
+        )
+    if not protocol.crop:
+        return shown_image(image, protocol, side), label
+    size = _cover(height, width, side)
+    return shown_image(image, protocol, side), _nearest(label, *size)[_window(size, side)]
+
+
+def shown_image(image: Tensor, protocol: Protocol, side: int) -> Tensor:
+    """uint8 (3, H, W) as a protocol shows it, uint8 (3, h, w); no label is needed for that."""
+    height, width = image.shape[-2:]
+    if not protocol.crop:
+        return _resized(image, *working_size(height, width, side), protocol.resize)
+    size = _cover(height, width, side)
+    return _resized(image, *size, protocol.resize)[:, *_window(size, side)]
+
+
+def _window(size: tuple[int, int], side: int) -> tuple[slice, slice]:
+    """Rows and columns of the centre square, where a rest of one pixel falls as torchvision lets it."""
+    top, left = round((size[0] - side) / 2), round((size[1] - side) / 2)
+    return slice(top, top + side), slice(left, left + side)
+
+
+def _cover(height: int, width: int, side: int) -> tuple[int, int]:
+    """The size whose shorter side is `side`, the longer one rounded down as torchvision does."""
+    if height <= width:
+        return side, int(side * width / height)
+    return int(side * height / width), side
+
+
+def _resized(image: Tensor, height: int, width: int, filter_: str) -> Tensor:
+    """uint8 (3, H, W) → (3, height, width); bilinear is antialiased as Pillow's is."""
+    if image.shape[-2:] == (height, width):
+        return image
+    if filter_ == "nearest":
+        pixels = _nearest(image.permute(1, 2, 0).numpy(), height, width)
+        return torch.from_numpy(pixels).permute(2, 0, 1)
+    return F.interpolate(image[None], (height, width), mode="bilinear", antialias=True)[0]
+
+
+def _nearest(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """uint8 (H, W) or (H, W, 3) at another size, by Pillow: where a centre falls between two pixels, which is common
+    at the protocols' sizes, other implementations take the other one."""
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    return np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST))
+
+
+def masks_made_by(segmenter: Segmenter, refinement: Refinement = AS_TRAINED) -> MasksOf:
+    """A segmenter's masks under any protocol, refined as its card says unless `refinement` says otherwise."""
+    how = refinement.settled(segmenter.card.refine)
+    return (
+        read_masks(segmenter, [segmenter.read_out]) if how.plain else refined_masks(segmenter, how)
+    )
+
+
+def segmenter_masks(segmenter: Segmenter) -> Masker:
+    """The same, one image at a time."""
+    masks_of = masks_made_by(segmenter)
+
+    def mask_of(image: Tensor, protocol: Protocol, height: int, width: int) -> Mask:
+        return masks_of(image[None], protocol, [(height, width)])[0][0]
+
+    return mask_of
+
+
+def read_masks(segmenter: Segmenter, read_outs: Sequence[ReadOut]) -> MasksOf:
+    """Makes a mask of each read-out from the same features, under any protocol; for any number of threads."""
+    turn = turns(segmenter.device)
+
+    def masks_of(
+        images: Tensor, protocol: Protocol, sizes: Sequence[tuple[int, int]]
+    ) -> list[list[Mask]]:
+        with turn:
+            features = dense_features(segmenter, images, protocol)
+            return [
+                [upsample_argmax(each, *size).cpu().numpy() for each in scores]
+                for scores, size in zip(scores_of(features, protocol, sizes), sizes, strict=True)
+            ]
+
+    def scores_of(
+        features: Tensor, protocol: Protocol, sizes: Sequence[tuple[int, int]]
+    ) -> Iterator[list[Tensor]]:
+        if protocol.upsample == "logits":
+            scores = [read_out(features) for read_out in read_outs]
+            yield from ([each[place] for each in scores] for place in range(len(sizes)))
+            return
+        for place, size in enumerate(sizes):
+            # Full-sized features are large, so there are those of one image at a time.
+            own = features[place : place + 1].float()
+            full = F.interpolate(own, size, mode="bilinear")
+            yield [read_out(full)[0] for read_out in read_outs]
+
+    return masks_of
+
+
+def refined_masks(segmenter: Segmenter, refinement: Refinement) -> MasksOf:
+    """A segmenter's masks with passes and edges on top of any protocol, which makes each of the passes."""
+    turn = turns(segmenter.device)
+
+    def masks_of(
+        images: Tensor, protocol: Protocol, sizes: Sequence[tuple[int, int]]
+    ) -> list[list[Mask]]:
+        with turn:
+            found = scores_of(images, protocol, sizes)
+            return [
+                [upsample_argmax(scores, *size).cpu().numpy()]
+                for scores, size in zip(found, sizes, strict=True)
+            ]
+
+    def scores_of(
+        images: Tensor, protocol: Protocol, sizes: Sequence[tuple[int, int]]
+    ) -> Iterator[Tensor]:
+        def at(size: tuple[int, int] | None, shown: Tensor) -> Tensor:
+            features = dense_features(segmenter, shown, protocol)
+            if size is not None:
+                features = F.interpolate(features.float(), size, mode="bilinear")
+            return segmenter.soft(segmenter.read_out(features))
+
+        if protocol.upsample == "logits":
+            yield from refined(images, partial(at, None), refinement, len(sizes))[: len(sizes)]
+            return
+        for place, size in enumerate(sizes):
+            # One image at a time, as in `read_masks`.
+            yield refined(images[place : place + 1], partial(at, size), refinement)[0]
+
+    return masks_of
+
+
+def dense_features(segmenter: Segmenter, images: Tensor, protocol: Protocol) -> Tensor:
+    """uint8 images (B, 3, H, W) as the protocol shows them → their features (B, C, h, w)."""
+    batch = segmenter.normalised(images)
+    features = segmenter.features(batch)
+    if protocol.flip:
+        flipped = segmenter.features(batch.flip(-1)).flip(-1)
+        features = 0.5 * (features + flipped)
+    return features

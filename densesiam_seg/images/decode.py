@@ -1,0 +1,162 @@
+"""Images and labels as arrays, decoded safely: whatever is wrong with a file is an `ImageError` that names it.
+
+H W: height and width after the EXIF orientation. Of an animation the first frame counts. `pixels` tells how values
+become 0…255.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from densesiam_seg.images.labels import LabelArray, label_values, refused_label, stored_layout
+from densesiam_seg.images.opening import (
+    FORMATS,
+    MAX_PIXELS,
+    SUFFIXES,
+    opened,
+    upright,
+    upright_size,
+)
+from densesiam_seg.images.samples import channels, eight_bit, gain, rgb_planes
+
+__all__ = [
+    "FORMATS",
+    "MAX_PIXELS",
+    "SUFFIXES",
+    "image_size",
+    "load_image",
+    "load_label",
+    "load_reduced",
+    "load_square",
+    "load_stretched",
+]
+
+# Up to this aspect ratio an image is resized whole and then cropped, which gives torchvision's
+# pixels to the bit; beyond it the whole resized image would be large and mostly thrown away.
+_WHOLE_ASPECT = 8
+
+
+def load_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Tensor:
+    """Decode a file to uint8 (3, H, W), contiguous.
+
+    Raises `ImageError`. WebP and GIF above Pillow's own limit (179 million pixels) stay refused.
+    """
+    with opened(path, max_pixels) as image:
+        return torch.from_numpy(rgb_planes(upright(image), os.fspath(path)))
+
+
+def load_reduced(
+    path: str | os.PathLike[str], side: int, *, max_pixels: int = MAX_PIXELS
+) -> tuple[Tensor, tuple[int, int]]:
+    """Decode the whole image to uint8 (3, h, w), contiguous; also its own height and width (H, W).
+
+    A JPEG is decoded at 1/2, 1/4 or 1/8 size (rounded up) where both its sides stay at least `side`; of any other
+    file h w are H W.
+
+    Raises `ImageError`.
+    """
+    assert side > 0
+    with opened(path, max_pixels) as image:
+        size = upright_size(image)
+        image.draft(None, (side, side))
+        return torch.from_numpy(rgb_planes(upright(image), os.fspath(path))), size
+
+
+def load_square(path: str | os.PathLike[str], side: int, *, max_pixels: int = MAX_PIXELS) -> Tensor:
+    """Decode to uint8 (3, side, side): shorter side resized to `side`, then the centre cut out.
+
+    Bilinear with antialiasing, sizes and offsets rounded as torchvision's Resize and CenterCrop do.
+    A JPEG is decoded at 1/2, 1/4 or 1/8 size where both its sides stay at least `side`.
+
+    Raises `ImageError`.
+    """
+    assert side > 0
+    with opened(path, max_pixels) as image:
+        height, width = upright_size(image)
+        image.draft(None, (side, side))
+        picture = upright(image)
+        square = _centre_square(picture, side, width, height, gain(picture, os.fspath(path)))
+        return _planar(square)
+
+
+def load_stretched(
+    path: str | os.PathLike[str], side: int, *, max_pixels: int = MAX_PIXELS
+) -> tuple[Tensor, float]:
+    """Decode the whole image to uint8 (3, side, side), whatever its shape; also its own width over height.
+
+    Bilinear with antialiasing; a JPEG is decoded at reduced size where both its sides stay at least `side`.
+
+    Raises `ImageError`.
+    """
+    assert side > 0
+    with opened(path, max_pixels) as image:
+        height, width = upright_size(image)
+        image.draft(None, (side, side))
+        picture = upright(image)
+        whole = eight_bit(picture, gain(picture, os.fspath(path)))
+        return _planar(whole.resize((side, side), Image.Resampling.BILINEAR)), width / height
+
+
+def load_label(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> LabelArray:
+    """Decode a label file exactly: class indices (H, W), uint8 or int32, or colours uint8 (H, W, 3).
+
+    Palette images give their indices, 1-, 2- and 4-bit grey the stored numbers, 16 and 32 bit
+    int32. An alpha channel must be opaque and is dropped. An EXIF orientation, which labels
+    normally lack, is applied as it is to images, so that a pair written by one tool still fits.
+
+    Raises `ImageError`, also for what cannot hold exact values: JPEG, floats, other colour spaces.
+    """
+    name = os.fspath(path)
+    with opened(path, max_pixels) as image:
+        if image.format == "JPEG":
+            raise refused_label(name, "is a JPEG, whose lossy coding changes label values")
+        layout = stored_layout(image)  # decoding forgets it
+        return label_values(upright(image), layout, name)
+
+
+def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Height and width that `load_image` would give, read from the header alone.
+
+    Raises `ImageError`.
+    """
+    with opened(path, None) as image:
+        return upright_size(image)
+
+
+def _planar(picture: Image.Image) -> Tensor:
+    """uint8 (3, H, W) of a small picture in mode L or RGB."""
+    return torch.from_numpy(np.stack([np.asarray(channel) for channel in channels(picture)]))
+
+
+def _centre_square(
+    picture: Image.Image, side: int, width: int, height: int, factor: float
+) -> Image.Image:
+    """Resize and crop; `width` and `height` are those before a JPEG was decoded at reduced size."""
+    short, long = sorted((width, height))
+    long_resized = int(side * long / short)
+    resized = (side, long_resized) if width <= height else (long_resized, side)
+    left, top = (round((length - side) / 2) for length in resized)
+    if long_resized <= _WHOLE_ASPECT * side:
+        whole = eight_bit(picture, factor).resize(resized, Image.Resampling.BILINEAR)
+        return whole.crop((left, top, left + side, top + side))
+    x_from, x_to, x_0, x_1 = _source_span(picture.width, resized[0], left, side)
+    y_from, y_to, y_0, y_1 = _source_span(picture.height, resized[1], top, side)
+    part = eight_bit(picture.crop((x_from, y_from, x_to, y_to)), factor)
+    box = (x_0 - x_from, y_0 - y_from, x_1 - x_from, y_1 - y_from)
+    return part.resize((side, side), Image.Resampling.BILINEAR, box=box)
+
+
+def _source_span(
+    length: int, resized: int, offset: int, side: int
+) -> tuple[int, int, float, float]:
+    """Along one axis: the source pixels from, to that are needed, and the exact span to resize."""
+    step = length / resized
+    first, last = offset * step, min((offset + side) * step, float(length))
+    reach = math.ceil(max(step, 1.0)) + 1  # the filter looks this far beyond the span
+    return max(0, math.floor(first) - reach), min(length, math.ceil(last) + reach), first, last

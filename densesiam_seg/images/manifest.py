@@ -1,0 +1,149 @@
+"""The images of a run as one frozen, sorted list of files.
+
+The place of an image in this list, never the order of a directory, decides what is drawn for it;
+so the list is sorted by code point, and its digest tells whether the data are still the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from densesiam_seg.errors import InputError
+from densesiam_seg.images.columns import BLOCK, Integers, Names, encoded
+
+
+@dataclass(frozen=True, order=True)
+class Skipped:
+    """A file or folder left out: `path` as in `Manifest.names`, and a kebab-case class.
+
+    `message` reads like that of an `ImageError`: which file, what is wrong, what to do.
+    """
+
+    path: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """N files below `root`.
+
+    `names`: N paths relative to `root`, with `/`, sorted by code point, unique.
+    `sizes` in bytes and `mtimes_ms` in milliseconds, N each. All three are kept as columns, which equal tuples.
+    `skipped`: what was left out for a reason, sorted. `ignored`: how many files in scanned folders
+    have other suffixes. `repeated`: how many further names lead to a file that is already taken.
+    """
+
+    root: str
+    names: Sequence[str]
+    sizes: Sequence[int]
+    mtimes_ms: Sequence[int]
+    skipped: tuple[Skipped, ...] = ()
+    ignored: int = field(default=0, compare=False)
+    repeated: int = field(default=0, compare=False)
+
+    def __post_init__(self) -> None:
+        # A million tuple items would take several times the memory of the files' names.
+        for column, compact in (
+            ("names", Names.of(self.names)),
+            ("sizes", Integers.of(self.sizes)),
+            ("mtimes_ms", Integers.of(self.mtimes_ms)),
+        ):
+            object.__setattr__(self, column, compact)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over every (name, size, time); the root is left out, so data may be moved."""
+        total = hashlib.sha256()
+        lines = (f"{name}\0{size} {mtime}\n" for name, size, mtime in self._rows())
+        while block := "".join(islice(lines, BLOCK)):
+            total.update(encoded(block))
+        return total.hexdigest()
+
+    def path(self, index: int) -> str:
+        """The full path of file `index`."""
+        return self._below_root(self.names[index])
+
+    def without(self, skipped: Iterable[Skipped]) -> Manifest:
+        """Leave out the files that `skipped` names, and note them in `Manifest.skipped`."""
+        more = {item.path: item for item in skipped}
+        kept = np.fromiter((name not in more for name in self.names), np.bool_, len(self))
+        places = np.flatnonzero(kept)
+        return replace(
+            self,
+            names=Names.of(self.names).take(places),
+            sizes=Integers.of(self.sizes).take(places),
+            mtimes_ms=Integers.of(self.mtimes_ms).take(places),
+            skipped=tuple(sorted({*self.skipped, *more.values()})),
+        )
+
+    def changed(self) -> list[str]:
+        """Names of files whose size or time is no longer as listed, or that cannot be found."""
+        return [
+            name
+            for name, size, mtime in self._rows()
+            if _stamp(self._below_root(name)) != (size, mtime)
+        ]
+
+    def _rows(self) -> Iterator[tuple[str, int, int]]:
+        return zip(self.names, self.sizes, self.mtimes_ms, strict=True)
+
+    def _below_root(self, name: str) -> str:
+        # A `Path` for each of a million names would take longer than to ask for their size.
+        return os.path.join(self.root, name.replace("/", os.sep))  # noqa: PTH118
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists and numbers for JSON; names may hold surrogates, so keep ASCII escapes on."""
+        return {
+            "root": self.root,
+            "digest": self.digest,
+            "names": list(self.names),
+            "sizes": list(self.sizes),
+            "mtimes_ms": list(self.mtimes_ms),
+            "skipped": [vars(item) for item in self.skipped],
+            "ignored": self.ignored,
+            "repeated": self.repeated,
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Manifest:
+        """The inverse of `to_dict`. Raises `InputError` when fields or the digest do not fit."""
+        try:
+            manifest = cls(
+                str(data["root"]),
+                Names.of(str(name) for name in data["names"]),
+                Integers.of(int(size) for size in data["sizes"]),
+                Integers.of(int(mtime) for mtime in data["mtimes_ms"]),
+                tuple(Skipped(**item) for item in data["skipped"]),
+                int(data["ignored"]),
+                int(data["repeated"]),
+            )
+            if manifest.digest != data["digest"]:
+                raise ValueError("its digest does not fit")
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            detail = " ".join(str(error).split())
+            raise InputError(f"saved list of files: damaged ({detail}); scan anew") from error
+        return manifest
+
+
+def _stamp(path: str) -> tuple[int, int] | None:
+    """Size and time in ms of a regular file."""
+    try:
+        status = os.stat(path)  # noqa: PTH116
+    except OSError:
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    return status.st_size, status.st_mtime_ns // 1_000_000

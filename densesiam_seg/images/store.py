@@ -1,0 +1,227 @@
+"""Stored images → batches, in an order that is a function of (seed, epoch).
+
+Axes: B images, S side of the stored square (twice the view's side).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from densesiam_seg.errors import ImageError, UsageError
+from densesiam_seg.images.cache import Cache, Cached
+from densesiam_seg.images.decode import load_square, load_stretched
+from densesiam_seg.images.manifest import Manifest, Skipped
+from densesiam_seg.io.devices import available_cores, free_memory
+from densesiam_seg.io.files import free_space
+from densesiam_seg.io.parallel import ahead
+from densesiam_seg.io.randomness import permutation
+
+MEMORY_SHARE = 0.25
+"""Share of the machine's free memory that decoded images may take before they go to the disk."""
+DISK_SHARE = 0.5
+"""Share of a disk's free space that they may take there before they are decoded anew in every epoch."""
+CACHES = Path("runs", "cache")
+"""Where decoded images lie on the disk, for every run that starts in the same folder."""
+
+Fit = Literal["crop", "stretch"]
+"""How an image becomes a square: its centre, or the whole of it at another aspect."""
+Keep = Literal["auto", "ram", "disk", "none"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """uint8 images (B, 3, S, S) and their positions in the manifest."""
+
+    images: Tensor
+    indices: tuple[int, ...]
+
+
+class ImageStore:
+    """The usable images of a manifest as uint8 squares: in memory, in a file, or decoded when asked for.
+
+    `keep` says which; `auto` is memory where they fit, else a file in the folder `caches` where that fits, and in any
+    case a file that an earlier run has left there.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        side: int,
+        *,
+        fit: Fit = "crop",
+        workers: int = -1,
+        max_pixels: int,
+        keep: Keep = "auto",
+        caches: Path = CACHES,
+    ) -> None:
+        self.manifest = manifest
+        self.side = side
+        self.fit = fit
+        self.aspects = torch.ones(len(manifest))
+        """Width over height (N,) of what the squares show; known after `prepare`."""
+        self.max_pixels = max_pixels
+        self.workers = available_cores() if workers < 0 else workers
+        self.keep: Keep = keep
+        self.caches = caches
+        self.file: Path | None = None
+        """Where the squares lie on the disk, if they do; known after `prepare`."""
+        self._squares: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.manifest)
+
+    def prepare(self) -> Iterator[int]:
+        """Look at every image once; yields how many are done.
+
+        Bad files leave the manifest for its list of skipped ones, so that positions never shift during training.
+        Raises UsageError where there is no room for what `keep` asks for.
+        """
+        cache = Cache.of(
+            self.caches,
+            self.manifest,
+            side=self.side,
+            fit=self.fit,
+            max_pixels=self.max_pixels,
+        )
+        if self.keep in ("auto", "disk"):
+            known = cache.open(self.side)
+            if known is not None and (yield from known.verify()):
+                self._adopt(cache, known)
+                return
+        keep = self._place()
+        if keep == "disk":
+            with cache.writing() as writer:
+                yield from self._look(writer.add, writer.skipped)
+            known = cache.open(self.side)
+            if known is not None:
+                self._adopt(cache, known)
+            else:
+                self.manifest = self.manifest.without(writer.skipped)
+            return
+        count = len(self) if keep == "ram" else 0
+        squares = torch.empty((count, 3, self.side, self.side), dtype=torch.uint8)
+        aspects: list[float] = []
+        skipped: list[Skipped] = []
+
+        def take(square: Tensor, aspect: float) -> None:
+            if keep == "ram":
+                squares[len(aspects)] = square
+            aspects.append(aspect)
+
+        yield from self._look(take, skipped)
+        self.manifest = self.manifest.without(skipped)
+        self.aspects = torch.tensor(aspects)
+        if keep == "ram":
+            self._squares = squares[: len(aspects)]
+
+    def batches(
+        self, groups: Sequence[tuple[int, ...]], *, pinned: bool = False
+    ) -> Iterator[Batch]:
+        """One batch for each group of positions, read and decoded ahead of their use.
+
+        With `pinned` they lie in memory that a GPU copies from by itself.
+        """
+        flat = [index for group in groups for index in group]
+        decoded = self._decode(flat) if self._squares is None else None
+
+        def gather(group: tuple[int, ...]) -> Batch:
+            if self._squares is not None:
+                # By numpy: torch would copy with a team of threads of its own for this one, which wait in a circle and
+                # take the cores from the network.
+                images = torch.from_numpy(self._squares.numpy()[list(group)])
+            else:
+                assert decoded is not None
+                images = torch.stack([_sound(square) for square in islice(decoded, len(group))])
+            return Batch(images.pin_memory() if pinned else images, group)
+
+        # What lies in memory is there at once; copies for a GPU and pages of a file are worth a thread of their own.
+        waits = pinned or self.file is not None
+        return ahead(gather, groups, 1 if waits else 0, each=2)
+
+    def _place(self) -> Keep:
+        """Where the squares go: `keep`, or the first place with room for them."""
+        needed, memory = len(self) * 3 * self.side**2, free_memory()
+        if self.keep == "ram" and needed > memory:
+            raise UsageError(
+                f"--cache ram: {needed / 1e9:.1f} GB are needed and {memory / 1e9:.1f} GB are free; use --cache disk"
+            )
+        if self.keep != "auto":
+            return self.keep
+        if needed <= MEMORY_SHARE * memory:
+            return "ram"
+        return "disk" if needed <= DISK_SHARE * free_space(self.caches) else "none"
+
+    def _adopt(self, cache: Cache, known: Cached) -> None:
+        self.manifest = self.manifest.without(known.skipped)
+        self.aspects = torch.tensor(known.aspects)
+        self.file, self._squares = cache.pixels, known.squares
+
+    def _look(self, take: Callable[[Tensor, float], None], skipped: list[Skipped]) -> Iterator[int]:
+        """Decode every image once, for `take` or, where that fails, for the list of skipped ones."""
+        count = len(self.manifest)
+        for done, (index, decoded) in enumerate(
+            zip(range(count), self._decode(range(count)), strict=True), 1
+        ):
+            if isinstance(decoded, ImageError):
+                skipped.append(Skipped(self.manifest.names[index], decoded.reason, str(decoded)))
+            else:
+                take(*decoded)
+            yield done
+
+    def _decode(self, indices: Sequence[int]) -> Iterator[tuple[Tensor, float] | ImageError]:
+        def load(index: int) -> tuple[Tensor, float] | ImageError:
+            path = self.manifest.path(index)
+            try:
+                if self.fit == "stretch":
+                    return load_stretched(path, self.side, max_pixels=self.max_pixels)
+                return load_square(path, self.side, max_pixels=self.max_pixels), 1.0
+            except ImageError as error:
+                return error
+
+        return ahead(load, indices, self.workers)
+
+
+def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """The same batches on the network's device; a GPU copies the next one while it computes."""
+    if device.type != "cuda":
+        for batch in batches:
+            yield Batch(batch.images.to(device), batch.indices)
+        return
+    side_stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    waiting: deque[tuple[Batch, torch.cuda.Event]] = deque()
+    for batch in batches:
+        with torch.cuda.stream(side_stream):
+            images = batch.images.to(device, non_blocking=True)
+            waiting.append((Batch(images, batch.indices), side_stream.record_event()))
+        if len(waiting) > 1:
+            yield _arrived(*waiting.popleft())
+    while waiting:
+        yield _arrived(*waiting.popleft())
+
+
+def _arrived(batch: Batch, copied: torch.cuda.Event) -> Batch:
+    """A batch that the current stream may use: it waits for the copy, and the memory waits for the stream."""
+    stream = torch.cuda.current_stream(batch.images.device)
+    stream.wait_event(copied)
+    batch.images.record_stream(stream)
+    return batch
+
+
+def _sound(decoded: tuple[Tensor, float] | ImageError) -> Tensor:
+    if isinstance(decoded, ImageError):
+        raise decoded
+    return decoded[0]
+
+
+def epoch_batches(images: int, batch_size: int, *, seed: int, epoch: int) -> list[tuple[int, ...]]:
+    """Positions of each full batch of an epoch; the remainder of the permutation waits for another epoch."""
+    order = permutation(seed, epoch, images).tolist()
+    return [tuple(order[i : i + batch_size]) for i in range(0, images - batch_size + 1, batch_size)]

@@ -1,0 +1,165 @@
+"""Images → centroids of their dense features: the read-outs by k-means and by merged over-clusters (METHOD, section 3).
+
+Axes: N pixels, C channels, K clusters, h w features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from itertools import islice
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from densesiam_seg.clustering.kmeans import Centroids, kmeans, refine, unit_features
+from densesiam_seg.clustering.merging import Contacts, Merges, contacts, merge_tree
+from densesiam_seg.errors import ImageError, InputError
+from densesiam_seg.inference.segmenter import ImageLike, Segmenter
+from densesiam_seg.io.devices import free_memory
+from densesiam_seg.io.parallel import on_own_cores, turns
+from densesiam_seg.io.randomness import Stream, generator
+
+SAMPLE = 200_000
+"""Pixels that the initial k-means sees, spread evenly over the images."""
+MEMORY_SHARE = 0.25
+"""Share of the machine's free memory that points may take before the images are read a second time."""
+LOOKED_AT = 1000
+"""Images, spread evenly, whose over-clusters are looked at for which ones touch."""
+AHEAD = 2
+"""Images per core whose points may wait; those of one take megabytes."""
+
+Item = TypeVar("Item")
+Images = Callable[[], Iterable[Tensor]]
+"""Makes one pass over images, each uint8 (3, H, W)."""
+
+
+def fit_readout(
+    segmenter: Segmenter,
+    images: Callable[[], Iterable[ImageLike]],
+    count: int,
+    clusters: int,
+    *,
+    seed: int,
+    restarts: int = 1,
+) -> Segmenter:
+    """The segmenter read out by k-means of its own features over `count` images, for any number of clusters.
+
+    k-means is the best of `restarts` starts. `images` makes a pass over images as `Segmenter.read` takes them; files
+    that cannot be read are passed over.
+    """
+    points_of = _points_of(segmenter)
+    return segmenter.with_centroids(
+        fit_centroids(points_of, images, count, clusters, seed=seed, restarts=restarts)
+    )
+
+
+def fit_merged(
+    segmenter: Segmenter,
+    images: Callable[[], Iterable[ImageLike]],
+    count: int,
+    clusters: int,
+    over_clusters: int,
+    *,
+    seed: int,
+) -> Segmenter:
+    """The segmenter read out by k-means with many `over_clusters`, merged to `clusters` by distance and contacts.
+
+    The images are passed over as in `fit_readout`, and once more for which over-clusters touch.
+    """
+    fine = fit_centroids(_points_of(segmenter), images, count, over_clusters, seed=seed)
+    touching = touches(segmenter.with_centroids(fine), images, count)
+    tree = merge_tree(fine.centres.numpy(), fine.counts.numpy(), touching)
+    return segmenter.with_merges(fine.centres, Merges(tree, fine.counts.numpy()), clusters)
+
+
+def touches(
+    segmenter: Segmenter, images: Callable[[], Iterable[ImageLike]], count: int
+) -> Contacts:
+    """The contacts of the clusters of a segmenter in `LOOKED_AT` of `count` images, or all where there are no more."""
+    turn = turns(segmenter.device)
+    clusters = segmenter.card.clusters
+
+    def look(image: ImageLike) -> Contacts | None:
+        try:
+            pixels, _ = segmenter.read(image)
+        except ImageError:
+            return None
+        with turn:
+            # Unrefined: a filter over hundreds of over-clusters would cost far more than the pass itself.
+            ids = segmenter.logits(segmenter.normalised(pixels))[0].argmax(0).cpu()
+        return contacts(ids.numpy(), clusters)
+
+    total = Contacts(np.zeros((clusters, clusters)), np.zeros((clusters, clusters)))
+    some = islice(images(), 0, None, -(-count // LOOKED_AT) or 1)
+    with closing(on_own_cores(look, some, each=AHEAD)) as found:
+        for each in found:
+            if each is not None:
+                total += each
+    return total
+
+
+def _points_of(segmenter: Segmenter) -> Callable[[ImageLike], Tensor | None]:
+    """What `fit_centroids` wants of a segmenter: an image's points, None where it cannot be read."""
+    turn = turns(segmenter.device)
+
+    def points_of(image: ImageLike) -> Tensor | None:
+        try:
+            images, _ = segmenter.read(image)
+        except ImageError:
+            return None
+        with turn:
+            return dense_points(segmenter, images)
+
+    return points_of
+
+
+def dense_points(segmenter: Segmenter, images: Tensor) -> Tensor:
+    """uint8 (1, 3, H', W') of `Segmenter.read` → its L2-normalised features as points (N, C) on the processor."""
+    features = segmenter.learned(segmenter.features(segmenter.normalised(images)))
+    return unit_features(features)[0].flatten(1).T.cpu()
+
+
+def fit_centroids(
+    points_of: Callable[[Item], Tensor | None],
+    images: Callable[[], Iterable[Item]],
+    count: int,
+    clusters: int,
+    *,
+    seed: int,
+    restarts: int = 1,
+) -> Centroids:
+    """k-means on a sample of every image's points, then one mini-batch update per image with all of them.
+
+    k-means starts `restarts` times, and what is nearest to the sample is kept.
+    `points_of` maps an image to points (N, C), or None to pass over it, in several threads at once. Pixels are drawn
+    by (seed, image), so the result does not depend on anything else. Points that fit into memory are kept for the
+    updates; else `images` makes a second pass. Raises InputError for too few points and NumericError for points that
+    are not finite.
+    """
+
+    def passed() -> Iterator[Tensor]:
+        found = on_own_cores(points_of, images(), each=AHEAD)
+        return (points for points in found if points is not None)
+
+    share = max(SAMPLE // max(count, 1), clusters)
+    room = MEMORY_SHARE * free_memory()
+    sample: list[Tensor] = []
+    kept: list[Tensor] = []
+    for index, points in enumerate(passed()):
+        draw = generator(seed, Stream.PIXELS, 0, index)
+        chosen = draw.permutation(len(points))[:share]
+        sample.append(points[torch.from_numpy(chosen)])
+        room -= points.nbytes
+        if room >= 0:
+            kept.append(points)
+        else:
+            kept.clear()
+    if not sample:
+        raise InputError("k-means: none of the images can be read; give others")
+    centroids = kmeans(torch.cat(sample), clusters, seed=seed, restarts=restarts)
+    for points in kept if room >= 0 else passed():
+        centroids = refine(centroids, points)
+    return centroids

@@ -1,0 +1,161 @@
+"""Which model, and how its features become clusters: what `predict` and `evaluate` both ask for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from densesiam_seg.errors import InputError, UsageError
+from densesiam_seg.images.manifest import Manifest
+from densesiam_seg.images.scan import scan
+from densesiam_seg.inference.centroids import fit_merged, fit_readout
+from densesiam_seg.inference.segmenter import Segmenter
+from densesiam_seg.inference.selection import Choice, choose, looked_at
+from densesiam_seg.io.run_directory import latest_model
+
+READOUTS = ("head", "kmeans", "merge")
+AUTO: Literal["auto"] = "auto"
+GRID = (4, 6, 8, 11, 16, 22, 27, 32)
+"""Numbers of clusters among which `auto` chooses, and the head's own."""
+RESTARTS = 3
+"""Starts of a k-means read-out, of which the nearest to the features is kept."""
+OVER_CLUSTERS = 200
+"""Over-clusters of a merge unless it is told another number."""
+MOST_OVER_CLUSTERS = 1024
+
+Clusters: TypeAlias = int | Literal["auto"] | None
+
+
+def load_with_readout(
+    model: str | Path | None = None,
+    readout: str = "head",
+    clusters: Clusters = None,
+    fit_images: Sequence[str | Path] | None = None,
+    *,
+    over_clusters: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    precision: str = "auto",
+    tell: Callable[[Choice], object] | None = None,
+) -> Segmenter:
+    """The model (default: the latest run's) with the `head` it learned or a fresh `kmeans` or `merge` read-out.
+
+    k-means is fitted to `fit_images`, by default the images the model was trained on, and has `clusters` clusters, by
+    default as many as the head. A merge has k-means with `over_clusters` clusters and joins them to `clusters`. A model
+    that was saved with a merge read-out brings its own tree: neither images nor a fit are needed to change `clusters`.
+
+    With `auto` for the read-out, for the clusters (those of `GRID`) or for both, the candidate is taken whose clusters
+    are found again best in changed views of these images, without labels; `tell` gets all of them. A model that started
+    from a mixture is read by its head where nobody asked for another number of clusters: only the head knows what the
+    mixture sees, and in its place the score would take what is better balanced (docs/selection.md).
+
+    Raises UsageError, ModelError or InputError.
+    """
+    _check(readout, clusters, fit_images, over_clusters)
+    path = Path(model) if model is not None else latest_model()
+    segmenter = Segmenter.load(path, device=device, precision=precision)
+    own = clusters in (None, segmenter.card.clusters)
+    if readout == "head" or (readout == AUTO and own and segmenter.network.mixture is not None):
+        return segmenter
+    fixed = AUTO not in (readout, clusters)
+    own_tree = segmenter.merges is not None and not (fit_images or over_clusters)
+    if fixed and readout == "merge" and own_tree:
+        return segmenter if clusters is None else segmenter.with_clusters(int(clusters))
+    fine = over_clusters or OVER_CLUSTERS
+    counts = counts_of(segmenter, clusters)
+    if clusters != AUTO and readout == "merge" and counts[0] > fine:
+        raise UsageError(
+            f"--clusters {counts[0]}: more than the {fine} over-clusters that are merged; raise --over-clusters"
+        )
+    manifest = scan(fit_images) if fit_images else _training_images(path)
+    readouts = READOUTS if readout == AUTO else (readout,)
+    wanted = None if own_tree else fine
+    found = list(candidates(segmenter, manifest, readouts, counts, wanted, seed=seed))
+    if fixed:
+        return found[0]
+    images = [manifest.path(index) for index in looked_at(len(manifest))]
+    choice = choose(found, images, seed=seed)
+    if tell is not None:
+        tell(choice)
+    return choice.chosen.segmenter
+
+
+def counts_of(segmenter: Segmenter, clusters: Clusters) -> tuple[int, ...]:
+    """The numbers of clusters that come into question, in rising order."""
+    own = segmenter.card.clusters
+    if clusters == AUTO:
+        return tuple(sorted({*GRID, own}))
+    return (own if clusters is None else clusters,)
+
+
+def candidates(
+    segmenter: Segmenter,
+    manifest: Manifest,
+    readouts: Sequence[str],
+    counts: Sequence[int],
+    over_clusters: int | None = OVER_CLUSTERS,
+    *,
+    seed: int,
+) -> Iterator[Segmenter]:
+    """The model by each of the read-outs with each of the numbers of clusters, fitted to the images of a manifest.
+
+    The head comes where it has one of these numbers. A merge is fitted once, since its tree has all numbers up to its
+    `over_clusters`; None stands for the tree that the model was saved with.
+    """
+
+    def paths() -> Iterator[str]:
+        return (manifest.path(index) for index in range(len(manifest)))
+
+    images = len(manifest)
+    if "head" in readouts and segmenter.card.clusters in counts:
+        yield segmenter
+    if "kmeans" in readouts:
+        for count in counts:
+            yield fit_readout(segmenter, paths, images, count, seed=seed, restarts=RESTARTS)
+    if "merge" in readouts:
+        merged = segmenter
+        if over_clusters is not None:
+            merged = fit_merged(segmenter, paths, images, 1, over_clusters, seed=seed)
+        assert merged.merges is not None
+        most = merged.merges.over_clusters
+        yield from (merged.with_clusters(count) for count in counts if count <= most)
+
+
+def _check(
+    readout: str,
+    clusters: Clusters,
+    fit_images: Sequence[str | Path] | None,
+    over_clusters: int | None,
+) -> None:
+    """Raises UsageError for options that contradict each other or are out of range."""
+    if readout not in (*READOUTS, AUTO):
+        raise UsageError(f"--readout {readout}: give head, kmeans, merge or auto")
+    if readout == "head" and (clusters is not None or fit_images):
+        raise UsageError(
+            "--clusters and --fit-images belong to --readout kmeans, merge and auto; the head's clusters are fixed"
+        )
+    if readout in ("head", "kmeans") and over_clusters is not None:
+        raise UsageError(
+            "--over-clusters belongs to --readout merge and auto; give one of them or leave it out"
+        )
+    if clusters not in (None, AUTO) and not 1 <= int(clusters) <= 4096:
+        raise UsageError(f"--clusters {clusters}: must be 1 to 4096")
+    if over_clusters is not None and not 2 <= over_clusters <= MOST_OVER_CLUSTERS:
+        raise UsageError(f"--over-clusters {over_clusters}: must be 2 to {MOST_OVER_CLUSTERS}")
+
+
+def _training_images(path: Path) -> Manifest:
+    """The images that a run was trained on. Raises InputError when they are no longer there."""
+    remedy = "name some with --fit-images"
+    file = (path.parent if path.name == "model" else path) / "dataset.json"
+    try:
+        manifest = Manifest.from_dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(
+            f"{file}: the read-out needs images, and the run does not tell its own; {remedy}"
+        ) from error
+    if not Path(manifest.path(0)).exists():
+        raise InputError(f"{manifest.path(0)}: the training images have moved; {remedy}")
+    return manifest

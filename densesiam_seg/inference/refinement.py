@@ -1,0 +1,193 @@
+"""Scores that follow the image better: averaged over passes at test time, sharpened at the image's edges.
+
+Axes: B images, K clusters, H W image as it is shown to the network, h w scores, D dilations.
+
+Both edge filters are linear in the scores and treat every cluster alike, so they keep what sums to 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from densesiam_seg.inference.test_time import AS_TRAINED, PLAIN, Refinement
+
+__all__ = ["AS_TRAINED", "PLAIN", "Refinement", "guided_filter", "pamr", "refined", "sharpened"]
+
+RADIUS = 10
+"""The guided filter's window reaches 1 / RADIUS of the shorter side to each side."""
+EPSILON = 1e-3
+"""Its regularisation, a variance of colours in [0, 1]."""
+ITERATIONS = 10
+DILATIONS = (1, 2, 4, 8, 12, 24)
+"""PAMR's, as published."""
+CONTRAST = 0.1
+"""Its share of the local deviation that a difference of colours is compared with."""
+VALUES = 2**26
+"""Scores that an edge filter may hold of one image, 256 MB; beyond, it works at a lower resolution."""
+
+ScoresOf = Callable[[Tensor], Tensor]
+"""uint8 images (B, 3, H, W) → scores (B, K, h, w), float32."""
+
+
+def refined(
+    images: Tensor, scores_of: ScoresOf, how: Refinement, count: int | None = None
+) -> Tensor:
+    """uint8 images (B, 3, H, W) → their scores (B, K, h, w) after all passes, the sharpened ones at H W.
+
+    Scores are averaged at the size of the largest pass. A mirrored image's are mirrored back. Images beyond `count`
+    only fill the batch, and no edges are sharpened for them.
+    """
+    found = []
+    for scale, mirrored in how.passes:
+        each = at_scale(images, scale)
+        found.append(scores_of(each.flip(-1)).flip(-1) if mirrored else scores_of(each))
+    height, width = (max(scores.shape[axis] for scores in found) for axis in (-2, -1))
+    mean = torch.stack([_at(scores, (height, width)) for scores in found]).mean(0)
+    if how.refine in ("auto", "none"):
+        return mean
+    return sharpened(images[:count], mean[:count], how.refine)
+
+
+def at_scale(images: Tensor, scale: float) -> Tensor:
+    """uint8 images (B, 3, H, W) at another size, antialiased; at 1 as they are."""
+    size = [max(round(side * scale), 1) for side in images.shape[-2:]]
+    if list(images.shape[-2:]) == size:
+        return images
+    return F.interpolate(images, size, mode="bilinear", antialias=True)
+
+
+def sharpened(images: Tensor, scores: Tensor, refine: str) -> Tensor:
+    """Scores (B, K, h, w) upsampled to the images' size H W and filtered with the images as guides, one at a time."""
+    height, width = images.shape[-2:]
+    layers = max(scores.shape[1], 8 * len(DILATIONS))
+    shrink = min((VALUES / (layers * height * width)) ** 0.5, 1.0)
+    size = (max(int(height * shrink), 1), max(int(width * shrink), 1))
+    results = []
+    for image, own in zip(images, scores, strict=True):
+        guide = _at(image[None].to(scores.device).float().div_(255.0), size)
+        if refine == "guided":
+            results.append(guided_filter(guide, own[None]))
+        else:
+            results.append(pamr(guide, _at(own[None], size)))
+    return torch.cat(results)
+
+
+def guided_filter(
+    guide: Tensor, maps: Tensor, radius: int | None = None, epsilon: float = EPSILON
+) -> Tensor:
+    """Maps (B, K, h, w) as smooth functions of a colour guide (B, 3, H, W) in [0, 1], at the guide's size.
+
+    He, Sun and Tang, Guided Image Filtering (2013), equations 19 to 21: in each window, of `radius` pixels of the maps
+    to each side, a map is a linear function of the colour, a = (Σ + εU)⁻¹ cov(I, p) and b = mean p - a · mean I; a
+    pixel's value is that of the mean function of the windows that hold it. All means are box filters. Where the guide
+    is larger than the maps, the functions are found at the maps' size and applied at the guide's (He and Sun, Fast
+    Guided Filter, 2015).
+    """
+    size = maps.shape[-2:]
+    if radius is None:
+        radius = max(round(min(size) / RADIUS), 1)
+    guide = guide - guide.mean((-2, -1), keepdim=True)
+    small = guide
+    if guide.shape[-2:] != size:
+        small = F.interpolate(guide, size, mode="bilinear", antialias=True)
+    colour, own = box_mean(small, radius), box_mean(maps, radius)
+    products = small[:, :, None] * small[:, None]
+    covariance = box_mean(products.flatten(1, 2), radius).view_as(products)
+    covariance = covariance - colour[:, :, None] * colour[:, None]
+    ridge = epsilon * torch.eye(3, device=guide.device).view(1, 3, 3, 1, 1)
+    inverse = _inverse(covariance + ridge)
+    shared = [
+        box_mean(maps * small[:, each, None], radius) - own * colour[:, each, None]
+        for each in range(3)
+    ]
+    result = own
+    filtered = torch.zeros(*maps.shape[:2], *guide.shape[-2:], device=maps.device)
+    for row in range(3):
+        slope = torch.zeros_like(maps)
+        for column in range(3):
+            slope.addcmul_(inverse[:, row, column, None], shared[column])
+        result = torch.addcmul(result, slope, colour[:, row, None], value=-1)
+        filtered.addcmul_(_at(box_mean(slope, radius), guide.shape[-2:]), guide[:, row, None])
+    return filtered.add_(_at(box_mean(result, radius), guide.shape[-2:]))
+
+
+def box_mean(maps: Tensor, radius: int) -> Tensor:
+    """Mean of each pixel's square window, of `radius` to each side, as far as it lies in the map (B, K, H, W)."""
+    for axis in (2, 3):
+        side = maps.shape[axis]
+        reach = min(radius, side - 1)
+        window = [1, 1]
+        window[axis - 2] = 2 * reach + 1
+        padding = [0, 0]
+        padding[axis - 2] = reach
+        maps = F.avg_pool2d(maps, window, 1, padding, count_include_pad=False)
+    return maps
+
+
+def _inverse(matrices: Tensor) -> Tensor:
+    """Of symmetric matrices (B, 3, 3, H, W) by cofactors: a library's inverse of a million small ones is slow."""
+    (a, b, c), (_, d, e), (_, _, f) = (row.unbind(1) for row in matrices.unbind(1))
+    one, two, three = d * f - e * e, c * e - b * f, b * e - c * d
+    determinant = a * one + b * two + c * three
+    four, five, six = a * f - c * c, b * c - a * e, a * d - b * b
+    rows = ((one, two, three), (two, four, five), (three, five, six))
+    return torch.stack([torch.stack(row, 1) for row in rows], 1) / determinant[:, None, None]
+
+
+def pamr(
+    guide: Tensor,
+    maps: Tensor,
+    iterations: int = ITERATIONS,
+    dilations: Sequence[int] = DILATIONS,
+) -> Tensor:
+    """Maps (B, K, H, W) drawn, again and again, to the mean of the neighbours whose colour is alike.
+
+    Araslanov and Roth, Single-Stage Semantic Segmentation from Image Labels (CVPR 2020), equations 5 to 7: the
+    neighbours of a pixel are the eight around it at each dilation; their weights are the softmax of -|I_i - I_j| / σ_i,
+    a mean over the colours of guide (B, 3, H, W), with σ_i a tenth of the deviation of the neighbourhood (the pixel
+    itself counted once a dilation). Beyond its border an image goes on as it ends.
+    """
+    weights = affinities(guide, dilations)
+    for _ in range(iterations):
+        drawn = torch.zeros_like(maps)
+        for weight, moved in zip(weights.unbind(1), _neighbours(maps, dilations), strict=True):
+            drawn.addcmul_(moved, weight[:, None])
+        maps = drawn
+    return maps
+
+
+def affinities(guide: Tensor, dilations: Sequence[int] = DILATIONS) -> Tensor:
+    """Weights (B, 8 D, H, W) of the neighbours of each pixel of a guide (B, 3, H, W); they sum to 1."""
+    count = 9 * len(dilations)
+    own = len(dilations) * guide
+    mean = (own + sum(_neighbours(guide, dilations))) / count
+    squares = len(dilations) * (guide - mean).square()
+    for moved in _neighbours(guide, dilations):
+        squares += (moved - mean).square()
+    scale = CONTRAST * (squares / (count - 1)).sqrt() + 1e-8
+    unlike = [((moved - guide).abs() / scale).mean(1) for moved in _neighbours(guide, dilations)]
+    return torch.stack(unlike, 1).neg_().softmax(1)
+
+
+def _neighbours(maps: Tensor, dilations: Sequence[int]) -> Iterator[Tensor]:
+    """Maps (B, K, H, W) moved by each of the eight steps of each dilation, their borders repeated."""
+    reach = max(dilations)
+    height, width = maps.shape[-2:]
+    padded = F.pad(maps, (reach, reach, reach, reach), mode="replicate")
+    for step in dilations:
+        for down in (-step, 0, step):
+            for right in (-step, 0, step):
+                if down or right:
+                    top, left = reach + down, reach + right
+                    yield padded[..., top : top + height, left : left + width]
+
+
+def _at(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Maps (B, K, h, w) at another size, bilinearly."""
+    if tuple(maps.shape[-2:]) == tuple(size):
+        return maps
+    return F.interpolate(maps, tuple(size), mode="bilinear", antialias=False)

@@ -1,0 +1,324 @@
+"""The public object: a trained model that turns an image into a mask.
+
+Axes: B images, K clusters, A over-clusters, C channels, H W image, h w features.
+
+A model is a directory: `config.json` (what it is), `model.safetensors` (its tensors), `clusters.json` (its clusters).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from densesiam_seg.clustering.kmeans import Centroids, unit_features
+from densesiam_seg.clustering.merging import Merges, cut, is_tree
+from densesiam_seg.errors import InputError, ModelError, UsageError
+from densesiam_seg.images.decode import MAX_PIXELS, load_image, load_reduced
+from densesiam_seg.images.samples import rgb_planes
+from densesiam_seg.inference.model_card import (
+    FORMAT,
+    Cluster,
+    ModelCard,
+    model_folder,
+    name_clusters,
+    read_card,
+    read_clusters,
+)
+from densesiam_seg.inference.refinement import AS_TRAINED, Refinement, refined
+from densesiam_seg.inference.upsampling import upsample_argmax
+from densesiam_seg.io.devices import autocast, pick_device, pick_precision
+from densesiam_seg.io.files import make_folder, replace_json
+from densesiam_seg.io.tensors import layout, read_safetensors, write_safetensors
+from densesiam_seg.network.model import DenseSiam, build_network
+from densesiam_seg.pictures.masks import Colour
+from densesiam_seg.views.photometric import normalise
+
+__all__ = [
+    "Cluster",
+    "ImageLike",
+    "ModelCard",
+    "Segmenter",
+    "as_pixels",
+    "name_clusters",
+    "working_size",
+]
+
+ImageLike = str | Path | Image.Image | NDArray[np.uint8] | Tensor
+
+LONGEST = 8
+"""The longer side of a network input, at most this many times the working size."""
+DETAIL = 2
+"""A file's sides are decoded to at least this many times the working size, as they are stored for training."""
+
+
+class Segmenter:
+    """A network in inference form. Build it with `Segmenter.load`, or from a network in memory."""
+
+    def __init__(
+        self,
+        network: DenseSiam,
+        card: ModelCard,
+        clusters: Sequence[Cluster] | None = None,
+        centroids: Tensor | None = None,
+        merges: Merges | None = None,
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+    ) -> None:
+        assert (card.readout == "head") == (centroids is None)
+        assert (card.readout == "merge") == (merges is not None)
+        self.device = pick_device(device)
+        self.precision = pick_precision(precision, self.device)
+        self.network: DenseSiam = network.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        self.card = card
+        self.clusters = tuple(clusters or name_clusters(card.clusters))
+        self.centroids = centroids
+        """Of the clusters (K, C), or of the over-clusters (A, C) that are merged into them."""
+        self.merges = merges
+
+    @classmethod
+    def load(cls, path: str | Path, *, device: str = "auto", precision: str = "auto") -> Segmenter:
+        """Read a model directory, or a run directory that holds one as `model/`.
+
+        Raises ModelError when it is missing, damaged or not a model of this program.
+        """
+        folder = model_folder(Path(path))
+        card = read_card(folder / "config.json")
+        merged = card.readout == "merge"
+        clusters = read_clusters(folder / "clusters.json", card.clusters, merged=merged)
+        # On the meta device a network has shapes but no memory: a hostile file cannot make it large.
+        try:
+            with torch.device("meta"):
+                network = DenseSiam(card.architecture)
+        except UsageError as error:
+            raise ModelError(f"{folder}: {error}") from error
+        expected = layout(
+            {f"network.{name}": value for name, value in network.state_dict().items()}
+        )
+        if card.readout != "head":
+            count = sum(len(cluster.members or (0,)) for cluster in clusters)
+            shape = (count, network.encoder.width)
+            expected = {**expected, "centroids": (shape, torch.float32)}
+        if merged:
+            tree, counts = ((count - 1, 2), torch.int64), ((count,), torch.int64)
+            expected = {**expected, "merges": tree, "merges_counts": counts}
+        tensors = read_safetensors(folder / "model.safetensors", expected=expected)
+        centroids = tensors.pop("centroids", None)
+        merges = None
+        if merged:
+            merges = Merges(tensors.pop("merges").numpy(), tensors.pop("merges_counts").numpy())
+            if not is_tree(merges.tree) or (merges.counts < 0).any():
+                raise ModelError(
+                    f"{folder / 'model.safetensors'}: its merges are no tree; fit the read-out again"
+                )
+        state = {name.removeprefix("network."): value for name, value in tensors.items()}
+        network.load_state_dict(state, assign=True)
+        if any(buffer.is_meta for buffer in network.buffers()):
+            # Tables that no file holds, such as those of positions in timm's Swin, come with a real network.
+            network = build_network(card.architecture, seed=0)
+            network.load_state_dict(state, assign=True)
+        return cls(network, card, clusters, centroids, merges, device=device, precision=precision)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the model directory, each file whole or not at all. Raises OutputError."""
+        folder = make_folder(Path(folder))
+        tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        if self.centroids is not None:
+            tensors["centroids"] = self.centroids
+        if self.merges is not None:
+            tensors["merges"] = torch.from_numpy(self.merges.tree)
+            tensors["merges_counts"] = torch.from_numpy(self.merges.counts)
+        write_safetensors(folder / "model.safetensors", tensors)
+        replace_json(folder / "clusters.json", [cluster.entry() for cluster in self.clusters])
+        replace_json(folder / "config.json", {"format": FORMAT, **asdict(self.card)})
+        return folder
+
+    @property
+    def readout(self) -> str:
+        """How features become clusters, as scores tell it: head, kmeans, or merge of how many over-clusters."""
+        if self.merges is None:
+            return self.card.readout
+        return f"{self.card.readout} of {self.merges.over_clusters}"
+
+    @property
+    def palette(self) -> list[Colour]:
+        """Colours by cluster id."""
+        return [cluster.colour for cluster in self.clusters]
+
+    def predict(
+        self, image: ImageLike, *, max_pixels: int = MAX_PIXELS, refinement: Refinement = AS_TRAINED
+    ) -> NDArray[np.integer]:
+        """Mask (H, W) of cluster ids at the image's own size, uint8 (int32 above 255 clusters).
+
+        `refinement` averages passes of the mirrored or scaled image and sharpens edges; see `Refinement`. Unless it
+        says otherwise, edges are sharpened as the model's card says.
+
+        `image` is as for `read`. The command `predict` writes the same mask of a file, as far as rounding goes: there
+        a pass has other images beside it, and fewer threads. Raises ImageError for a file that cannot be read.
+        """
+        images, (height, width) = self.read(image, max_pixels=max_pixels)
+        logits = self.scores(images, refinement)[0]
+        return upsample_argmax(logits, height, width).cpu().numpy()
+
+    def read(
+        self, image: ImageLike, *, max_pixels: int = MAX_PIXELS
+    ) -> tuple[Tensor, tuple[int, int]]:
+        """An image at its working size, uint8 (1, 3, H', W'), and its own size (H, W).
+
+        `image` is a path, a Pillow image, an array (H, W, 3) uint8, or a tensor (3, H, W) uint8. A JPEG file is decoded
+        no larger than it is needed, so that memory does not grow with it: at 1/2, 1/4 or 1/8 size where its sides stay
+        at least `DETAIL` times the model's image size. Raises ImageError and InputError.
+        """
+        if isinstance(image, str | Path):
+            side = DETAIL * self.card.image_size
+            pixels, size = load_reduced(image, side, max_pixels=max_pixels)
+        else:
+            pixels = as_pixels(image)
+            size = (pixels.shape[-2], pixels.shape[-1])
+        return self._resized(pixels, size), size
+
+    def prepare(self, pixels: Tensor) -> Tensor:
+        """uint8 (3, H, W) → normalised (1, 3, H', W') whose shorter side is the model's image size."""
+        return self.normalised(self._resized(pixels, (pixels.shape[-2], pixels.shape[-1])))
+
+    def _resized(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
+        """uint8 (3, h, w) of an image of `size` (H, W) → uint8 (1, 3, H', W')."""
+        images, working = pixels[None], working_size(*size, self.card.image_size)
+        if images.shape[-2:] == working:
+            return images
+        return F.interpolate(images, working, mode="bilinear", antialias=True)
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W) → what `features` and `logits` take, on the model's device."""
+        return normalise(images.to(self.device).float().div_(255.0))
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Normalised images (B, 3, H, W) → scores (B, K, h, w) of the read-out, float32."""
+        return self.read_out(self.features(images))
+
+    @torch.inference_mode()
+    def scores(
+        self, images: Tensor, refinement: Refinement = AS_TRAINED, count: int | None = None
+    ) -> Tensor:
+        """uint8 images (B, 3, H, W) → scores (B, K, h, w) after all passes; `logits` where these are plain.
+
+        Where edges are sharpened, only those of the first `count` images.
+        """
+        how = refinement.settled(self.card.refine)
+        if how.plain:
+            return self.logits(self.normalised(images))
+
+        def scores_of(shown: Tensor) -> Tensor:
+            return self.soft(self.logits(self.normalised(shown)))
+
+        return refined(images, scores_of, how, count)
+
+    def soft(self, scores: Tensor) -> Tensor:
+        """Scores (B, K, h, w) in a form whose means make sense: a head's probabilities, distances as they are."""
+        return scores.softmax(1) if self.centroids is None else scores
+
+    @torch.inference_mode()
+    def features(self, images: Tensor) -> Tensor:
+        """Normalised images (B, 3, H, W) → what `read_out` reads, (B, C, h, w): dense features.
+
+        A model with a mixture has its K log-posteriors behind them; `learned` takes them off.
+        """
+        images = images.to(self.device).contiguous(memory_format=torch.channels_last)
+        with autocast(self.device, self.precision):
+            return self.network.dense(images)
+
+    def learned(self, features: Tensor) -> Tensor:
+        """The encoder's own channels of `features`."""
+        return (
+            features if self.network.mixture is None else features[:, : self.network.encoder.width]
+        )
+
+    @torch.inference_mode()
+    def read_out(self, features: Tensor) -> Tensor:
+        """Features (B, C, h, w) → cluster scores (B, K, h, w), float32, at any resolution."""
+        if self.centroids is None:
+            with autocast(self.device, self.precision):
+                scores = self.network.scores(features)
+            return scores.float()
+        units = unit_features(self.learned(features))
+        weight, bias = Centroids(self.centroids, torch.empty(0)).classifier()
+        if self.merges is None:
+            return F.conv2d(units, weight.to(self.device), bias.to(self.device))
+        # Side by side, the members of a cluster have their largest score together.
+        groups = [list(cluster.members or ()) for cluster in self.clusters]
+        order = [member for group in groups for member in group]
+        weight, bias = weight[order].to(self.device), bias[order].to(self.device)
+        fine = F.conv2d(units, weight, bias)
+        parts = torch.split(fine, [len(group) for group in groups], 1)
+        return torch.stack([scores.amax(1) for scores in parts], 1)
+
+    def with_centroids(self, centroids: Centroids) -> Segmenter:
+        """The same encoder read out by the nearest centroid of its L2-normalised features."""
+        count = len(centroids.centres)
+        card = replace(self.card, readout="kmeans", clusters=count)
+        shares = (centroids.counts / centroids.counts.sum()).tolist()
+        named, device = name_clusters(count, shares), str(self.device)
+        segmenter = Segmenter(self.network, card, named, centroids.centres, device=device)
+        segmenter.precision = self.precision
+        return segmenter
+
+    def with_merges(self, centres: Tensor, merges: Merges, clusters: int) -> Segmenter:
+        """The same encoder read out by over-clusters with `centres` (A, C), merged to K `clusters`.
+
+        A pixel belongs to the cluster of its nearest over-cluster. Raises UsageError for more clusters than those.
+        """
+        if not 1 <= clusters <= merges.over_clusters:
+            raise UsageError(
+                f"--clusters {clusters}: must be 1 to the {merges.over_clusters} over-clusters that are merged; "
+                "raise --over-clusters for more"
+            )
+        groups = cut(merges.tree, clusters)
+        card = replace(self.card, readout="merge", clusters=clusters)
+        named, device = name_clusters(clusters, merges.shares(groups), groups), str(self.device)
+        segmenter = Segmenter(self.network, card, named, centres, merges, device=device)
+        segmenter.precision = self.precision
+        return segmenter
+
+    def with_clusters(self, clusters: int) -> Segmenter:
+        """A merge read-out cut at another K; needs no images, gives clusters new names. Raises UsageError."""
+        if self.centroids is None or self.merges is None:
+            raise UsageError(
+                f"--clusters {clusters}: this model's read-out is {self.card.readout}; only a merge has any number"
+            )
+        return self.with_merges(self.centroids, self.merges, clusters)
+
+
+def as_pixels(image: ImageLike, *, max_pixels: int = MAX_PIXELS) -> Tensor:
+    """uint8 (3, H, W) of anything `Segmenter.predict` takes. Raises ImageError or InputError."""
+    if isinstance(image, str | Path):
+        return load_image(image, max_pixels=max_pixels)
+    if isinstance(image, Image.Image) and image.width and image.height:
+        return torch.from_numpy(rgb_planes(image, "image"))
+    if isinstance(image, np.ndarray) and image.ndim == 3 and image.dtype == np.uint8:
+        # torch warns of arrays that may not be written to.
+        image = torch.from_numpy(np.require(image, requirements=["C", "W"])).movedim(-1, 0)
+    if (
+        isinstance(image, Tensor)
+        and image.dtype == torch.uint8
+        and image.ndim == 3
+        and image.shape[0] == 3
+        and image.numel() > 0
+    ):
+        return image
+    raise InputError(
+        "predict: an array image must be uint8 of shape (H, W, 3), a tensor uint8 (3, H, W)"
+    )
+
+
+def working_size(height: int, width: int, side: int) -> tuple[int, int]:
+    """H', W' of the network input: the shorter side becomes `side`, and no side exceeds LONGEST times that."""
+    scale = min(side / min(height, width), LONGEST * side / max(height, width))
+    return max(int(height * scale + 1e-6), 1), max(int(width * scale + 1e-6), 1)

@@ -1,0 +1,199 @@
+"""How good clusters are, without labels: whether an image's clusters are found again in a changed view of it.
+
+Axes: B images, C channels, K clusters, H W image at its working size, h w scores.
+
+An image is shown as it is and as training shows it, cropped, mirrored and recoloured. Places that belong together make
+one joint histogram (K, K) over the set: rows are the clusters of the image, columns those of the view. Its normalised
+mutual information is the score: clusters that change with the view lower it, and so do clusters that say nothing,
+since a constant answer has no information. No threshold, and nothing to tune by labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from densesiam_seg.clustering.agreement import entropy, shared_information
+from densesiam_seg.errors import ImageError, InputError
+from densesiam_seg.inference.segmenter import ImageLike, Segmenter
+from densesiam_seg.io.parallel import on_own_cores, turns
+from densesiam_seg.views.geometric import bilinear_matrix, blur_matrix, resample
+from densesiam_seg.views.parameters import Geometry, Photometry, sample_geometry, sample_photometry
+from densesiam_seg.views.photometric import adjust_colour, normalise
+
+Joint = NDArray[np.int64]
+
+MOST = 64
+"""Images, spread evenly, that are looked at."""
+ROUND = 2**31
+"""Of the draws: no epoch has this number, so no model was trained on these very views."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a joint histogram says. Selection takes the highest `score`."""
+
+    score: float
+    """Normalised mutual information of the clusters of image and view, 0 to 1."""
+    agreement: float
+    """Share of places with the same cluster in both; one cluster everywhere has 1."""
+    balance: float
+    """Entropy of the clusters' shares of the image, over that of equal shares, 0 to 1."""
+    in_use: int
+    """Clusters that some place of the image has."""
+    clusters: int
+    """K."""
+    places: int
+    """How many pairs of places there were."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A read-out and its judgement."""
+
+    segmenter: Segmenter
+    judgement: Judgement
+
+    def __str__(self) -> str:
+        found = self.judgement
+        return (
+            f"{self.segmenter.readout}, {found.clusters} clusters: score {found.score:.4f}, "
+            f"views agree {100 * found.agreement:.1f} %, balance {found.balance:.2f}, "
+            f"in use {found.in_use}"
+        )
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Candidates in the order they were given, at least one."""
+
+    candidates: tuple[Candidate, ...]
+
+    @property
+    def chosen(self) -> Candidate:
+        """The one with the highest score, the first of equal ones."""
+        return max(self.candidates, key=lambda candidate: candidate.judgement.score)
+
+    @property
+    def lines(self) -> list[str]:
+        """What a user is told: every candidate, then the one that is used."""
+        used = self.chosen
+        lines = [f"candidate {candidate}" for candidate in self.candidates]
+        return [*lines, f"chosen without labels: {used}"]
+
+
+def choose(
+    segmenters: Sequence[Segmenter], images: Sequence[ImageLike], *, seed: int = 0
+) -> Choice:
+    """Judge several read-outs of one network on the same views; raises as `judge_each` does."""
+    found = judge_each(segmenters, images, seed=seed)
+    return Choice(tuple(map(Candidate, segmenters, found)))
+
+
+def looked_at(count: int) -> range:
+    """The places of at most `MOST` of `count` images, evenly spread."""
+    return range(0, count, -(-count // MOST) or 1)
+
+
+def judged(joint: Joint) -> Judgement:
+    """The judgement of a joint histogram (K, K): rows for the image, columns for the view.
+
+    The score is that of `shared_information`.
+    """
+    clusters, total = len(joint), int(joint.sum())
+    assert joint.shape == (clusters, clusters) and total > 0, joint.shape
+    image = joint.sum(1) / total
+    return Judgement(
+        score=shared_information(joint),
+        agreement=float(np.trace(joint)) / total,
+        balance=entropy(image) / float(np.log(clusters)) if clusters > 1 else 0.0,
+        in_use=int(np.count_nonzero(image)),
+        clusters=clusters,
+        places=total,
+    )
+
+
+def judge(segmenter: Segmenter, images: Sequence[ImageLike], *, seed: int = 0) -> Judgement:
+    """The judgement of a segmenter as it is read out; see `judge_each`."""
+    return judge_each([segmenter], images, seed=seed)[0]
+
+
+def judge_each(
+    segmenters: Sequence[Segmenter], images: Sequence[ImageLike], *, seed: int = 0
+) -> list[Judgement]:
+    """The judgements of several read-outs of one network, which sees each image and its view once.
+
+    At most `MOST` images are looked at, spread evenly. A view is drawn by (seed, image's place). Files that cannot be
+    read are passed over; raises InputError where none can.
+    """
+    first = segmenters[0]
+    assert all(each.network is first.network for each in segmenters)
+    turn = turns(first.device)
+
+    def look(place: int) -> list[NDArray[np.int64]] | None:
+        """Of each read-out the cells of its joint histogram that places fall into."""
+        try:
+            pixels, _ = first.read(images[place])
+        except ImageError:
+            return None
+        geometry = sample_geometry(seed, ROUND, [place])
+        view = changed(pixels, geometry, sample_photometry(seed, ROUND, [place], 1))
+        with turn:
+            plain = first.features(first.normalised(pixels))
+            seen = first.features(normalise(view.to(first.device)))
+            return [_cells(each, plain, seen, geometry) for each in segmenters]
+
+    sizes = [each.card.clusters for each in segmenters]
+    joints = [np.zeros(size * size, np.int64) for size in sizes]
+    with closing(on_own_cores(look, looked_at(len(images)))) as found:
+        for cells in found:
+            for joint, more in zip(joints, cells or (), strict=cells is not None):
+                joint += np.bincount(more, minlength=len(joint))
+    if not joints[0].any():
+        raise InputError("selection: none of the images can be read; give others")
+    pairs = zip(joints, sizes, strict=True)
+    return [judged(joint.reshape(size, size)) for joint, size in pairs]
+
+
+def changed(pixels: Tensor, geometry: Geometry, photometry: Photometry) -> Tensor:
+    """uint8 (B, 3, H, W) → a view in [0, 1] of the same size: recoloured, blurred, cropped and mirrored."""
+    height, width = pixels.shape[-2:]
+    rows, columns = _matrices(geometry, height, width)
+    # The blur is drawn in pixels of a stored image, which has twice the side.
+    sigma = photometry.sigma / 2
+    return resample(
+        adjust_colour(pixels.float().div(255.0), photometry),
+        rows @ blur_matrix(sigma, height),
+        columns @ blur_matrix(sigma, width),
+    )
+
+
+def warped(scores: Tensor, geometry: Geometry) -> Tensor:
+    """Scores of images (B, K, h, w) where their views have them, (B, K, h, w)."""
+    rows, columns = _matrices(geometry, *scores.shape[-2:])
+    return resample(scores, rows.to(scores.device), columns.to(scores.device))
+
+
+def _matrices(geometry: Geometry, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Crop, resize to the size before the crop, and flip: (B, height, height) and (B, width, width)."""
+    never = torch.zeros_like(geometry.flip)
+    return (
+        bilinear_matrix(geometry.top, geometry.side, never, height, height),
+        bilinear_matrix(geometry.left, geometry.side, geometry.flip, width, width),
+    )
+
+
+def _cells(
+    segmenter: Segmenter, plain: Tensor, seen: Tensor, geometry: Geometry
+) -> NDArray[np.int64]:
+    """Features of an image and of its view, (1, C, h, w) each → row × K + column of each place, (h w,)."""
+    rows = warped(segmenter.read_out(plain), geometry).argmax(1)
+    columns = segmenter.read_out(seen).argmax(1)
+    cells: NDArray[np.int64] = (rows * segmenter.card.clusters + columns).flatten().cpu().numpy()
+    return cells

@@ -1,0 +1,199 @@
+"""Masks out of logits: which cluster is the largest where the logits are upsampled bilinearly.
+
+Axes: K clusters, h w logits, H W mask; of a piece of work n rows and m columns of the mask, s rows of logits.
+
+Between four logits of a cluster a bilinear value is a mean of them. Where the four places agree on the largest cluster
+it is therefore the largest everywhere between them. On a processor only columns with a disagreement are interpolated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from densesiam_seg.pictures.masks import LARGEST_8_BIT
+
+Ids = NDArray[np.integer]
+
+TILE = 2**22
+"""Upsampled logits that an accelerator holds at once: 16 MB in float32, whatever the image's size."""
+PIECE = 2**19
+"""Upsampled logits that a processor holds at once: 2 MB, which its caches hold."""
+BAND = 2**15
+"""Pixels of a processor's band, about: in a higher one more columns have a disagreement somewhere."""
+LARGEST_BAND = 2**21
+"""Pixels of its largest band, where a single row has no more."""
+MOSTLY = 0.8
+"""Where more of the columns than this are needed, all of them are cheaper than a choice."""
+LANES = 32
+"""Columns are done in multiples of this, as vector instructions want them."""
+
+
+def upsample_argmax(logits: Tensor, height: int, width: int) -> Tensor:
+    """Cluster of each pixel, (H, W) uint8 (int32 above 255 clusters), of logits (K, h, w) upsampled bilinearly.
+
+    Works through bands of rows, so beside the mask memory does not grow with the image.
+    """
+    dtype = torch.uint8 if len(logits) <= LARGEST_8_BIT else torch.int32
+    mask = torch.empty((height, width), dtype=dtype, device=logits.device)
+    top = 0
+    for band in _bands(logits, height, width):
+        mask[top : top + len(band)] = band
+        top += len(band)
+    return mask
+
+
+def mask_bands(logits: Tensor, height: int, width: int) -> Iterator[Ids]:
+    """Bands of rows (n, W), from top to bottom, of what `upsample_argmax` gives: for masks too large to hold whole."""
+    for band in _bands(logits, height, width):
+        yield band.cpu().numpy()
+
+
+def _bands(logits: Tensor, height: int, width: int) -> Iterator[Tensor]:
+    logits = logits.detach().float()
+    on_processor = logits.device.type == "cpu"
+    return (_sparse_bands if on_processor else _dense_bands)(logits, height, width)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the places of a resized axis lie in its source: between `low` and `high`, by `fraction`."""
+
+    low: NDArray[np.intp]
+    high: NDArray[np.intp]
+    fraction: NDArray[np.float32]
+
+    def __getitem__(self, which: slice | NDArray[np.intp]) -> Places:
+        return Places(self.low[which], self.high[which], self.fraction[which])
+
+
+def places(source: int, target: int) -> Places:
+    """Places of `target` pixels among `source` ones, as `F.interpolate` has them without aligned corners."""
+    return Places(*(each.numpy() for each in _places_on(torch.device("cpu"), source, target)))
+
+
+def _places_on(device: torch.device, source: int, target: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Low, high and fraction of `places`, computed on a device, since a copy to it would wait for its work."""
+    pixels = torch.arange(target, dtype=torch.float32, device=device)
+    position = ((pixels + 0.5) * (source / target) - 0.5).clamp(0, source - 1)
+    low = position.long()
+    return low, (low + 1).clamp(max=source - 1), position - low
+
+
+def _dense_bands(logits: Tensor, height: int, width: int) -> Iterator[Tensor]:
+    """On an accelerator: every pixel is interpolated, and nothing waits for the processor."""
+    clusters, source, _ = logits.shape
+    dtype = torch.uint8 if clusters <= LARGEST_8_BIT else torch.int32
+    low, high, fraction = _places_on(logits.device, source, height)
+    at_once = max(TILE // (clusters * width), 1)
+    for top in range(0, height, at_once):
+        rows = slice(top, top + at_once)
+        stretched = torch.lerp(logits[:, low[rows]], logits[:, high[rows]], fraction[rows, None])
+        full = F.interpolate(stretched[None], (stretched.shape[1], width), mode="bilinear")[0]
+        yield full.argmax(0).to(dtype)
+
+
+def _sparse_bands(logits: Tensor, height: int, width: int) -> Iterator[Tensor]:
+    """On a processor: each pixel begins as the cluster above and left of it; then comes what must be interpolated."""
+    if logits.shape[1:] == (height, width):
+        yield torch.from_numpy(_largest_everywhere(logits))
+        return
+    logits, rows = _used(logits, 1, places(logits.shape[1], height))
+    logits, columns = _used(logits, 2, places(logits.shape[2], width))
+    largest = _largest_everywhere(logits)
+    mixed = _disagreements(largest)
+    for top, bottom in _cuts(rows.low, logits.shape, width):
+        here = rows[top:bottom]
+        band = largest.take(here.low, 0).take(columns.low, 1)
+        chosen = np.flatnonzero(mixed[here.low].any(axis=0).take(columns.low))
+        if len(chosen) > MOSTLY * width:
+            chosen = np.arange(width)
+        part = logits[:, here.low[0] : here.high[-1] + 1]
+        at_once = max(PIECE // part[..., 0].numel() // LANES, 1) * LANES
+        for first in range(0, len(chosen), at_once):
+            _interpolate(band, part, here, columns, chosen[first : first + at_once])
+        yield torch.from_numpy(band)
+
+
+def _used(logits: Tensor, axis: int, at: Places) -> tuple[Tensor, Places]:
+    """The logits without the rows or columns that a smaller mask passes over, and its places among the rest."""
+    used, (low, high) = np.unique([at.low, at.high], return_inverse=True)
+    if len(used) == logits.shape[axis]:
+        return logits, at
+    return logits.index_select(axis, torch.from_numpy(used)), Places(low, high, at.fraction)
+
+
+def _cuts(low: NDArray[np.intp], shape: tuple[int, ...], width: int) -> Iterator[tuple[int, int]]:
+    """First and last + 1 row of each band. Bands begin at rows of logits, so that each needs few of them."""
+    clusters, source, _ = shape
+    gaps = min(BAND * source // (width * len(low)), PIECE // (clusters * width) - 1)
+    starts = np.searchsorted(low, np.arange(0, source, max(gaps, 1)))
+    most = max(LARGEST_BAND // width, 1)
+    for start, end in pairwise([*starts.tolist(), len(low)]):
+        for top in range(start, end, most):
+            yield top, min(top + most, end)
+
+
+def _disagreements(largest: Ids) -> NDArray[np.bool_]:
+    """Of each place (h, w): whether it, the next one and the two below them have not all the same cluster."""
+    mixed = np.zeros(largest.shape, bool)
+    across = largest[:, 1:] != largest[:, :-1]
+    mixed[:, :-1] |= across
+    mixed[:-1, :-1] |= across[1:]
+    mixed[:-1] |= largest[1:] != largest[:-1]
+    return mixed
+
+
+def _interpolate(
+    band: Ids, logits: Tensor, rows: Places, columns: Places, chosen: NDArray[np.intp]
+) -> None:
+    """Fill the chosen columns of a band (n, W) from its rows of logits (K, s, w)."""
+    clusters, source, _ = logits.shape
+    across = columns[np.pad(chosen, (0, -len(chosen) % LANES), mode="edge")]
+    stretched = _between(logits.permute(2, 1, 0).flatten(1), across)  # (m, s·K)
+    stretched = stretched.T.contiguous().view(source, -1)
+    down = Places(rows.low - rows.low[0], rows.high - rows.low[0], rows.fraction)
+    at_once = max(PIECE // stretched.shape[1], 1)
+    for top in range(0, len(band), at_once):
+        these = slice(top, top + at_once)
+        values = _between(stretched, down[these])
+        found = _largest(values.view(len(values), clusters, -1))[:, : len(chosen)]
+        if len(chosen) == band.shape[1]:
+            band[these] = found
+        else:
+            band[these, chosen] = found
+
+
+def _between(table: Tensor, at: Places) -> Tensor:
+    """Means of the rows of a table that lie beside each place. Whole rows are much faster than single columns."""
+    low, high, fraction = map(torch.from_numpy, (at.low, at.high, at.fraction))
+    return table.index_select(0, low).lerp_(table.index_select(0, high), fraction[:, None])
+
+
+def _largest_everywhere(logits: Tensor) -> Ids:
+    """The largest cluster of each place (h, w), uint8 (int32 above 255 clusters)."""
+    clusters, height, width = logits.shape
+    largest = np.empty((height, width), np.uint8 if clusters <= LARGEST_8_BIT else np.int32)
+    at_once = max(PIECE // (clusters * width), 1)
+    for top in range(0, height, at_once):
+        rows = slice(top, top + at_once)
+        largest[rows] = _largest(logits[:, rows].transpose(0, 1).contiguous())
+    return largest
+
+
+def _largest(values: Tensor) -> Ids:
+    """First index of the largest of values (n, K, m) along K: their argmax, but in vector instructions."""
+    clusters = values.shape[1]
+    number = np.uint8 if clusters <= LARGEST_8_BIT else np.uint16
+    is_largest = np.equal(values.numpy(), values.amax(1, keepdim=True).numpy())
+    ranks = is_largest.view(np.uint8) * np.arange(clusters, 0, -1, dtype=number)[:, None]
+    # Nothing equals NaN: without the 1, logits of a network that has diverged would give an id that no cluster has.
+    index: Ids = number(clusters) - ranks.max(1, initial=1)
+    return index

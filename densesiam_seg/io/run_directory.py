@@ -1,0 +1,273 @@
+"""The folder of a run: where it lies, whose it is, who is using it, and how the run ended."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import socket
+from collections.abc import Collection
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from densesiam_seg.errors import ModelError, OutputError, UsageError
+from densesiam_seg.io.files import (
+    JSON,
+    discard,
+    free_space,
+    is_leftover,
+    open_regular,
+    output_error,
+    remove_leftovers,
+    replace_json,
+    replace_text,
+    temporary_name,
+)
+from densesiam_seg.io.lock import LOCK, RunLock
+
+Status: TypeAlias = Literal["running", "done", "stopped", "failed"]
+
+RUNS = Path("runs")
+LATEST = "latest"
+STATUS = "run.json"
+RUN_NAMES = frozenset(
+    {
+        "config.toml",
+        "env.json",
+        "dataset.json",
+        "metrics.jsonl",
+        "train.log",
+        STATUS,
+        "skipped.jsonl",
+        "checkpoints",
+        "model",
+        "report",
+    }
+)
+"""Everything that a training run writes into its folder, beside its lock: all that --overwrite may delete."""
+
+_PROGRAM = "densesiam-seg"
+_STAMP = re.compile(r"([0-9]{8}-[0-9]{6})(?:-([0-9]{1,6}))?")
+
+
+def new_run_folder(
+    command: str,
+    out: Path | None,
+    *,
+    overwrite: bool,
+    resume: bool,
+    now: datetime | None = None,
+    names: Collection[str] = RUN_NAMES,
+) -> Path:
+    """The folder for a run of `command`, ready to be locked; afterwards it holds `run.json`, which marks it as ours.
+
+    Without `out` it is a new `runs/<command>/<timestamp>` under the current directory, or with `resume` the latest
+    one. A folder that holds something needs `overwrite`, which empties it of `names`, or `resume`, which leaves it as
+    it is. Raises UsageError for a folder in use by other things, BusyError for one in use by another process and
+    OutputError for one that cannot be written.
+    """
+    if overwrite and resume:
+        raise UsageError("--overwrite and --resume contradict each other; give one of them")
+    if resume:
+        folder = out if out is not None else latest_run(command)
+        _require_ours(folder, f"--out {folder}: holds no run to resume; leave --resume out")
+        return folder
+    base = RUNS / command
+    folder = out if out is not None else _stamped_folder(base, now or datetime.now())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if folder.exists():
+            raise OutputError(f"{folder}: is not a folder; choose another --out") from error
+        raise output_error(folder, error) from error
+    if overwrite:
+        with RunLock(folder):
+            _empty(folder, names)
+            write_status(folder, "running")
+    else:
+        _claim(folder)
+        write_status(folder, "running")
+    if out is None:
+        _point_latest(base, folder.name)
+    return folder
+
+
+def latest_run(command: str = "train", base: Path = RUNS) -> Path:
+    """The run of `command` that `latest` points to, else the newest by its name. Raises UsageError without one."""
+    folder = base / command
+    for path in [*_pointed(folder), *sorted(_stamped(folder), key=_order, reverse=True)]:
+        if (path / STATUS).is_file():
+            return path
+    raise UsageError(f"{folder}: no run to resume; leave --resume out or name one with --out")
+
+
+def latest_model(base: Path = RUNS) -> Path:
+    """The run below `base` whose model was written last, by whatever name. Raises ModelError when there is none."""
+    models = [*base.glob("*/model/config.json"), *base.glob("*/*/model/config.json")]
+    # `latest` is a link to a run that is listed under its own name too.
+    own = [path for path in models if not path.parents[1].is_symlink()]
+    if not own:
+        raise ModelError(
+            f"{base}: no run with a model; train one first (densesiam-seg train IMAGES) "
+            "or name one with --model"
+        )
+    return max(own, key=lambda path: (path.stat().st_mtime_ns, str(path))).parents[1]
+
+
+def write_status(
+    folder: Path,
+    status: Status,
+    *,
+    reason: str = "",
+    exit_code: int | None = None,
+    **details: JSON,
+) -> None:
+    """Write `run.json`: how the run stands, why, when it began, and which process wrote this. Raises OutputError.
+
+    `details` are further members, such as the step or the names of the files in a batch that failed.
+    """
+    now = datetime.now().astimezone().isoformat(timespec="seconds")
+    before = {} if status == "running" else read_status(folder)
+    replace_json(
+        folder / STATUS,
+        {
+            "program": _PROGRAM,
+            "status": status,
+            "reason": reason,
+            "exit_code": exit_code,
+            "started": before.get("started", now),
+            "written": now,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            **details,
+        },
+    )
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """The contents of `run.json`, empty when it is absent, damaged or not ours."""
+    try:
+        with open_regular(folder / STATUS) as file:
+            found = json.loads(file.read(1 << 20))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) and found.get("program") == _PROGRAM else {}
+
+
+def require_space(folder: Path, bytes_needed: int) -> None:
+    """Raises OutputError, with both figures, when the disk of `folder` has fewer than `bytes_needed` bytes free."""
+    free = free_space(folder)
+    if free < bytes_needed:
+        raise OutputError(
+            f"{folder}: {free / 1e6:.0f} MB are free and {bytes_needed / 1e6:.0f} MB are needed; "
+            "free some space or choose another place with --out"
+        )
+
+
+def _claim(folder: Path) -> None:
+    """Take an empty folder by creating its `run.json`, which only one of two simultaneous starts can do.
+
+    The lock would not do here: the one that comes second would hold it, to look, while the first wants it, to work.
+    """
+    try:
+        if not _held(folder):
+            (folder / STATUS).touch(exist_ok=False)
+            return
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise output_error(folder, error) from error
+    raise UsageError(f"--out {folder}: is not empty; give --overwrite, --resume or another folder")
+
+
+def _empty(folder: Path, names: Collection[str]) -> None:
+    """Delete what a run wrote, for the holder of the lock; refuse a folder with anything else in it."""
+    try:
+        held = _held(folder)
+        foreign = [path.name for path in held if path.name not in names]
+        if foreign:
+            raise UsageError(
+                f"--out {folder}: holds {foreign[0]!a}, which no run wrote; "
+                "--overwrite deletes only runs, so choose another folder or move that away"
+            )
+        if held:
+            _require_ours(
+                folder,
+                f"--out {folder}: holds no {STATUS} of {_PROGRAM}, so these may be other people's "
+                "files; choose another folder",
+            )
+        # The mark goes last: an interrupted deletion can be taken up again.
+        for path in sorted(held, key=lambda path: path.name == STATUS):
+            discard(path)
+        remove_leftovers(folder)
+    except OSError as error:
+        raise output_error(folder, error) from error
+
+
+def _held(folder: Path) -> list[Path]:
+    """What lies in `folder` beside the lock's file, which stays, and the leftovers of killed processes."""
+    return sorted(p for p in folder.iterdir() if p.name != LOCK and not is_leftover(p))
+
+
+def _require_ours(folder: Path, message: str) -> None:
+    if not read_status(folder):
+        raise UsageError(message)
+
+
+def _stamped_folder(base: Path, now: datetime) -> Path:
+    """A folder named by the time that did not exist before; the second one of a second ends in -2."""
+    stamp = f"{now:%Y%m%d-%H%M%S}"
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            folder = base / (stamp if number == 1 else f"{stamp}-{number}")
+            with suppress(FileExistsError):
+                folder.mkdir()
+                return folder
+    except OSError as error:
+        raise output_error(base, error) from error
+    raise AssertionError("unreachable")
+
+
+def _point_latest(base: Path, name: str) -> None:
+    """Let `latest` mean the run `name`: a relative link, or its name in a file where links are not allowed.
+
+    It is a convenience: where neither can be written, `latest_run` goes by the names.
+    """
+    link = temporary_name(base / LATEST)
+    try:
+        link.symlink_to(name, target_is_directory=True)
+        link.replace(base / LATEST)
+    except OSError:
+        with suppress(OSError):
+            link.unlink(missing_ok=True)
+        with suppress(OutputError):
+            replace_text(base / LATEST, name + "\n")
+
+
+def _pointed(folder: Path) -> list[Path]:
+    """The run that `latest` names, if it does."""
+    pointer = folder / LATEST
+    try:
+        name = (
+            str(pointer.readlink()) if pointer.is_symlink() else pointer.read_text("utf-8").strip()
+        )
+    except (OSError, ValueError):
+        return []
+    return [folder / name] if _STAMP.fullmatch(name) else []
+
+
+def _stamped(folder: Path) -> list[Path]:
+    try:
+        return [path for path in folder.iterdir() if _STAMP.fullmatch(path.name)]
+    except OSError:
+        return []
+
+
+def _order(path: Path) -> tuple[str, int]:
+    match = _STAMP.fullmatch(path.name)
+    assert match is not None, path
+    return match[1], int(match[2] or 1)

@@ -1,0 +1,169 @@
+"""What a frozen backbone makes of views that never change, in a file on the disk: computed once, read in every epoch.
+
+Axes: N images of the store, B images of a batch, C h w a stage's channels and size, V numbers in all stages of a view.
+
+With a frozen backbone and views drawn once for the run, the backbone's stages are a function of the image, the seed and
+the weights. A row of the file holds both views' stages of one image, channels last, in the precision of the run: under
+autocast the decoder rounds its inputs to that precision itself, so nothing is lost. The file's name is made from all
+that the numbers depend on, and it appears when it is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import PIL
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from densesiam_seg.errors import UsageError
+from densesiam_seg.images.store import DISK_SHARE, Batch, ImageStore, on_device
+from densesiam_seg.io.devices import autocast
+from densesiam_seg.io.files import free_space, make_folder, replacing
+from densesiam_seg.io.parallel import ahead
+from densesiam_seg.views.pair import view_pair
+
+if TYPE_CHECKING:
+    from densesiam_seg.config import TrainConfig
+    from densesiam_seg.network.encoder import Encoder
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class StageCache:
+    """N rows of both views' stages, each (C, h, w) of `shapes`."""
+
+    path: Path
+    count: int
+    shapes: tuple[tuple[int, int, int], ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(
+        cls,
+        encoder: Encoder,
+        config: TrainConfig,
+        store: ImageStore,
+        device: torch.device,
+        precision: torch.dtype,
+    ) -> StageCache:
+        """The cache of these images seen by this backbone, written or not."""
+        assert encoder.frozen and config.keeps_stages()
+        side = config.image_size
+        with torch.no_grad(), autocast(device, precision):
+            stages = encoder.backbone(torch.zeros(1, 3, side, side, device=device))
+        facts = [
+            *(_FORMAT, PIL.__version__, torch.__version__, device.type, str(precision)),
+            *(store.manifest.root, store.manifest.digest, store.side, store.fit, store.max_pixels),
+            *(config.seed, config.exact(), config.backbone, _digest(encoder.backbone)),
+        ]
+        key = hashlib.sha256(json.dumps(facts).encode("ascii")).hexdigest()[:32]
+        channels, heights, widths = zip(*(stage.shape[1:] for stage in stages), strict=True)
+        return cls(
+            Path(config.cache_dir) / f"{key}.stages",
+            len(store),
+            tuple(zip(channels, heights, widths, strict=True)),
+            precision,
+        )
+
+    @property
+    def row(self) -> int:
+        """Bytes of one image."""
+        return 2 * sum(map(prod, self.shapes)) * self.dtype.itemsize
+
+    @property
+    def size(self) -> int:
+        """Bytes of all images."""
+        return self.count * self.row
+
+    def written(self) -> bool:
+        """Whether the file is there; it never is in part."""
+        return self.path.is_file() and self.path.stat().st_size == self.size
+
+    def has_room(self, *, asked: bool) -> bool:
+        """Whether it goes on the disk; where it was `asked` for and does not, raises UsageError."""
+        free = free_space(self.path.parent)
+        if asked and self.size > free:
+            raise UsageError(
+                f"--cache disk: the frozen backbone's features take {self.size / 1e9:.2f} GB and {free / 1e9:.2f} GB "
+                f"are free in {self.path.parent}; give another --cache-dir, or --cache none to compute them every epoch"
+            )
+        return asked or self.size <= DISK_SHARE * free
+
+    def write(
+        self, encoder: Encoder, config: TrainConfig, store: ImageStore, device: torch.device
+    ) -> Generator[int, None, None]:
+        """Compute every row, yielding how many are done. Raises OutputError; a stop leaves no file."""
+        # Every pass is as large as those of training: another size may be summed in another order.
+        groups = [
+            tuple(index % self.count for index in range(first, first + config.batch_size))
+            for first in range(0, self.count, config.batch_size)
+        ]
+        make_folder(self.path.parent)
+        done = 0
+        with replacing(self.path, sync=False) as file:
+            batches = store.batches(groups, pinned=device.type == "cuda")
+            for batch in on_device(batches, device):
+                rows = self._rows(encoder, config, batch, device)[: self.count - done]
+                file.write(rows.cpu().view(torch.uint8).numpy().data)
+                done += len(rows)
+                yield done
+
+    def batches(
+        self, groups: Sequence[tuple[int, ...]], *, pinned: bool = False
+    ) -> Iterator[Batch]:
+        """The rows (B, bytes) of each group of images, read ahead of their use."""
+        rows = self._mapped
+
+        def gather(group: tuple[int, ...]) -> Batch:
+            part = torch.from_numpy(rows[list(group)])
+            return Batch(part.pin_memory() if pinned else part, group)
+
+        return ahead(gather, groups, 1, each=2)
+
+    def stages(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Rows (B, bytes) → the stages, each (2B, C, h, w), view 1 of all images first."""
+        views = rows.view(self.dtype).view(len(rows), 2, -1).transpose(0, 1).flatten(0, 1)
+        parts = torch.split(views, [prod(shape) for shape in self.shapes], 1)
+        return tuple(
+            part.reshape(-1, height, width, channels).permute(0, 3, 1, 2)
+            for part, (channels, height, width) in zip(parts, self.shapes, strict=True)
+        )
+
+    @cached_property
+    def _mapped(self) -> NDArray[np.uint8]:
+        """The file (N, bytes), mapped once: a run goes on when it is deleted meanwhile."""
+        data = torch.from_file(str(self.path), False, self.size, dtype=torch.uint8)
+        return data.view(self.count, self.row).numpy()
+
+    @torch.no_grad()
+    def _rows(
+        self, encoder: Encoder, config: TrainConfig, batch: Batch, device: torch.device
+    ) -> Tensor:
+        """(B, 2·V) of one batch of stored images."""
+        views = view_pair(
+            batch.images, batch.indices, seed=config.seed, round_=0, exact=config.exact()
+        )
+        with autocast(device, self.dtype):
+            stages = encoder.backbone(torch.cat((views.image_1, views.image_2)))
+        flat = [stage.permute(0, 2, 3, 1).flatten(1).to(self.dtype) for stage in stages]
+        return torch.cat([torch.cat(flat, 1).chunk(2)[view] for view in (0, 1)], 1)
+
+
+def _digest(backbone: nn.Module) -> str:
+    """SHA-256 of every weight and table that a state dict holds."""
+    total = hashlib.sha256()
+    for name, value in backbone.state_dict().items():
+        total.update(name.encode())
+        total.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()

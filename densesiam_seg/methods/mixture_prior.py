@@ -1,0 +1,96 @@
+"""What training takes from a mixture: its clusters of the unchanged image, at the places of both views.
+
+Axes: B images, K clusters, S stored side, h feature side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from densesiam_seg.clustering.appearance import appearance
+from densesiam_seg.clustering.mixture import Sample
+from densesiam_seg.images.store import ImageStore
+from densesiam_seg.io.randomness import Stream, generator
+from densesiam_seg.network.model import DenseSiam
+from densesiam_seg.views.pair import warp
+from densesiam_seg.views.parameters import JITTER, Geometry
+
+POINTS = 40_000
+"""Places that the mixture is fitted to."""
+IMAGES = 1_000
+"""Images that they are taken from, evenly over the set."""
+STRIDE = 4
+LIGHTS = (1 - JITTER, 1 + JITTER)
+"""The darkest and the brightest that a training view can be."""
+
+
+def fit_mixture(network: DenseSiam, store: ImageStore, seed: int) -> Iterator[int]:
+    """Fit the network's mixture to places of the stored images; yields what is done, as a number of the images seen.
+
+    Seeing them is half of the work, and the fits are the other half.
+
+    The places are drawn by (seed, image). Raises InputError and NumericError as `Mixture.fit` does.
+    """
+    assert network.mixture is not None
+    chosen = torch.linspace(0, len(store) - 1, min(IMAGES, len(store))).round().long().tolist()
+    found = Places(len(chosen), seed)
+    for done, (index, batch) in enumerate(
+        zip(chosen, store.batches([(index,) for index in chosen]), strict=True), 1
+    ):
+        found.add(_shown(batch.images), index)
+        yield -(-done // 2)
+    for part in network.mixture.fitting(found.sample(), seed=seed):
+        yield round(len(chosen) * (1 + part) / 2)
+
+
+class Places:
+    """A sample of places from several images, about `POINTS` in all, the same number from each."""
+
+    def __init__(self, images: int, seed: int) -> None:
+        self.share = -(-POINTS // images)
+        self.seed = seed
+        self._found: list[Tensor] = []
+
+    def add(self, image: Tensor, index: int) -> None:
+        """Take places of an image (1, 3, H, W), 0 to 255, as it is and in other lights, drawn by (seed, image)."""
+        lit = torch.cat([(image.float() * light).clamp(max=255) for light in (1.0, *LIGHTS)])
+        places = seen(lit).flatten(2).mT
+        draw = generator(self.seed, Stream.PIXELS, 0, index)
+        chosen = torch.from_numpy(draw.permutation(places.shape[1])[: self.share])
+        self._found.append(places[:, chosen])
+
+    def sample(self) -> Sample:
+        """What a mixture is fitted to."""
+        counts = torch.tensor([each.shape[1] for each in self._found])
+        points, *relit = torch.cat(self._found, 1)
+        images = torch.arange(len(counts)).repeat_interleave(counts)
+        return Sample(points, torch.stack(relit), images)
+
+
+@torch.no_grad()
+def prior_shares(network: DenseSiam, images: Tensor, geometry: Geometry, side: int) -> Tensor:
+    """Shares (B, K, h, h) of the mixture's clusters in stored images, uint8 (B, 3, S, S), where view 1 shows them."""
+    logs = network.log_posteriors(_shown(images).div(255.0), (side, side))
+    assert network.mixture is not None
+    shares = warp(network.mixture.adapted(logs).exp(), geometry)
+    # Bilinear weights add up to one but for rounding.
+    return shares / shares.sum(1, keepdim=True)
+
+
+def seen(images: Tensor) -> Tensor:
+    """Images (B, 3, H, W), 0 to 255 → their appearance (B, D, h, w) at the features' stride."""
+    height, width = (-(-side // STRIDE) for side in images.shape[-2:])
+    return appearance(images.float().div(255.0), (height, width))
+
+
+def _shown(images: Tensor) -> Tensor:
+    """Stored images, uint8 (B, 3, S, S) → as a trained model will be shown them: at half the side, (B, 3, S/2, S/2).
+
+    Contrast depends on how an image was made small, and clusters lie near each other in it.
+    """
+    size = images.shape[-1] // 2
+    return F.interpolate(images.float(), (size, size), mode="bilinear", antialias=True)

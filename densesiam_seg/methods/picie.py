@@ -1,0 +1,224 @@
+"""PiCIE and MDC: k-means of the features before every epoch, then cross-entropy with what it found.
+
+Axes: B images of a batch, N images of the store, V views (2, or 1 for MDC), K clusters, C channels, h feature side.
+
+Both after PiCIE (CVPR 2021), section 3, with METHOD's section 3: each view has centroids of its own, which are frozen
+for the epoch and classify by negative squared distance. The clustering pass sees the very batches and views that
+training will see, so nothing but the pseudo-labels has to be kept between the two.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from densesiam_seg.clustering.kmeans import Centroids, kmeans, refine, unit_features
+from densesiam_seg.config import TrainConfig
+from densesiam_seg.images.store import ImageStore, epoch_batches
+from densesiam_seg.io.devices import autocast
+from densesiam_seg.io.randomness import Stream, generator
+from densesiam_seg.methods.interface import FromImages, Objective
+from densesiam_seg.methods.losses import label_counts, pseudo_label_loss
+from densesiam_seg.network.model import DenseSiam
+from densesiam_seg.views.pair import first_view, view_pair
+
+CLUSTERING_IMAGES = 256
+"""Images that the centroids are found from: the epoch's first ones, whose order is drawn anew for every epoch."""
+HELD = 2**30
+"""Bytes that the features of those images may take; past them the centroids come from fewer images (never from less
+than a batch). Holding them lets a single pass over the images find centroids and pseudo-labels both."""
+SAMPLE = 100_000
+"""Pixels per view that the initial k-means sees, spread evenly over those images."""
+
+Held = list[tuple[tuple[int, ...], Tensor]]
+"""Positions of a batch's images, and the features (V·B, C, h, h) as the network gave them."""
+
+
+class PiCIE(FromImages):
+    """Pseudo-labels of both views, learned within a view and across; MDC is view 1 alone."""
+
+    def __init__(
+        self,
+        network: DenseSiam,
+        config: TrainConfig,
+        device: torch.device,
+        precision: torch.dtype,
+    ) -> None:
+        assert config.method in ("picie", "mdc")
+        self.network = network
+        self.config = config
+        self.device = device
+        self.precision = precision
+        self.views = 2 if config.method == "picie" else 1
+        self.epoch: int | None = None
+        """The epoch that centroids and pseudo-labels belong to."""
+        self.centroids: tuple[Centroids, ...] = ()
+        self.labels = torch.empty(0, dtype=torch.uint8)
+        """Pseudo-labels (N, V, h, h) in the processor's memory."""
+
+    def prepare(self, store: ImageStore, epoch: int) -> Iterator[int]:
+        """Find centroids and pseudo-labels for an epoch in one pass over its batches; yields how many images are done.
+
+        Images that no batch of this epoch has keep meaningless labels, which nothing reads. Nothing is done again for
+        an epoch that is prepared. Raises InputError for more clusters than pixels and NumericError for features that
+        are not finite.
+        """
+        if self.epoch == epoch:
+            return
+        groups = epoch_batches(
+            len(store), self.config.batch_size, seed=self.config.seed, epoch=epoch
+        )
+        passing = (
+            (batch.indices, self._held_features(batch.images, batch.indices, epoch))
+            for batch in store.batches(groups)
+        )
+        held: Held = []
+        done = 0
+        for indices, features in passing:
+            held.append((indices, features))
+            done += len(indices)
+            yield done
+            if done >= CLUSTERING_IMAGES or (len(held) + 1) * features.nbytes > HELD:
+                break
+        centroids = tuple(self._cluster(held, view, epoch) for view in range(self.views))
+
+        small = self.config.clusters <= 256
+        side = features.shape[-1]
+        labels = torch.zeros(
+            (len(store), self.views, side, side), dtype=torch.uint8 if small else torch.int16
+        )
+        while held:
+            indices, features = held.pop()
+            labels[list(indices)] = _nearest(features, centroids).to(labels)
+        for indices, features in passing:
+            labels[list(indices)] = _nearest(features, centroids).to(labels)
+            done += len(indices)
+            yield done
+        self.epoch, self.centroids, self.labels = epoch, centroids, labels
+
+    def objective(self, images: Tensor, indices: Sequence[int], epoch: int) -> Objective:
+        """½ within + ½ across views, each the mean of two cross-entropies; for MDC the one of view 1.
+
+        Views agree on a pixel where view 1's centroids give both the same cluster. MDC has no second view: there the
+        pixel's present cluster is compared with its pseudo-label.
+        """
+        assert self.epoch == epoch, "prepare the epoch first"
+        balance = self.config.balance
+        units = unit_features(self._features(images, indices, epoch)).chunk(self.views)
+        labels = (
+            self.labels[list(indices)].to(self.device, torch.int64, non_blocking=True).unbind(1)
+        )
+        own = [nearness(unit, known) for unit, known in zip(units, self.centroids, strict=True)]
+        losses = [pseudo_label_loss(z, y, balance) for z, y in zip(own, labels, strict=True)]
+        total = within = torch.stack(losses).mean()
+        parts = {"within": within.detach()}
+        others = labels[0]
+        if self.views == 2:
+            of_1 = nearness(units[1], self.centroids[0])
+            of_2 = nearness(units[0], self.centroids[1])
+            across = 0.5 * (
+                pseudo_label_loss(of_2, labels[1], balance)
+                + pseudo_label_loss(of_1, labels[0], balance)
+            )
+            total = 0.5 * within + 0.5 * across
+            parts["across"] = across.detach()
+            others = of_1.argmax(1)
+        agreement = (own[0].argmax(1) == others).float().mean()
+        histogram = label_counts(labels[0], self.config.clusters)
+        return Objective(total, parts, agreement, histogram)
+
+    def state(self) -> dict[str, Tensor]:
+        """Centroids, their counts, pseudo-labels and the epoch of the last preparation; nothing before the first."""
+        if self.epoch is None:
+            return {}
+        tensors = {"epoch": torch.tensor(self.epoch), "labels": self.labels}
+        for view, known in enumerate(self.centroids, 1):
+            tensors |= {f"centroids_{view}": known.centres, f"counts_{view}": known.counts}
+        return tensors
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what `state` returned for the same images and settings."""
+        if "epoch" not in tensors:
+            return
+        self.epoch = int(tensors["epoch"])
+        self.labels = tensors["labels"].cpu()
+        self.centroids = tuple(
+            Centroids(
+                tensors[f"centroids_{view}"].to(self.device),
+                tensors[f"counts_{view}"].to(self.device),
+            )
+            for view in range(1, self.views + 1)
+        )
+
+    def _features(self, images: Tensor, indices: Sequence[int], epoch: int) -> Tensor:
+        """Features of the replayed views, (V·B, C, h, h), view 1 first."""
+        seed, round_ = self.config.seed, self.config.round(epoch)
+        exact = self.config.exact()
+        if self.views == 2:
+            views = view_pair(images, indices, seed=seed, round_=round_, exact=exact)
+            return self.network.paired_features(views)
+        view = first_view(images, indices, seed=seed, round_=round_, exact=exact)
+        features: Tensor = self.network.encoder(view)
+        return features
+
+    @torch.no_grad()
+    def _held_features(self, images: Tensor, indices: Sequence[int], epoch: int) -> Tensor:
+        """The same without a gradient and without a trace in the network, for images in the processor's memory."""
+        images = images.to(self.device, non_blocking=True)
+        with autocast(self.device, self.precision), running_statistics_kept(self.network):
+            return self._features(images, indices, epoch)
+
+    def _cluster(self, held: Held, view: int, epoch: int) -> Centroids:
+        """k-means of a sample of a view's pixels, then one mini-batch update with all pixels of each held batch."""
+        sample = torch.cat(list(self._sampled(held, view, epoch)))
+        found = kmeans(unit_features(sample), self.config.clusters, seed=self.config.seed)
+        found = Centroids(found.centres.to(self.device), found.counts.to(self.device))
+        for _, features in held:
+            points = features.chunk(self.views)[view].permute(0, 2, 3, 1).flatten(0, 2)
+            found = refine(found, unit_features(points))
+        return found
+
+    def _sampled(self, held: Held, view: int, epoch: int) -> Iterator[Tensor]:
+        """Features (n, C) of the same number of pixels of every image."""
+        share = math.ceil(SAMPLE / sum(len(indices) for indices, _ in held))
+        for indices, features in held:
+            for index, image in zip(indices, features.chunk(self.views)[view], strict=True):
+                points = image.flatten(1).T
+                draw = generator(self.config.seed, Stream.PIXELS, epoch, index, 1 + view)
+                chosen = torch.from_numpy(draw.permutation(len(points))[:share])
+                yield points[chosen.to(points.device)]
+
+
+def nearness(units: Tensor, centroids: Centroids) -> Tensor:
+    """-|f - c|² + |f|² of every pixel f and centre c: unit features (B, C, h, h) → logits (B, K, h, h) in float32."""
+    # Autocast would round distances to three digits, and near pixels would change their cluster.
+    with torch.autocast(units.device.type, enabled=False):
+        return F.conv2d(units, *centroids.classifier())
+
+
+@contextmanager
+def running_statistics_kept(network: nn.Module) -> Iterator[None]:
+    """In this block batch normalisation uses the batch's statistics and leaves its running ones as they are."""
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+
+
+def _nearest(features: Tensor, centroids: Sequence[Centroids]) -> Tensor:
+    """Nearest own centre of every pixel of V views (V·B, C, h, h) → (B, V, h, h)."""
+    views = features.chunk(len(centroids))
+    nearest = [
+        nearness(unit_features(part), known).argmax(1)
+        for part, known in zip(views, centroids, strict=True)
+    ]
+    return torch.stack(nearest, 1)

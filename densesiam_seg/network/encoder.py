@@ -1,0 +1,127 @@
+"""Backbone and decoder: image → dense features.
+
+Axes: B images, C feature channels, H W image size, h w = H/4 W/4 (H/32 W/32 for features of res5; H W over the patch
+for a plain transformer).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from densesiam_seg.network.backbones import TIMM, TORCHVISION, is_timm, require_plausible
+from densesiam_seg.network.timm_backbones import TimmBackbone, require_any_size
+
+Features = Literal["fpn", "res5"]
+
+
+class Backbone(nn.Module):
+    """A torchvision model without its classifier; parameter names are torchvision's."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        # torchvision brings torch's compiler along, a second that only those wait for who build a network.
+        import torchvision
+
+        declared = TORCHVISION[name]
+        model = getattr(torchvision.models, name)(weights=None)
+        for part in dict.fromkeys(
+            part.partition(".")[0] for stage in declared.path for part in stage
+        ):
+            setattr(self, part, getattr(model, part))
+        for module in self.modules():
+            # Dropped layers are drawn by torch's own generator: no resumed run could draw the same again.
+            if isinstance(module, torchvision.ops.StochasticDepth | nn.Dropout):
+                module.p = 0.0
+        self.path = declared.path
+        self.channels: tuple[int, ...] = declared.channels
+        self.channels_last = declared.channels_last
+
+    @property
+    def plain(self) -> nn.Module:
+        """The module whose tensors have the library's own names."""
+        return self
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, H, W) → stages res2 … res5 (B, C, h, w) at strides 4, 8, 16, 32."""
+        stages = []
+        features = images
+        for stage in self.path:
+            for part in stage:
+                features = self.get_submodule(part)(features)
+            stages.append(features.movedim(-1, 1) if self.channels_last else features)
+        return tuple(stages)
+
+
+def build_backbone(name: str) -> Backbone | TimmBackbone:
+    """The model that `backbones` knows under this name, with initial weights from torch's generator."""
+    return TimmBackbone(name.removeprefix(TIMM)) if is_timm(name) else Backbone(name)
+
+
+def require_backbone(name: str, side: int) -> None:
+    """Refuse a backbone that is not there or does not take images of `side`. Raises UsageError."""
+    require_plausible(name)
+    if is_timm(name):
+        with torch.device("meta"):
+            backbone = TimmBackbone(name.removeprefix(TIMM))
+            require_any_size(backbone, side)
+
+
+class Decoder(nn.Module):
+    """FPN: a 1×1 convolution per stage, each level added to the bilinearly upsampled sum of the coarser ones.
+
+    The stages of a plain transformer have one size; there it is a sum of 1×1 convolutions.
+    """
+
+    def __init__(self, stages: tuple[int, ...], channels: int) -> None:
+        super().__init__()
+        self.laterals = nn.ModuleList(nn.Conv2d(stage, channels, 1) for stage in stages)
+
+    def forward(self, stages: tuple[Tensor, ...]) -> Tensor:
+        """Stages, the finest first → (B, C, h, w) of the finest one's size."""
+        levels = [lateral(stage) for lateral, stage in zip(self.laterals, stages, strict=True)]
+        total: Tensor = levels.pop()
+        while levels:
+            level = levels.pop()
+            total = level + F.interpolate(total, level.shape[-2:], mode="bilinear")
+        return total
+
+
+class Encoder(nn.Module):
+    """Backbone + decoder; without a decoder the last stage is the features."""
+
+    def __init__(self, backbone: str, channels: int, features: Features = "fpn") -> None:
+        super().__init__()
+        self.backbone = build_backbone(backbone)
+        stages = self.backbone.channels
+        self.decoder = Decoder(stages, channels) if features == "fpn" else None
+        self.width = channels if features == "fpn" else stages[-1]
+        """Channels C of the features."""
+        self.frozen = False
+
+    def freeze(self) -> None:
+        """From now on the backbone has no gradients and works as in inference: batch statistics and all stay."""
+        self.frozen = True
+        self.backbone.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """As torch's, for all but a frozen backbone."""
+        super().train(mode)
+        if self.frozen:
+            self.backbone.eval()
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (B, 3, H, W) → features (B, C, h, w)."""
+        return self.dense(self.backbone(images))
+
+    def dense(self, stages: tuple[Tensor, ...]) -> Tensor:
+        """The backbone's stages → features (B, C, h, w)."""
+        if self.decoder is None:
+            return stages[-1]
+        features: Tensor = self.decoder(stages)
+        return features

@@ -1,0 +1,144 @@
+"""The network joined from its parts.
+
+Axes: B images, K clusters, A over-clusters, C channels, R view side, h = R/4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from densesiam_seg.clustering.appearance import appearance
+from densesiam_seg.clustering.mixture import Mixture, smoothed
+from densesiam_seg.io.randomness import Stream, torch_seed
+from densesiam_seg.network.encoder import Encoder, Features
+from densesiam_seg.network.heads import (
+    image_predictor,
+    image_projector,
+    pixel_predictor,
+    pixel_projector,
+    region_predictor,
+    region_projector,
+)
+from densesiam_seg.views.pair import ViewPair, warp
+from densesiam_seg.views.parameters import Geometry
+from densesiam_seg.views.photometric import denormalise
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Everything that fixes the network's tensors."""
+
+    backbone: str = "resnet18"
+    channels: int = 128
+    clusters: int = 27
+    over_clusters: int = 128
+    """0: no over-clustering heads."""
+    features: Features = "fpn"
+    image_head: bool = False
+    """SimSiam's projector and predictor of the pooled features."""
+    mixture: bool = False
+    """A mixture over appearance, which the projector's scores are joined with."""
+
+
+SHARPNESS = 3.0
+"""The projection has unit deviation, which as logits could not say that a cluster is all but certain."""
+LATEST = 0.1
+"""Weight of the latest batch in the running mean of the projector's shares, as in batch normalisation."""
+
+
+class DenseSiam(nn.Module):
+    """Encoder, the pixel heads (K clusters, A over-clusters), the region head and the image head; some may be None."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        clusters, over_clusters = architecture.clusters, architecture.over_clusters
+        self.architecture = architecture
+        self.encoder = Encoder(architecture.backbone, architecture.channels, architecture.features)
+        width = self.encoder.width
+        self.projector = pixel_projector(width, clusters)
+        self.predictor = pixel_predictor(clusters, width)
+        self.over_projector = pixel_projector(width, over_clusters) if over_clusters else None
+        self.over_predictor = pixel_predictor(over_clusters, width) if over_clusters else None
+        self.region_projector = region_projector(width)
+        self.region_predictor = region_predictor(width)
+        self.image_projector = image_projector(width) if architecture.image_head else None
+        self.image_predictor = image_predictor(width) if architecture.image_head else None
+        self.mixture = Mixture(clusters) if architecture.mixture else None
+        if architecture.mixture:
+            self.usual: Tensor
+            self.register_buffer("usual", torch.full((clusters,), 1 / clusters))
+
+    @torch.no_grad()
+    def count(self, z: Tensor) -> None:
+        """Add the shares of clusters in projections (B, K, h, w) to their running mean."""
+        shares = (SHARPNESS * z.float()).softmax(1).mean((0, 2, 3))
+        self.usual.lerp_(shares, LATEST)
+
+    def paired_features(self, views: ViewPair) -> Tensor:
+        """Features of both views in exact correspondence, (2B, C, h, h), view 1 first.
+
+        Both views pass the encoder as one batch: they share batch statistics, and one large pass is faster than two.
+        """
+        features = self.encoder(torch.cat((views.image_1, views.image_2)))
+        return matched(features, views.geometry)
+
+    def region_outputs(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        """Projections u and predictions q of region embeddings (B, K, C), each (B, K, C)."""
+        u = self.region_projector(embeddings.flatten(0, 1))
+        return u.view_as(embeddings), self.region_predictor(u).view_as(embeddings)
+
+    def dense(self, images: Tensor) -> Tensor:
+        """Normalised images (B, 3, H, W) → what `scores` reads, (B, C, h, w): features.
+
+        Where there is a mixture its log-posteriors follow them, so that there are C + K channels.
+        """
+        features: Tensor = self.encoder(images)
+        if self.mixture is None:
+            return features
+        logs = self.log_posteriors(denormalise(images.float()), features.shape[-2:])
+        return torch.cat((features.float(), logs), 1)
+
+    def log_posteriors(self, images: Tensor, size: Sequence[int]) -> Tensor:
+        """Of the mixture's clusters in RGB images (B, 3, H, W) in [0, 1], as maps (B, K, h, w) of that size."""
+        assert self.mixture is not None
+        logs: Tensor = self.mixture(appearance(images, (size[0], size[1])))
+        return logs
+
+    def scores(self, dense: Tensor) -> Tensor:
+        """What `dense` returned → cluster logits (B, K, h, w): z, or log-posteriors of z and mixture together.
+
+        They are a product of experts, which err in different ways: the network sees shapes and surroundings, the
+        mixture colours and places. Both know the clusters' usual shares, which count once: what the network says is
+        divided by its own, which it has only in part learned to be the mixture's.
+        """
+        if self.mixture is None:
+            logits: Tensor = self.projector(dense)
+            return logits
+        features, logs = dense[:, : self.encoder.width], dense[:, self.encoder.width :]
+        z: Tensor = self.projector(features)
+        learned = (SHARPNESS * z.float()).log_softmax(1)
+        # A cluster that the network never names must not be divided by nothing.
+        usual = smoothed(self.usual, self.mixture.shares)
+        return self.mixture.adapted(learned + logs - usual.log().view(-1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Cluster logits (B, K, h, w) of normalised images (B, 3, H, W)."""
+        return self.scores(self.dense(images))
+
+
+def matched(features: Tensor, geometry: Geometry) -> Tensor:
+    """Features of both views (2B, C, h, h), view 1 first: view 2's are warped onto view 1's."""
+    features_1, features_2 = features.chunk(2)
+    return torch.cat((features_1, warp(features_2, geometry).to(features.dtype)))
+
+
+def build_network(architecture: Architecture, seed: int) -> DenseSiam:
+    """A network whose initial weights are a function of the seed alone; torch's global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would set every GPU's generator too.
+        torch.default_generator.manual_seed(torch_seed(seed, Stream.WEIGHTS))
+        return DenseSiam(architecture)

@@ -1,0 +1,5 @@
+"""Masks, sheets of pictures and charts as files.
+
+Imports `io`. Exports palettes, mask PNGs and overlays (`masks`), rows of pictures with a legend (`sheet`), and charts
+(`charts`).
+"""

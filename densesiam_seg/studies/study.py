@@ -1,0 +1,168 @@
+"""`study`: the rows of an ablation, each from the same seeds and with the same budget → one table of probe scores.
+
+Every run of a row is a pre-training run of its own; its frozen network is scored by a linear probe and by k-means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from densesiam_seg.config import Preset
+from densesiam_seg.errors import DenseSiamError, OutputError, PartialError, StoppedError
+from densesiam_seg.events import Notice, Progress
+from densesiam_seg.io.files import remove_leftovers, replace_file, replace_json, replace_text
+from densesiam_seg.io.lock import RunLock
+from densesiam_seg.io.records import Records
+from densesiam_seg.io.run_directory import Status, new_run_folder, write_status
+from densesiam_seg.io.signals import stop_requests
+from densesiam_seg.pictures.masks import encode_png
+from densesiam_seg.studies.plan import STUDY, checked_labels, plan_study, require_same, write_plan
+from densesiam_seg.studies.row import COSTS, ROWS, RowRun, Study, finish, tidy
+from densesiam_seg.studies.scoreboard import RunResult, score_chart, score_table, standing_notes
+from densesiam_seg.studies.tables import Table
+
+NAMES = frozenset({STUDY, ROWS, COSTS, "runs", "table.md", "table.json", "plot.png", "run.json"})
+"""What a study writes into its folder."""
+
+
+@dataclass(frozen=True)
+class Studied:
+    """The end: where everything lies, the table, and every run."""
+
+    folder: Path
+    table: Table
+    plot: Path
+    results: tuple[RunResult, ...]
+
+    def error(self) -> PartialError | None:
+        """The error that a command ends with where runs failed."""
+        failed = [result for result in self.results if result.failure is not None]
+        if not failed:
+            return None
+        return PartialError(
+            f"{self.folder}: {len(failed)} of {len(self.results)} runs failed, first {failed[0].row}, seed "
+            f"{failed[0].seed} ({failed[0].failure}); the table has the others"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON object."""
+        results = [result.to_dict() for result in self.results]
+        return {"folder": str(self.folder), **self.table.to_dict(), "results": results}
+
+
+StudyEvent = Notice | Progress | Studied
+
+
+def study_events(
+    study: str,
+    dataset: str | Path,
+    root: str | Path,
+    *,
+    images: Sequence[str | Path] = (),
+    seeds: int = 3,
+    split: str | None = None,
+    train_split: str = "train",
+    protocol: str | None = None,
+    out: str | Path | None = None,
+    preset: Preset | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    **settings: Any,
+) -> Iterator[StudyEvent]:
+    """Run a study (a key of `STUDIES`) in `out` (default `runs/study/<timestamp>`); the last event is `Studied`.
+
+    Pre-trains on `images` (default: those of `train_split`, without their labels) with the seeds `seed`, `seed` + 1,
+    …; the probes are those of `dataset` below `root`. `settings` are fields of `PretrainConfig` that no row decides.
+    With `resume` a study goes on at the missing rows, with the same options and data. Raises a `DenseSiamError`; a run
+    whose numbers fail is recorded and the others go on, see `Studied.error`.
+    """
+    plan = plan_study(
+        study,
+        dataset,
+        root,
+        images=images,
+        seeds=seeds,
+        split=split,
+        train_split=train_split,
+        protocol=protocol,
+        preset=preset,
+        **settings,
+    )
+    for done, total in checked_labels(plan):
+        yield Progress("checking labels", done, total)
+    folder = new_run_folder(
+        "study", Path(out) if out else None, overwrite=overwrite, resume=resume, names=NAMES
+    )
+    with RunLock(folder), stop_requests() as stop:
+        remove_leftovers(folder)
+        if resume:
+            require_same(folder, plan)
+        try:
+            write_status(folder, "running")
+            if not resume:
+                write_plan(folder, plan)
+            yield from _study(Study(folder, plan, stop))
+        except BaseException as error:
+            status: Status = "stopped" if isinstance(error, StoppedError) else "failed"
+            code = error.exit_code if isinstance(error, DenseSiamError) else 1
+            # On a full disk the status cannot be written either; the first error is the one to report.
+            with suppress(OutputError):
+                reason = str(error) or type(error).__name__
+                write_status(folder, status, reason=reason, exit_code=code)
+            raise
+
+
+def _study(study: Study) -> Iterator[StudyEvent]:
+    """Every run that is missing, and the table after each of them."""
+    plan = study.plan
+    runs = [RowRun(study, row, seed) for row, seed in plan.runs()]
+    yield Notice(
+        f"{plan.study} study: {len(plan.rows)} rows x {len(plan.seeds)} seeds = {len(runs)} runs, into {study.folder}"
+    )
+    for item in plan.images.skipped:
+        yield Notice(f"skipped ({item.reason}): {item.message}", warning=True)
+    finished = {(result.row, result.seed) for result in study.results()}
+    if finished:
+        yield Notice(f"{len(finished)} of {len(runs)} runs were finished before")
+    for number, run in enumerate(runs, 1):
+        if (run.row.name, run.seed) not in finished:
+            study.require_going_on()
+            place = f"run {number} of {len(runs)}"
+            yield Notice(f"{place}: {run.row.name}, seed {run.seed}")
+            result = yield from finish(run)
+            with Records(study.folder / ROWS) as records:
+                records.append(result.to_dict())
+            _publish(study)
+            yield Notice(f"{place}: {result}")
+        tidy(run)
+    done = _publish(study)
+    error = done.error()
+    write_status(study.folder, "done", reason=str(error or ""), exit_code=9 if error else 0)
+    yield done
+
+
+def _publish(study: Study) -> Studied:
+    """Write the table and the chart of what is finished."""
+    plan, results = study.plan, study.results()
+    protocols = [result.linear.protocol for result in results if result.linear]
+    notes = [
+        f"protocol: {protocols[0] if protocols else plan.protocol.name}",
+        *plan.notes(),
+        *standing_notes(results, len(plan.runs())),
+    ]
+    title = f"{plan.study} study, {plan.dataset.title} {plan.scored.split}"
+    done = Studied(
+        study.folder,
+        score_table(title, plan.rows, results, notes),
+        study.folder / "plot.png",
+        tuple(results),
+    )
+    note = f"{title}. Large dots: means; bars: standard deviations; small dots: single seeds."
+    replace_text(study.folder / "table.md", done.table.markdown())
+    replace_json(study.folder / "table.json", done.to_dict())
+    replace_file(done.plot, encode_png(score_chart(plan.rows, results, note)))
+    return done

@@ -1,0 +1,223 @@
+"""Checkpoints of a run: each complete, verified before it is read, and never the only copy while it is replaced.
+
+A checkpoint is a folder `step-00001234` with `tensors.safetensors` and `manifest.json`. It is written as `.tmp-…`,
+flushed, and renamed when complete, so that a name which begins with `step-` always means a finished save. The manifest
+holds the SHA-256 of every other file and begins with its own, because no file format notices a flipped bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from densesiam_seg.errors import ModelError
+from densesiam_seg.io.files import (
+    JSON,
+    discard,
+    open_regular,
+    output_error,
+    remove,
+    remove_leftovers,
+    replace_file,
+    sync_folder,
+)
+from densesiam_seg.io.tensors import read_safetensors, write_safetensors
+
+_FORMAT = 1
+TENSORS = "tensors.safetensors"
+MANIFEST = "manifest.json"
+_MAX_MANIFEST = 1 << 26
+_SEAL = b'{"sha256": "%s", '
+_SEAL_BYTES = len(_SEAL) - 2 + 64
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of a run after `step` steps: tensors by name, and everything else as JSON."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class LoadedCheckpoint:
+    """The newest sound checkpoint, its folder, and the newer ones that were refused, each with the reason."""
+
+    checkpoint: Checkpoint
+    path: Path
+    rejected: list[tuple[Path, str]]
+
+
+def space_needed(tensors: Mapping[str, Tensor], keep: int = 2) -> int:
+    """Bytes that saving `tensors` again and again takes: the kept checkpoints and the one being written."""
+    one = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    return (keep + 1) * (one + (1 << 20))
+
+
+def save_checkpoint(
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    state: Mapping[str, JSON],
+    *,
+    step: int,
+    keep: int = 2,
+) -> Path:
+    """Save a run's state in `folder` (created when absent) and return the new checkpoint's folder.
+
+    The `keep` newest checkpoints stay. Those of a later step go too: they belong to a course that the run has left.
+    A second save of one step gets the name `step-00001234.2`, so that the first is deleted only when the second is
+    complete. Raises OutputError; whatever was saved before is then still there.
+    """
+    assert step >= 0 and keep >= 1, (step, keep)
+    fresh = folder / f".tmp-{step}-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        remove(fresh)
+        fresh.mkdir()
+        try:
+            digest = write_safetensors(fresh / TENSORS, tensors)
+            manifest: dict[str, JSON] = {
+                "format": _FORMAT,
+                "step": step,
+                "files": {TENSORS: digest},
+                "state": state,
+            }
+            sealed = _seal(manifest)
+            assert len(sealed) <= _MAX_MANIFEST, "large state belongs among the tensors"
+            replace_file(fresh / MANIFEST, sealed)
+            final = fresh.rename(_free_name(folder, step))
+        except BaseException:
+            remove(fresh)
+            raise
+        sync_folder(folder)
+        _retire(folder, final, keep)
+    except OSError as error:
+        raise output_error(folder, error) from error
+    return final
+
+
+def load_checkpoint(folder: Path) -> LoadedCheckpoint | None:
+    """The checkpoint of the highest step whose digests agree, or None where nothing was ever saved.
+
+    Damaged ones are passed over and listed. Raises ModelError when there are only damaged ones.
+    """
+    rejected: list[tuple[Path, str]] = []
+    try:
+        found = _newest_first(folder)
+    except OSError as error:
+        raise ModelError(
+            f"{folder}: cannot be read ({error.strerror or error}); check the path given"
+        ) from error
+    for path in found:
+        try:
+            checkpoint = _read(path)
+        except ModelError as error:
+            rejected.append((path, str(error)))
+        else:
+            return LoadedCheckpoint(checkpoint, path, rejected)
+    if not rejected:
+        return None
+    raise ModelError(
+        f"{folder}: no checkpoint is sound ({len(rejected)} refused; the newest: {rejected[0][1]}); "
+        "restore one from a copy or start again with --overwrite"
+    )
+
+
+def discard_checkpoint(path: Path) -> None:
+    """Delete a refused checkpoint, so that it is not counted among the kept ones. Raises OutputError."""
+    try:
+        discard(path)
+    except OSError as error:
+        raise output_error(path, error) from error
+
+
+def clean(folder: Path) -> None:
+    """Delete the unfinished saves and deletions of killed processes; only for the holder of the run's lock."""
+    remove_leftovers(folder)
+
+
+def _retire(folder: Path, final: Path, keep: int) -> None:
+    """Delete every checkpoint but `final` and the `keep` - 1 newest ones of earlier steps. Raises OSError."""
+    step, _ = _order(final)
+    earlier = [path for path in _newest_first(folder) if _order(path)[0] < step]
+    kept = {final, *earlier[: keep - 1]}
+    for path in _newest_first(folder):
+        if path not in kept:
+            discard(path)
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    """The checkpoints in `folder` by falling step."""
+    try:
+        found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)]
+    except FileNotFoundError:
+        return []
+    return sorted(found, key=_order, reverse=True)
+
+
+_NAME = re.compile(r"step-([0-9]{8,18})(?:\.([0-9]{1,9}))?")
+
+
+def _order(path: Path) -> tuple[int, int]:
+    """Step and repetition of a checkpoint from its folder's name."""
+    match = _NAME.fullmatch(path.name)
+    assert match is not None, path
+    return int(match[1]), int(match[2] or 1)
+
+
+def _free_name(folder: Path, step: int) -> Path:
+    repetition = max(
+        (_order(p)[1] for p in _newest_first(folder) if _order(p)[0] == step), default=0
+    )
+    name = f"step-{step:08d}" + (f".{repetition + 1}" if repetition else "")
+    return folder / name
+
+
+def _seal(manifest: Mapping[str, JSON]) -> bytes:
+    """JSON whose first member is the SHA-256 of all the bytes that follow it.
+
+    So the manifest is verified byte by byte before it is parsed. Unlike other JSON files this one keeps NaN and
+    infinities: a resumed run needs the very values.
+    """
+    body = json.dumps(manifest, indent=1)[1:].lstrip().encode("ascii")
+    return _SEAL % hashlib.sha256(body).hexdigest().encode("ascii") + body
+
+
+def _unseal(data: bytes, path: Path) -> object:
+    """The manifest of `_seal`. Raises ModelError before anything is parsed if a single byte differs."""
+    body = data[_SEAL_BYTES:]
+    if data != _SEAL % hashlib.sha256(body).hexdigest().encode("ascii") + body:
+        raise ModelError(f"{path}: its SHA-256 does not match")
+    try:
+        return json.loads(b"{" + body)
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: is not JSON") from error
+
+
+def _read(path: Path) -> Checkpoint:
+    """One checkpoint, verified and then read. Raises ModelError."""
+    source = path / MANIFEST
+    try:
+        with open_regular(source) as file:
+            manifest = _unseal(file.read(_MAX_MANIFEST), source)
+    except OSError as error:
+        raise ModelError(f"{source}: cannot be read ({error.strerror or error})") from error
+    match manifest:
+        case {"format": version, "step": step, "files": dict(files), "state": dict(state)} if (
+            version == _FORMAT
+        ):
+            if step != _order(path)[0]:
+                raise ModelError(f"{source}: belongs to step {step}, not to this folder")
+        case _:
+            raise ModelError(f"{source}: its format is not known to this version")
+    tensors = read_safetensors(path / TENSORS, sha256=str(files.get(TENSORS)), finite=False)
+    return Checkpoint(_order(path)[0], tensors, state)

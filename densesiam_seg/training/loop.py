@@ -1,0 +1,290 @@
+"""The training loop: one step, one epoch, all epochs, as a stream of records.
+
+Axes: B images, K clusters, S stored side.
+
+The loop's whole state is the network, the optimiser's moments, what the method keeps, the number of finished steps and
+the sums of the epoch under way. Views and order are functions of (seed, epoch, image), so a loop restored from that
+state goes on to the same weights.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from densesiam_seg.config import RunConfig
+from densesiam_seg.errors import InputError, NumericError
+from densesiam_seg.events import EpochRecord, Progress, StepRecord
+from densesiam_seg.images.store import Batch, ImageStore, epoch_batches, on_device
+from densesiam_seg.io.devices import autocast
+from densesiam_seg.methods.interface import Method, Objective
+from densesiam_seg.network.model import DenseSiam
+
+IN_USE = 0.001
+"""A cluster counts as in use from this share of an epoch's pixels on."""
+READ_SECONDS = 0.25
+"""On a GPU results are read this often, since reading waits for all that the GPU was asked for."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """A step whose results may still be under way."""
+
+    step: int
+    epoch: int
+    batch: Batch
+    result: Objective
+    sound: Tensor
+    """Whether loss and gradients are finite."""
+
+
+@dataclass
+class EpochSums:
+    """Running sums of the epoch under way; float64 and int64, so that they survive JSON unchanged."""
+
+    steps: int = 0
+    losses: dict[str, float] = field(default_factory=dict)
+    agreement: float = 0.0
+    histogram: list[int] = field(default_factory=list)
+    disjoint: int = 0
+    spread: float | None = None
+
+    def add(self, record: StepRecord, histogram: list[int]) -> None:
+        self.steps += 1
+        for name, value in record.losses.items():
+            self.losses[name] = self.losses.get(name, 0.0) + value
+        self.agreement += record.agreement
+        self.disjoint += record.disjoint
+        if record.spread is not None:
+            self.spread = (self.spread or 0.0) + record.spread
+        old = self.histogram or [0] * len(histogram)
+        self.histogram = [a + b for a, b in zip(old, histogram, strict=True)]
+
+    def record(self, step: int, epoch: int) -> EpochRecord:
+        pixels = sum(self.histogram)
+        shares = [count / pixels for count in self.histogram]
+        uniform = math.log(len(shares)) if shares else 1.0
+        return EpochRecord(
+            step=step,
+            epoch=epoch,
+            losses={name: value / self.steps for name, value in self.losses.items()},
+            agreement=self.agreement / self.steps,
+            clusters_in_use=sum(share >= IN_USE for share in shares),
+            entropy=-sum(s * math.log(s) for s in shares if s) / uniform,
+            shares=shares,
+            disjoint=self.disjoint,
+            spread=None if self.spread is None else self.spread / self.steps,
+        )
+
+
+class Training:
+    """A method's network under training; iterate `records` to advance it."""
+
+    def __init__(
+        self,
+        method: Method,
+        config: RunConfig,
+        store: ImageStore,
+        device: torch.device,
+        precision: torch.dtype,
+    ) -> None:
+        if len(store) < config.batch_size:
+            raise InputError(
+                f"{len(store)} usable images cannot fill a batch of {config.batch_size}; "
+                "give more images or a smaller --batch-size"
+            )
+        self.method = method
+        self.network: DenseSiam = method.network.to(
+            device, memory_format=torch.channels_last
+        ).train()  # type: ignore[call-overload]
+        self.config = config
+        self.store = store
+        self.device = device
+        self.precision = precision
+        self.optimizer = _optimizer(self.network, config)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
+        self.step = 0
+        self.sums = EpochSums()
+        self.last_epoch: EpochRecord | None = None
+        self.read_seconds = READ_SECONDS if device.type == "cuda" else 0.0
+        """0: every step's results are read before the weights change."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.store) // self.config.batch_size
+
+    @property
+    def total_steps(self) -> int:
+        return self.steps_per_epoch * self.config.epochs
+
+    def records(self) -> Iterator[Progress | StepRecord | EpochRecord]:
+        """Train from the current step to the last; the state is consistent whenever a record is yielded.
+
+        Where results are read less often than every step, the records of several steps come at once; the state is that
+        after the last of them, whose `step` equals `self.step`.
+        """
+        while self.step < self.total_steps:
+            epoch, done = divmod(self.step, self.steps_per_epoch)
+            groups = epoch_batches(
+                len(self.store), self.config.batch_size, seed=self.config.seed, epoch=epoch
+            )
+            for images in self.method.prepare(self.store, epoch):
+                what = f"clustering for epoch {epoch + 1}"
+                yield Progress(what, images, self.steps_per_epoch * self.config.batch_size)
+            pinned = self.device.type == "cuda"
+            batches = self.method.batches(self.store, groups[done:], pinned=pinned)
+            waiting: list[Done] = []
+            for batch in on_device(batches, self.device):
+                if not waiting:
+                    began = time.perf_counter()
+                waiting.append(self._advance(batch, epoch))
+                self.step += 1
+                last = self.step % self.steps_per_epoch == 0
+                if last or time.perf_counter() - began >= self.read_seconds:
+                    records = self._read(waiting, began)
+                    waiting = []
+                    if last:
+                        self.last_epoch = self.sums.record(self.step, epoch)
+                        self.sums = EpochSums()
+                    yield from records
+            if self.last_epoch:
+                yield self.last_epoch
+
+    def _read(self, waiting: Sequence[Done], began: float) -> list[StepRecord]:
+        """The records of finished steps, added to the epoch's sums. Raises NumericError."""
+        # Two copies from the device for all of them.
+        numbers = torch.stack([_numbers(done) for done in waiting]).tolist()
+        histograms = torch.stack([done.result.histogram for done in waiting]).tolist()
+        seconds = (time.perf_counter() - began) / len(waiting)
+        records = []
+        for done, (sound, agreement, spread, *losses), histogram in zip(
+            waiting, numbers, histograms, strict=True
+        ):
+            if not sound:
+                raise self._diverged(done)
+            record = StepRecord(
+                done.step,
+                done.epoch,
+                losses=dict(zip([*done.result.parts, "total"], losses, strict=True)),
+                agreement=agreement,
+                seconds=seconds,
+                disjoint=done.result.disjoint,
+                spread=None if done.result.spread is None else spread,
+            )
+            self.sums.add(record, histogram)
+            records.append(record)
+        return records
+
+    def _advance(self, batch: Batch, epoch: int) -> Done:
+        """One optimiser step.
+
+        Raises NumericError, with the weights as they were, when something is not finite and results are read at once.
+        """
+        factor = self.config.decay(self.step / self.total_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.rate() * (factor if group["decays"] else 1.0)
+        with autocast(self.device, self.precision):
+            result = self.method.objective(batch.images, batch.indices, epoch)
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(self.scaler.scale(result.total))
+        done = Done(self.step + 1, epoch, batch, result, self._sound(result))
+        if not self.read_seconds and not done.sound:
+            raise self._diverged(done)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return done
+
+    def _sound(self, result: Objective) -> Tensor:
+        sound = torch.isfinite(result.total.detach())
+        if not self.scaler.is_enabled():
+            # With fp16 the scaler itself skips steps whose scaled gradients overflow.
+            gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+            sound = sound & torch.isfinite(torch.nn.utils.get_total_norm(gradients))
+        return sound
+
+    def _diverged(self, done: Done) -> NumericError:
+        indices = done.batch.indices
+        names = ", ".join(self.store.manifest.names[index] for index in indices[:4])
+        more = ", …" if len(indices) > 4 else ""
+        return NumericError(
+            f"loss or gradient is not finite at step {done.step} (batch with {names}{more}); "
+            "the last checkpoint is kept: lower --learning-rate or use --precision fp32"
+        )
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything needed to go on: tensors, and a JSON object."""
+        tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        for name, parameter in self.network.named_parameters():
+            for moment, value in self.optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer.{moment}.{name}"] = value
+        for name, value in self.method.state().items():
+            tensors[f"method.{name}"] = value
+        return tensors, {
+            "step": self.step,
+            "sums": asdict(self.sums),
+            "last_epoch": asdict(self.last_epoch) if self.last_epoch else None,
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Take over what `state` returned for a network of the same architecture."""
+        self.network.load_state_dict(
+            {
+                name.removeprefix("network."): value
+                for name, value in tensors.items()
+                if name.startswith("network.")
+            }
+        )
+        parameters = dict(self.network.named_parameters())
+        for name, value in tensors.items():
+            if name.startswith("momentum."):
+                # A run that began when there was SGD alone.
+                name = f"optimizer.momentum_buffer.{name.removeprefix('momentum.')}"
+            if name.startswith("optimizer."):
+                _, moment, name = name.split(".", 2)
+                parameter = parameters[name]
+                # A moment's memory layout is the parameter's: another one would add up in another order. Adam's count
+                # of steps is no moment and stays on the processor.
+                same = value.shape == parameter.shape
+                kept = torch.empty_like(parameter).copy_(value) if same else value.clone()
+                self.optimizer.state[parameter][moment] = kept
+        self.method.restore(
+            {
+                name.removeprefix("method."): value
+                for name, value in tensors.items()
+                if name.startswith("method.")
+            }
+        )
+        self.step = state["step"]
+        self.sums = EpochSums(**state["sums"])
+        self.last_epoch = EpochRecord(**state["last_epoch"]) if state["last_epoch"] else None
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+
+
+def _numbers(done: Done) -> Tensor:
+    """What is read of a step, as one vector: soundness, agreement, spread (or 0), the losses and their total."""
+    result = done.result
+    spread = torch.zeros_like(result.agreement) if result.spread is None else result.spread
+    values = [done.sound, result.agreement, spread, *result.parts.values(), result.total.detach()]
+    return torch.stack([value.float() for value in values])
+
+
+def _optimizer(network: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
+    """SGD or Adam of two groups: the predictors, whose rate stays, and everything else but a frozen backbone."""
+    predictors = [p for name, p in network.named_parameters() if "predictor." in name]
+    known = set(predictors)
+    others = [p for p in network.parameters() if p not in known and p.requires_grad]
+    groups = [{"params": others, "decays": True}, {"params": predictors, "decays": False}]
+    if config.optimizer == "adam":
+        return torch.optim.Adam(groups, config.rate(), weight_decay=config.weight_decay)
+    return torch.optim.SGD(
+        groups, config.rate(), momentum=config.momentum, weight_decay=config.weight_decay
+    )

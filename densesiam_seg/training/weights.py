@@ -1,0 +1,224 @@
+"""Initial weights of the encoder: those that its library publishes, a file's, another run's, or none.
+
+No file is unpickled: safetensors is read as it is, a torchvision `.pth` with `weights_only=True` after its archive was
+found to be stored uncompressed, so that a small file cannot become a large one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import shutil
+import urllib.request
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from densesiam_seg.errors import ModelError, UsageError
+from densesiam_seg.inference.segmenter import Segmenter
+from densesiam_seg.io.tensors import layout, read_safetensors
+from densesiam_seg.network.encoder import Backbone, Encoder
+from densesiam_seg.network.model import DenseSiam
+from densesiam_seg.network.timm_backbones import TimmBackbone
+
+SCRATCH = "training from scratch"
+"""What a line of `load_encoder` ends in where there are no weights."""
+TIMEOUT = 10.0
+"""Seconds without an answer after which the one attempt to fetch weights gives up."""
+
+
+def load_encoder(encoder: Encoder, name: str, weights: str) -> str:
+    """Fill `encoder` (its backbone is called `name`) as `weights` says; returns a line that tells what was done.
+
+    `auto`: ImageNet weights from torch's cache, else fetched once, else none; for a model of timm the weights that timm
+    publishes under its name. `imagenet`: the same, but a ModelError where they cannot be had. `none`: the initial
+    weights stay. Otherwise the path of a `.safetensors` or `.pth` file with the library's names (for timm also those of
+    official checkpoints), or a run or model directory of this program, whose decoder is taken over too where it has the
+    same channels. Raises UsageError and ModelError.
+    """
+    backbone = encoder.backbone
+    if weights == "none":
+        return f"weights: none, {SCRATCH}"
+    if weights in ("auto", "imagenet"):
+        if isinstance(backbone, TimmBackbone):
+            return _fetch_timm(backbone, name, needed=weights == "imagenet")
+        try:
+            path = _cached(name)
+        except (OSError, http.client.HTTPException) as error:
+            reason = str(getattr(error, "reason", None) or error) or type(error).__name__
+            if weights == "imagenet":
+                raise ModelError(
+                    f"ImageNet weights of {name}: neither cached nor fetched ({reason}); give --weights FILE or none"
+                ) from error
+            return f"weights: ImageNet's are neither cached nor to be fetched ({reason}), {SCRATCH}"
+        try:
+            _fill(backbone.plain, _read_archive(path), path)
+        except ModelError as error:
+            raise ModelError(
+                f"{path}: the cached ImageNet weights are damaged; delete that file"
+            ) from error
+        return f"weights: ImageNet, {path}"
+    path = _given(weights)
+    if path.is_dir():
+        return _take_over(encoder, name, path)
+    tensors = read_safetensors(path) if path.suffix == ".safetensors" else _read_archive(path)
+    if isinstance(backbone, TimmBackbone):
+        try:
+            tensors = backbone.translate(tensors)
+        except Exception as error:
+            # timm's converters expect whole checkpoints and fail as they please on anything else.
+            raise ModelError(
+                f"{path}: not weights that timm knows for {name} ({type(error).__name__}: {error}); "
+                "give weights of the same --backbone"
+            ) from error
+    _fill(backbone.plain, tensors, path)
+    return f"weights: {path}"
+
+
+def require_source(weights: str) -> None:
+    """Refuse `weights` that nothing can come of, before any other work is done.
+
+    Raises UsageError when they are neither a known word nor a file or folder that is there, and ModelError for a folder
+    without a sound model.
+    """
+    if weights not in ("auto", "imagenet", "none"):
+        path = _given(weights)
+        if path.is_dir():
+            _network(path)
+
+
+def _fetch_timm(backbone: TimmBackbone, name: str, *, needed: bool) -> str:
+    try:
+        backbone.fetch()
+    except Exception as error:
+        # The Hub's library, its network and timm raise unrelated classes.
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        if needed:
+            raise ModelError(
+                f"weights of {name}: neither cached nor fetched ({reason}); give --weights FILE or none"
+            ) from error
+        return f"weights: timm's are neither cached nor to be fetched ({reason}), {SCRATCH}"
+    return f"weights: timm's, {name}"
+
+
+def _given(weights: str) -> Path:
+    path = Path(weights)
+    # An empty name would be the current folder.
+    if not weights or not (path.is_file() or path.is_dir()):
+        raise UsageError(
+            f"--weights {weights}: no such file or folder; "
+            "give auto, imagenet, none, a .safetensors or .pth file, or a run directory"
+        )
+    return path
+
+
+def _network(path: Path) -> DenseSiam:
+    network: DenseSiam = Segmenter.load(path, device="cpu", precision="fp32").network
+    return network
+
+
+def _take_over(encoder: Encoder, name: str, path: Path) -> str:
+    """Copy the encoder of a run or model directory, the decoder only where its tensors fit."""
+    source = _network(path)
+    found = source.architecture.backbone
+    if found != name:
+        raise ModelError(
+            f"{path}: its backbone is {found}, not {name}; give --backbone {found} or other --weights"
+        )
+    encoder.backbone.load_state_dict(source.encoder.backbone.state_dict())
+    mine, theirs = encoder.decoder, source.encoder.decoder
+    if mine is None or theirs is None or layout(mine.state_dict()) != layout(theirs.state_dict()):
+        return f"weights: backbone of {path} ({name})"
+    mine.load_state_dict(theirs.state_dict())
+    return f"weights: backbone and decoder of {path} ({name})"
+
+
+def _cached(name: str) -> Path:
+    """The file of torchvision's ImageNet weights in torch's cache, fetched when absent. Raises OSError."""
+    import torchvision
+
+    url: str = torchvision.models.get_model_weights(name).DEFAULT.url
+    path: Path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if path.is_file():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer, part.open("wb") as file:
+            shutil.copyfileobj(answer, file)
+        # torchvision's file names end in the first digits of their sha256.
+        expected = path.stem.rpartition("-")[2]
+        if not _sha256(part).startswith(expected):
+            raise OSError(f"{url}: the fetched file's sha256 does not start with {expected}")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_archive(path: Path) -> dict[str, Tensor]:
+    """A state dict from a `.pth` file that is a plain, uncompressed zip archive."""
+    refusal = f"{path}: not a torchvision state dict"
+    remedy = "; save it with torch.save(model.state_dict(), path) or as safetensors"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise ModelError(f"{refusal}: its archive is compressed{remedy}")
+        if sum(entry.file_size for entry in entries) > path.stat().st_size:
+            raise ModelError(f"{refusal}: its records are larger than the file{remedy}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except ModelError:
+        raise
+    except Exception as error:
+        # torch.load raises whatever its parts raise; none of it is worth more than "refused" to the user.
+        raise ModelError(f"{refusal} ({type(error).__name__}){remedy}") from error
+    content = content.get("state_dict", content) if isinstance(content, dict) else content
+    if not isinstance(content, dict) or not all(
+        isinstance(value, Tensor) for value in content.values()
+    ):
+        raise ModelError(f"{refusal}{remedy}")
+    return content
+
+
+def _fill(backbone: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Copy what the backbone has; a classifier and other tensors of the file are left out, anything else must fit."""
+    wanted = backbone.state_dict()
+    for key, target in wanted.items():
+        if key not in tensors:
+            if key.endswith("num_batches_tracked"):
+                continue
+            library = "torchvision" if isinstance(backbone, Backbone) else "timm"
+            raise ModelError(
+                f"{path}: has no tensor {key}; give {library} weights of the same --backbone"
+            )
+        source = tensors[key].detach()
+        if source.shape != target.shape:
+            raise ModelError(
+                f"{path}: {key} is {tuple(source.shape)}, not {tuple(target.shape)}; "
+                "give weights of the same --backbone"
+            )
+        plain = source.layout == torch.strided and source.device.type == "cpu"
+        if not plain or source.is_complex() or source.is_quantized:
+            raise ModelError(f"{path}: {key} is not a dense tensor of numbers; give plain weights")
+        # A tensor of stride 0 claims more elements than the file holds.
+        if source.numel() * source.element_size() > source.untyped_storage().nbytes():
+            raise ModelError(
+                f"{path}: {key} is larger than its storage; the file is not to be trusted"
+            )
+        # Doubles may become infinite only here.
+        source = source.to(target.dtype)
+        if not bool(torch.isfinite(source).all()):
+            raise ModelError(f"{path}: {key} holds NaN or infinite values; give sound weights")
+        target.copy_(source)

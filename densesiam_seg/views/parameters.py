@@ -1,0 +1,167 @@
+"""Every random choice of a view as a frozen value, drawn before any pixel is touched.
+
+Axes: B images, S side of the stored square image.
+
+Each value is a pure function of (seed, round, image, view), so clustering, training and a resumed run replay the same
+views. Geometry and photometry follow DenseSiam's supplement, section A: for segmentation those of PiCIE, for
+pre-training those of SimSiam.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from densesiam_seg.io.randomness import Stream, generator
+
+MIN_CROP = 0.5
+JITTER = 0.3
+HUE = 0.1
+JITTER_PROBABILITY = 0.8
+GREY_PROBABILITY = 0.2
+BLUR_PROBABILITY = 0.5
+BLUR_SIGMA = (0.1, 2.0)
+
+PRETRAINING_JITTER = 0.4
+ASPECTS = (3 / 4, 4 / 3)
+"""Width over height of a pre-training crop, in the image's own pixels."""
+ATTEMPTS = 10
+"""Crops drawn until one fits into the image, as torchvision's RandomResizedCrop does."""
+
+
+class PerImage:
+    """A value per image in every field, each a tensor of shape (B,)."""
+
+    def to(self, device: torch.device | str) -> Self:
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def __getitem__(self, part: slice) -> Self:
+        return self._map(lambda tensor: tensor[part])
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        return type(self)(*(change(getattr(self, field.name)) for field in fields(self)))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Geometry(PerImage):
+    """A square crop as fractions of the image's side, then a horizontal flip; each field (B,)."""
+
+    top: Tensor
+    left: Tensor
+    side: Tensor
+    flip: Tensor
+
+
+@dataclass(frozen=True)
+class Window(PerImage):
+    """A crop as fractions of its image's own height and width, then a horizontal flip; each field (B,)."""
+
+    top: Tensor
+    left: Tensor
+    height: Tensor
+    width: Tensor
+    flip: Tensor
+
+
+@dataclass(frozen=True)
+class Photometry(PerImage):
+    """Colour changes in the order of their fields, then a blur of `sigma` pixels (0: none).
+
+    They are pixels of the stored image for segmentation, and of the view for pre-training.
+    """
+
+    brightness: Tensor
+    contrast: Tensor
+    saturation: Tensor
+    hue: Tensor
+    grey: Tensor
+    sigma: Tensor
+
+    def colours(self) -> Tensor:
+        """Brightness, contrast, saturation, hue and grey of each image, (B, 5)."""
+        return torch.stack(
+            (self.brightness, self.contrast, self.saturation, self.hue, self.grey), 1
+        )
+
+
+def sample_geometry(seed: int, round_: int, images: Sequence[int]) -> Geometry:
+    """The crop and flip of each image, shared by both its views."""
+    table = np.empty((len(images), 4), np.float32)
+    for row, image in enumerate(images):
+        draw = generator(seed, Stream.VIEWS, round_, image, 0)
+        side = draw.uniform(MIN_CROP, 1.0)
+        top, left = draw.uniform(0.0, 1.0, 2) * (1.0 - side)
+        table[row] = top, left, side, draw.random() < 0.5
+    return Geometry(*torch.from_numpy(table).unbind(1))
+
+
+def sample_photometry(seed: int, round_: int, images: Sequence[int], view: int) -> Photometry:
+    """The colour changes and blur of each image in view 1 or 2."""
+    assert view in (1, 2)
+    table = np.empty((len(images), 6), np.float32)
+    for row, image in enumerate(images):
+        draw = generator(seed, Stream.VIEWS, round_, image, view)
+        jitters = draw.random(4) < JITTER_PROBABILITY
+        factors = draw.uniform(1.0 - JITTER, 1.0 + JITTER, 3)
+        hue = draw.uniform(-HUE, HUE)
+        grey = draw.random() < GREY_PROBABILITY
+        blurred = draw.random() < BLUR_PROBABILITY
+        sigma = draw.uniform(*BLUR_SIGMA)
+        table[row, :3] = np.where(jitters[:3], factors, 1.0)
+        table[row, 3:] = hue * jitters[3], grey, sigma * blurred
+    return Photometry(*torch.from_numpy(table).unbind(1))
+
+
+def sample_windows(
+    seed: int,
+    round_: int,
+    images: Sequence[int],
+    view: int,
+    aspects: Tensor,
+    scales: tuple[float, float] = (0.2, 1.0),
+) -> Window:
+    """RandomResizedCrop and flip of each image for view 1 or 2, with a share of its area from `scales`.
+
+    `aspects` (B,) are the images' own widths over heights. Where none of ten draws fits, the largest centred crop of
+    an allowed aspect is taken.
+    """
+    table = np.empty((len(images), 5), np.float32)
+    for row, (image, aspect) in enumerate(zip(images, aspects.tolist(), strict=True)):
+        draw = generator(seed, Stream.VIEWS, round_, image, 2 + view)
+        shares = draw.uniform(*scales, ATTEMPTS)
+        ratios = np.exp(draw.uniform(math.log(ASPECTS[0]), math.log(ASPECTS[1]), ATTEMPTS)) / aspect
+        heights, widths = np.sqrt(shares / ratios), np.sqrt(shares * ratios)
+        fitting = np.flatnonzero((heights <= 1) & (widths <= 1))
+        if len(fitting):
+            height, width = heights[fitting[0]], widths[fitting[0]]
+            top, left = draw.uniform(0.0, 1.0, 2) * (1.0 - height, 1.0 - width)
+        else:
+            ratio = np.clip(aspect, *ASPECTS) / aspect
+            height, width = min(1.0, 1.0 / ratio), min(1.0, ratio)
+            top, left = (1.0 - height) / 2, (1.0 - width) / 2
+        table[row] = top, left, height, width, draw.random() < 0.5
+    return Window(*torch.from_numpy(table).unbind(1))
+
+
+def sample_pretraining_photometry(
+    seed: int, round_: int, images: Sequence[int], view: int
+) -> Photometry:
+    """ColorJitter(0.4, 0.4, 0.4, 0.1) with p 0.8 for all four at once, grey p 0.2, blur p 0.5, for view 1 or 2."""
+    table = np.empty((len(images), 6), np.float32)
+    for row, image in enumerate(images):
+        draw = generator(seed, Stream.VIEWS, round_, image, 4 + view)
+        jitter = draw.random() < JITTER_PROBABILITY
+        factors = draw.uniform(1.0 - PRETRAINING_JITTER, 1.0 + PRETRAINING_JITTER, 3)
+        hue = draw.uniform(-HUE, HUE)
+        grey = draw.random() < GREY_PROBABILITY
+        blurred = draw.random() < BLUR_PROBABILITY
+        sigma = draw.uniform(*BLUR_SIGMA)
+        table[row, :3] = factors if jitter else 1.0
+        table[row, 3:] = hue * jitter, grey, sigma * blurred
+    return Photometry(*torch.from_numpy(table).unbind(1))

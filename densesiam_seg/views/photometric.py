@@ -1,0 +1,192 @@
+"""Colour changes of images, with torchvision's definitions, and the network's normalisation.
+
+Axes: B images, H W image.
+
+Two ways to the same colours: `adjust_colour` for a batch on any device, and `recolour` for one image in place, which
+leaves out what an image does not have and passes over memory half as often. They differ in rounding alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from densesiam_seg.views.parameters import Photometry
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601, as torchvision rounds it
+NEUTRAL = (1.0, 1.0, 1.0, 0.0, 0.0)
+"""Brightness, contrast, saturation, hue and grey that change nothing."""
+STRIP = 2**16
+"""Pixels that are recoloured at once."""
+SCRATCH = 6
+"""Numbers a pixel that a turn of the hue needs beside the colours."""
+
+
+def normalise(images: Tensor) -> Tensor:
+    """(…, 3, H, W) in [0, 1] → ImageNet's zero mean and unit deviation per channel."""
+    mean, std = _statistics(images.device)
+    return (images - mean) / std
+
+
+def denormalise(images: Tensor) -> Tensor:
+    """What `normalise` made of images, back to [0, 1]."""
+    mean, std = _statistics(images.device)
+    return images * std + mean
+
+
+def normalise_(images: Tensor) -> Tensor:
+    """`normalise` in place."""
+    mean, std = _statistics(images.device)
+    return images.sub_(mean).div_(std)
+
+
+def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    return _constant(MEAN, device).view(3, 1, 1), _constant(STD, device).view(3, 1, 1)
+
+
+@cache
+def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Numbers on a device, put there once: each time would make the processor wait for a GPU."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device)
+
+
+def adjust_colour(images: Tensor, photometry: Photometry) -> Tensor:
+    """Brightness, contrast, saturation, hue, grey, clamped to [0, 1] after each, with torchvision's definitions.
+
+    `images` is float (B, 3, H, W) in [0, 1]. A change that no image of the batch has is not computed; where the
+    photometry lies in the processor's memory, that is found out without asking a GPU.
+    """
+    colours = photometry.colours()
+    asked = (colours != torch.tensor(NEUTRAL, device=colours.device)).any(0).tolist()
+    brightness, contrast, saturation, hue, grey = (
+        colours.to(images.device, non_blocking=True).view(-1, 5, 1, 1, 1).unbind(1)
+    )
+    if asked[0]:
+        images = (images * brightness).clamp_(0, 1)
+    if asked[1]:
+        mean = _luma(images.mean((-2, -1), keepdim=True))
+        images = (images * contrast).add_((1.0 - contrast) * mean).clamp_(0, 1)
+    if asked[2]:
+        images = (images * saturation).add_((1.0 - saturation) * _luma(images)).clamp_(0, 1)
+    if asked[3]:
+        images = _rotate_hue(images, hue)
+    if asked[4]:
+        images = torch.where(grey.bool(), _luma(images), images)
+    return images
+
+
+def _luma(images: Tensor) -> Tensor:
+    weights = _constant(LUMA, images.device).view(1, 3)
+    return (weights @ images.flatten(2)).view(len(images), 1, *images.shape[2:])
+
+
+def _rotate_hue(images: Tensor, hue: Tensor) -> Tensor:
+    """Turn the HSV hue by `hue` ∈ [-½, ½] of the circle, with no detour over saturation and value.
+
+    With V the maximum, c the chroma and t the hue in sixths of the circle, the channel at offset n ∈ (5, 3, 1) is
+    V - c·clip(2 - |k - 2|, 0, 1), k = (n + t) mod 6. With t ∈ [0, 6) the nearer of k = 2 and k = 8 stands for the
+    remainder; sums and clips stand for comparisons, which cost ten times as much.
+    """
+    red, green, blue = images.unbind(1)
+    highest = torch.maximum(torch.maximum(red, green), blue)
+    chroma = highest - torch.minimum(torch.minimum(red, green), blue)
+    scale = chroma.clamp(min=1e-9).reciprocal_()
+    not_red = (highest - red).mul_(1e30).clamp_(max=1)
+    not_green = (highest - green).mul_(1e30).clamp_(max=1)
+    red_sixth = (green - blue).mul_(scale)
+    green_sixth = (blue - red).mul_(scale).add_(2.0)
+    blue_sixth = (red - green).mul_(scale).add_(4.0)
+    sixth = torch.lerp(red_sixth, torch.lerp(green_sixth, blue_sixth, not_green), not_red)
+    sixth = sixth.add_(hue.view(-1, 1, 1) * 6.0).remainder_(6.0)
+    turned = torch.empty_like(images)
+    for channel, offset in enumerate((5.0, 3.0, 1.0)):
+        distance = torch.minimum((sixth + (offset - 2.0)).abs_(), (sixth + (offset - 8.0)).abs_())
+        share = distance.neg_().add_(2.0).clamp_(0, 1)
+        torch.sub(highest, share.mul_(chroma), out=turned[:, channel])
+    return turned
+
+
+def brightened_luma(image: Tensor, brightness: float, room: Tensor) -> float:
+    """Mean luma of a uint8 image (3, H, W) after a change of brightness: what a change of contrast keeps.
+
+    `room` is memory for 3·H·W numbers.
+    """
+    planes = room[: image.numel()].view(image.shape).copy_(image)
+    if brightness > 1:
+        planes.clamp_(max=255 / brightness)
+    mean = planes.mean((-2, -1)).mul_(brightness / 255)
+    return float(torch.dot(mean, torch.tensor(LUMA)))
+
+
+def recolour(
+    image: Tensor, change: Sequence[float], mean: float | None = None, *, white: float = 1.0
+) -> None:
+    """Change one image, contiguous float (3, H, W) from 0 to `white`, in place, to one in [0, 1].
+
+    `change` is brightness, contrast, saturation, hue and grey of a `Photometry`; `mean` the luma that contrast keeps,
+    by default the image's own after the change of brightness.
+    """
+    brightness, contrast, saturation, hue, grey = change
+    if brightness != white:
+        image.mul_(brightness / white)
+    if brightness > 1:
+        image.clamp_(max=1)
+    planes = image.flatten(1)
+    if contrast != 1 and mean is None:
+        mean = float(torch.dot(planes.mean(1), torch.tensor(LUMA)))
+    kept = torch.tensor(0.0 if mean is None else (1 - contrast) * mean)
+    # Some hundred operations pass over a strip that stays in the processor's cache, and over the same memory.
+    scratch = torch.empty(SCRATCH, min(STRIP, planes.shape[1]))
+    for start in range(0, planes.shape[1], STRIP):
+        strip = planes[:, start : start + STRIP]
+        free = scratch[:, : strip.shape[1]]
+        if contrast != 1:
+            torch.add(kept, strip, alpha=contrast, out=strip).clamp_(0, 1)
+        if saturation != 1:
+            torch.lerp(_one_luma(strip, free[0]), strip, saturation, out=strip).clamp_(0, 1)
+        if hue != 0:
+            _turn_hue(strip, hue, free)
+        if grey:
+            strip.copy_(_one_luma(strip, free[0]))
+
+
+def _one_luma(image: Tensor, out: Tensor) -> Tensor:
+    """Luma (N,) of N pixels (3, N)."""
+    torch.mul(image[0], LUMA[0], out=out)
+    return out.add_(image[1], alpha=LUMA[1]).add_(image[2], alpha=LUMA[2])
+
+
+def _turn_hue(image: Tensor, hue: float, scratch: Tensor) -> None:
+    """`_rotate_hue` of N pixels (3, N) in place, with room for SCRATCH times N numbers.
+
+    With V the maximum, v the minimum, c = V - v and t ∈ [0, 6) the hue in sixths, red is v + c·clip(|t - 3| - 1, 0, 1),
+    green v + c·clip(2 - |t - 2|, 0, 1) and blue v + c·clip(2 - |t - 4|, 0, 1).
+    """
+    red, green, blue = image
+    highest, lowest, chroma, sixth, other, share = scratch
+    torch.maximum(torch.maximum(red, green, out=highest), blue, out=highest)
+    torch.minimum(torch.minimum(red, green, out=lowest), blue, out=lowest)
+    torch.sub(highest, lowest, out=chroma)
+    # c·t for a maximum in blue, then in green, then in red: the first of equal ones counts, as in torchvision.
+    torch.sub(red, green, out=sixth).add_(chroma, alpha=4)
+    torch.sub(blue, red, out=other).add_(chroma, alpha=2)
+    torch.sub(highest, green, out=share).sign_()
+    torch.lerp(other, sixth, share, out=sixth)
+    torch.sub(green, blue, out=other)
+    torch.sub(highest, red, out=share).sign_()
+    torch.lerp(other, sixth, share, out=sixth)
+    sixth.div_(torch.clamp(chroma, min=1e-9, out=other)).add_(6 * hue)
+    sixth.sub_(torch.mul(sixth, 1 / 6, out=other).floor_(), alpha=6)
+    torch.sub(sixth, 3, out=share).abs_().sub_(1).clamp_(0, 1)
+    torch.addcmul(lowest, chroma, share, out=red)
+    two = torch.tensor(2.0)
+    torch.sub(two, torch.sub(sixth, two, out=share).abs_(), out=share).clamp_(0, 1)
+    torch.addcmul(lowest, chroma, share, out=green)
+    torch.sub(two, sixth.sub_(4).abs_(), out=sixth).clamp_(0, 1)
+    torch.addcmul(lowest, chroma, sixth, out=blue)

@@ -1,0 +1,346 @@
+"""k-means against plain Lloyd iterations, mini-batches against METHOD's formula, and what FAISS must never see."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from densesiam_seg.clustering.kmeans import (
+    ITERATIONS,
+    Centroids,
+    assign,
+    kmeans,
+    refine,
+    unit_features,
+)
+from densesiam_seg.errors import InputError, NumericError
+
+Array = NDArray[np.float64]
+
+QUICK = settings(deadline=None, max_examples=40)
+
+
+def blobs(clusters: int, spread: float, seed: int, each: int = 60, channels: int = 5) -> Tensor:
+    """`each` points around every one of `clusters` centres, in turn."""
+    source = np.random.default_rng(seed)
+    centres = 4 * source.normal(size=(clusters, channels))
+    noise = spread * source.normal(size=(each, clusters, channels))
+    return torch.from_numpy((centres + noise).reshape(-1, channels).astype(np.float32))
+
+
+def distances(points: Tensor, centres: Tensor) -> Array:
+    """Squared distances (N, K), differences first."""
+    out: Array = ((points.double().numpy()[:, None] - centres.double().numpy()[None]) ** 2).sum(-1)
+    return out
+
+
+def inertia(points: Tensor, centres: Tensor) -> float:
+    return float(distances(points, centres).min(1).sum())
+
+
+def lloyd_step(points: Array, centres: Array) -> Array:
+    """Every centre becomes the mean of the points that it is nearest to."""
+    labels = [min(range(len(centres)), key=lambda k: sum((x - centres[k]) ** 2)) for x in points]
+    moved = centres.copy()
+    for k in range(len(centres)):
+        members = [x for x, label in zip(points, labels, strict=True) if label == k]
+        if members:
+            moved[k] = sum(members) / len(members)
+    return moved
+
+
+def lloyd(points: Tensor, clusters: int, seed: int) -> float:
+    """Inertia after twenty-five steps from points drawn at random."""
+    data = points.double().numpy()
+    source = np.random.default_rng(seed)
+    centres = data[source.choice(len(data), clusters, replace=False)]
+    for _ in range(25):
+        labels = ((data[:, None] - centres[None]) ** 2).sum(-1).argmin(1)
+        for k in range(clusters):
+            if (labels == k).any():
+                centres[k] = data[labels == k].mean(0)
+    return inertia(points, torch.from_numpy(centres))
+
+
+class TestKmeans:
+    @pytest.mark.parametrize("seed", range(3))
+    def test_steps_are_lloyds(self, seed: int) -> None:
+        """From the centres after n steps, one plain step leads to the centres after n + 1."""
+        points = blobs(4, spread=3.0, seed=seed, each=30)
+        after = [kmeans(points, 4, seed=seed, iterations=n).centres for n in (1, 2, 3)]
+        for one, two in itertools.pairwise(after):
+            expected = lloyd_step(points.double().numpy(), one.double().numpy())
+            np.testing.assert_allclose(two.numpy(), expected, atol=1e-5)
+            assert (two - one).abs().max() > 1e-3  # not at rest yet
+
+    def test_runs_twenty_to_thirty_steps(self) -> None:
+        assert 20 <= ITERATIONS <= 30
+
+    @pytest.mark.parametrize("seed", range(4))
+    def test_ends_at_a_fixed_point(self, seed: int) -> None:
+        points = blobs(5, spread=1.5, seed=seed)
+        found = kmeans(points, 5, seed=seed, iterations=40)
+        labels = distances(points, found.centres).argmin(1)
+        assert found.counts.tolist() == np.bincount(labels, minlength=5).tolist()
+        for k in range(5):
+            mean = points.double().numpy()[labels == k].mean(0)
+            np.testing.assert_allclose(found.centres[k].numpy(), mean, atol=1e-4)
+
+    def test_best_of_some_seeds_is_as_good_as_lloyds(self) -> None:
+        for data_seed, clusters, spread in ((0, 4, 1.0), (1, 6, 2.0), (2, 8, 3.0)):
+            points = blobs(clusters, spread, data_seed, each=40)
+            best = min(lloyd(points, clusters, seed) for seed in range(6))
+            found = min(
+                inertia(points, kmeans(points, clusters, seed=seed).centres) for seed in range(6)
+            )
+            assert found <= 1.01 * best
+
+    @pytest.mark.parametrize("seed", range(5))
+    def test_two_far_blobs_are_recovered_from_any_start(self, seed: int) -> None:
+        points = blobs(2, spread=0.1, seed=3)
+        found = kmeans(points, 2, seed=seed)
+        assert found.counts.tolist() == [60, 60]
+        labels = assign(points, found.centres)
+        assert (labels.view(-1, 2) == labels[:2]).all() and labels[0] != labels[1]
+        means = points.view(-1, 2, 5).mean(0)
+        torch.testing.assert_close(found.centres[labels[:2]], means, atol=1e-4, rtol=0)
+
+    def test_five_far_blobs_are_recovered_from_the_best_of_some_starts(self) -> None:
+        points = blobs(5, spread=0.1, seed=4)
+        runs = [kmeans(points, 5, seed=seed) for seed in range(12)]
+        best = min(runs, key=lambda found: inertia(points, found.centres))
+        assert best.counts.tolist() == [60] * 5
+        labels = assign(points, best.centres).view(-1, 5)
+        assert (labels == labels[0]).all()
+
+    def test_is_repeatable_and_changes_with_the_seed(self) -> None:
+        points = blobs(6, spread=3.0, seed=5)
+        one, same, other = (kmeans(points, 6, seed=seed) for seed in (7, 7, 8))
+        assert torch.equal(one.centres, same.centres) and torch.equal(one.counts, same.counts)
+        assert not torch.equal(one.centres, other.centres)
+        kmeans(points, 6, seed=2**63 - 1)
+
+    def test_more_starts_are_never_worse_and_the_first_is_the_only_one(self) -> None:
+        draw = torch.Generator().manual_seed(3)
+        data = torch.randn(400, 5, generator=draw)
+
+        def spread(restarts: int) -> float:
+            centres = kmeans(data, 12, seed=1, restarts=restarts).centres
+            return float(torch.cdist(data, centres).amin(1).square().sum())
+
+        found = [spread(restarts) for restarts in (1, 2, 4, 8)]
+        assert found == sorted(found, reverse=True)
+        assert found[-1] < found[0]
+        alone, once = kmeans(data, 12, seed=1), kmeans(data, 12, seed=1, restarts=1)
+        assert torch.equal(alone.centres, once.centres)
+
+    def test_uses_every_point(self) -> None:
+        """FAISS by itself keeps 256 points per cluster, whose mean is another."""
+        points = torch.zeros(5000, 2)
+        points[:, 0] = torch.arange(5000.0) / 5000
+        points[::7, 1] = 1
+        found = kmeans(points, 1, seed=0)
+        torch.testing.assert_close(found.centres[0], points.mean(0), atol=1e-4, rtol=0)
+        assert found.counts.tolist() == [5000]
+
+    def test_as_many_points_as_clusters(self) -> None:
+        points = blobs(4, spread=0.0, seed=6, each=1)
+        found = kmeans(points, 4, seed=0)
+        assert found.counts.tolist() == [1] * 4
+        assert inertia(points, found.centres) < 1e-8
+
+    def test_result_and_input(self) -> None:
+        points = blobs(3, spread=1.0, seed=0).double()
+        before = points.clone()
+        found = kmeans(points.requires_grad_(), 3, seed=0)
+        assert torch.equal(points, before)
+        assert found.centres.shape == (3, 5) and found.centres.dtype == torch.float32
+        assert found.counts.shape == (3,) and found.counts.dtype == torch.int64
+        assert found.counts.sum() == 180
+        strided = torch.stack((before.float(), before.float()), 2)[..., 0]
+        assert torch.equal(kmeans(strided, 3, seed=0).centres, found.centres)
+
+    def test_global_torch_generator_is_untouched(self) -> None:
+        before = torch.get_rng_state()
+        kmeans(blobs(3, 1.0, 0), 3, seed=0)
+        assert torch.equal(torch.get_rng_state(), before)
+
+
+class TestRefusals:
+    """FAISS would abort the whole process on some of these; each test's end shows that it lives."""
+
+    @pytest.mark.parametrize("count", [0, 1, 4])
+    def test_too_few_points(self, count: int) -> None:
+        with pytest.raises(InputError, match=f"{count} points cannot make 5 clusters"):
+            kmeans(blobs(1, 1.0, 0, each=5)[:count], 5, seed=0)
+
+    def test_no_clusters(self) -> None:
+        with pytest.raises(InputError, match="cannot make 0 clusters"):
+            kmeans(blobs(2, 1.0, 0), 0, seed=0)
+
+    @pytest.mark.parametrize("copies", [2, 30, 2000])
+    def test_too_few_distinct_points(self, copies: int) -> None:
+        points = blobs(4, 0.0, 0, each=1).repeat(copies, 1)
+        with pytest.raises(InputError, match="fewer than 5 distinct points"):
+            kmeans(points, 5, seed=0)
+        assert len(kmeans(points, 4, seed=0).counts) == 4
+
+    def test_distinct_points_may_come_last(self) -> None:
+        points = torch.zeros(1000, 2)
+        points[-2:] = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        assert kmeans(points, 3, seed=0).counts.sum() == 1000
+
+    @pytest.mark.parametrize(
+        "value", [math.nan, math.inf, -math.inf, 1e7, -1e7, 3e18, -3e18, 3e38, 1e300]
+    )
+    def test_not_finite_or_too_large(self, value: float) -> None:
+        points = blobs(2, 1.0, 0).double()
+        points[17, 3] = value
+        with pytest.raises(NumericError, match="not finite or exceed 1e6"):
+            kmeans(points, 2, seed=0)
+
+    def test_the_largest_allowed_is_clustered(self) -> None:
+        points = blobs(2, 0.1, 0)
+        points *= 1e6 / points.abs().max()
+        assert kmeans(points, 2, seed=0).counts.tolist() == [60, 60]
+
+    def test_errors_leave_with_their_exit_codes(self) -> None:
+        assert InputError.exit_code == 3 and NumericError.exit_code == 6
+
+
+def refined(centres: Array, counts: list[int], points: Array) -> tuple[Array, list[int]]:
+    """METHOD, section 3: centroid_k ← (1 - n_b/n_k) · centroid_k + (n_b/n_k) · mean of the batch's members."""
+    members: list[list[Array]] = [[] for _ in counts]
+    for point in points:
+        nearest = min(range(len(counts)), key=lambda k: float(((point - centres[k]) ** 2).sum()))
+        members[nearest].append(point)
+    new_centres, new_counts = centres.copy(), list(counts)
+    for k, batch in enumerate(members):
+        if batch:
+            new_counts[k] += len(batch)
+            share = len(batch) / new_counts[k]
+            new_centres[k] = (1 - share) * centres[k] + share * sum(batch) / len(batch)
+    return new_centres, new_counts
+
+
+class TestRefine:
+    def test_by_hand(self) -> None:
+        """Four points seen at 0; 1 and 2 come: n = 6, centre ⅔ · 0 + ⅓ · 1.5. Nothing comes to the one at 10."""
+        before = Centroids(torch.tensor([[0.0], [10.0]]), torch.tensor([4, 3]))
+        after = refine(before, torch.tensor([[1.0], [2.0]]))
+        torch.testing.assert_close(after.centres, torch.tensor([[0.5], [10.0]]))
+        assert after.counts.tolist() == [6, 3]
+        assert before.centres.tolist() == [[0.0], [10.0]] and before.counts.tolist() == [4, 3]
+
+    def test_a_centre_without_history_becomes_its_members_mean(self) -> None:
+        before = Centroids(torch.tensor([[0.0, 0.0], [9.0, 9.0]]), torch.tensor([0, 0]))
+        after = refine(before, torch.tensor([[1.0, 3.0], [3.0, 1.0]]))
+        torch.testing.assert_close(after.centres, torch.tensor([[2.0, 2.0], [9.0, 9.0]]))
+        assert after.counts.tolist() == [2, 0]
+
+    @pytest.mark.parametrize("seed", range(4))
+    def test_three_batches_equal_a_slow_loop(self, seed: int) -> None:
+        source = torch.Generator().manual_seed(seed)
+        centres = torch.randn(6, 4, generator=source)
+        centres[5] = 50  # never the nearest
+        counts = torch.tensor([0, 1, 10, 100, 1000, 5])
+        state = Centroids(centres, counts)
+        slow_centres, slow_counts = centres.double().numpy(), counts.tolist()
+        for _ in range(3):
+            points = torch.randn(40, 4, generator=source)
+            state = refine(state, points)
+            slow_centres, slow_counts = refined(slow_centres, slow_counts, points.double().numpy())
+            np.testing.assert_allclose(state.centres.numpy(), slow_centres, atol=1e-5)
+            assert state.counts.tolist() == slow_counts
+        assert state.centres[5].tolist() == [50.0] * 4 and state.counts[5] == 5
+
+    def test_fixed_assignment_gives_the_running_mean(self) -> None:
+        """Batch by batch from a first one, each centre is the mean of all that it has seen."""
+        points = blobs(2, spread=0.2, seed=1).view(4, -1, 5)
+        state = kmeans(points[0], 2, seed=0)
+        for batch in points[1:]:
+            state = refine(state, batch)
+        labels = assign(points.flatten(0, 1), state.centres)
+        for k in range(2):
+            mean = points.flatten(0, 1)[labels == k].mean(0)
+            torch.testing.assert_close(state.centres[k], mean, atol=1e-5, rtol=0)
+        assert state.counts.sum() == 120
+
+    def test_an_empty_batch_changes_nothing(self) -> None:
+        before = Centroids(torch.eye(3), torch.tensor([0, 4, 5]))
+        after = refine(before, torch.empty(0, 3))
+        assert torch.equal(after.centres, before.centres)
+        assert torch.equal(after.counts, before.counts)
+
+
+class TestAssign:
+    @QUICK
+    @given(st.integers(1, 7), st.integers(1, 4), st.integers(0, 30), st.integers(0, 10**6))
+    def test_nearest_by_brute_force(
+        self, clusters: int, channels: int, count: int, seed: int
+    ) -> None:
+        """Small whole numbers: distances are exact, and a tie may fall to either side."""
+        source = torch.Generator().manual_seed(seed)
+        points = torch.randint(-9, 10, (count, channels), generator=source).float()
+        centres = torch.randint(-9, 10, (clusters, channels), generator=source).float()
+        labels = assign(points, centres)
+        assert labels.shape == (count,) and labels.dtype == torch.int64
+        table = distances(points, centres)
+        chosen = table[np.arange(count), labels.numpy()]
+        assert chosen.tolist() == table.min(1, initial=math.inf).tolist()
+
+    def test_by_hand(self) -> None:
+        centres = torch.tensor([[0.0, 0.0], [4.0, 0.0]])
+        # Nearest, though the second centre has the larger product with every one of them.
+        points = torch.tensor([[1.0, 1.0], [1.9, 9.0], [2.1, 0.0], [40.0, 1.0]])
+        assert assign(points, centres).tolist() == [0, 0, 1, 1]
+
+    def test_blocks_do_not_matter(self) -> None:
+        points, centres = blobs(4, 3.0, 0), blobs(4, 3.0, 1, each=1)
+        whole = assign(points, centres)
+        for block in (1, 7, 240, 1000):
+            assert torch.equal(assign(points, centres, block), whole)
+
+    def test_half_precision_points(self) -> None:
+        points, centres = blobs(4, 3.0, 0).bfloat16(), blobs(4, 3.0, 1, each=1)
+        expected = distances(points.float(), centres).argmin(1)
+        assert assign(points, centres).tolist() == expected.tolist()
+
+    def test_equals_the_convolution(self) -> None:
+        """METHOD: assignment by negative squared distance is a 1x1 convolution plus a bias."""
+        source = torch.Generator().manual_seed(2)
+        features = torch.randn(2, 6, 5, 4, generator=source)
+        state = Centroids(torch.randn(7, 6, generator=source), torch.zeros(7, dtype=torch.int64))
+        weight, bias = state.classifier()
+        assert weight.shape == (7, 6, 1, 1) and bias.shape == (7,)
+        scores = F.conv2d(features, weight, bias)
+        rows = features.permute(0, 2, 3, 1).reshape(-1, 6)
+        assert scores.argmax(1).flatten().tolist() == assign(rows, state.centres).tolist()
+        # The scores are the negative squared distances but for |f|², the same for every centre.
+        expected = -distances(rows, state.centres) + (rows.double().numpy() ** 2).sum(1)[:, None]
+        np.testing.assert_allclose(
+            scores.permute(0, 2, 3, 1).reshape(-1, 7).numpy(), expected, atol=1e-5
+        )
+
+
+class TestUnitFeatures:
+    def test_by_hand(self) -> None:
+        features = torch.tensor([[3.0, 0.0], [4.0, 0.0]]).view(1, 2, 1, 2)
+        out = unit_features(features)
+        # (3, 4) / 5; a pixel without any feature stays 0, not NaN.
+        torch.testing.assert_close(out, torch.tensor([[0.6, 0.0], [0.8, 0.0]]).view(1, 2, 1, 2))
+
+    def test_rows_and_half_precision(self) -> None:
+        rows = torch.randn(9, 4, generator=torch.Generator().manual_seed(0)).bfloat16()
+        out = unit_features(rows)
+        assert out.dtype == torch.float32
+        torch.testing.assert_close(out.square().sum(1), torch.ones(9))

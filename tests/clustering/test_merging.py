@@ -1,0 +1,172 @@
+"""The tree of merges: contacts counted by hand, merges against SciPy's and a slow reference, cuts at any K."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.cluster.hierarchy import fcluster, linkage
+
+from densesiam_seg.clustering import merging
+from densesiam_seg.clustering.merging import (
+    Contacts,
+    contacts,
+    cut,
+    is_partition,
+    is_tree,
+    merge_tree,
+)
+
+
+def centres_of(count: int, seed: int = 0) -> NDArray[np.float64]:
+    return np.random.default_rng(seed).normal(size=(count, 5))
+
+
+def slow_tree(
+    centres: NDArray[np.float64], counts: NDArray[np.int64], touching: Contacts
+) -> list[frozenset[frozenset[int]]]:
+    """The groups after each merge, every quantity computed anew from the over-clusters."""
+    groups = [frozenset([k]) for k in range(len(centres))]
+    found = []
+    while len(groups) > 1:
+        best: tuple[float, frozenset[int], frozenset[int]] | None = None
+        for index, one in enumerate(groups):
+            for two in groups[index + 1 :]:
+                rows, columns = sorted(one), sorted(two)
+                n, m = counts[rows].sum(), counts[columns].sum()
+                mean_1 = (counts[rows, None] * centres[rows]).sum(0) / n
+                mean_2 = (counts[columns, None] * centres[columns]).sum(0) / m
+                block = np.ix_(rows, columns)
+                lift = (touching.seen[block].sum() + merging.DOUBT) / (
+                    touching.expected[block].sum() + merging.DOUBT
+                )
+                gap = n * m / (n + m) * ((mean_1 - mean_2) ** 2).sum() * lift**-merging.TOUCH
+                if best is None or gap < best[0]:
+                    best = (gap, one, two)
+        assert best is not None
+        groups = [each for each in groups if each not in best[1:]] + [best[1] | best[2]]
+        found.append(frozenset(groups))
+    return found
+
+
+class TestContacts:
+    def test_by_hand(self) -> None:
+        """0 0 1 / 2 2 1: 0-1 once, 2-1 once, 0-2 twice; borders 3, 2, 3 of 8."""
+        found = contacts(np.array([[0, 0, 1], [2, 2, 1]]), 4)
+        assert found.seen.tolist() == [[0, 1, 2, 0], [1, 0, 1, 0], [2, 1, 0, 0], [0, 0, 0, 0]]
+        borders = np.array([3, 2, 3, 0])
+        np.testing.assert_allclose(found.expected, np.outer(borders, borders) / 8)
+
+    def test_one_cluster_everywhere_touches_nothing(self) -> None:
+        found = contacts(np.zeros((3, 4), np.uint8), 2)
+        assert not found.seen.any()
+        assert not found.expected.any()
+
+    def test_clusters_that_share_no_image_are_not_expected_to_touch(self) -> None:
+        one, two = contacts(np.array([[0, 1]]), 4), contacts(np.array([[2, 3]]), 4)
+        both = one + two
+        assert both.expected[0, 2] == both.seen[0, 2] == 0
+        assert both.seen[2, 3] == both.seen[0, 1] == 1
+
+
+class TestMergeTree:
+    @pytest.mark.parametrize("seed", range(3))
+    def test_without_contacts_it_is_wards(self, seed: int) -> None:
+        """SciPy's, for clusters of one size."""
+        centres = centres_of(20, seed)
+        tree = merge_tree(centres, np.full(20, 7))
+        expected = linkage(centres, "ward")
+        for clusters in range(1, 21):
+            labels = fcluster(expected, clusters, "maxclust")
+            groups = {tuple(np.flatnonzero(labels == label).tolist()) for label in set(labels)}
+            assert set(cut(tree, clusters)) == groups
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_sizes_and_contacts_are_those_of_the_parts(self, seed: int) -> None:
+        draw = np.random.default_rng(seed)
+        counts = draw.integers(1, 1000, 12)
+        touching = contacts(draw.integers(0, 12, (40, 40)), 12)
+        touching = Contacts(touching.seen * draw.integers(1, 9), touching.expected * 4)
+        tree = merge_tree(centres_of(12, seed), counts, touching)
+        expected = slow_tree(centres_of(12, seed), counts, touching)
+        for merged, groups in enumerate(expected, 1):
+            assert frozenset(map(frozenset, cut(tree, 12 - merged))) == groups
+
+    def test_those_that_touch_join_first(self) -> None:
+        """Three at one distance from another: only the contacts differ."""
+        seen = np.zeros((3, 3))
+        seen[1, 2] = seen[2, 1] = 1000
+        touching = Contacts(seen, np.full((3, 3), 200.0))
+        counts = np.array([50, 50, 50])
+        assert cut(merge_tree(np.eye(3), counts, touching), 2) == ((0,), (1, 2))
+
+    def test_an_empty_one_joins_its_neighbour(self) -> None:
+        centres = np.array([[0.0], [10.0], [9.0], [30.0]])
+        tree = merge_tree(centres, np.array([500, 500, 0, 500]))
+        assert cut(tree, 3) == ((0,), (1, 2), (3,))
+
+    def test_what_is_given_stays_as_it_is(self) -> None:
+        touching = contacts(np.arange(9).reshape(3, 3), 9)
+        before = touching.seen.copy()
+        merge_tree(centres_of(9), np.ones(9, np.int64), touching)
+        np.testing.assert_array_equal(touching.seen, before)
+
+    @pytest.mark.parametrize("count", [1, 2])
+    def test_few(self, count: int) -> None:
+        tree = merge_tree(centres_of(count), np.ones(count, np.int64))
+        assert tree.tolist() == [[0, 1]][: count - 1]
+        assert tree.shape == (count - 1, 2)
+
+
+class TestCut:
+    def test_by_hand(self) -> None:
+        tree = np.array([[1, 3], [0, 2], [4, 5]])
+        assert cut(tree, 4) == ((0,), (1,), (2,), (3,))
+        assert cut(tree, 3) == ((0,), (1, 3), (2,))
+        assert cut(tree, 2) == ((0, 2), (1, 3))
+        assert cut(tree, 1) == ((0, 1, 2, 3),)
+
+    @given(st.integers(2, 12), st.integers(0, 99))
+    def test_fewer_clusters_only_join(self, count: int, seed: int) -> None:
+        tree = merge_tree(centres_of(count, seed), np.arange(count))
+        assert is_tree(tree)
+        cuts = [cut(tree, clusters) for clusters in range(count, 0, -1)]
+        for groups, fewer in pairwise(cuts):
+            assert is_partition(groups)
+            assert len(groups) == len(fewer) + 1
+            assert all(any(set(group) <= set(more) for more in fewer) for group in groups)
+
+
+class TestSoundness:
+    @pytest.mark.parametrize(
+        "tree",
+        [
+            [[0, 0]],
+            [[0, 2]],
+            [[-1, 0]],
+            [[0, 1], [0, 2]],
+            [[0, 3], [1, 2]],
+            [[0, 4], [1, 2]],
+            [[5, 1], [0, 2]],
+        ],
+    )
+    def test_no_trees(self, tree: list[list[int]]) -> None:
+        assert not is_tree(np.array(tree))
+
+    @pytest.mark.parametrize(
+        "tree", [[[0, 1]], [[1, 0]], [[1, 2], [3, 0]], [[0, 1], [2, 3], [4, 5]]]
+    )
+    def test_trees(self, tree: list[list[int]]) -> None:
+        assert is_tree(np.array(tree))
+        assert is_tree(np.empty((0, 2), np.int64))
+
+    @pytest.mark.parametrize("groups", [[[0], []], [[0], [0]], [[0], [2]], [[1]], [[-1, 0]]])
+    def test_no_partitions(self, groups: list[list[int]]) -> None:
+        assert not is_partition(groups)
+
+    def test_partitions(self) -> None:
+        assert is_partition([[2, 0], [1]])

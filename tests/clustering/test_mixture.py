@@ -1,0 +1,312 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import multivariate_normal
+from torch import Tensor
+
+from densesiam_seg.clustering.gaussians import RIDGE, Fit
+from densesiam_seg.clustering.mixture import (
+    Mixture,
+    Sample,
+    Search,
+    agreement,
+    consensus,
+    steadiness,
+)
+from densesiam_seg.errors import InputError, NumericError
+
+
+def elongated(seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Points (N, 3) of a wide thin sheet, a rod across it and a small ball, with who made each (N,)."""
+    draw = np.random.default_rng(seed)
+    parts = [
+        draw.normal(size=(3000, 3)) * [3.0, 3.0, 0.1],
+        draw.normal(size=(1500, 3)) * [0.1, 0.1, 1.0] + [0, 0, 5],
+        draw.normal(size=(500, 3)) * 0.3 + [6, -6, 5],
+    ]
+    makers = np.repeat([0, 1, 2], [len(part) for part in parts])
+    return torch.from_numpy(np.concatenate(parts)), torch.from_numpy(makers)
+
+
+def sample_of(points: Tensor) -> Sample:
+    """All from one image."""
+    return Sample(points, points[None], torch.zeros(len(points), dtype=torch.int64))
+
+
+def clusters_of(mixture: Mixture, points: Tensor) -> Tensor:
+    logs: Tensor = mixture(points.float().T[None, :, None, :])
+    return logs[0, :, 0].argmax(0)
+
+
+def test_shapes_and_shares_are_found() -> None:
+    points, makers = elongated()
+    mixture = Mixture(3, 3, 0)
+    mixture.fit(sample_of(points), seed=0)
+    found = clusters_of(mixture, points)
+    table = torch.zeros(3, 3)
+    for maker, cluster in zip(makers, found, strict=True):
+        table[maker, cluster] += 1
+    assert sorted(table.argmax(1).tolist()) == [0, 1, 2]
+    assert float(table.max(1).values.sum()) / len(points) > 0.98
+
+
+def test_posteriors_against_scipy() -> None:
+    points, _ = elongated()
+    mixture = Mixture(3, 3, 0)
+    likelihood = mixture.fit(sample_of(points), seed=1)
+    standard = ((points - points.mean(0)) / points.std(0, unbiased=False)).numpy()
+    joint = []
+    for centre, matrix, offset in zip(
+        mixture.centres.double(), mixture.whitening.double(), mixture.offsets.double(), strict=True
+    ):
+        covariance = torch.linalg.inv(matrix.T @ matrix).numpy()
+        density = multivariate_normal(centre.numpy(), covariance)
+        share = float(offset) - density.logpdf(centre.numpy())
+        joint.append(density.logpdf(standard) + share)
+    expected = torch.from_numpy(np.stack(joint)).log_softmax(0)
+    found = mixture(points.float().T[None, :, None, :])[0, :, 0]
+    torch.testing.assert_close(found.double(), expected, atol=2e-3, rtol=2e-3)
+    assert likelihood == pytest.approx(float(np.logaddexp.reduce(joint, 0).mean()), abs=1e-3)
+
+
+def test_one_cluster_is_the_normal_distribution() -> None:
+    points, _ = elongated()
+    mixture = Mixture(1, 3, 0)
+    likelihood = mixture.fit(sample_of(points), seed=0)
+    standard = ((points - points.mean(0)) / points.std(0, unbiased=False)).numpy()
+    covariance = np.cov(standard.T, bias=True) + RIDGE * np.eye(3)
+    root = mixture.whitening[0].double()
+    np.testing.assert_allclose(torch.linalg.inv(root.T @ root).numpy(), covariance, atol=1e-5)
+    np.testing.assert_allclose(mixture.centres[0].numpy(), 0, atol=1e-6)
+    expected = multivariate_normal(standard.mean(0), covariance).logpdf(standard).mean()
+    assert likelihood == pytest.approx(expected, abs=1e-6)
+    # The density at the centre, by hand.
+    expected = -0.5 * np.log(np.linalg.det(2 * np.pi * covariance))
+    assert float(mixture.offsets[0]) == pytest.approx(expected, abs=1e-5)
+    assert set(clusters_of(mixture, points).tolist()) == {0}
+
+
+def test_a_part_is_of_whole_images() -> None:
+    images = torch.tensor([0, 0, 2, 0, 2, 3, 3, 3, 3, 3])
+    points = torch.arange(10.0)[:, None]
+    sample = Sample(points, points[None], images)
+    for seed in range(20):
+        part = sample.part(4, np.random.default_rng(seed))
+        kept = torch.tensor(sorted(set(images[part[:, 0].long()].tolist())))
+        assert torch.equal(part[:, 0], torch.isin(images, kept).nonzero()[:, 0].float())
+        sizes = [int((images == image).sum()) for image in kept.tolist()]
+        assert len(part) >= 4 > sum(sizes) - max(sizes)
+    assert len(sample.part(11, np.random.default_rng(0))) == 10
+
+
+def lit_sample(contrast: float) -> Sample:
+    """Two images of dark and bright places that differ by `contrast`, left and right; light shifts brightness by ±1."""
+    draw = np.random.default_rng(0)
+    left = torch.tensor([0.0, 1.0]).repeat(1000)
+    noise = torch.from_numpy(draw.normal(size=(2, 2000))) / 10
+    brightness = contrast * torch.tensor([0.0, 0.0, 1.0, 1.0]).repeat(500) + noise[0]
+    points = torch.stack((brightness, left + noise[1]), 1)
+    relit = torch.stack([points + torch.tensor([shift, 0.0]) for shift in (-1.0, 1.0)])
+    return Sample(points, relit, torch.arange(2).repeat_interleave(1000))
+
+
+def split_at(channel: int, border: float) -> Fit:
+    """Two equal round clusters to both sides of a border."""
+    centres = torch.zeros(2, 2, dtype=torch.float64)
+    centres[:, channel] = torch.tensor([border - 1.0, border + 1.0])
+    eye = torch.eye(2, dtype=torch.float64).repeat(2, 1, 1)
+    return Fit(centres, eye * 3, torch.zeros(2).double(), torch.full((2,), 0.5).double())
+
+
+def test_what_light_does_not_move_is_steady() -> None:
+    sample = lit_sample(0.5)
+    assert steadiness(split_at(1, 0.5), sample) == pytest.approx(1.0)
+    assert steadiness(split_at(0, 0.25), sample) < 0.1
+    assert steadiness(split_at(0, 2.0), lit_sample(4.0)) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_the_steadiest_fits_are_taken() -> None:
+    """The brightness of places says more than their side, but not in another light."""
+    sample = lit_sample(1.6)
+    side = sample.points[:, 1] > 0.5
+    right = []
+    for kept in (1, 8):
+        mixture = Mixture(2, 2, 0)
+        mixture.fit(sample, seed=0, search=Search(16, kept))
+        found = clusters_of(mixture, sample.points) == 1
+        right.append(
+            max(float((found == side).float().mean()), float((found != side).float().mean()))
+        )
+    assert right[1] >= right[0] and right[1] > 0.95
+
+
+def under_lights(points: Tensor, gist: int, places: int) -> Sample:
+    """Points of images with so many places each; light moves the gist's first channel and the place's first alike."""
+    shift = torch.zeros(points.shape[1], dtype=torch.float64)
+    shift[[0, gist]] = 0.1
+    images = torch.arange(len(points) // places).repeat_interleave(places)
+    return Sample(points, torch.stack([points - shift, points + shift]), images)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_under_the_gist_a_material_is_one_in_every_light(known: bool) -> None:
+    """Light moves a look as far as two materials lie apart; where the gist tells of it they are told apart."""
+    draw = np.random.default_rng(0)
+    light = torch.linspace(-0.5, 0.5, 20, dtype=torch.float64).repeat_interleave(200)
+    material = torch.arange(4000) % 2
+    noise = torch.from_numpy(draw.normal(size=(4000, 2))) / 10
+    gist = light if known else torch.zeros(4000, dtype=torch.float64)
+    points = torch.stack((gist, material + light + noise[:, 0], noise[:, 1]), 1)
+    mixture = Mixture(2, 2, 1)
+    mixture.fit(under_lights(points, 1, 200), seed=0, search=Search(16))
+    right = float((clusters_of(mixture, points) == material).float().mean())
+    assert (max(right, 1 - right) > 0.99) == known
+
+
+def test_where_the_gist_tells_what_an_image_shows_it_is_not_taken_away() -> None:
+    """Images of one of four things each, and their gist is that thing's look."""
+    draw = np.random.default_rng(0)
+    thing = torch.arange(40) % 4
+    looks = torch.tensor([[-1, -1], [-1, 1], [1, -1], [1, 1]], dtype=torch.float64)[thing]
+    gist = looks + torch.from_numpy(draw.normal(size=(40, 2))) / 20
+    places = looks.repeat_interleave(100, 0) + torch.from_numpy(draw.normal(size=(4000, 2))) / 5
+    points = torch.cat((gist.repeat_interleave(100, 0), places), 1)
+    mixture = Mixture(4, 2, 2)
+    mixture.fit(under_lights(points, 2, 100), seed=0, search=Search(16))
+    assert not mixture.whitening[..., :2].any()
+    found = clusters_of(mixture, points).view(40, 100).mode(1).values
+    assert len({(int(one), int(other)) for one, other in zip(thing, found, strict=True)}) == 4
+
+
+@pytest.mark.parametrize("images", [15, 16])
+def test_few_images_are_never_under_the_gist(images: int) -> None:
+    draw = np.random.default_rng(0)
+    gist = np.repeat(draw.normal(size=(images, 8)), 50, 0)
+    points = torch.from_numpy(
+        np.hstack((gist, gist[:, :2] + draw.normal(size=(images * 50, 2)) / 9))
+    )
+    mixture = Mixture(2, 2, 8)
+    mixture.fit(under_lights(points, 8, 50), seed=0, search=Search(2, kinds=(True,)))
+    assert bool(mixture.whitening[..., :8].any()) == (images == 16)
+
+
+def test_agreement_is_of_all_pairs() -> None:
+    sample = lit_sample(4.0)
+    side, brightness = split_at(1, 0.5), split_at(0, 2.0)
+    assert agreement([side, side, side], sample) == pytest.approx(1.0)
+    assert agreement([side, brightness], sample) == pytest.approx(0.0, abs=0.01)
+    assert agreement([side, side, brightness], sample) == pytest.approx(1 / 3, abs=0.01)
+    assert agreement([side], sample) == 0.0
+
+
+def test_few_distinct_points_are_enough_for_both_kinds_of_start() -> None:
+    points = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)).repeat(40, 1)
+    mixture = Mixture(5, 3, 0)
+    mixture.fit(sample_of(points), seed=0)
+    assert bool(mixture.centres.isfinite().all())
+
+
+def test_consensus_pairs_clusters_whatever_their_order() -> None:
+    """Three clusterings of four points: equal up to names, but for one point of the last."""
+    one = torch.eye(2, dtype=torch.float64)[[0, 0, 1, 1]]
+    other = torch.eye(2, dtype=torch.float64)[[1, 1, 0, 1]]
+    found = consensus([one, one.flip(1), other])
+    expected = torch.tensor([[1, 0], [1, 0], [0, 1], [1 / 3, 2 / 3]], dtype=torch.float64)
+    torch.testing.assert_close(found, expected)
+
+
+def test_one_clustering_is_its_own_consensus() -> None:
+    shares = torch.rand(50, 4, dtype=torch.float64).softmax(1)
+    torch.testing.assert_close(consensus([shares]), shares)
+
+
+def test_empty_clusters_are_paired_with_each_other() -> None:
+    shares = torch.zeros(5, 3, dtype=torch.float64)
+    shares[:, 1] = 1
+    assert torch.equal(consensus([shares, shares.roll(1, 1)]), shares)
+
+
+def test_the_same_seed_gives_the_same_mixture() -> None:
+    points, _ = elongated()
+    one, two = Mixture(3, 3, 0), Mixture(3, 3, 0)
+    one.fit(sample_of(points), seed=5)
+    two.fit(sample_of(points), seed=5)
+    for name, value in one.state_dict().items():
+        assert torch.equal(value, two.state_dict()[name]), name
+
+
+def test_the_number_of_threads_changes_nothing() -> None:
+    points, _ = elongated()
+    found = []
+    before = torch.get_num_threads()
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        mixture = Mixture(3, 3, 0)
+        mixture.fit(sample_of(points), seed=5, search=Search(8))
+        found.append(mixture.state_dict())
+        assert torch.get_num_threads() == threads
+    torch.set_num_threads(before)
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_a_constant_channel_does_no_harm() -> None:
+    points, _ = elongated()
+    points[:, 1] = 7.0
+    mixture = Mixture(3, 3, 0)
+    mixture.fit(sample_of(points), seed=0)
+    assert bool(mixture(points.float().T[None, :, None, :]).isfinite().all())
+
+
+def test_posteriors_add_up_to_one_far_away_too() -> None:
+    points, _ = elongated()
+    mixture = Mixture(3, 3, 0)
+    mixture.fit(sample_of(points), seed=0)
+    logs = mixture(torch.full((1, 3, 2, 2), 1e3))
+    torch.testing.assert_close(logs.exp().sum(1), torch.ones(1, 2, 2))
+
+
+def test_a_certain_place_stays_and_an_unsure_one_follows_its_image() -> None:
+    """Two clusters of equal shares; nine tenths of the image are surely of the first."""
+    mixture = Mixture(2, 3, 0)
+    scores = torch.zeros(2, 2, 1, 10)
+    scores[0, 0, 0, :8] = 9.0
+    scores[0, 1, 0, 8] = 9.0
+    found = mixture.adapted(scores).exp()
+    torch.testing.assert_close(found.sum(1), torch.ones(2, 1, 10))
+    assert float(found[0, 1, 0, 8]) > 0.9
+    # The unsure place's share p of the first cluster has odds of (8 + p) / (1 + 1 - p), so p is 8 / 9.
+    assert float(found[0, 0, 0, 9]) == pytest.approx(8 / 9, abs=0.01)
+    torch.testing.assert_close(found[1], torch.full((2, 1, 10), 0.5))
+
+
+def test_own_shares_are_each_images() -> None:
+    """Two images at once are two images by themselves, whatever their shapes."""
+    mixture = Mixture(3, 3, 0)
+    scores = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    both = mixture.adapted(scores)
+    torch.testing.assert_close(both, torch.cat([mixture.adapted(each[None]) for each in scores]))
+
+
+def test_nothing_is_left_to_gradients() -> None:
+    mixture = Mixture(4)
+    assert not list(mixture.parameters())
+    assert set(mixture.state_dict()) == {
+        "mean",
+        "deviation",
+        "centres",
+        "whitening",
+        "offsets",
+        "shares",
+    }
+
+
+def test_too_few_points() -> None:
+    with pytest.raises(InputError, match="5 points cannot make 6 clusters"):
+        Mixture(6, 3, 0).fit(sample_of(torch.rand(5, 3)), seed=0)
+
+
+def test_points_that_are_not_finite() -> None:
+    with pytest.raises(NumericError, match="not finite"):
+        Mixture(2, 3, 0).fit(sample_of(torch.full((50, 3), float("nan"))), seed=0)

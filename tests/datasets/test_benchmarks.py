@@ -1,0 +1,168 @@
+"""The built-in datasets: facts of each, by hand and against the shared maps and samples."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from densesiam_seg.datasets import (
+    IGNORE,
+    PROTOCOLS,
+    Dataset,
+    built_in_datasets,
+    load_dataset,
+    read_label,
+    samples,
+)
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+MAPS = SHARED / "label_maps"
+needs_maps = pytest.mark.skipif(not MAPS.is_dir(), reason="the shared label maps are not here")
+needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data are not here")
+
+
+def ids(dataset: Dataset) -> dict[int, int]:
+    """Class id of each raw value."""
+    return {raw: n for n, each in enumerate(dataset.classes) for raw in each.raw}
+
+
+def shared_map(name: str) -> Any:
+    return json.loads((MAPS / name).read_text())
+
+
+def test_names() -> None:
+    assert built_in_datasets() == ("camvid", "cityscapes", "coco-stuff", "potsdam")
+
+
+@pytest.mark.parametrize("name", built_in_datasets())
+def test_every_one_is_complete(name: str) -> None:
+    dataset = load_dataset(name)
+    assert dataset.name == name
+    assert dataset.title != name
+    assert dataset.protocol in PROTOCOLS
+    assert dataset.default_split == "val"
+    assert {"train", "val"} <= set(dataset.splits)
+    assert None not in dataset.colours
+
+
+def test_coco_stuff() -> None:
+    dataset = load_dataset("coco-stuff")
+    assert len(dataset.classes) == 27
+    assert dataset.kinds == ("thing",) * 12 + ("stuff",) * 15
+    fine = ids(dataset)
+    assert sorted(fine) == list(range(182))
+    assert all((fine[raw] < 12) == (raw <= 90) for raw in fine)
+    # person, bicycle, traffic light, bird, banana, chair, banner, sky, grass, wood (the last).
+    known = {0: 9, 1: 11, 9: 8, 15: 7, 51: 2, 61: 3, 91: 17, 156: 23, 123: 22, 181: 24}
+    assert {raw: fine[raw] for raw in known} == known
+    assert dataset.names[9] == "person-things"
+    assert [n for n, name in enumerate(dataset.names) if "food" in name] == [2, 14]
+    assert [n for n, name in enumerate(dataset.names) if "furniture" in name] == [3, 15]
+    assert dataset.ignored == (255,)
+    assert dataset.protocol == "picie"
+    assert {name: split.expected for name, split in dataset.splits.items()} == {
+        "val": 2175,
+        "train": 49629,
+    }
+
+
+def test_cityscapes() -> None:
+    dataset = load_dataset("cityscapes")
+    assert ids(dataset) == {raw: raw - 7 for raw in range(7, 34)}
+    assert set(dataset.ignored) == {0, 1, 2, 3, 4, 5, 6, 255}
+    assert (dataset.names[0], dataset.names[17], dataset.names[26]) == ("road", "person", "bicycle")
+    assert dataset.kinds == ("stuff",) * 17 + ("thing",) * 10
+    assert (dataset.splits["val"].expected, dataset.splits["train"].expected) == (500, 2975)
+
+
+def test_potsdam() -> None:
+    dataset = load_dataset("potsdam")
+    assert dataset.coding == "rgb"
+    # Road, car; building, clutter; low vegetation, tree.
+    assert ids(dataset) == {
+        0xFFFFFF: 0,
+        0xFFFF00: 0,
+        0x0000FF: 1,
+        0xFF0000: 1,
+        0x00FFFF: 2,
+        0x00FF00: 2,
+    }
+    assert dataset.ignored == ()
+    assert dataset.splits["val"].expected == 855
+
+
+def test_camvid() -> None:
+    dataset = load_dataset("camvid")
+    assert ids(dataset) == {raw: raw for raw in range(11)}
+    assert dataset.names[0] == "Sky"
+    things = [
+        name for name, kind in zip(dataset.names, dataset.kinds, strict=True) if kind != "stuff"
+    ]
+    assert things == ["Car", "Pedestrian", "Bicyclist"]
+    assert dataset.splits["val"].expected == 101
+
+
+@needs_maps
+def test_coco_stuff_equals_the_shared_map() -> None:
+    dataset, shared = load_dataset("coco-stuff"), shared_map("cocostuff27.json")
+    fine = ids(dataset)
+    assert [fine[raw] for raw in range(182)] == shared["fine_to_coarse"]
+    assert list(dataset.names) == [each["name"] for each in shared["coarse"]]
+    assert list(dataset.kinds) == [each["kind"] for each in shared["coarse"]]
+    assert [list(colour or ()) for colour in dataset.colours] == [
+        each["color"] for each in shared["coarse"]
+    ]
+    for split, listed in shared["curated_lists"].items():
+        assert dataset.splits[split].lists == (listed["file"],)
+        assert dataset.splits[split].expected == listed["count"]
+
+
+@needs_maps
+def test_cityscapes_equals_the_shared_map() -> None:
+    dataset, shared = load_dataset("cityscapes"), shared_map("cityscapes27.json")
+    meaning = dict.fromkeys(dataset.ignored, 255) | ids(dataset)
+    wanted = {int(raw) % 256: each for raw, each in shared["labelId_to_27"].items()}
+    assert meaning == wanted
+    assert list(dataset.names) == [each["name"] for each in shared["classes27"]]
+    assert [list(colour or ()) for colour in dataset.colours] == [
+        each["color"] for each in shared["classes27"]
+    ]
+
+
+@needs_maps
+def test_potsdam_equals_the_shared_map() -> None:
+    dataset, shared = load_dataset("potsdam"), shared_map("potsdam3.json")
+    red, green, blue = np.array([each["rgb"] for each in shared["fine"]]).T
+    packed = (red << 16 | green << 8 | blue).tolist()
+    coarse = [each["coarse"] for each in shared["fine"]]
+    assert ids(dataset) == dict(zip(packed, coarse, strict=True))
+    assert list(dataset.names) == shared["coarse"]
+
+
+@needs_data
+def test_camvid_equals_the_shared_classes() -> None:
+    dataset = load_dataset("camvid")
+    shared = json.loads((SHARED / "camvid" / "classes.json").read_text())["classes"]
+    assert list(dataset.names) == [each["name"] for each in shared]
+    assert [list(colour or ()) for colour in dataset.colours] == [each["color"] for each in shared]
+
+
+@needs_data
+@pytest.mark.parametrize(
+    ("name", "folder", "count"), [("camvid", "camvid", 101), ("coco-stuff", "coco", 79)]
+)
+def test_shared_samples_are_found_and_their_labels_read(name: str, folder: str, count: int) -> None:
+    dataset = load_dataset(name)
+    found = samples(dataset, SHARED / folder, "val")
+    assert len(found) == count
+    seen: set[int] = set()
+    for sample in found:
+        seen.update(np.unique(read_label(dataset, sample.label)).tolist())
+    assert seen - {IGNORE} <= set(range(len(dataset.classes)))
+    assert IGNORE in seen
+    # Both sets show every class of CamVid, and nearly every one of COCO-Stuff.
+    assert len(seen) > len(dataset.classes) - 2

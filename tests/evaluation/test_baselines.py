@@ -1,0 +1,220 @@
+"""Masks without training: k-means on colour, position, patches and untrained features; one mask; frequent labels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from densesiam_seg.clustering.appearance import GIST, appearance
+from densesiam_seg.clustering.kmeans import assign
+from densesiam_seg.datasets.scenes import scene
+from densesiam_seg.errors import InputError
+from densesiam_seg.evaluation import baselines
+from densesiam_seg.evaluation.baselines import (
+    appearance_points,
+    colour_points,
+    colour_position_masks,
+    colour_position_points,
+    kmeans_masks,
+    mixture_masks,
+    one_mask,
+    patch_position_points,
+    position_masks,
+    untrained_segmenter,
+)
+from densesiam_seg.evaluation.evaluate import PROTOCOLS
+
+PROTOCOL = PROTOCOLS["picie"]
+
+
+def halves(left: tuple[int, int, int], right: tuple[int, int, int], side: int = 8) -> Tensor:
+    """Two plain halves with a little noise, uint8 (3, side, side)."""
+    image = torch.empty(3, side, side)
+    image[:, :, : side // 2] = torch.tensor(left).view(3, 1, 1)
+    image[:, :, side // 2 :] = torch.tensor(right).view(3, 1, 1)
+    noise = torch.randint(0, 4, image.shape, generator=torch.Generator().manual_seed(0))
+    return (image + noise).to(torch.uint8)
+
+
+class TestPoints:
+    def test_two_pixels_by_hand(self) -> None:
+        """Red at x = ¼ and cyan at x = ¾, both at y = ½."""
+        image = torch.tensor([[[255, 0]], [[0, 255]], [[0, 255]]], dtype=torch.uint8)
+        points = colour_position_points(image)
+        assert points.tolist() == [[1, 0, 0, 0.5, 0.25], [0, 1, 1, 0.5, 0.75]]
+
+    def test_rows_come_in_reading_order(self) -> None:
+        image = torch.arange(3 * 2 * 4, dtype=torch.uint8).view(3, 2, 4)
+        points = colour_position_points(image)
+        assert points.shape == (8, 5)
+        torch.testing.assert_close(points[5, :3] * 255, torch.tensor([5.0, 13.0, 21.0]))
+        assert points[5, 3:].tolist() == [0.75, 0.375]
+
+    def test_colour_alone(self) -> None:
+        image = torch.from_numpy(scene(0, 1, 16)[0]).permute(2, 0, 1)
+        torch.testing.assert_close(colour_points(image), colour_position_points(image)[:, :3])
+
+
+class TestPatchPoints:
+    def test_against_plain_loops(self) -> None:
+        """Squares are cut at the border, and position stands behind the six statistics."""
+        image = torch.from_numpy(scene(0, 2, 24)[0]).permute(2, 0, 1)[:, :13, :17].contiguous()
+        points = patch_position_points(image).view(13, 17, 8)
+        colours = image.double().numpy() / 255
+        for row, column in ((0, 0), (0, 8), (6, 8), (12, 16), (11, 1), (2, 15)):
+            rows = slice(max(row - 2, 0), row + 3)
+            columns = slice(max(column - 2, 0), column + 3)
+            patch = colours[:, rows, columns].reshape(3, -1)
+            expected = [*patch.mean(1), *patch.std(1), (row + 0.5) / 13, (column + 0.5) / 17]
+            np.testing.assert_allclose(points[row, column].numpy(), expected, atol=2e-4)
+
+    def test_a_plain_image_deviates_nowhere(self) -> None:
+        points = patch_position_points(torch.full((3, 6, 9), 200, dtype=torch.uint8))
+        assert float(points[:, 3:6].max()) < 1e-3
+        torch.testing.assert_close(points[:, :3], torch.full((54, 3), 200 / 255))
+
+
+class TestMasks:
+    def test_two_colours_in_two_halves(self) -> None:
+        images = [halves((250, 10, 10), (10, 10, 240)), halves((240, 20, 0), (0, 0, 250))]
+        mask_of = colour_position_masks(lambda: images, 2, 2, seed=0)
+        for image in images:
+            mask = mask_of(image, PROTOCOL, 8, 8)
+            assert (mask.shape, mask.dtype) == ((8, 8), np.dtype(np.int32))
+            assert len(np.unique(mask[:, :4])) == len(np.unique(mask[:, 4:])) == 1
+            assert mask[0, 0] != mask[0, 4]
+
+    def test_every_channel_counts_in_units_of_its_deviation(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Deviations over all pixels of all images, by numpy; a constant channel is not divided by nothing."""
+        images = [torch.from_numpy(scene(0, i, 24)[0]).permute(2, 0, 1).clone() for i in range(3)]
+        for image in images:
+            image[2] = 77
+        every = torch.cat([colour_position_points(image) for image in images]).double().numpy()
+        deviation = every.std(0)
+        deviation[2] = 1
+        seen: list[Tensor] = []
+
+        def spy(points: Tensor, centres: Tensor) -> Tensor:
+            seen.append(points)
+            return assign(points, centres)
+
+        monkeypatch.setattr(baselines, "assign", spy)
+        mask_of = colour_position_masks(lambda: images, 3, 3, seed=0)
+        mask_of(images[0], PROTOCOL, 24, 24)
+        np.testing.assert_allclose(seen[0].numpy(), every[: 24 * 24] / deviation, atol=1e-5)
+
+    def test_equal_for_a_seed(self) -> None:
+        images = [torch.from_numpy(scene(0, i, 24)[0]).permute(2, 0, 1) for i in range(2)]
+        first, again = (colour_position_masks(lambda: images, 2, 4, seed=5) for _ in range(2))
+        np.testing.assert_array_equal(
+            first(images[1], PROTOCOL, 24, 24), again(images[1], PROTOCOL, 24, 24)
+        )
+
+    def test_a_label_of_another_size(self) -> None:
+        """Each pixel of the doubled mask is the one under its centre."""
+        images = [halves((250, 10, 10), (10, 10, 240))]
+        mask_of = colour_position_masks(lambda: images, 1, 3, seed=0)
+        own = mask_of(images[0], PROTOCOL, 8, 8)
+        np.testing.assert_array_equal(
+            mask_of(images[0], PROTOCOL, 16, 24), own.repeat(2, axis=0).repeat(3, axis=1)
+        )
+
+    def test_more_clusters_than_pixels(self) -> None:
+        with pytest.raises(InputError, match="cannot make 100 clusters"):
+            colour_position_masks(lambda: [halves((1, 2, 3), (4, 5, 6))], 1, 100, seed=0)
+
+
+class TestKmeansMasks:
+    def test_colour_alone_does_not_see_where(self) -> None:
+        """Two images with their halves swapped: a colour is one cluster wherever it lies."""
+        images = [halves((250, 10, 10), (10, 10, 240)), halves((10, 10, 240), (250, 10, 10))]
+        mask_of = kmeans_masks(colour_points, lambda: images, 2, 2, seed=0)
+        first, second = (mask_of(image, PROTOCOL, 8, 8) for image in images)
+        np.testing.assert_array_equal(first, second[:, ::-1])
+        assert len(np.unique(first)) == 2
+
+    def test_colour_and_position_is_one_of_them(self) -> None:
+        images = [torch.from_numpy(scene(0, i, 24)[0]).permute(2, 0, 1) for i in range(2)]
+        named = colour_position_masks(lambda: images, 2, 4, seed=5)
+        plain = kmeans_masks(colour_position_points, lambda: images, 2, 4, seed=5)
+        np.testing.assert_array_equal(
+            named(images[0], PROTOCOL, 24, 24), plain(images[0], PROTOCOL, 24, 24)
+        )
+
+
+@pytest.mark.usefixtures("slim")
+class TestUntrained:
+    def test_its_network_is_that_of_the_seed(self) -> None:
+        images = [torch.from_numpy(scene(0, i, 32)[0]).permute(2, 0, 1) for i in range(2)]
+        first, again, other = (
+            untrained_segmenter(lambda: images, 2, 4, side=32, seed=seed) for seed in (3, 3, 4)
+        )
+        assert (first.card.readout, first.card.clusters, first.card.image_size) == ("kmeans", 4, 32)
+        assert first.centroids is not None and again.centroids is not None
+        torch.testing.assert_close(first.centroids, again.centroids, rtol=0, atol=0)
+        weights = [each.network.state_dict() for each in (first, again, other)]
+        name = next(name for name in weights[0] if name.endswith("conv1.weight"))
+        assert torch.equal(weights[0][name], weights[1][name])
+        assert not torch.equal(weights[0][name], weights[2][name])
+
+
+class TestOneMask:
+    def test_one_cluster_of_any_size(self) -> None:
+        mask = one_mask()(halves((1, 2, 3), (4, 5, 6)), PROTOCOL, 5, 7)
+        assert (mask.shape, mask.dtype) == ((5, 7), np.dtype(np.int32))
+        assert not mask.any()
+
+
+class TestPositionMasks:
+    def test_three_labels_by_hand(self) -> None:
+        """Majority, a tie, an ignored vote, and a place that is ignored in all: there the commonest class of all."""
+        labels = [
+            np.array([[0, 2, 1], [255, 1, 2]], np.uint8),
+            np.array([[0, 1, 1], [255, 255, 2]], np.uint8),
+            np.array([[1, 255, 0], [255, 1, 2]], np.uint8),
+        ]
+        mask_of = position_masks(iter(labels), 3)
+        mask = mask_of(torch.zeros(3, 2, 3, dtype=torch.uint8), PROTOCOL, 2, 3)
+        assert mask.tolist() == [[0, 1, 1], [1, 1, 2]]
+        assert mask.dtype == np.int32
+
+    def test_another_size(self) -> None:
+        mask_of = position_masks([np.array([[0, 1]], np.uint8)], 2)
+        mask = mask_of(torch.zeros(3, 1, 2, dtype=torch.uint8), PROTOCOL, 2, 4)
+        assert mask.tolist() == [[0, 0, 1, 1]] * 2
+
+
+class TestMixture:
+    def test_halves_are_told_apart(self) -> None:
+        plain = halves((190, 60, 40), (40, 60, 190), 32)
+        images = [(plain * light).to(torch.uint8) for light in (0.5, 0.75, 1.0, 1.3)]
+        mask_of = mixture_masks(lambda: images, 4, 2, seed=0)
+        mask = mask_of(images[0], PROTOCOL, 64, 64)
+        assert mask.shape == (64, 64)
+        assert len(np.unique(mask[:, :28])) == len(np.unique(mask[:, 36:])) == 1
+        assert mask[0, 0] != mask[0, -1]
+
+    def test_edges_are_sharpened_where_it_is_asked(self) -> None:
+        """A border between two cells of the appearance is found to the pixel."""
+        image = halves((200, 60, 40), (40, 60, 200), 32)
+        image[:, :, 14:18] = image[:, :, 31:]
+        mask = {
+            refine: mixture_masks(lambda: [image] * 3, 3, 2, seed=0, refine=refine)(
+                image, PROTOCOL, 32, 32
+            )
+            for refine in ("none", "pamr")
+        }
+        truth = (torch.arange(32) >= 14).expand(32, 32).numpy()
+        wrong = {name: min((m != truth).mean(), (m == truth).mean()) for name, m in mask.items()}
+        assert wrong["pamr"] < wrong["none"]
+
+    def test_each_place_is_repeated_over_its_pixels(self) -> None:
+        image = torch.from_numpy(scene(0, 1, 32)[0]).permute(2, 0, 1)
+        points = appearance_points(image).view(8, 4, 8, 4, -1)
+        assert torch.equal(points, points[:, :1, :, :1].expand_as(points))
+        places = appearance(image[None] / 255, (8, 8))[0, GIST:].permute(1, 2, 0)
+        assert torch.equal(points[:, 0, :, 0], places)

@@ -1,0 +1,293 @@
+"""Confusion matrix, matching and scores against hand-worked numbers, brute force and torchmetrics."""
+
+from __future__ import annotations
+
+import itertools
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torchmetrics.classification import MulticlassJaccardIndex
+
+from densesiam_seg.errors import InputError
+from densesiam_seg.evaluation.metrics import Matching, Scores, confusion, match, score
+
+Counts = NDArray[np.int64]
+
+
+def counts_of(rows: list[list[int]]) -> Counts:
+    return np.array(rows, dtype=np.int64)
+
+
+def scored(rows: list[list[int]], kinds: str = "") -> Scores:
+    """Scores under the own matching; `kinds` has one letter per class: t, s or -."""
+    counts = counts_of(rows)
+    meaning = {"t": "thing", "s": "stuff", "-": None}
+    names = [f"class {n}" for n in range(len(rows))]
+    return score(counts, match(counts), names, [meaning[k] for k in kinds or "-" * len(rows)])
+
+
+def matrices(classes: int, clusters: int, largest: int = 50) -> st.SearchStrategy[Counts]:
+    row = st.lists(st.integers(0, largest), min_size=clusters, max_size=clusters)
+    return st.lists(row, min_size=classes, max_size=classes).map(counts_of)
+
+
+SHAPES = st.tuples(st.integers(1, 5), st.integers(1, 5))
+ANY_MATRIX = SHAPES.flatmap(lambda shape: matrices(*shape))
+SQUARE = st.integers(1, 5).flatmap(lambda n: matrices(n, n))
+
+
+class TestConfusion:
+    def test_hand_worked(self) -> None:
+        labels = np.array([[0, 0, 1], [1, 255, 1]], dtype=np.uint8)
+        predictions = np.array([[2, 0, 1], [1, 1, 0]], dtype=np.int64)
+        counts = confusion(labels, predictions, classes=2, clusters=3)
+        assert counts.tolist() == [[1, 0, 1], [1, 2, 0]]
+        assert counts.dtype == np.int64
+
+    def test_all_ignored_is_zero(self) -> None:
+        labels = np.full((4, 5), 255, dtype=np.uint8)
+        counts = confusion(labels, np.zeros((4, 5), np.uint8), classes=3, clusters=2)
+        assert counts.tolist() == [[0, 0]] * 3
+
+    def test_ignored_pixels_may_hold_any_prediction(self) -> None:
+        counts = confusion(np.array([255, 0]), np.array([255, 1]), classes=1, clusters=2)
+        assert counts.tolist() == [[0, 1]]
+
+    def test_narrow_integers_do_not_overflow(self) -> None:
+        labels = np.full(3, 200, dtype=np.uint8)
+        predictions = np.full(3, 250, dtype=np.uint8)
+        assert confusion(labels, predictions, classes=201, clusters=251)[200, 250] == 3
+
+    @pytest.mark.parametrize(
+        ("label", "prediction"), [(3, 0), (-1, 0), (0, 2), (0, -1), (254, 0), (0, 255)]
+    )
+    def test_out_of_range_is_refused(self, label: int, prediction: int) -> None:
+        with pytest.raises(AssertionError, match="out of range"):
+            confusion(np.array([label]), np.array([prediction]), classes=3, clusters=2)
+
+    @pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.uint16, np.int64])
+    @pytest.mark.parametrize(("label", "prediction"), [(3, 0), (254, 0), (0, 2), (0, 255)])
+    def test_out_of_range_is_refused_among_many(
+        self, dtype: type[np.integer], label: int, prediction: int
+    ) -> None:
+        """A single pixel of one of the later blocks, whatever integers hold it, and among ignored ones."""
+        labels = np.full((3, 70_000), 255, dtype)
+        predictions = np.full(labels.shape, 200, dtype)
+        labels[2, 7], predictions[2, 7] = label, prediction
+        with pytest.raises(AssertionError, match="out of range"):
+            confusion(labels, predictions, classes=3, clusters=2)
+        labels[2, 7], predictions[2, 7] = 2, 1
+        assert confusion(labels, predictions, 3, 2).tolist() == [[0, 0], [0, 0], [0, 1]]
+
+    @pytest.mark.parametrize(
+        ("labels", "predictions", "classes", "clusters"),
+        [
+            (np.uint8, np.uint8, 27, 27),
+            (np.uint8, np.int32, 27, 4096),
+            (np.uint8, np.uint8, 255, 256),
+            (np.int16, np.uint16, 3, 300),
+            (np.int64, np.int64, 40, 5),
+            (np.dtype(">i4"), np.uint32, 7, 9),
+        ],
+    )
+    def test_any_integers_and_sizes(
+        self,
+        labels: type[np.integer],
+        predictions: type[np.integer],
+        classes: int,
+        clusters: int,
+    ) -> None:
+        """More pixels than are counted at once, rows in steps of two, against a count of pairs."""
+        draw = np.random.default_rng(classes)
+        label = draw.integers(0, classes, (300, 500)).astype(labels)[:, ::2]
+        prediction = draw.integers(0, clusters, (300, 250)).astype(predictions)
+        label[5:9] = 100 if labels is np.int16 else 255 if classes < 255 else 0
+        ignore = int(label[5, 0])
+        slow = np.zeros((classes, clusters), np.int64)
+        kept = label != ignore
+        np.add.at(slow, (label[kept].astype(int), prediction[kept].astype(int)), 1)
+        counts = confusion(label, prediction, classes, clusters, ignore)
+        np.testing.assert_array_equal(counts, slow)
+        assert counts.dtype == np.int64 and counts.flags.c_contiguous
+
+    def test_a_class_may_be_the_ignored_one(self) -> None:
+        labels, predictions = np.array([0, 1, 1, 2]), np.array([9, 0, 1, 1])
+        assert confusion(labels, predictions, 3, 2, ignore=0).tolist() == [[0, 0], [1, 1], [0, 1]]
+
+    def test_ignored_below_zero(self) -> None:
+        labels, predictions = np.array([-1, 0, -1]), np.array([5, 1, -7])
+        assert confusion(labels, predictions, 1, 2, ignore=-1).tolist() == [[0, 1]]
+        with pytest.raises(AssertionError, match="label out of range"):
+            confusion(np.array([-1, -2]), np.array([0, 0]), 1, 2, ignore=-1)
+
+    def test_no_pixels(self) -> None:
+        assert confusion(np.zeros(0, int), np.zeros(0, int), 1, 2).tolist() == [[0, 0]]
+
+    def test_other_shape_is_refused(self) -> None:
+        with pytest.raises(AssertionError):
+            confusion(np.zeros((2, 3), np.uint8), np.zeros((3, 2), np.uint8), 1, 1)
+
+    @given(st.data())
+    def test_equals_a_loop_over_pixels_and_adds_up(self, data: st.DataObject) -> None:
+        label = st.one_of(st.integers(0, 3), st.just(255))
+        pixels = data.draw(st.lists(st.tuples(label, st.integers(0, 4)), max_size=40))
+        split = data.draw(st.integers(0, len(pixels)))
+        slow = np.zeros((4, 5), dtype=np.int64)
+        for true, predicted in pixels:
+            if true != 255:
+                slow[true, predicted] += 1
+
+        def counted(part: list[tuple[int, int]]) -> Counts:
+            both = np.array(part, dtype=np.int64).reshape(-1, 2)
+            return confusion(both[:, 0], both[:, 1], 4, 5)
+
+        assert np.array_equal(counted(pixels), slow)
+        assert np.array_equal(counted(pixels[:split]) + counted(pixels[split:]), slow)
+
+
+class TestMatch:
+    def test_hand_worked_hungarian(self) -> None:
+        # Cluster 0 prefers class 0, but class 0 gains more from cluster 1: 6 + 5 > 7 + 1.
+        matching = match(counts_of([[7, 6], [5, 1]]))
+        assert matching == Matching((1, 0), "hungarian")
+
+    def test_fewer_clusters_than_classes(self) -> None:
+        matching = match(counts_of([[1, 0], [0, 9], [8, 2]]))
+        assert matching == Matching((2, 1), "hungarian")
+
+    def test_more_clusters_than_classes(self) -> None:
+        matching = match(counts_of([[3, 0, 4, 0], [2, 5, 4, 0]]))
+        assert matching == Matching((0, 1, 0, -1), "many-to-one")
+
+    @given(ANY_MATRIX)
+    def test_optimal(self, counts: Counts) -> None:
+        classes, clusters = counts.shape
+        chosen = match(counts).cluster_to_class
+        matched = sum(int(counts[c, k]) for k, c in enumerate(chosen) if c >= 0)
+        if clusters <= classes:
+            assert len(set(chosen)) == clusters and min(chosen) >= 0
+            ways = itertools.permutations(range(classes), clusters)
+            best = max(sum(int(counts[c, k]) for k, c in enumerate(way)) for way in ways)
+        else:
+            best = sum(max(int(n) for n in counts[:, k]) for k in range(clusters))
+        assert matched == best
+
+    @given(ANY_MATRIX)
+    def test_same_matrix_same_matching(self, counts: Counts) -> None:
+        assert match(counts) == match(counts.copy())
+
+    @given(ANY_MATRIX.filter(lambda counts: bool(counts.any())), st.randoms())
+    def test_cluster_numbers_do_not_matter(self, counts: Counts, random: Random) -> None:
+        order = random.sample(range(counts.shape[1]), counts.shape[1])
+        names, kinds = [str(n) for n in range(len(counts))], [None] * len(counts)
+        matching = match(counts)
+        moved = Matching(tuple(matching.cluster_to_class[k] for k in order), matching.kind)
+        scores = score(counts, matching, names, kinds)
+        assert score(counts[:, order], moved, names, kinds) == scores
+        # Where several matchings are best, IoU may depend on which is taken; their sum cannot.
+        again = score(counts[:, order], match(counts[:, order]), names, kinds)
+        assert again.pixel_accuracy == scores.pixel_accuracy
+
+
+class TestScore:
+    def test_hand_worked(self) -> None:
+        # Diagonal 5, 3, 4 of 18 pixels; unions 9, 6 and 9.
+        scores = scored([[5, 1, 1], [0, 3, 1], [2, 1, 4]], "tts")
+        assert scores.iou == pytest.approx((500 / 9, 50.0, 400 / 9))
+        assert scores.accuracy == pytest.approx((500 / 7, 75.0, 400 / 7))
+        assert scores.share == pytest.approx((700 / 18, 400 / 18, 700 / 18))
+        assert scores.mean_iou == pytest.approx(50.0)
+        assert scores.mean_accuracy == pytest.approx((500 / 7 + 75 + 400 / 7) / 3)
+        assert scores.pixel_accuracy == pytest.approx(1200 / 18)
+        assert scores.things_iou == pytest.approx((500 / 9 + 50) / 2)
+        assert scores.stuff_iou == pytest.approx(400 / 9)
+        assert scores.clusters_in_use == 3
+        assert scores.absent == ()
+        assert scores.names == ("class 0", "class 1", "class 2")
+
+    def test_perfect_under_any_numbering(self) -> None:
+        scores = scored([[0, 4, 0], [0, 0, 9], [1, 0, 0]])
+        assert (scores.mean_iou, scores.mean_accuracy, scores.pixel_accuracy) == (100, 100, 100)
+
+    def test_things_keep_their_confusion_with_stuff(self) -> None:
+        # The thing's 10 pixels predicted as stuff count in both: 10/20 and 30/40.
+        scores = scored([[10, 10], [0, 30]], "ts")
+        assert (scores.things_iou, scores.stuff_iou) == (50.0, 75.0)
+
+    def test_absent_class_is_excluded_though_predicted(self) -> None:
+        scores = scored([[6, 2], [0, 0]], "st")
+        assert scores.iou == (75.0, None)
+        assert scores.accuracy == (75.0, None)
+        assert scores.share == (100.0, 0.0)
+        assert scores.mean_iou == 75.0
+        assert scores.things_iou is None
+        assert scores.absent == ("class 1",)
+
+    def test_unmatched_class_counts_as_zero(self) -> None:
+        scores = scored([[4, 0], [0, 4], [1, 1]])
+        assert scores.iou == (80.0, 80.0, 0.0)
+        assert scores.mean_iou == pytest.approx(160 / 3)
+
+    def test_unmatched_cluster_is_an_error_of_its_class(self) -> None:
+        scores = score(counts_of([[5, 5]]), Matching((0, -1), "hungarian"), ["a"], [None])
+        assert (scores.mean_iou, scores.pixel_accuracy) == (50.0, 50.0)
+
+    def test_many_to_one_joins_clusters(self) -> None:
+        scores = scored([[3, 4, 0, 0], [0, 1, 8, 0]])
+        assert scores.iou == pytest.approx((100 * 7 / 8, 100 * 8 / 9))
+        assert scores.clusters_in_use == 3
+
+    def test_no_label_at_all_is_refused(self) -> None:
+        with pytest.raises(InputError, match="no pixel has a label"):
+            scored([[0, 0], [0, 0]])
+
+    def test_big_counts_stay_exact(self) -> None:
+        # 2,175 images of 640 x 480 pixels are 7e8; a thousand times that still fits.
+        scores = scored([[700_000_000_000, 0], [0, 1]])
+        assert scores.mean_iou == 100.0
+
+    @given(SQUARE.filter(lambda counts: bool(counts.any())))
+    def test_equals_torchmetrics(self, counts: Counts) -> None:
+        classes = len(counts)
+        cells = [
+            (true, cluster)
+            for true in range(classes)
+            for cluster in range(classes)
+            for _ in range(int(counts[true, cluster]))
+        ]
+        matching = match(counts)
+        table = torch.tensor(matching.cluster_to_class)
+        labels = torch.tensor([true for true, _ in cells] + [255])
+        predictions = table[torch.tensor([cluster for _, cluster in cells] + [0])]
+        # The oracle wants two classes at least; a third, unseen one changes nothing.
+        oracle = MulticlassJaccardIndex(max(classes, 2), average="none", ignore_index=255)
+        expected = oracle(predictions, labels).tolist()
+        scores = score(counts, matching, [str(n) for n in range(classes)], [None] * classes)
+        present = [n for n in range(classes) if counts[n].any()]
+        for n in range(classes):
+            ours = scores.iou[n]
+            assert ours == pytest.approx(100 * expected[n], abs=1e-3) if n in present else not ours
+        macro = float(np.mean([expected[n] for n in present]))
+        assert scores.mean_iou == pytest.approx(100 * macro, abs=1e-3)
+        if len(present) == classes >= 2:
+            mean = MulticlassJaccardIndex(classes, average="macro", ignore_index=255)
+            assert scores.mean_iou == pytest.approx(
+                100 * float(mean(predictions, labels)), abs=1e-3
+            )
+
+    @given(ANY_MATRIX.filter(lambda counts: bool(counts.any())), st.integers(2, 9))
+    def test_bounded_and_independent_of_scale(self, counts: Counts, factor: int) -> None:
+        names, kinds = [str(n) for n in range(len(counts))], ["thing"] * len(counts)
+        scores = score(counts, match(counts), names, kinds)
+        assert 0 <= scores.mean_iou <= scores.mean_accuracy <= 100
+        assert scores.things_iou == scores.mean_iou
+        assert scores.stuff_iou is None
+        assert sum(scores.share) == pytest.approx(100)
+        assert score(factor * counts, match(counts), names, kinds).mean_iou == pytest.approx(
+            scores.mean_iou
+        )

@@ -1,0 +1,577 @@
+"""Probes of frozen features: labels at feature cells by hand, the linear solver against L-BFGS, what uses labels."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable, Generator
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from densesiam_seg.clustering.kmeans import Centroids, kmeans
+from densesiam_seg.datasets import load_dataset, samples
+from densesiam_seg.errors import ImageError, InputError, ModelError, NumericError, UsageError
+from densesiam_seg.evaluation import probe as probe_module
+from densesiam_seg.evaluation.evaluate import PROTOCOLS, dense_features, shown
+from densesiam_seg.evaluation.probe import (
+    DECAY,
+    Probe,
+    cell_labels,
+    cluster,
+    fit_linear,
+    folded,
+    probe,
+    probe_events,
+    ready_probe,
+    sample_points,
+)
+from densesiam_seg.events import Progress
+from densesiam_seg.inference.segmenter import Segmenter
+from densesiam_seg.io.files import to_json
+from densesiam_seg.io.randomness import Stream, generator
+
+Value = TypeVar("Value")
+
+COLOURS = ((200, 40, 40), (40, 200, 40), (40, 40, 200))
+TOML = """
+title = "Plain"
+image_suffixes = [".png"]
+label_suffix = ".png"
+ignore_values = [255]
+classes = [
+    { name = "red", kind = "thing", values = [1] },
+    { name = "green", kind = "stuff", values = [2] },
+    { name = "blue", kind = "stuff", values = [3] },
+]
+"""
+SPLITS = ("val", "train", "wrong", "void")
+
+
+def plain_images(root: Path, split: str, count: int, label_of: Callable[[int], int]) -> None:
+    """Images of one noisy colour each, red, green and blue in turn, whose every pixel has one label."""
+    for folder in ("images", "labels"):
+        (root / folder / split).mkdir(parents=True)
+    draw = np.random.default_rng(count)
+    for index in range(count):
+        image = np.asarray(COLOURS[index % 3]) + draw.integers(-30, 31, (40, 48, 3))
+        label = np.full((40, 48), label_of(index), np.uint8)
+        Image.fromarray(image.astype(np.uint8)).save(root / "images" / split / f"{index}.png")
+        Image.fromarray(label).save(root / "labels" / split / f"{index}.png")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Plain images: `val` and `train` are labelled right, `wrong` one class further, `void` not at all."""
+    root = tmp_path_factory.mktemp("plain")
+    plain_images(root, "val", 3, lambda index: index % 3 + 1)
+    plain_images(root, "train", 6, lambda index: index % 3 + 1)
+    plain_images(root, "wrong", 6, lambda index: (index + 1) % 3 + 1)
+    plain_images(root, "void", 3, lambda _: 255)
+    splits = "".join(
+        f'[splits.{each}]\nimages = ["images/{each}"]\nlabels = ["labels/{each}"]\n'
+        for each in SPLITS
+    )
+    (root / "plain.toml").write_text(TOML + splits)
+    return root
+
+
+@pytest.fixture
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Enough for colours that lie far apart."""
+    monkeypatch.setattr(probe_module, "STEPS", 100)
+
+
+@pytest.fixture(scope="module")
+def clear(segmenter: Segmenter) -> Segmenter:
+    """A model whose features are the mean colours of 4×4 pixels."""
+    network = copy.deepcopy(segmenter.network)
+    network.encoder = cast(Any, nn.AvgPool2d(4))
+    return Segmenter(network, segmenter.card, device="cpu", precision="fp32")
+
+
+@pytest.fixture
+def run(data: Path, clear: Segmenter, few_steps: None) -> Callable[..., Probe]:
+    def probe_plain(**options: Any) -> Probe:
+        return probe(clear, data / "plain.toml", data, **options)
+
+    return probe_plain
+
+
+def finished(work: Generator[Progress, None, Value]) -> Value:
+    """What a generator returns."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            value: Value = end.value
+            return value
+
+
+class TestProbe:
+    @pytest.mark.parametrize("name", PROTOCOLS)
+    def test_plain_colours_are_told_apart(self, run: Callable[..., Probe], name: str) -> None:
+        result = run(protocol=name)
+        side = 40 * 48 if name == "full-image" else 32 * 32
+        for each in (result.linear, result.kmeans):
+            assert each is not None
+            assert each.scores.mean_iou == 100
+            assert each.counts.sum(1).tolist() == [side] * 3
+            assert each.protocol == PROTOCOLS[name].describe(32)
+            assert (each.dataset, each.split, each.images, each.clusters) == ("Plain", "val", 3, 3)
+
+    def test_each_says_what_it_used(self, run: Callable[..., Probe]) -> None:
+        result = run(train_split="wrong")
+        assert result.linear is not None
+        assert result.kmeans is not None
+        supervised = "linear probe, supervised: uses the labels of the wrong split"
+        assert result.linear.readout == supervised
+        assert result.kmeans.readout == "k-means probe, label-free: labels only match and score"
+        assert str(result.linear.matching.kind) == "identity"
+        assert result.linear.matching.cluster_to_class == (0, 1, 2)
+        assert result.kmeans.matching.kind == "hungarian"
+
+    def test_shifted_training_labels_ruin_the_linear_probe_alone(
+        self, run: Callable[..., Probe]
+    ) -> None:
+        """The linear probe's ids are scored as they are, not matched; k-means has not seen the labels."""
+        right, wrong = run(), run(train_split="wrong")
+        assert wrong.linear is not None
+        assert wrong.linear.scores.mean_iou == wrong.linear.scores.pixel_accuracy == 0
+        assert wrong.linear.counts[[0, 1, 2], [1, 2, 0]].tolist() == [40 * 48] * 3
+        assert wrong.kmeans is not None
+        assert right.kmeans is not None
+        np.testing.assert_array_equal(wrong.kmeans.counts, right.kmeans.counts)
+
+    def test_one_alone_is_the_same(self, run: Callable[..., Probe]) -> None:
+        both, linear, clustered = run(), run(kind="linear"), run(kind="kmeans")
+        assert linear.kmeans is None
+        assert clustered.linear is None
+        assert linear.linear is not None
+        assert clustered.kmeans is not None
+        assert both.linear is not None
+        assert both.kmeans is not None
+        np.testing.assert_array_equal(both.linear.counts, linear.linear.counts)
+        np.testing.assert_array_equal(both.kmeans.counts, clustered.kmeans.counts)
+
+    def test_any_number_of_clusters(self, run: Callable[..., Probe]) -> None:
+        found = run(kind="kmeans", clusters=7).kmeans
+        assert found is not None
+        assert (found.clusters, found.counts.shape) == (7, (3, 7))
+        assert found.matching.kind == "many-to-one"
+        assert found.scores.mean_iou == 100
+
+    def test_kmeans_needs_no_labelled_training_pixel(self, run: Callable[..., Probe]) -> None:
+        found = run(kind="kmeans", train_split="void").kmeans
+        assert found is not None
+        assert found.scores.mean_iou == 100
+
+    def test_equal_for_a_seed_and_blind_to_global_state(self, run: Callable[..., Probe]) -> None:
+        states = torch.random.get_rng_state(), str(np.random.get_state())  # noqa: NPY002
+        first = run(seed=3, clusters=9)
+        assert torch.equal(torch.random.get_rng_state(), states[0])
+        assert str(np.random.get_state()) == states[1]  # noqa: NPY002
+        torch.manual_seed(99)
+        again, other = run(seed=3, clusters=9), run(seed=4, clusters=9)
+        values = [replace(each, seconds=0).to_dict() for each in (first, again, other)]
+        assert to_json(values[0]) == to_json(values[1])
+        assert to_json(values[0]) != to_json(values[2])
+
+    def test_another_size(self, run: Callable[..., Probe]) -> None:
+        found = run(kind="linear", protocol="picie", image_size=36).linear
+        assert found is not None
+        assert found.counts.sum() == 3 * 36**2
+        assert "shorter side 36" in found.protocol
+
+    def test_a_models_folder(
+        self, data: Path, segmenter: Segmenter, model_folder: Path, few_steps: None
+    ) -> None:
+        found = probe(model_folder, data / "plain.toml", data, device="cpu", precision="fp32")
+        same = probe(segmenter, data / "plain.toml", data)
+        assert found.linear is not None
+        assert same.linear is not None
+        np.testing.assert_array_equal(found.linear.counts, same.linear.counts)
+        assert found.linear.scores.mean_iou > 50
+
+    def test_no_gradients_are_needed_of_the_caller(self, run: Callable[..., Probe]) -> None:
+        with torch.no_grad():
+            assert run(kind="linear").linear is not None
+
+    def test_the_segmenter_stays_as_it_is(
+        self, data: Path, segmenter: Segmenter, few_steps: None
+    ) -> None:
+        before = copy.deepcopy(segmenter.network.state_dict())
+        probe(segmenter, data / "plain.toml", data)
+        assert segmenter.card.readout == "head"
+        after = segmenter.network.state_dict()
+        assert all(torch.equal(before[name], after[name]) for name in before)
+
+    def test_progress_then_the_result(
+        self, data: Path, segmenter: Segmenter, few_steps: None
+    ) -> None:
+        *events, last = ready_probe(segmenter, data / "plain.toml", data)
+        assert events == [
+            Progress("features", 6, 6),
+            Progress("linear probe", 50, 100),
+            Progress("linear probe", 100, 100),
+            Progress("k-means", 0, 1),
+            Progress("k-means", 1, 1),
+            *(Progress("scoring", done, 3) for done in (1, 2, 3)),
+        ]
+        assert isinstance(last, Probe)
+        assert 0 < last.seconds < 60
+
+    def test_the_result_is_a_json_object(self, run: Callable[..., Probe]) -> None:
+        result = run()
+        value = json.loads(to_json(result.to_dict()))
+        assert value["linear"]["supervised"] is True
+        assert value["kmeans"]["supervised"] is False
+        assert value["linear"]["counts"] == (np.eye(3, dtype=int) * 40 * 48).tolist()
+        assert value["seconds"] == pytest.approx(result.seconds)
+        assert run(kind="kmeans").to_dict()["linear"] is None
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("options", "error", "words"),
+        [
+            ({"kind": "tree"}, UsageError, "--kind tree: give one of both, linear, kmeans"),
+            ({"kind": "linear", "clusters": 4}, UsageError, "--clusters belongs to the k-means"),
+            ({"clusters": 0}, UsageError, "--clusters 0: must be 1 to 4096"),
+            ({"protocol": "voc"}, UsageError, "--protocol voc"),
+            ({"image_size": 8}, UsageError, "--image-size 8: must be 32 to 4096"),
+            ({"train_split": "x"}, UsageError, "no split 'x'"),
+            (
+                {"split": "train"},
+                UsageError,
+                "--train-split train and --split train share 6 images",
+            ),
+            ({"train_split": "wrong+val"}, UsageError, "share 3 images .*give splits that share"),
+            ({"train_split": "void"}, InputError, "no pixel of the train split has a label"),
+            ({"split": "void"}, InputError, "no pixel has a label"),
+            ({"clusters": 1000}, InputError, "432 points cannot make 1000 clusters"),
+        ],
+    )
+    def test_options(
+        self,
+        run: Callable[..., Probe],
+        options: dict[str, Any],
+        error: type[Exception],
+        words: str,
+    ) -> None:
+        with pytest.raises(error, match=words):
+            run(**options)
+
+    @pytest.mark.parametrize("gone", ["images", "labels"])
+    @pytest.mark.parametrize("split", ["train", "val"])
+    def test_splits_without_labels(
+        self, segmenter: Segmenter, data: Path, tmp_path: Path, split: str, gone: str
+    ) -> None:
+        for folder in ("images", "labels"):
+            (tmp_path / folder).mkdir()
+            for each in {"train", "val"} - ({split} if folder == gone else set()):
+                (tmp_path / folder / each).symlink_to(data / folder / each)
+        with pytest.raises(InputError, match=rf"probe needs labelled images: .*{gone}/{split} for"):
+            probe(segmenter, data / "plain.toml", tmp_path)
+
+    def test_everything_else_is_checked_before_the_model_is_read(self, data: Path) -> None:
+        with pytest.raises(UsageError, match="share 3 images"):
+            probe(data / "nowhere", data / "plain.toml", data, train_split="val")
+        with pytest.raises(ModelError, match="no model here"):
+            probe(data / "nowhere", data / "plain.toml", data)
+
+    def test_images_of_both_sets_whatever_their_splits_are_called(
+        self, segmenter: Segmenter, data: Path
+    ) -> None:
+        dataset = load_dataset(data / "plain.toml")
+        train = samples(dataset, data, "train")
+        some = replace(train, split="held out", items=train.items[4:])
+        rest = replace(train, items=train.items[:4])
+        options: dict[str, Any] = {"protocol": PROTOCOLS["picie"], "side": 32}
+        with pytest.raises(UsageError, match="share 2 images"):
+            next(probe_events(segmenter, dataset, train, some, **options))
+        assert next(probe_events(segmenter, dataset, rest, some, **options)) == Progress(
+            "features", 4, 4
+        )
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf])
+    def test_features_that_are_not_finite(
+        self, segmenter: Segmenter, data: Path, monkeypatch: pytest.MonkeyPatch, value: float
+    ) -> None:
+        """The fourth image of a batch is the one that is named."""
+
+        def spoilt(*arguments: Any) -> Tensor:
+            features = dense_features(*arguments).clone()
+            features[3, 1, 2, 3] = value
+            return features
+
+        monkeypatch.setattr(probe_module, "dense_features", spoilt)
+        with pytest.raises(
+            NumericError, match=r"train/3\.png: its features are not finite; .*lower"
+        ):
+            probe(segmenter, data / "plain.toml", data)
+
+    def test_a_training_image_that_cannot_be_read(
+        self, segmenter: Segmenter, data: Path, tmp_path: Path
+    ) -> None:
+        plain_images(tmp_path, "train", 3, lambda _: 1)
+        (tmp_path / "images" / "train" / "1.png").write_bytes(b"<html>")
+        for folder in ("images", "labels"):
+            (tmp_path / folder / "val").symlink_to(data / folder / "val")
+        with pytest.raises(ImageError, match=r"train/1\.png"):
+            probe(segmenter, data / "plain.toml", tmp_path)
+
+
+class TestSamplePoints:
+    def sampled(
+        self, segmenter: Segmenter, root: Path, name: str = "full-image", seed: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        dataset = load_dataset(root / "plain.toml")
+        train = samples(dataset, root, "train")
+        return finished(sample_points(segmenter, dataset, train, PROTOCOLS[name], 32, seed=seed))
+
+    @pytest.fixture
+    def mixed(self, data: Path, tmp_path: Path) -> Path:
+        """Five images of two sizes, upright and lying in turn, with labels that differ from pixel to pixel."""
+        draw = np.random.default_rng(0)
+        for folder in ("images", "labels"):
+            (tmp_path / folder / "train").mkdir(parents=True)
+        for index, size in enumerate([(40, 48), (40, 48), (48, 40), (40, 48), (40, 48)]):
+            image = draw.integers(0, 256, (*size, 3), np.uint8)
+            label = draw.choice(np.array([1, 2, 3, 255], np.uint8), size)
+            Image.fromarray(image).save(tmp_path / "images" / "train" / f"{index}.png")
+            Image.fromarray(label).save(tmp_path / "labels" / "train" / f"{index}.png")
+        (tmp_path / "plain.toml").write_text((data / "plain.toml").read_text())
+        return tmp_path
+
+    @pytest.mark.parametrize("batch", [1, 2 * 32 * 38, 2**20])
+    @pytest.mark.parametrize("name", PROTOCOLS)
+    def test_features_and_labels_of_drawn_pixels(
+        self,
+        segmenter: Segmenter,
+        mixed: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        name: str,
+        batch: int,
+    ) -> None:
+        """Image by image, whatever batches they pass the network in; 20 pixels of each, in the order drawn."""
+        monkeypatch.setattr(probe_module, "VALUES", 5 * 20 * 8 + 39)
+        monkeypatch.setattr(probe_module, "BATCH", batch)
+        features, labels = self.sampled(segmenter, mixed, name, seed=6)
+        assert features.shape == (5 * 20, 8)
+        assert labels.dtype == torch.uint8
+        dataset = load_dataset(mixed / "plain.toml")
+        for index, sample in enumerate(samples(dataset, mixed, "train")):
+            image, label = shown(sample, dataset, PROTOCOLS[name], 32)
+            expected = dense_features(segmenter, image[None], PROTOCOLS[name])[0]
+            height, width = expected.shape[-2:]
+            drawn = generator(6, Stream.PIXELS, 0, index).permutation(height * width)[:20]
+            rows, columns = drawn // width, drawn % width
+            part = slice(20 * index, 20 * index + 20)
+            torch.testing.assert_close(features[part], expected[:, rows, columns].T)
+            at_cells = cell_labels(label, height, width)[rows, columns]
+            np.testing.assert_array_equal(labels[part].numpy(), at_cells)
+
+    def test_every_pixel_where_all_fit(self, segmenter: Segmenter, mixed: Path) -> None:
+        features, labels = self.sampled(segmenter, mixed)
+        assert len(features) == len(labels) == 4 * 8 * 10 + 10 * 8
+        assert len({tuple(row) for row in features.tolist()}) == len(features)
+
+    def test_one_pixel_of_each_image_at_least(
+        self, segmenter: Segmenter, mixed: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(probe_module, "VALUES", 1)
+        assert len(self.sampled(segmenter, mixed)[0]) == 5
+
+    def test_labels_have_no_part_in_it(
+        self, segmenter: Segmenter, mixed: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(probe_module, "VALUES", 400)
+        before = self.sampled(segmenter, mixed)[0]
+        for path in (mixed / "labels" / "train").iterdir():
+            with Image.open(path) as label:
+                void = np.full_like(np.asarray(label), 255)
+            Image.fromarray(void).save(path)
+        after, labels = self.sampled(segmenter, mixed)
+        assert torch.equal(before, after)
+        assert set(labels.tolist()) == {255}
+
+    def test_features_keep_the_networks_precision(self, segmenter: Segmenter, mixed: Path) -> None:
+        half = Segmenter(segmenter.network, segmenter.card, device="cpu", precision="bf16")
+        assert self.sampled(segmenter, mixed)[0].dtype == torch.float32
+        assert self.sampled(half, mixed)[0].dtype == torch.bfloat16
+
+
+class TestCellLabels:
+    def test_by_hand(self) -> None:
+        """Cells of 2×2 pixels have their centre on a corner, and take the pixel below and right of it."""
+        label = np.arange(24, dtype=np.uint8).reshape(4, 6)
+        assert cell_labels(label, 2, 3).tolist() == [[7, 9, 11], [19, 21, 23]]
+
+    def test_sizes_that_do_not_divide(self) -> None:
+        """5 pixels in 2 cells: centres at 1.25 and 3.75. 4 pixels in 3 cells: at 2/3, 2 and 10/3."""
+        label = np.arange(20, dtype=np.uint8).reshape(5, 4)
+        assert cell_labels(label, 2, 3).tolist() == [[4, 6, 7], [12, 14, 15]]
+
+    def test_ignored_pixels_stay_ignored(self) -> None:
+        label = np.full((4, 4), 2, np.uint8)
+        label[3, 1] = 255
+        assert cell_labels(label, 2, 2).tolist() == [[2, 2], [255, 2]]
+
+    @settings(max_examples=50)
+    @given(st.integers(1, 255), st.integers(1, 60))
+    def test_the_nearest_pixel_in_exact_arithmetic(self, pixels: int, cells: int) -> None:
+        label = np.arange(pixels, dtype=np.uint8)[None]
+        half = Fraction(1, 2)
+        for cell, found in enumerate(cell_labels(label, 1, cells)[0].tolist()):
+            centre = (cell + half) * pixels / cells
+            expected = min(range(pixels), key=lambda pixel: (abs(pixel + half - centre), -pixel))
+            assert found == expected
+
+
+def mixture(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Features (count, 6) of three overlapping classes, of mixed channels and scales, and labels, a tenth ignored."""
+    draw = torch.Generator().manual_seed(seed)
+    labels = torch.randint(3, (count,), generator=draw)
+    centres = 0.8 * torch.randn(3, 6, generator=torch.Generator().manual_seed(1))
+    points = centres[labels] + torch.randn(count, 6, generator=draw)
+    mixing = torch.randn(6, 6, generator=torch.Generator().manual_seed(2))
+    scales = torch.tensor([100.0, 1.0, 0.01, 1.0, 5.0, 1.0])
+    features = points @ mixing * scales + torch.tensor([0.0, 5.0, 0.2, -3.0, 0.0, 9.0])
+    labels[torch.rand(count, generator=draw) < 0.1] = 255
+    return features, labels.to(torch.uint8)
+
+
+def objective(weight: Tensor, bias: Tensor, features: Tensor, labels: Tensor) -> Tensor:
+    """What the linear probe minimises, over the whole of it."""
+    standard = (features - features.mean(0)) / features.std(0, correction=0)
+    known = labels != 255
+    scores = standard[known] @ weight.T + bias
+    loss = F.cross_entropy(scores, labels[known].long())
+    return loss + 0.5 * DECAY * weight.square().sum()
+
+
+class TestFitLinear:
+    def test_it_ends_at_the_optimum_of_another_solver(self) -> None:
+        """L-BFGS on all points in fp64; 6000 points make three mini-batches."""
+        features, labels = mixture(6000, 0)
+        exact = features.double()
+        best = [
+            torch.zeros(size, dtype=torch.float64, requires_grad=True) for size in ((3, 6), (3,))
+        ]
+        solver = torch.optim.LBFGS(best, max_iter=200, line_search_fn="strong_wolfe")
+
+        def closure() -> float:
+            solver.zero_grad()
+            loss = objective(best[0], best[1], exact, labels)
+            loss.backward()  # type: ignore[no-untyped-call]
+            return float(loss.detach())
+
+        solver.step(closure)  # type: ignore[no-untyped-call]
+        weight, bias = finished(fit_linear(features, labels, 3))
+        assert weight.shape == (3, 6, 1, 1)
+        mean, deviation = exact.mean(0), exact.std(0, correction=0)
+        standard = weight[:, :, 0, 0].double() * deviation
+        shift = bias.double() + weight[:, :, 0, 0].double() @ mean
+        lowest = float(objective(best[0].detach(), best[1].detach(), exact, labels))
+        assert lowest > 0.2  # the classes overlap
+        assert float(objective(standard, shift, exact, labels)) < 1.001 * lowest
+        found = (features @ weight[:, :, 0, 0].T + bias).argmax(1)
+        wanted = ((exact - mean) / deviation @ best[0].T + best[1]).argmax(1)
+        assert (found == wanted).double().mean() > 0.995
+
+    def test_the_standardisation_is_folded_exactly(self) -> None:
+        draw = torch.Generator().manual_seed(0)
+        weight, bias, mean, deviation, features = (
+            torch.randn(*size, generator=draw, dtype=torch.float64)
+            for size in ((3, 5), (3,), (5,), (5,), (2, 5, 4, 6))
+        )
+        standard = (features - mean[:, None, None]) / deviation[:, None, None]
+        expected = torch.einsum("nc,bchw->bnhw", weight, standard) + bias[:, None, None]
+        found = F.conv2d(features, *folded(weight, bias, mean, deviation))
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+    def test_scales_and_offsets_of_channels_do_not_matter(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(probe_module, "STEPS", 50)
+        features, labels = mixture(500, 1)
+        change = torch.tensor([64.0, 0.25, 8.0, 1.0, 2.0, 0.5])
+        shifted = features * change + 3.0
+        one = F.conv2d(features.T[None, :, :, None], *finished(fit_linear(features, labels, 3)))
+        two = F.conv2d(shifted.T[None, :, :, None], *finished(fit_linear(shifted, labels, 3)))
+        torch.testing.assert_close(one, two, rtol=1e-2, atol=1e-2)
+
+    @pytest.mark.parametrize("constant", [0.0, 0.1, 1e4])
+    def test_a_constant_channel(self, monkeypatch: pytest.MonkeyPatch, constant: float) -> None:
+        monkeypatch.setattr(probe_module, "STEPS", 50)
+        features, labels = mixture(3000, 2)
+        features[:, 4] = constant
+        weight, bias = finished(fit_linear(features, labels, 3))
+        assert weight.isfinite().all()
+        assert bias.isfinite().all()
+        assert float(weight[:, 4].abs().max()) * max(constant, 1) < 10
+
+    def test_low_precision_features(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """bf16 features are used as they are; the classifier is fp32."""
+        monkeypatch.setattr(probe_module, "STEPS", 50)
+        features, labels = mixture(500, 3)
+        half = features.bfloat16()
+        for one, two in zip(
+            finished(fit_linear(half, labels, 3)),
+            finished(fit_linear(half.float(), labels, 3)),
+            strict=True,
+        ):
+            assert one.dtype == torch.float32
+            assert torch.equal(one, two)
+
+    def test_a_class_without_pixels_is_never_predicted(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(probe_module, "STEPS", 100)
+        features, labels = mixture(500, 4)
+        weight, bias = finished(fit_linear(features, labels, 5))
+        assert (features @ weight[:, :, 0, 0].T + bias).argmax(1).max() < 3
+
+    def test_no_labelled_pixel(self) -> None:
+        with pytest.raises(InputError, match="no pixel of the train split has a label"):
+            finished(fit_linear(torch.randn(9, 2), torch.full((9,), 255, dtype=torch.uint8), 3))
+
+
+class TestCluster:
+    def test_it_is_kmeans_of_directions(self) -> None:
+        features, _ = mixture(400, 0)
+        expected = kmeans(F.normalize(features, dim=1), 5, seed=2)
+        found = cluster(features * torch.rand(400, 1).add(0.5), 5, seed=2)
+        torch.testing.assert_close(found.centres, expected.centres)
+        assert torch.equal(found.counts, expected.counts)
+
+    def test_the_sample_is_spread_evenly_and_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        seen: list[Tensor] = []
+
+        def spy(points: Tensor, clusters: int, *, seed: int) -> Centroids:
+            seen.append(points)
+            return kmeans(points, clusters, seed=seed)
+
+        monkeypatch.setattr(probe_module, "SAMPLE", 100)
+        monkeypatch.setattr(probe_module, "kmeans", spy)
+        features, _ = mixture(250, 0)
+        cluster(features, 5, seed=0)
+        torch.testing.assert_close(seen[0], F.normalize(features[::3], dim=1))
+        cluster(features[:100], 5, seed=0)
+        assert len(seen[1]) == 100
+
+    def test_too_few_pixels(self) -> None:
+        with pytest.raises(InputError, match="4 points cannot make 5 clusters"):
+            cluster(torch.randn(4, 3), 5, seed=0)

@@ -1,0 +1,127 @@
+"""Labels come back to the last bit, and what cannot hold exact values is refused."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from densesiam_seg.errors import ImageError
+from densesiam_seg.images.decode import load_label
+
+Bytes = npt.NDArray[np.uint8]
+
+
+def noise(height: int, width: int, channels: int = 3, seed: int = 0) -> Bytes:
+    shape = (height, width, channels) if channels > 1 else (height, width)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def saved(folder: Path, name: str, image: Image.Image, **options: Any) -> Path:
+    path = folder / name
+    image.save(path, **options)
+    return path
+
+
+def reason_of(read: Callable[..., object], *arguments: object) -> str:
+    with pytest.raises(ImageError) as caught:
+        read(*arguments)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(caught.value.path)
+    return caught.value.reason
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def bare_png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    start = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header)
+    return start + png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
+
+
+def test_label_indices_are_exact(tmp_path: Path) -> None:
+    indices = noise(5, 6, 1)
+    grey = saved(tmp_path, "l.png", Image.fromarray(indices))
+    coloured = Image.fromarray(indices, "P")
+    coloured.putpalette(noise(1, 256).tobytes())
+    for path in (
+        grey,
+        saved(tmp_path, "p.png", coloured),
+        saved(tmp_path, "p.bmp", coloured),
+        saved(tmp_path, "p.tif", coloured),
+        saved(tmp_path, "t.png", coloured, transparency=0),
+    ):
+        label = load_label(path)
+        assert label.dtype == np.uint8
+        np.testing.assert_array_equal(label, indices)
+
+
+def test_label_gif_keeps_its_indices(tmp_path: Path) -> None:
+    indices = np.array([[0, 1, 2], [2, 1, 0]], np.uint8)
+    coloured = Image.fromarray(indices, "P")
+    coloured.putpalette([9, 8, 7, 50, 60, 70, 200, 100, 0])
+    path = saved(tmp_path, "p.gif", coloured, optimize=False)
+    np.testing.assert_array_equal(load_label(path), indices)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_label_of_few_bits_gives_the_stored_numbers(tmp_path: Path, depth: int) -> None:
+    path = tmp_path / "a.png"
+    stored = np.arange(8) % 2**depth  # eight pixels in one row
+    bits = "".join(format(value, f"0{depth}b") for value in stored)
+    row = bytes([0]) + int(bits, 2).to_bytes(depth, "big")
+    path.write_bytes(bare_png(8, 1, depth, 0, row))
+    np.testing.assert_array_equal(load_label(path), stored[None])
+
+
+def test_label_colours_and_alpha(tmp_path: Path) -> None:
+    colours = noise(4, 4)
+    opaque = np.dstack([colours, np.full((4, 4), 255, np.uint8)])
+    for name, array in (("rgb.png", colours), ("rgba.png", opaque)):
+        label = load_label(saved(tmp_path, name, Image.fromarray(array)))
+        assert label.dtype == np.uint8
+        np.testing.assert_array_equal(label, colours)
+    opaque[1, 1, 3] = 254
+    clear = saved(tmp_path, "clear.png", Image.fromarray(opaque))
+    assert reason_of(load_label, clear) == "bad-values"
+    for alpha, good in ((255, True), (0, False)):
+        grey = np.dstack([colours[..., 0], np.full((4, 4), alpha, np.uint8)])
+        path = saved(tmp_path, f"la{alpha}.png", Image.fromarray(grey, "LA"))
+        if good:
+            np.testing.assert_array_equal(load_label(path), colours[..., 0])
+        else:
+            assert reason_of(load_label, path) == "bad-values"
+
+
+def test_label_that_cannot_be_exact_is_refused(tmp_path: Path) -> None:
+    grey = Image.fromarray(noise(8, 8, 1))
+    deep_colours = tmp_path / "deep.png"
+    deep_colours.write_bytes(bare_png(1, 1, 16, 2, bytes(7)))
+    inverted = saved(tmp_path, "inverted.tif", grey, tiffinfo={262: 0})
+    for path in (
+        saved(tmp_path, "a.jpg", grey),
+        saved(tmp_path, "cmyk.tif", Image.new("CMYK", (2, 2))),
+        saved(tmp_path, "lab.tif", Image.new("LAB", (2, 2))),
+        saved(tmp_path, "float.tif", Image.new("F", (2, 2))),
+        deep_colours,
+        inverted,
+    ):
+        assert reason_of(load_label, path) == "bad-values"
+
+
+def test_label_of_sixteen_and_thirty_two_bits(tmp_path: Path) -> None:
+    deep = np.array([[0, 300], [65535, 3]], np.uint16)
+    wide = np.array([[0, 70_000], [-1, 3]], np.int32)
+    for name, values in (("a.png", deep), ("a.tif", deep), ("b.tif", wide)):
+        label = load_label(saved(tmp_path, name, Image.fromarray(values)))
+        assert label.dtype == np.int32
+        np.testing.assert_array_equal(label, values)

@@ -1,0 +1,188 @@
+"""Stored values of every mode become 8-bit RGB as worked out by hand."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from PIL import Image
+
+from densesiam_seg.errors import ImageError
+from densesiam_seg.images import samples as pixels
+from densesiam_seg.images.decode import image_size, load_image, load_square
+
+Bytes = npt.NDArray[np.uint8]
+
+
+def noise(height: int, width: int, channels: int = 3, seed: int = 0) -> Bytes:
+    shape = (height, width, channels) if channels > 1 else (height, width)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def saved(folder: Path, name: str, image: Image.Image, **options: Any) -> Path:
+    path = folder / name
+    image.save(path, **options)
+    return path
+
+
+def reason_of(read: Callable[..., object], *arguments: object) -> str:
+    with pytest.raises(ImageError) as caught:
+        read(*arguments)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(caught.value.path)
+    return caught.value.reason
+
+
+def pixels_of(path: Path) -> Bytes:
+    """(H, W, 3), with the promises about the tensor checked."""
+    tensor = load_image(path)
+    assert tensor.dtype == torch.uint8
+    assert tensor.is_contiguous()
+    assert tuple(tensor.shape) == (3, *image_size(path))
+    return tensor.permute(1, 2, 0).numpy()
+
+
+def test_channels_are_the_colours_or_the_grey_thrice() -> None:
+    colours = noise(5, 7)
+    found = [np.asarray(channel) for channel in pixels.channels(Image.fromarray(colours))]
+    np.testing.assert_array_equal(np.stack(found, axis=2), colours)
+    grey = noise(5, 7, channels=1)
+    for channel in pixels.channels(Image.fromarray(grey)):
+        np.testing.assert_array_equal(np.asarray(channel), grey)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_8_bit_pictures_are_not_copied(mode: str) -> None:
+    picture = Image.new(mode, (3, 2))
+    assert pixels.eight_bit(picture, 1.0) is picture
+
+
+def test_large_picture_spans_several_strips(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pixels, "_STRIP_PIXELS", 7 * 11)
+    colours = noise(50, 11)
+    np.testing.assert_array_equal(
+        pixels_of(saved(tmp_path, "a.png", Image.fromarray(colours))), colours
+    )
+    deep = np.linspace(0, 65535, 550).astype(np.int32).reshape(50, 11)
+    grey = pixels_of(saved(tmp_path, "a.tif", Image.fromarray(deep, "I")))[..., 0]
+    np.testing.assert_array_equal(grey, np.rint(deep / 257))
+
+
+def test_conversion_takes_only_strips_beside_the_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow's own buffer is not counted here; copies made for conversion would be."""
+    monkeypatch.setattr(pixels, "_STRIP_PIXELS", 20_000)
+    path = saved(tmp_path, "a.png", Image.new("RGBA", (2000, 1500), (1, 2, 3, 4)), compress_level=1)
+    load_image(path)
+    tracemalloc.start()
+    tensor = load_image(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert tensor.numel() <= peak < 1.1 * tensor.numel()
+
+
+def test_cmyk_jpeg_and_tiff(tmp_path: Path) -> None:
+    inks = Image.new("CMYK", (16, 16), (0, 255, 255, 0))  # no cyan, all magenta and yellow: red
+    for name in ("a.jpg", "a.tif"):
+        red = pixels_of(saved(tmp_path, name, inks))
+        assert np.abs(red.astype(int) - [255, 0, 0]).max() <= 3
+
+
+def test_lab_and_ycbcr(tmp_path: Path) -> None:
+    lab = pixels_of(saved(tmp_path, "a.tif", Image.new("LAB", (2, 2), (255, 128, 128))))
+    assert lab.min() >= 253  # lightness 100 without colour: white
+    ycbcr = pixels_of(saved(tmp_path, "b.tif", Image.new("YCbCr", (2, 2), (76, 85, 255))))
+    assert np.abs(ycbcr.astype(int) - [254, 0, 0]).max() <= 2
+
+
+def test_palette_with_and_without_transparency(tmp_path: Path) -> None:
+    indexed = Image.fromarray(np.array([[0, 1], [2, 1]], np.uint8), "P")
+    indexed.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
+    opaque = [[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [0, 255, 0]]]
+    np.testing.assert_array_equal(pixels_of(saved(tmp_path, "a.png", indexed)), opaque)
+    np.testing.assert_array_equal(pixels_of(saved(tmp_path, "a.gif", indexed)), opaque)
+    clear = [[[255, 0, 0], [255, 255, 255]], [[0, 0, 255], [255, 255, 255]]]
+    for name in ("b.png", "b.gif"):
+        path = saved(tmp_path, name, indexed, transparency=1)
+        np.testing.assert_array_equal(pixels_of(path), clear)
+    half = saved(tmp_path, "c.png", indexed, transparency=bytes([255, 128, 0]))
+    expected = [[[255, 0, 0], [127, 255, 127]], [[255, 255, 255], [127, 255, 127]]]
+    np.testing.assert_array_equal(pixels_of(half), expected)
+
+
+def test_alpha_is_laid_over_white(tmp_path: Path) -> None:
+    rgba = np.array([[[10, 20, 30, 255], [10, 20, 30, 0], [0, 255, 100, 51]]], np.uint8)
+    expected = [[[10, 20, 30], [255, 255, 255], [204, 255, 224]]]
+    for name in ("a.png", "a.tif", "a.webp"):
+        path = saved(tmp_path, name, Image.fromarray(rgba), lossless=True, exact=True)
+        np.testing.assert_array_equal(pixels_of(path), expected)
+    grey = Image.fromarray(np.array([[[80, 255], [80, 0]]], np.uint8), "LA")
+    path = saved(tmp_path, "la.png", grey)
+    np.testing.assert_array_equal(pixels_of(path)[..., 0], [[80, 255]])
+
+
+def test_one_bit(tmp_path: Path) -> None:
+    stripes = Image.fromarray(np.array([[0, 255, 255], [255, 0, 0]], np.uint8)).convert("1")
+    for name in ("a.png", "a.bmp", "a.tif"):
+        path = saved(tmp_path, name, stripes)
+        np.testing.assert_array_equal(pixels_of(path)[..., 2], [[0, 255, 255], [255, 0, 0]])
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path: Path) -> None:
+    deep = np.array([[0, 128, 129, 257], [300, 32768, 65406, 65535]], np.uint16)
+    expected = [[0, 0, 1, 1], [1, 128, 254, 255]]  # 32768 / 257 = 127.502
+    for name in ("a.png", "a.tif"):
+        path = saved(tmp_path, name, Image.fromarray(deep))
+        np.testing.assert_array_equal(pixels_of(path)[..., 1], expected)
+    big_endian = saved(
+        tmp_path, "b.tif", Image.frombytes("I;16B", (4, 2), deep.astype(">u2").tobytes())
+    )
+    np.testing.assert_array_equal(pixels_of(big_endian)[..., 1], expected)
+    clear = saved(tmp_path, "c.png", Image.fromarray(deep), transparency=300)
+    np.testing.assert_array_equal(pixels_of(clear)[..., 1], [[0, 0, 1, 1], [255, 128, 254, 255]])
+
+
+def test_all_sixteen_bit_values_round_to_the_nearest(tmp_path: Path) -> None:
+    deep = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    grey = pixels_of(saved(tmp_path, "a.png", Image.fromarray(deep)))[..., 0]
+    np.testing.assert_array_equal(grey, (deep.astype(int) + 128) // 257)
+
+
+def test_thirty_two_bit_integers(tmp_path: Path) -> None:
+    good = Image.fromarray(np.array([[0, 257], [65535, 514]], np.int32))
+    np.testing.assert_array_equal(
+        pixels_of(saved(tmp_path, "a.tif", good))[..., 0], [[0, 1], [255, 2]]
+    )
+    for number, wrong in enumerate((-1, 65536)):
+        path = saved(tmp_path, f"{number}.tif", Image.fromarray(np.array([[0, wrong]], np.int32)))
+        assert reason_of(load_image, path) == "bad-values"
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0.0, 0.25, 1.0], [0, 64, 255]),
+        ([0.0, 1.5, 254.6], [0, 2, 255]),
+        ([0.0, 257.0, 65535.0], [0, 1, 255]),
+        ([-0.1, 0.5, 1.0], None),
+        ([0.0, 0.5, 65536.0], None),
+        ([0.0, np.nan, 1.0], None),
+        ([0.0, 0.5, np.inf], None),
+    ],
+)
+def test_floats(tmp_path: Path, values: list[float], expected: list[int] | None) -> None:
+    path = saved(tmp_path, "a.tif", Image.fromarray(np.array([values], np.float32)))
+    if expected is None:
+        assert reason_of(load_image, path) == "bad-values"
+        assert reason_of(load_square, path, 2) == "bad-values"
+    else:
+        np.testing.assert_array_equal(pixels_of(path)[0, :, 0], expected)

@@ -1,0 +1,331 @@
+"""Files, folders, globs and lists mean what a user expects, or are refused with a remedy."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tracemalloc
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+
+from densesiam_seg.errors import InputError
+from densesiam_seg.images.manifest import Manifest, Skipped
+from densesiam_seg.images.scan import scan
+
+
+def touch(folder: Path, *names: str) -> None:
+    """Make files that differ in size."""
+    for index, name in enumerate(names):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(index))
+
+
+def message_of(*inputs: str | os.PathLike[str]) -> str:
+    with pytest.raises(InputError) as caught:
+        scan(inputs)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_folder_is_scanned_recursively_and_sorted_by_code_point(tmp_path: Path) -> None:
+    touch(tmp_path, "b.jpg", "a/z.PNG", "Z.tif", "é.webp", "a.gif", "a/deep/er/x.JPeG")
+    touch(tmp_path, "notes.md", "a/table.csv", "no_suffix")
+    files = scan([tmp_path])
+    assert files.names == ("Z.tif", "a.gif", "a/deep/er/x.JPeG", "a/z.PNG", "b.jpg", "é.webp")
+    assert files.root == str(tmp_path)
+    assert files.ignored == 3
+    assert files.skipped == ()
+    assert len(files) == 6
+    for index, name in enumerate(files.names):
+        status = (tmp_path / name).stat()
+        assert files.path(index) == str(tmp_path / name)
+        assert files.sizes[index] == status.st_size
+        assert files.mtimes_ms[index] == status.st_mtime_ns // 1_000_000
+
+
+def test_hidden_files_and_folders_are_passed_over(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", ".b.jpg", "._a.jpg", ".cache/c.jpg")
+    files = scan([tmp_path])
+    assert files.names == ("a.jpg",)
+    assert files.ignored == 0
+
+
+def test_a_folder_is_relative_to_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path, "in/a.jpg", "in/sub/b.jpg")
+    monkeypatch.chdir(tmp_path / "in" / "sub")
+    for folder in ("..", "../", "../../in"):
+        files = scan([folder])
+        assert files.root == str(tmp_path / "in")
+        assert files.names == ("a.jpg", "sub/b.jpg")
+
+
+def test_unreadable_folder_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "a.jpg", "closed/b.jpg")
+    scandir = os.scandir
+
+    def refuse(folder: str) -> object:
+        if folder.endswith("closed"):
+            raise PermissionError(13, "Permission denied", folder)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    files = scan([tmp_path])
+    assert files.names == ("a.jpg",)
+    message = f"{tmp_path}/closed: may not be read; change its permissions"
+    assert files.skipped == (Skipped("closed", "permission", message),)
+    assert "may not be read" in message_of(tmp_path / "closed")
+
+
+def test_no_image_in_a_folder(tmp_path: Path) -> None:
+    touch(tmp_path, "in/a.txt", "in/b.txt", "in/c.csv", "in/d.zip\n")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "elsewhere")
+    message = message_of(tmp_path / "in")
+    assert str(tmp_path / "in") in message
+    assert ".bmp, " in message and ".webp" in message
+    assert "4 other files there: 2 .txt" in message
+    assert "1 linked folders not followed" in message
+    (tmp_path / "empty").mkdir()
+    assert "0 other files there)" in message_of(tmp_path / "empty")
+    touch(tmp_path, "good/a.jpg")
+    assert "empty" in message_of(tmp_path / "good", tmp_path / "empty")
+
+
+def test_linked_folders_and_loops_are_not_followed(tmp_path: Path) -> None:
+    touch(tmp_path, "in/a.jpg", "in/sub/b.jpg", "out/c.jpg")
+    (tmp_path / "in" / "loop").symlink_to(tmp_path / "in")
+    (tmp_path / "in" / "sub" / "up").symlink_to("..")
+    (tmp_path / "in" / "way_out").symlink_to(tmp_path / "out")
+    for item in ("in", "in/**/*.jpg", "in/*"):
+        assert scan([tmp_path / item]).names == ("a.jpg", "sub/b.jpg")
+    assert scan([tmp_path / "in" / "way_out"]).names == ("c.jpg",)
+
+
+def test_a_named_file_needs_no_suffix(tmp_path: Path) -> None:
+    touch(tmp_path, "frame.raw", "other.jpg")
+    files = scan([tmp_path / "frame.raw"])
+    assert (files.root, files.names) == (str(tmp_path), ("frame.raw",))
+
+
+def test_missing_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    touch(tmp_path, "a.jpg")
+    assert message_of("gone.jpg") == "gone.jpg: no such file or folder; check the path"
+    assert "no such file" in message_of("a.jpg", "a.jpg/b.jpg")
+    assert "gone.txt: cannot be read (No such file" in message_of("gone.txt")
+    assert "no such folder" in message_of("gone/*.jpg")
+    assert "no input" in message_of()
+    assert "empty" in message_of("")
+    assert "NUL byte" in message_of("nul\0.jpg")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    assert "link to nothing" in message_of("dangling")
+    assert scan(["a.jpg", "dangling"]).skipped[0].reason == "dangling-link"
+
+
+def test_what_may_not_be_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    look = os.stat
+
+    def refuse(path: str | Path, **options: Any) -> os.stat_result:
+        if Path(path).parent.name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return look(path, **options)
+
+    touch(tmp_path, "closed/a.jpg", "b.jpg", "sub/.x")
+    monkeypatch.setattr(os, "stat", refuse)
+    assert "a.jpg: may not be read" in message_of(tmp_path / "closed" / "a.jpg")
+    assert "no image found" in message_of(f"{tmp_path}/closed/*.png")
+    (tmp_path / "l.txt").write_text("closed/a.jpg\nb.jpg\n")
+    files = scan([tmp_path / "l.txt"])
+    assert files.names == ("b.jpg",)
+    assert [(item.path, item.reason) for item in files.skipped] == [("closed/a.jpg", "permission")]
+
+
+def test_glob(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    touch(tmp_path, "in/a1.jpg", "in/a2.png", "in/b1.jpg", "in/x/a3.jpg", "in/x/y/a4.jpg")
+    touch(tmp_path, "in/.hidden.jpg", "in/.git/a5.jpg", "in/a6.txt")
+    expected = {
+        "in/*.jpg": ("a1.jpg", "b1.jpg"),
+        "in/a[12].*": ("a1.jpg", "a2.png"),
+        "in/a?.???": ("a1.jpg", "a2.png"),
+        "in/**/a*.jpg": ("a1.jpg", "x/a3.jpg", "x/y/a4.jpg"),
+        "in/**/y/*": ("x/y/a4.jpg",),
+        "in/**/x/**/*.jpg": ("x/a3.jpg", "x/y/a4.jpg"),
+        "in/**": ("a1.jpg", "a2.png", "b1.jpg", "x/a3.jpg", "x/y/a4.jpg"),
+        "in/*": ("a1.jpg", "a2.png", "b1.jpg", "x/a3.jpg", "x/y/a4.jpg"),
+        "in/*/*.jpg": ("x/a3.jpg",),
+        "in/.*": (".git/a5.jpg", ".hidden.jpg"),
+    }
+    for pattern, names in expected.items():
+        files = scan([pattern])
+        assert files.names == names, pattern
+        assert files.root == str(tmp_path / "in")
+    assert scan(["i?/x/*.jpg"]).root == str(tmp_path)
+    message = message_of("in/*.txt")
+    assert "1 other files there: 1 .txt" in message
+
+
+def test_literal_names_with_pattern_signs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    touch(tmp_path, "a[1].jpg", "a1.jpg", "trip [2023]/b.jpg")
+    assert scan(["a[1].jpg"]).names == ("a[1].jpg",)
+    assert scan(["a[12].jpg"]).names == ("a1.jpg",)
+    assert scan(["trip [2023]"]).names == ("b.jpg",)
+    files = scan(["trip [2023]/*.jpg"])
+    assert (files.root, files.names) == (str(tmp_path / "trip [2023]"), ("b.jpg",))
+
+
+def test_list_file(tmp_path: Path) -> None:
+    touch(tmp_path, "lists/pad", "data/a.jpg", "data/b c .jpg", "data/#d.jpg", "far/e.raw")
+    text = "\ufeff# chosen\r\n../data/a.jpg\r\n\r\n../data/b c .jpg\n  \n../data/#d.jpg\n"
+    (tmp_path / "lists" / "l.txt").write_bytes(f"{text}{tmp_path}/far/e.raw".encode())
+    files = scan([tmp_path / "lists" / "l.txt"])
+    assert files.root == str(tmp_path)
+    assert files.names == ("data/#d.jpg", "data/a.jpg", "data/b c .jpg", "far/e.raw")
+
+
+def test_names_never_lead_out_of_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "work/own.jpg", "data/a.jpg")
+    monkeypatch.chdir(tmp_path / "work")
+    files = scan(["own.jpg", "../data/a.jpg"])
+    assert (files.root, files.names) == (str(tmp_path), ("data/a.jpg", "work/own.jpg"))
+
+
+def test_list_on_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "a.jpg", "b.jpg")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"b.jpg\r\na.jpg")))
+    assert scan(["-"]).names == ("a.jpg", "b.jpg")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\n# nothing\n")))
+    assert "names no file" in message_of("-")
+    monkeypatch.setattr("sys.stdin", None)
+    assert "no standard input" in message_of("-")
+
+
+def test_a_list_in_any_order_and_with_a_path_named_again(tmp_path: Path) -> None:
+    touch(tmp_path, "b/2.jpg", "a/1.jpg", "a b/3.jpg", "a.jpg")
+    lines = ["b/2.jpg", "a/1.jpg", "./a/1.jpg", "a//1.jpg", "a.jpg", "x/../b/2.jpg", "a b/3.jpg"]
+    (tmp_path / "x").mkdir()
+    (tmp_path / "l.txt").write_text("\n".join(lines))
+    files = scan([tmp_path / "l.txt"])
+    assert files.root == str(tmp_path)
+    assert files.names == ("a b/3.jpg", "a.jpg", "a/1.jpg", "b/2.jpg")
+    assert files.repeated == 0
+
+
+def test_bad_lists(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg")
+    path = tmp_path / "l.txt"
+    path.write_text("a.jpg\ngone1\ngone2\ngone3\ngone4\n")
+    message = message_of(path)
+    assert "l.txt: 4 of the 5 files it names do not exist" in message
+    assert "line 2: 'gone1', line 3: 'gone2', line 4: 'gone3', …" in message
+    path.write_bytes(b"a.jpg\nb\0.jpg\n")
+    assert "l.txt: line 2 holds a NUL byte" in message_of(path)
+    path.write_bytes("a.jpg\n".encode("utf-16"))
+    assert "line 1 holds a NUL byte" in message_of(path)
+    path.write_text("a.jpg\n.\n")
+    assert "line 2 names a folder" in message_of(path)
+    path.write_text("")
+    assert "names no file" in message_of(path)
+
+
+def test_odd_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [
+        "new\nline.jpg",
+        "tab\t.jpg",
+        "quo'te\".jpg",
+        "[/red].jpg",
+        "-rf.jpg",
+        "caf\u00e9.jpg",
+        "cafe\u0301.jpg",
+        "x" * 251 + ".jpg",
+        " .jpg",
+        os.fsdecode(b"bad\xff.jpg"),
+    ]
+    touch(tmp_path, *names)
+    files = scan([tmp_path])
+    assert files.names == tuple(sorted(names))
+    text = json.dumps(files.to_dict())
+    assert text.isascii()
+    assert Manifest.from_dict(json.loads(text)) == files
+    assert files.changed() == []
+    assert len(files.digest) == 64
+    monkeypatch.chdir(tmp_path)
+    assert scan(["-rf.jpg"]).names == ("-rf.jpg",)
+    (tmp_path / "l.txt").write_bytes(b"bad\xff.jpg\n[/red].jpg\n")
+    assert scan(["l.txt"]).names == ("[/red].jpg", os.fsdecode(b"bad\xff.jpg"))
+
+
+class Entries:
+    """A folder as `os.scandir` would list it; with an `error`, one that cannot be read to its end."""
+
+    def __init__(self, names: Iterable[str], error: OSError | None = None) -> None:
+        self.names = names
+        self.error = error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def __iter__(self) -> Iterator[Entry]:
+        yield from map(Entry, self.names)
+        if self.error is not None:
+            raise self.error
+
+
+class Entry:
+    """One file; the number at the end of its stem makes it differ from others."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def is_dir(self) -> bool:
+        return False
+
+    def stat(self) -> os.stat_result:
+        number = int(self.name[-13:-4])
+        values = (0o100644, number + 1, 7, 1, 0, 0, 3_000_000, 0, 0, 0)
+        return os.stat_result(values, {"st_mtime_ns": 10**18 + number})
+
+
+def test_a_folder_that_cannot_be_read_to_its_end_is_skipped_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path, "failing/a.jpg", "good/b.jpg")
+    scandir = os.scandir
+
+    def fail(folder: str) -> object:
+        if folder.endswith("failing"):
+            return Entries(["photograph_000000000.jpg"], OSError(5, "Input/output error"))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", fail)
+    files = scan([tmp_path])
+    assert files.names == ("good/b.jpg",)
+    assert [(item.path, item.reason) for item in files.skipped] == [("failing", "unreadable")]
+    assert "cannot be read (Input/output error)" in files.skipped[0].message
+
+
+def test_memory_for_each_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "folder/with/a/name/of/usual/length"
+    folder.mkdir(parents=True)
+    names = [f"photograph_{number:09d}.jpg" for number in reversed(range(20_000))]
+    monkeypatch.setattr(os, "scandir", lambda _: Entries(names))
+    scan([folder])  # lets Python's own tables of strings grow, which happens in large steps
+    tracemalloc.start()
+    files = scan([folder])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(files) == 20_000
+    assert files.names[0] == "photograph_000000000.jpg"
+    assert peak / len(files) < 250

@@ -1,0 +1,303 @@
+"""The k-means read-out: which pixels are drawn, the mini-batch update, any number of clusters."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from densesiam_seg.clustering.kmeans import Centroids, assign, kmeans
+from densesiam_seg.clustering.merging import Contacts, contacts, cut, merge_tree
+from densesiam_seg.datasets.scenes import scene
+from densesiam_seg.errors import InputError, NumericError, UsageError
+from densesiam_seg.inference import centroids as centroids_module
+from densesiam_seg.inference.centroids import (
+    dense_points,
+    fit_centroids,
+    fit_merged,
+    fit_readout,
+    touches,
+)
+from densesiam_seg.inference.segmenter import Segmenter, as_pixels
+from densesiam_seg.io.randomness import Stream, generator
+
+
+def points(count: int, seed: int) -> Tensor:
+    """Points (count, 3) around four corners."""
+    draw = torch.Generator().manual_seed(seed)
+    corners = torch.tensor([[0.0, 0, 0], [4, 0, 0], [0, 4, 0], [0, 0, 4]])
+    chosen = torch.randint(4, (count,), generator=draw)
+    return corners[chosen] + torch.randn(count, 3, generator=draw)
+
+
+def fit(images: list[Tensor], clusters: int, seed: int = 0) -> Centroids:
+    """Centroids of images that are points already."""
+    return fit_centroids(lambda image: image, lambda: images, len(images), clusters, seed=seed)
+
+
+def slow_refine(
+    centres: NDArray[np.float64], counts: list[int], batch: NDArray[np.float64]
+) -> None:
+    """c_k ← (1 - n_b/n_k) c_k + (n_b/n_k) mean of the batch's members, one cluster at a time, in place."""
+    distances = ((batch[:, None] - centres[None]) ** 2).sum(-1)
+    labels = distances.argmin(1)
+    for k in range(len(centres)):
+        members = batch[labels == k]
+        if len(members):
+            counts[k] += len(members)
+            rate = len(members) / counts[k]
+            centres[k] = (1 - rate) * centres[k] + rate * members.mean(0)
+
+
+@pytest.fixture
+def scenes() -> list[Tensor]:
+    return [as_pixels(scene(2, index, 48)[0]) for index in range(4)]
+
+
+class TestFitCentroids:
+    def test_it_is_kmeans_of_a_sample_then_one_update_per_image(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Pixels are drawn by (seed, image); the updates follow METHOD, section 3, written out slowly."""
+        monkeypatch.setattr(centroids_module, "SAMPLE", 90)
+        images = [points(50, 1), points(20, 2), points(80, 3)]
+        sample = [
+            image[generator(7, Stream.PIXELS, 0, index).permutation(len(image))[:30].tolist()]
+            for index, image in enumerate(images)
+        ]
+        start = kmeans(torch.cat(sample), 4, seed=7)
+        centres, counts = start.centres.double().numpy(), start.counts.tolist()
+        for image in images:
+            slow_refine(centres, counts, image.double().numpy())
+        found = fit(images, 4, seed=7)
+        np.testing.assert_allclose(found.centres.numpy(), centres, atol=1e-5)
+        assert found.counts.tolist() == counts
+        assert sum(counts) == (30 + 20 + 30) + (50 + 20 + 80)
+
+    def test_the_sample_is_spread_evenly_and_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        seen: list[Tensor] = []
+
+        def spy(sample: Tensor, clusters: int, **options: Any) -> Centroids:
+            seen.append(sample)
+            return kmeans(sample, clusters, **options)
+
+        monkeypatch.setattr(centroids_module, "SAMPLE", 100)
+        monkeypatch.setattr(centroids_module, "kmeans", spy)
+        images = [torch.full((60, 1), float(k)) + points(60, k)[:, :1] / 100 for k in range(10)]
+        fit(images, 3)
+        assert seen[0].round().long().flatten().bincount().tolist() == [10] * 10
+        fit(images, 40)  # each image gives at least as many as there are clusters
+        assert len(seen[1]) == 400
+
+    def test_no_pixel_is_drawn_twice(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        seen: list[Tensor] = []
+
+        def spy(sample: Tensor, clusters: int, **options: Any) -> Centroids:
+            seen.append(sample)
+            return kmeans(sample, clusters, **options)
+
+        monkeypatch.setattr(centroids_module, "SAMPLE", 50)
+        monkeypatch.setattr(centroids_module, "kmeans", spy)
+        fit([torch.arange(200.0).view(-1, 1)], 2)
+        assert len(set(seen[0].flatten().tolist())) == 50
+
+    def test_equal_for_a_seed_and_blind_to_global_state(self) -> None:
+        images = [points(60, seed) for seed in range(3)]
+        before = torch.random.get_rng_state()
+        first = fit(images, 4, seed=3)
+        assert torch.equal(torch.random.get_rng_state(), before)
+        torch.manual_seed(99)
+        again = fit(images, 4, seed=3)
+        assert torch.equal(first.centres, again.centres)
+        assert torch.equal(first.counts, again.counts)
+
+    def test_seeds_differ(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(centroids_module, "SAMPLE", 60)
+        images = [points(60, seed) for seed in range(3)]
+        assert not torch.equal(fit(images, 4, seed=0).centres, fit(images, 4, seed=1).centres)
+
+    @pytest.mark.parametrize(("room", "expected"), [(0, 2), (10**9, 1)])
+    def test_two_passes_and_no_more(
+        self, monkeypatch: pytest.MonkeyPatch, room: int, expected: int
+    ) -> None:
+        """Points that fit into memory need no second one."""
+        monkeypatch.setattr(centroids_module, "free_memory", lambda: room)
+        passes: list[int] = []
+
+        def images() -> Iterable[Tensor]:
+            passes.append(1)
+            return [points(50, 0), points(50, 1)]
+
+        fit_centroids(lambda image: image, images, 2, 3, seed=0)
+        assert len(passes) == expected
+
+    def test_memory_does_not_show(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """600 bytes an image: room for none of them, for two of three, and for all."""
+        images = [points(50, seed) for seed in range(3)]
+        found = []
+        for room in (0, 1200, 1800):
+            monkeypatch.setattr(centroids_module, "free_memory", lambda room=room: 4 * room)
+            found.append(fit(images, 4))
+        assert torch.equal(found[0].centres, found[1].centres)
+        assert torch.equal(found[0].centres, found[2].centres)
+        assert torch.equal(found[0].counts, found[2].counts)
+
+    def test_restarts_are_those_of_kmeans_and_one_by_default(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[int] = []
+
+        def spy(sample: Tensor, clusters: int, *, seed: int, restarts: int) -> Centroids:
+            asked.append(restarts)
+            return kmeans(sample, clusters, seed=seed, restarts=restarts)
+
+        monkeypatch.setattr(centroids_module, "kmeans", spy)
+        fit_centroids(lambda image: image, lambda: [points(50, 0)], 1, 3, seed=0)
+        fit_centroids(lambda image: image, lambda: [points(50, 0)], 1, 3, seed=0, restarts=4)
+        assert asked == [1, 4]
+
+    def test_images_without_points_are_passed_over(self) -> None:
+        """They take no part in the draw either, so the others have the pixels that they have alone."""
+        images = [points(60, seed) for seed in range(3)]
+        with_gaps = [images[0], None, images[1], None, images[2]]
+        gaps = fit_centroids(lambda image: image, lambda: with_gaps, 3, 4, seed=0)
+        alone = fit(images, 4)
+        assert torch.equal(gaps.centres, alone.centres)
+        assert torch.equal(gaps.counts, alone.counts)
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf, 1e19])
+    def test_features_that_would_abort_faiss(self, value: float) -> None:
+        bad = points(50, 0)
+        bad[7, 1] = value
+        with pytest.raises(NumericError, match="not finite or exceed"):
+            fit([bad], 3)
+
+    def test_too_few_points(self) -> None:
+        with pytest.raises(InputError, match="5 points cannot make 6 clusters"):
+            fit([points(5, 0)], 6)
+
+    def test_too_few_different_points(self) -> None:
+        with pytest.raises(InputError, match="fewer than 3 distinct points"):
+            fit([torch.ones(50, 2)], 3)
+
+    @pytest.mark.parametrize("count", [0, 2])
+    def test_no_image_that_can_be_read(self, count: int) -> None:
+        with pytest.raises(InputError, match="none of the images can be read"):
+            fit_centroids(lambda image: image, list, count, 3, seed=0)
+
+
+class TestDensePoints:
+    def test_unit_features_of_every_position(
+        self, segmenter: Segmenter, scenes: list[Tensor]
+    ) -> None:
+        found = dense_points(segmenter, segmenter.read(scenes[0])[0])
+        features = segmenter.features(segmenter.prepare(scenes[0]))[0]
+        assert found.shape == (8 * 8, 8)
+        torch.testing.assert_close(found.norm(dim=1), torch.ones(64))
+        for row, column in ((0, 0), (3, 5), (7, 7)):
+            vector = features[:, row, column]
+            torch.testing.assert_close(found[8 * row + column], vector / vector.norm())
+
+
+class TestFitReadout:
+    @pytest.mark.parametrize("clusters", [1, 2, 5, 31])
+    def test_any_number_of_clusters(
+        self, segmenter: Segmenter, scenes: list[Tensor], clusters: int
+    ) -> None:
+        read = fit_readout(segmenter, lambda: scenes, len(scenes), clusters, seed=0)
+        assert (read.card.readout, read.card.clusters) == ("kmeans", clusters)
+        assert len(read.clusters) == clusters
+        assert sum(cluster.share or 0 for cluster in read.clusters) == pytest.approx(1)
+        mask = read.predict(scenes[0])
+        assert mask.shape == (48, 48)
+        assert mask.max() < clusters
+
+    def test_scores_are_the_nearest_centroid_by_brute_force(
+        self, segmenter: Segmenter, scenes: list[Tensor]
+    ) -> None:
+        read = fit_readout(segmenter, lambda: scenes, len(scenes), 6, seed=0)
+        assert read.centroids is not None
+        for image in scenes:
+            vectors = dense_points(segmenter, segmenter.read(image)[0])
+            nearest = torch.cdist(vectors.double(), read.centroids.double()).argmin(1)
+            assert torch.equal(assign(vectors, read.centroids), nearest)
+            scores = read.logits(read.prepare(image))[0]
+            assert torch.equal(scores.argmax(0).flatten(), nearest)
+
+    def test_equal_for_a_seed(self, segmenter: Segmenter, scenes: list[Tensor]) -> None:
+        def masks(seed: int) -> list[NDArray[np.integer]]:
+            read = fit_readout(segmenter, lambda: scenes, len(scenes), 9, seed=seed)
+            return [read.predict(image) for image in scenes]
+
+        for one, two in zip(masks(4), masks(4), strict=True):
+            np.testing.assert_array_equal(one, two)
+
+    def test_the_segmenter_stays_as_it_is(self, segmenter: Segmenter, scenes: list[Tensor]) -> None:
+        before = segmenter.predict(scenes[0])
+        fit_readout(segmenter, lambda: scenes, len(scenes), 3, seed=0)
+        np.testing.assert_array_equal(segmenter.predict(scenes[0]), before)
+        assert segmenter.card.readout == "head"
+
+    @pytest.mark.parametrize("spoil", [math.nan, math.inf])
+    def test_a_diverged_network_ends_with_an_error(
+        self, segmenter: Segmenter, scenes: list[Tensor], spoil: float
+    ) -> None:
+        network = copy.deepcopy(segmenter.network)
+        assert network.encoder.decoder is not None
+        bias = network.encoder.decoder.laterals[0].bias
+        assert isinstance(bias, Tensor)
+        with torch.no_grad():
+            bias.fill_(spoil)
+        diverged = Segmenter(network, segmenter.card, device="cpu", precision="fp32")
+        with pytest.raises(NumericError, match="diverged"):
+            fit_readout(diverged, lambda: scenes, len(scenes), 3, seed=0)
+
+    def test_constant_features(self, segmenter: Segmenter, scenes: list[Tensor]) -> None:
+        network = copy.deepcopy(segmenter.network)
+        assert network.encoder.decoder is not None
+        with torch.no_grad():
+            for parameter in network.encoder.decoder.parameters():
+                parameter.zero_()
+        constant = Segmenter(network, segmenter.card, device="cpu", precision="fp32")
+        with pytest.raises(InputError, match="distinct points"):
+            fit_readout(constant, lambda: scenes, len(scenes), 3, seed=0)
+
+
+class TestFitMerged:
+    def test_it_is_kmeans_then_the_tree_of_what_touches(
+        self, segmenter: Segmenter, scenes: list[Tensor]
+    ) -> None:
+        read = fit_merged(segmenter, lambda: scenes, 4, 3, 12, seed=5)
+        fine = fit_readout(segmenter, lambda: scenes, 4, 12, seed=5)
+        assert fine.centroids is not None and read.centroids is not None
+        assert torch.equal(read.centroids, fine.centroids)
+        touching = Contacts(np.zeros((12, 12)), np.zeros((12, 12)))
+        for image in scenes:
+            touching += contacts(fine.logits(fine.prepare(image))[0].argmax(0).numpy(), 12)
+        assert read.merges is not None
+        tree = merge_tree(fine.centroids.numpy(), read.merges.counts, touching)
+        np.testing.assert_array_equal(read.merges.tree, tree)
+        assert tuple(cluster.members for cluster in read.clusters) == cut(tree, 3)
+
+    def test_few_images_are_looked_at_evenly(
+        self, segmenter: Segmenter, scenes: list[Tensor], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fine = fit_readout(segmenter, lambda: scenes, 4, 6, seed=0)
+        monkeypatch.setattr(centroids_module, "LOOKED_AT", 2)
+        found = touches(fine, lambda: scenes, 4)
+        expected = touches(fine, lambda: scenes[::2], 2)
+        np.testing.assert_array_equal(found.seen, expected.seen)
+        assert found.seen.any()
+
+    def test_more_clusters_than_are_merged(
+        self, segmenter: Segmenter, scenes: list[Tensor]
+    ) -> None:
+        with pytest.raises(UsageError, match="raise --over-clusters"):
+            fit_merged(segmenter, lambda: scenes, 4, 7, 6, seed=0)

@@ -1,0 +1,592 @@
+"""Masks on disk: their names, what is refused, what is left of a job with bad files or one that was stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from densesiam_seg.datasets.scenes import scene
+from densesiam_seg.errors import (
+    ImageError,
+    InputError,
+    OutputError,
+    PartialError,
+    StoppedError,
+    UsageError,
+)
+from densesiam_seg.events import Predicted
+from densesiam_seg.images.decode import load_image
+from densesiam_seg.images.manifest import Skipped
+from densesiam_seg.images.scan import scan
+from densesiam_seg.inference import batching as grouping
+from densesiam_seg.inference import predict as prediction
+from densesiam_seg.inference.predict import (
+    mask_names,
+    overall_error,
+    overlay_path,
+    plan,
+    predict,
+    predict_events,
+)
+from densesiam_seg.inference.segmenter import Segmenter
+from densesiam_seg.inference.test_time import Refinement
+
+
+def picture(path: Path, height: int = 20, width: int = 30) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draw = np.random.default_rng(len(os.fsencode(path)))
+    Image.fromarray(draw.integers(0, 256, (height, width, 3), np.uint8)).save(path)
+    return path
+
+
+def junk(path: Path) -> Path:
+    path.write_bytes(b"<html>not an image</html>")
+    return path
+
+
+def files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def run(
+    segmenter: Segmenter, inputs: Sequence[Path], out: Path, **options: bool
+) -> list[Predicted]:
+    work = plan(scan(inputs), out, **options)
+    return list(predict_events(segmenter, work, overlays=options.get("overlays", False)))
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """A test that changes how many threads torch has."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Three images, one of them in a sub-folder."""
+    folder = tmp_path / "images"
+    picture(folder / "a.jpg", 20, 30)
+    picture(folder / "b.png", 31, 17)
+    picture(folder / "deep" / "er" / "c.webp", 8, 9)
+    return folder
+
+
+class TestNames:
+    @pytest.mark.parametrize(
+        ("names", "expected"),
+        [
+            (["a.jpg", "b.png"], ["a.png", "b.png"]),
+            (["d/a.jpg", "d/e/a.jpg", "a.jpg"], ["d/a.png", "d/e/a.png", "a.png"]),
+            (["a.jpg", "a.png", "b.png"], ["a.jpg.png", "a.png.png", "b.png"]),
+            (["d/a.jpg", "a.png"], ["d/a.png", "a.png"]),
+            (["a.b.jpg", "a.c.jpg"], ["a.b.png", "a.c.png"]),
+            (["a", "a.jpg"], ["a.png", "a.jpg.png"]),
+            (["x.jpg", "x.png", "x.jpg.jpg"], ["x.jpg.png", "x.png.png", "x.jpg.jpg.png"]),
+            ([".hidden.jpg"], [".hidden.png"]),
+            ([".jpg"], [".jpg.png"]),
+            ([], []),
+        ],
+    )
+    def test_stems_are_kept_unless_two_images_share_one(
+        self, names: list[str], expected: list[str]
+    ) -> None:
+        assert mask_names(names) == expected
+
+    @given(st.sets(st.from_regex(r"\A(d/)?[ab.]{1,6}\Z").filter(lambda n: PurePosixPath(n).name)))
+    def test_no_two_masks_share_a_name(self, names: set[str]) -> None:
+        usable = sorted(n for n in names if PurePosixPath(n).name.strip("."))
+        assert len(set(mask_names(usable))) == len(usable)
+
+    def test_overlays_lie_beside_their_masks(self) -> None:
+        assert overlay_path(Path("o/a.jpg.png")) == Path("o/a.jpg_overlay.jpg")
+
+
+class TestPlan:
+    def test_a_folder_keeps_sub_folders(self, images: Path, tmp_path: Path) -> None:
+        out = tmp_path / "out"
+        work = plan(scan([images]), out)
+        assert work.folder == out
+        assert work.targets == (out / "a.png", out / "b.png", out / "deep/er/c.png")
+        assert work.sources == tuple(str(images / n) for n in ("a.jpg", "b.png", "deep/er/c.webp"))
+        assert (work.done, work.failures) == (0, out / "failed.jsonl")
+        assert not out.exists()
+
+    @pytest.mark.parametrize("name", ["mask.png", "mask.PNG", "new/folder/mask.png"])
+    def test_one_image_and_the_masks_own_name(
+        self, images: Path, tmp_path: Path, name: str
+    ) -> None:
+        work = plan(scan([images / "a.jpg"]), tmp_path / name)
+        assert work.targets == (tmp_path / name,)
+        assert work.folder == (tmp_path / name).parent
+
+    def test_one_image_and_a_folder(self, images: Path, tmp_path: Path) -> None:
+        assert plan(scan([images / "a.jpg"]), tmp_path / "o").targets == (tmp_path / "o" / "a.png",)
+
+    def test_a_folder_that_is_called_png(self, images: Path, tmp_path: Path) -> None:
+        (tmp_path / "o.png").mkdir()
+        work = plan(scan([images]), tmp_path / "o.png")
+        assert work.targets[0] == tmp_path / "o.png" / "a.png"
+
+    def test_many_images_and_one_name(self, images: Path, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match="there are 3 images; give a folder"):
+            plan(scan([images]), tmp_path / "mask.png")
+
+    def test_a_file_of_another_kind(self, images: Path, tmp_path: Path) -> None:
+        (tmp_path / "notes.txt").write_text("mine")
+        with pytest.raises(UsageError, match="a file of another kind"):
+            plan(scan([images]), tmp_path / "notes.txt", overwrite=True)
+
+    def test_what_exists_is_refused(self, images: Path, tmp_path: Path) -> None:
+        picture(tmp_path / "out" / "b.png")
+        with pytest.raises(UsageError, match=r"out/b\.png: exists already; give --overwrite"):
+            plan(scan([images]), tmp_path / "out")
+        assert len(plan(scan([images]), tmp_path / "out", overwrite=True).targets) == 3
+
+    def test_an_overlay_that_exists_is_refused(self, images: Path, tmp_path: Path) -> None:
+        picture(tmp_path / "out" / "b_overlay.jpg")
+        plan(scan([images]), tmp_path / "out")
+        with pytest.raises(UsageError, match=r"b_overlay\.jpg: exists already"):
+            plan(scan([images]), tmp_path / "out", overlays=True)
+
+    def test_other_files_in_the_folder_are_no_hindrance(self, images: Path, tmp_path: Path) -> None:
+        picture(tmp_path / "out" / "other.png")
+        assert len(plan(scan([images]), tmp_path / "out").targets) == 3
+
+    @pytest.mark.parametrize("options", [{}, {"overwrite": True}, {"resume": True}])
+    def test_an_input_is_never_overwritten(self, images: Path, options: dict[str, bool]) -> None:
+        with pytest.raises(UsageError, match=r"b\.png: would overwrite an input image"):
+            plan(scan([images]), images, **options)
+
+    def test_not_through_a_link_either(self, images: Path, tmp_path: Path) -> None:
+        (tmp_path / "link").symlink_to(images)
+        with pytest.raises(UsageError, match="would overwrite an input image"):
+            plan(scan([images]), tmp_path / "link", overwrite=True)
+
+    def test_nor_by_an_overlay(self, images: Path) -> None:
+        picture(images / "a_overlay.jpg")
+        with pytest.raises(UsageError, match=r"a_overlay\.jpg: would overwrite an input image"):
+            plan(scan([images]), images, overwrite=True, overlays=True)
+
+    def test_resume_leaves_what_is_there(self, images: Path, tmp_path: Path) -> None:
+        picture(tmp_path / "out" / "b.png")
+        work = plan(scan([images]), tmp_path / "out", resume=True)
+        assert [path.name for path in work.targets] == ["a.png", "c.png"]
+        assert work.done == 1
+
+    def test_resume_completes_a_mask_without_its_overlay(
+        self, images: Path, tmp_path: Path
+    ) -> None:
+        for name in ("a.png", "a_overlay.jpg", "b.png"):
+            picture(tmp_path / "out" / name)
+        work = plan(scan([images]), tmp_path / "out", resume=True, overlays=True)
+        assert [path.name for path in work.targets] == ["b.png", "c.png"]
+
+
+class TestPredict:
+    def test_masks_of_the_images_own_sizes(
+        self, segmenter: Segmenter, images: Path, tmp_path: Path
+    ) -> None:
+        out = tmp_path / "out"
+        results = predict(segmenter, scan([images]), out)
+        assert files(out) == {"a.png", "b.png", "deep/er/c.png"}
+        assert [result.mask for result in results] == [out / n for n in sorted(files(out))]
+        for name, source in (("a.png", "a.jpg"), ("b.png", "b.png"), ("deep/er/c.png", "")):
+            with Image.open(out / name) as mask:
+                expected = segmenter.predict(images / (source or "deep/er/c.webp"))
+                np.testing.assert_array_equal(np.asarray(mask), expected)
+                palette = mask.getpalette()
+            assert palette is not None
+            assert tuple(palette[:3]) == segmenter.palette[0]
+
+    def test_overlays(self, segmenter: Segmenter, images: Path, tmp_path: Path) -> None:
+        predict(segmenter, scan([images]), tmp_path / "out", overlays=True)
+        assert files(tmp_path / "out") == {
+            "a.png",
+            "a_overlay.jpg",
+            "b.png",
+            "b_overlay.jpg",
+            "deep/er/c.png",
+            "deep/er/c_overlay.jpg",
+        }
+        with Image.open(tmp_path / "out" / "b_overlay.jpg") as overlay:
+            assert (overlay.format, overlay.size) == ("JPEG", (17, 31))
+
+    def test_overwrite(self, segmenter: Segmenter, images: Path, tmp_path: Path) -> None:
+        picture(tmp_path / "out" / "a.png")
+        predict(segmenter, scan([images]), str(tmp_path / "out"), overwrite=True)
+        with Image.open(tmp_path / "out" / "a.png") as mask:
+            assert mask.mode == "P"
+
+    def test_a_mask_of_more_clusters_than_8_bits(
+        self, segmenter: Segmenter, images: Path, tmp_path: Path
+    ) -> None:
+        from densesiam_seg.clustering.kmeans import Centroids
+
+        draw = torch.Generator().manual_seed(0)
+        centres = torch.nn.functional.normalize(torch.randn(300, 8, generator=draw), dim=1)
+        many = segmenter.with_centroids(Centroids(centres, torch.ones(300, dtype=torch.int64)))
+        predict(many, scan([images / "a.jpg"]), tmp_path / "mask.png")
+        with Image.open(tmp_path / "mask.png") as mask:
+            assert mask.mode == "I;16"
+            np.testing.assert_array_equal(np.asarray(mask), many.predict(images / "a.jpg"))
+
+    @pytest.mark.usefixtures("threads")
+    def test_neighbours_and_threads_do_not_matter(
+        self, segmenter: Segmenter, images: Path, tmp_path: Path
+    ) -> None:
+        for cores in (1, 4):
+            torch.set_num_threads(cores)
+            predict(segmenter, scan([images]), tmp_path / str(cores))
+        predict(segmenter, scan([images / "b.png"]), tmp_path / "alone")
+        one, four, alone = (tmp_path / name / "b.png" for name in ("1", "4", "alone"))
+        assert one.read_bytes() == four.read_bytes() == alone.read_bytes()
+
+    def test_a_place_that_cannot_be_written(
+        self, segmenter: Segmenter, images: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "file").touch()
+        with pytest.raises(OutputError, match="cannot be written"):
+            predict(segmenter, scan([images]), tmp_path / "file" / "out")
+
+    def test_a_place_that_vanishes_meanwhile(
+        self, segmenter: Segmenter, images: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "out" / "a.png").mkdir(parents=True)
+        with pytest.raises(OutputError, match=r"a\.png: is a folder"):
+            predict(segmenter, scan([images]), tmp_path / "out", overwrite=True)
+
+
+class TestBatches:
+    @pytest.fixture
+    def mixed(self, tmp_path: Path) -> Path:
+        """Five images of two sizes in turn, one that is none, and one of a third size."""
+        folder = tmp_path / "mixed"
+        for index in range(5):
+            picture(folder / f"{index}.png", 20, 30 + 10 * (index % 2))
+        junk(folder / "5.png")
+        picture(folder / "6.png", 40, 25)
+        return folder
+
+    def test_the_files_and_events_of_one_at_a_time(
+        self, segmenter: Segmenter, mixed: Path, tmp_path: Path
+    ) -> None:
+        """In the order of the images, although those of a size are done together."""
+        masks = []
+        for size in (None, 1, 2, 3, 100):
+            out = tmp_path / str(size)
+            work = plan(scan([mixed]), out)
+            results = list(predict_events(segmenter, work, batch_size=size))
+            assert [result.image for result in results] == list(work.sources)
+            assert [result.error is None for result in results] == [True] * 5 + [False, True]
+            assert files(out) == {"failed.jsonl", *(f"{k}.png" for k in (0, 1, 2, 3, 4, 6))}
+            masks.append([np.asarray(Image.open(r.mask)) for r in results if r.mask])
+        for others in masks[1:]:
+            for one, other in zip(masks[0], others, strict=True):
+                assert one.shape == other.shape
+                assert (one == other).mean() > 0.99
+
+    def test_companions_do_not_matter(
+        self, segmenter: Segmenter, mixed: Path, tmp_path: Path
+    ) -> None:
+        """Also not how many there are: a batch of 2 is filled up to 4, as is one of 3."""
+        predict(segmenter, scan([mixed]), tmp_path / "all", batch_size=4)
+        predict(segmenter, scan([mixed / "0.png", mixed / "4.png"]), tmp_path / "two", batch_size=4)
+        predict(segmenter, scan([mixed / "4.png"]), tmp_path / "4.png", batch_size=4)
+        found = {
+            path.read_bytes()
+            for path in (tmp_path / "all/4.png", tmp_path / "two/4.png", tmp_path / "4.png")
+        }
+        assert len(found) == 1
+
+    def test_the_network_sees_full_batches_of_one_size(
+        self, segmenter: Segmenter, mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen: list[tuple[int, ...]] = []
+        logits = Segmenter.logits
+
+        def spy(self: Segmenter, images: torch.Tensor) -> torch.Tensor:
+            seen.append(tuple(images.shape))
+            return logits(self, images)
+
+        monkeypatch.setattr(Segmenter, "logits", spy)
+        predict(segmenter, scan([mixed]), tmp_path / "out", batch_size=2)
+        assert sorted(seen) == sorted([(2, 3, 32, 48)] * 2 + [(2, 3, 32, 64)] + [(2, 3, 51, 32)])
+
+    @pytest.mark.parametrize(
+        "how", [Refinement(flip=True, scales=(0.75, 1.0)), Refinement(refine="guided")]
+    )
+    def test_refined_masks_are_pythons(
+        self, segmenter: Segmenter, mixed: Path, tmp_path: Path, how: Refinement
+    ) -> None:
+        results = predict(segmenter, scan([mixed]), tmp_path / "out", refinement=how)
+        assert [result.error is None for result in results] == [True] * 5 + [False, True]
+        for result in results:
+            if result.mask is not None:
+                with Image.open(result.mask) as mask:
+                    expected = segmenter.predict(result.image, refinement=how)
+                    assert (np.asarray(mask) == expected).mean() > 0.99
+
+    def test_a_file_that_changes_after_its_header_was_read(
+        self, segmenter: Segmenter, mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It leaves its batch, and nobody else fares worse."""
+        monkeypatch.setattr(grouping, "image_size", lambda path: (20, 30))
+        results = predict(segmenter, scan([mixed]), tmp_path / "out", batch_size=4)
+        assert [result.error is None for result in results] == [True] * 5 + [False, True]
+        with Image.open(tmp_path / "out" / "6.png") as mask:
+            assert mask.size == (25, 40)
+
+    def test_overlays(self, segmenter: Segmenter, mixed: Path, tmp_path: Path) -> None:
+        predict(segmenter, scan([mixed]), tmp_path / "out", overlays=True, batch_size=3)
+        assert "6_overlay.jpg" in files(tmp_path / "out")
+
+    @pytest.mark.parametrize("size", [0, -1, 1025])
+    def test_numbers_out_of_range(
+        self, segmenter: Segmenter, mixed: Path, tmp_path: Path, size: int
+    ) -> None:
+        with pytest.raises(UsageError, match=f"--batch-size {size}: must be 1 to 1024, or auto"):
+            predict(segmenter, scan([mixed]), tmp_path / "out", batch_size=size)
+        assert not (tmp_path / "out").exists()
+
+
+class TestLargeImages:
+    @pytest.fixture
+    def large(self, tmp_path: Path) -> Path:
+        """A photograph nine times the working size, as JPEG: twice that size is enough to decode."""
+        (tmp_path / "large").mkdir()
+        Image.fromarray(scene(3, 0, 288)[0][:, :270]).save(tmp_path / "large" / "a.jpg", quality=95)
+        return tmp_path / "large" / "a.jpg"
+
+    def test_files_and_python_give_the_same_mask(
+        self, segmenter: Segmenter, large: Path, tmp_path: Path
+    ) -> None:
+        """Nearly that of the whole image."""
+        predict(segmenter, scan([large]), tmp_path / "mask.png")
+        with Image.open(tmp_path / "mask.png") as picture:
+            mask = np.asarray(picture)
+        assert mask.shape == (288, 270)
+        np.testing.assert_array_equal(mask, segmenter.predict(large))
+        assert (mask == segmenter.predict(load_image(large))).mean() > 0.95
+
+    def test_the_whole_image_is_decoded_for_an_overlay_alone(
+        self, segmenter: Segmenter, large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Which changes nothing of the mask."""
+        predict(segmenter, scan([large]), tmp_path / "with", overlays=True)
+        with Image.open(tmp_path / "with" / "a_overlay.jpg") as picture:
+            assert picture.size == (270, 288)
+
+        def refuse(*_: object, **__: object) -> None:
+            raise AssertionError
+
+        for name in ("load_image", "upsample_argmax", "overlay"):
+            monkeypatch.setattr(prediction, name, refuse)
+        predict(segmenter, scan([large]), tmp_path / "without")
+        one, two = ((tmp_path / name / "a.png").read_bytes() for name in ("with", "without"))
+        assert one == two
+
+    def test_an_image_that_an_overlay_cannot_be_made_of(
+        self, segmenter: Segmenter, large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It fails alone, and leaves no mask."""
+        picture(large.with_name("b.png"))
+
+        def load(path: str, *, max_pixels: int) -> torch.Tensor:
+            if path == str(large):
+                raise ImageError(path, "too-large", "does not fit in memory")
+            return load_image(path, max_pixels=max_pixels)
+
+        monkeypatch.setattr(prediction, "load_image", load)
+        results = predict(segmenter, scan([large.parent]), tmp_path / "out", overlays=True)
+        assert [result.error is None for result in results] == [False, True]
+        assert files(tmp_path / "out") == {"b.png", "b_overlay.jpg", "failed.jsonl"}
+
+
+WEIRD = [
+    "new\nline.png",
+    "tab\tstop.png",
+    "quote'\".png",
+    "markup[bold].png",
+    "markup[/red].png",
+    "-leading.png",
+    "--out.png",
+    " space .png",
+    "back\\slash.png",
+    "\u00e9.png",  # one code point, and two that look the same
+    "e\u0301.png",
+    "木*?.png",
+    "\x1b[31mred.png",
+    os.fsdecode(b"bytes\xff\xfe.png"),
+    "x" * 251 + ".png",
+]
+
+
+class TestWeirdNames:
+    def test_each_gives_a_mask_of_its_own_name(self, segmenter: Segmenter, tmp_path: Path) -> None:
+        folder, out = tmp_path / "images", tmp_path / "out"
+        data = picture(tmp_path / "plain.png").read_bytes()
+        for name in WEIRD:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(data)
+        results = predict(segmenter, scan([folder]), out)
+        assert all(result.error is None for result in results)
+        assert files(out) == files(folder) == set(WEIRD)
+
+    def test_a_bad_file_of_such_a_name_is_listed(
+        self, segmenter: Segmenter, tmp_path: Path
+    ) -> None:
+        folder = tmp_path / "images"
+        picture(folder / "good.png")
+        junk(folder / os.fsdecode(b"bad\xff\n.png"))
+        results = predict(segmenter, scan([folder]), tmp_path / "out")
+        (line,) = (tmp_path / "out" / "failed.jsonl").read_text("ascii").splitlines()
+        assert json.loads(line)["path"] == str(folder / os.fsdecode(b"bad\xff\n.png"))
+        assert isinstance(overall_error(results), PartialError)
+
+
+class TestBadFiles:
+    def test_among_good_ones_are_listed_and_the_others_done(
+        self, segmenter: Segmenter, images: Path, tmp_path: Path
+    ) -> None:
+        junk(images / "bad.jpg")
+        (images / "empty.png").touch()
+        results = run(segmenter, [images], tmp_path / "out")
+        assert files(tmp_path / "out") == {"a.png", "b.png", "deep/er/c.png", "failed.jsonl"}
+        lines = (tmp_path / "out" / "failed.jsonl").read_text().splitlines()
+        assert [json.loads(line) for line in lines] == [
+            {
+                "path": str(images / name),
+                "reason": reason,
+                "message": str(next(r.error for r in results if r.image.endswith(name))),
+            }
+            for name, reason in (("bad.jpg", "not-an-image"), ("empty.png", "empty"))
+        ]
+        error = overall_error(results)
+        assert isinstance(error, PartialError)
+        assert str(error).startswith("2 of 5 images failed, the others are done; first: ")
+        assert error.exit_code == 9
+
+    def test_a_rerun_does_only_what_is_missing(
+        self, segmenter: Segmenter, images: Path, tmp_path: Path
+    ) -> None:
+        bad = junk(images / "bad.jpg")
+        run(segmenter, [images], tmp_path / "out")
+        before = {n: (tmp_path / "out" / n).stat().st_mtime_ns for n in ("a.png", "b.png")}
+        again = plan(scan([images]), tmp_path / "out", resume=True)
+        assert again.sources == (str(bad),)
+        results = list(predict_events(segmenter, again))
+        error = overall_error(results, (), again.done)
+        assert isinstance(error, PartialError)
+        assert "1 of 4 images failed" in str(error)
+        assert "bad.jpg" in (tmp_path / "out" / "failed.jsonl").read_text()
+        picture(bad)
+        last = plan(scan([images]), tmp_path / "out", resume=True)
+        assert overall_error(list(predict_events(segmenter, last)), (), last.done) is None
+        assert "failed.jsonl" not in files(tmp_path / "out")
+        assert before == {n: (tmp_path / "out" / n).stat().st_mtime_ns for n in before}
+
+    def test_nothing_is_left_to_do(
+        self, segmenter: Segmenter, images: Path, tmp_path: Path
+    ) -> None:
+        run(segmenter, [images], tmp_path / "out")
+        work = plan(scan([images]), tmp_path / "out", resume=True)
+        assert (work.sources, work.done) == ((), 3)
+        assert overall_error(list(predict_events(segmenter, work)), (), 3) is None
+
+    def test_a_single_bad_file_is_the_error(self, segmenter: Segmenter, tmp_path: Path) -> None:
+        results = run(segmenter, [junk(tmp_path / "bad.jpg")], tmp_path / "out" / "mask.png")
+        error = overall_error(results)
+        assert isinstance(error, ImageError)
+        assert error.exit_code == 3
+        assert files(tmp_path / "out") == set()
+
+    def test_only_bad_files(self, segmenter: Segmenter, tmp_path: Path) -> None:
+        bad = [junk(tmp_path / f"{k}.jpg") for k in range(3)]
+        error = overall_error(run(segmenter, bad, tmp_path / "out"))
+        assert isinstance(error, InputError)
+        assert not isinstance(error, ImageError)
+        assert str(error).startswith("none of the 3 images could be read, first: ")
+        assert error.exit_code == 3
+
+    def test_too_large_images(self, segmenter: Segmenter, images: Path, tmp_path: Path) -> None:
+        work = plan(scan([images]), tmp_path / "out")
+        results = list(predict_events(segmenter, work, max_pixels=550))
+        assert [r.error.reason for r in results if r.error] == ["too-large"]
+
+    def test_a_file_that_goes_missing(
+        self, segmenter: Segmenter, images: Path, tmp_path: Path
+    ) -> None:
+        work = plan(scan([images]), tmp_path / "out")
+        (images / "b.png").unlink()
+        results = list(predict_events(segmenter, work))
+        assert [r.error.reason for r in results if r.error] == ["missing"]
+
+    def test_ones_own_list_of_failures_beside_a_single_mask_stays(
+        self, segmenter: Segmenter, images: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "failed.jsonl").write_text("mine")
+        run(segmenter, [images / "a.jpg"], tmp_path / "mask.png")
+        assert (tmp_path / "failed.jsonl").read_text() == "mine"
+
+    def test_skipped_files_count(self) -> None:
+        done = [Predicted("a", Path("a.png"))]
+        skipped = [Skipped("b", "dangling-link", "b: is a link to nothing; remove it")]
+        assert overall_error(done) is None
+        error = overall_error(done, skipped)
+        assert isinstance(error, PartialError)
+        assert "1 of 2 images failed" in str(error)
+        bad = Predicted("c", None, ImageError("c", "empty", "is empty"))
+        assert isinstance(overall_error([bad], skipped), InputError)
+
+
+class TestStopping:
+    @pytest.fixture
+    def many(self, tmp_path: Path, threads: None) -> Path:
+        """More images than one thread looks ahead."""
+        torch.set_num_threads(1)
+        for index in range(40):
+            picture(tmp_path / "many" / f"{index:02}.png", 8, 8)
+        return tmp_path / "many"
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_a_signal_leaves_whole_masks_and_resume_ends_the_work(
+        self, segmenter: Segmenter, many: Path, tmp_path: Path, number: signal.Signals
+    ) -> None:
+        out = tmp_path / "out"
+        events = predict_events(segmenter, plan(scan([many]), out))
+        next(events)
+        os.kill(os.getpid(), number)
+        with pytest.raises(StoppedError, match="finish with --resume") as caught:
+            list(events)
+        assert caught.value.exit_code == 128 + number
+        assert 1 <= len(files(out)) < 40
+        for name in files(out):
+            with Image.open(out / name) as mask:
+                mask.load()
+                assert mask.size == (8, 8)
+        left = plan(scan([many]), out, resume=True)
+        assert left.done == len(files(out))
+        list(predict_events(segmenter, left))
+        assert len(files(out)) == 40
+
+    def test_no_thread_and_no_handler_stays(
+        self, segmenter: Segmenter, many: Path, tmp_path: Path
+    ) -> None:
+        before = signal.getsignal(signal.SIGINT), threading.active_count()
+        events = predict_events(segmenter, plan(scan([many]), tmp_path / "out"))
+        next(events)
+        events.close()  # type: ignore[attr-defined]
+        assert (signal.getsignal(signal.SIGINT), threading.active_count()) == before

@@ -1,0 +1,246 @@
+"""Passes averaged and edges sharpened: against slow references that go pixel by pixel, and facts worked out by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from densesiam_seg.inference import refinement
+from densesiam_seg.inference.refinement import (
+    Refinement,
+    affinities,
+    at_scale,
+    box_mean,
+    guided_filter,
+    pamr,
+    refined,
+    sharpened,
+)
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def pictures(*shape: int, seed: int = 0) -> Tensor:
+    return (255 * noise(*shape, seed=seed)).to(torch.uint8)
+
+
+def window(height: int, width: int, row: int, column: int, radius: int) -> list[tuple[int, int]]:
+    """Pixels of the window around one, as far as the picture goes."""
+    return [
+        (i, j)
+        for i in range(max(row - radius, 0), min(row + radius + 1, height))
+        for j in range(max(column - radius, 0), min(column + radius + 1, width))
+    ]
+
+
+def slow_guided(guide: Tensor, maps: Tensor, radius: int, epsilon: float) -> Tensor:
+    """Equations 19 to 21 of He et al. (2013) with a linear system for each window; guide (3, H, W), maps (K, H, W)."""
+    guide, maps = guide.double(), maps.double()
+    height, width = guide.shape[-2:]
+    places = [(i, j) for i in range(height) for j in range(width)]
+    functions = {}
+    for place in places:
+        inside = window(height, width, *place, radius)
+        colours = torch.stack([guide[:, i, j] for i, j in inside])
+        values = torch.stack([maps[:, i, j] for i, j in inside])
+        centred = colours - colours.mean(0)
+        covariance = centred.T @ centred / len(inside) + epsilon * torch.eye(3).double()
+        shared = centred.T @ (values - values.mean(0)) / len(inside)
+        slope = torch.linalg.solve(covariance, shared)
+        functions[place] = (slope, values.mean(0) - colours.mean(0) @ slope)
+    result = torch.empty_like(maps)
+    for i, j in places:
+        inside = window(height, width, i, j, radius)
+        slope = torch.stack([functions[each][0] for each in inside]).mean(0)
+        offset = torch.stack([functions[each][1] for each in inside]).mean(0)
+        result[:, i, j] = guide[:, i, j] @ slope + offset
+    return result
+
+
+def slow_pamr(guide: Tensor, maps: Tensor, iterations: int, dilations: list[int]) -> Tensor:
+    """Equations 5 to 7 of Araslanov and Roth (2020), one pixel after the other."""
+    guide, maps = guide.double(), maps.double()
+    height, width = guide.shape[-2:]
+
+    def around(i: int, j: int, centre: bool) -> list[tuple[int, int]]:
+        return [
+            (min(max(i + d * a, 0), height - 1), min(max(j + d * b, 0), width - 1))
+            for d in dilations
+            for a in (-1, 0, 1)
+            for b in (-1, 0, 1)
+            if centre or a or b
+        ]
+
+    for _ in range(iterations):
+        drawn = torch.empty_like(maps)
+        for i in range(height):
+            for j in range(width):
+                area = torch.stack([guide[:, y, x] for y, x in around(i, j, True)])
+                scale = 0.1 * area.std(0) + 1e-8
+                near = around(i, j, False)
+                unlike = torch.stack([(guide[:, y, x] - guide[:, i, j]).abs() for y, x in near])
+                weights = (-unlike / scale).mean(1).softmax(0)
+                values = torch.stack([maps[:, y, x] for y, x in near])
+                drawn[:, i, j] = weights @ values
+        maps = drawn
+    return maps
+
+
+class TestBoxMean:
+    @pytest.mark.parametrize("radius", [1, 2, 9])
+    def test_is_the_mean_of_what_lies_in_the_map(self, radius: int) -> None:
+        maps = noise(2, 3, 5, 4)
+        found = box_mean(maps, radius)
+        for i in range(5):
+            for j in range(4):
+                inside = window(5, 4, i, j, radius)
+                expected = torch.stack([maps[:, :, y, x] for y, x in inside]).mean(0)
+                torch.testing.assert_close(found[:, :, i, j], expected)
+
+
+class TestGuidedFilter:
+    @pytest.mark.parametrize(("radius", "epsilon"), [(1, 1e-2), (2, 1e-3), (8, 1e-2)])
+    def test_is_the_slow_one(self, radius: int, epsilon: float) -> None:
+        guide, maps = noise(2, 3, 6, 7), noise(2, 4, 6, 7, seed=1)
+        found = guided_filter(guide, maps, radius, epsilon)
+        for image, own, each in zip(guide, maps, found, strict=True):
+            expected = slow_guided(image, own, radius, epsilon)
+            torch.testing.assert_close(each.double(), expected, atol=1e-3, rtol=0)
+
+    def test_of_a_larger_guide_the_functions_are_those_of_its_small_copy(self) -> None:
+        """Where the guide is constant in each cell of the maps, all that is left is the upsampling of the functions."""
+        small, maps = noise(1, 3, 6, 6), noise(1, 2, 6, 6, seed=1)
+        flat = torch.full_like(maps, 0.3)
+        large = F.interpolate(small, (24, 24), mode="bilinear")
+        assert guided_filter(large, maps).shape == (1, 2, 24, 24)
+        torch.testing.assert_close(guided_filter(large, flat), torch.full((1, 2, 24, 24), 0.3))
+
+    def test_what_sums_to_1_goes_on_to_do_so(self) -> None:
+        maps = noise(1, 5, 8, 8).softmax(1)
+        found = guided_filter(noise(1, 3, 32, 32, seed=1), maps)
+        torch.testing.assert_close(found.sum(1), torch.ones(1, 32, 32))
+
+    def test_an_edge_comes_back(self) -> None:
+        """A blurred step between two colours: the scores change where the colour does."""
+        guide = torch.zeros(1, 3, 40, 40)
+        guide[..., 22:] = 0.8
+        step = torch.linspace(0, 1, 10).view(1, 1, 1, 10).expand(1, 1, 10, 10)
+        maps = torch.cat((1 - step, step), 1)
+        found = guided_filter(guide, maps, 4).argmax(1)[0]
+        assert torch.equal(found, (guide[0, 0] > 0).long())
+
+
+class TestPamr:
+    @pytest.mark.parametrize(("iterations", "dilations"), [(1, [1]), (3, [1, 2]), (2, [1, 4, 9])])
+    def test_is_the_slow_one(self, iterations: int, dilations: list[int]) -> None:
+        guide, maps = noise(2, 3, 5, 6), noise(2, 3, 5, 6, seed=1)
+        found = pamr(guide, maps, iterations, dilations)
+        for image, own, each in zip(guide, maps, found, strict=True):
+            expected = slow_pamr(image, own, iterations, dilations)
+            torch.testing.assert_close(each.double(), expected, atol=1e-5, rtol=0)
+
+    def test_weights_sum_to_1(self) -> None:
+        found = affinities(noise(1, 3, 4, 5))
+        assert found.shape == (1, 48, 4, 5)
+        torch.testing.assert_close(found.sum(1), torch.ones(1, 4, 5))
+
+    def test_one_colour_has_neither_edges_nor_nan(self) -> None:
+        found = affinities(torch.full((1, 3, 4, 4), 0.5), (1,))
+        torch.testing.assert_close(found, torch.full((1, 8, 4, 4), 1 / 8))
+
+    def test_an_edge_comes_back(self) -> None:
+        guide = torch.zeros(1, 3, 24, 24)
+        guide[..., 14:] = 0.8
+        guide += 0.01 * noise(1, 3, 24, 24)
+        maps = torch.zeros(1, 2, 24, 24)
+        maps[:, 0, :, :11] = maps[:, 1, :, 11:] = 1
+        found = pamr(guide, maps, dilations=(1, 2, 4, 8)).argmax(1)[0]
+        wrong = (found != (guide[0, 0] > 0.4)).double().mean()
+        assert wrong < 0.02 < 3 / 24
+
+
+class TestRefined:
+    """Scores here are the image itself, at a quarter of its size."""
+
+    @staticmethod
+    def scores_of(images: Tensor) -> Tensor:
+        size = [-(-side // 4) for side in images.shape[-2:]]
+        return F.interpolate(images.float(), size, mode="bilinear", antialias=True)
+
+    def test_a_mirrored_pass_is_mirrored_back(self) -> None:
+        """What depends on the side of the image is averaged away: left + right is the same everywhere."""
+
+        def side(images: Tensor) -> Tensor:
+            return torch.arange(8.0).expand(len(images), 1, 8, 8)
+
+        found = refined(pictures(2, 3, 32, 32), side, Refinement(flip=True))
+        torch.testing.assert_close(found, torch.full((2, 1, 8, 8), 3.5))
+
+    def test_a_symmetric_score_stays(self) -> None:
+        images = pictures(2, 3, 32, 48)
+        found = refined(images, self.scores_of, Refinement(flip=True))
+        torch.testing.assert_close(found, self.scores_of(images), atol=1e-3, rtol=0)
+
+    @pytest.mark.parametrize("scales", [(0.5, 1.0), (1.0, 0.5), (2.0, 1.0, 0.5)])
+    def test_scales_meet_at_the_largest(self, scales: tuple[float, ...]) -> None:
+        images = pictures(1, 3, 32, 44)
+        found = refined(images, self.scores_of, Refinement(scales=scales))
+        large = (8, 11) if max(scales) == 1 else (16, 22)
+        expected = [
+            F.interpolate(self.scores_of(at_scale(images, scale)), large, mode="bilinear")
+            for scale in scales
+        ]
+        assert found.shape == (1, 3, *large)
+        torch.testing.assert_close(found, torch.stack(expected).mean(0))
+
+    def test_images_are_shown_at_the_scale(self) -> None:
+        seen: list[tuple[int, ...]] = []
+
+        def spy(images: Tensor) -> Tensor:
+            seen.append(tuple(images.shape))
+            return self.scores_of(images)
+
+        refined(pictures(2, 3, 33, 50), spy, Refinement(True, (0.5, 1.0, 1.25)))
+        sizes = [(16, 25), (33, 50), (41, 62)]
+        assert seen == [(2, 3, *size) for size in sizes for _ in range(2)]
+
+    @pytest.mark.parametrize("refine", ["guided", "pamr"])
+    def test_edges_have_the_images_size(self, refine: str) -> None:
+        images = pictures(2, 3, 33, 50)
+        how = Refinement(refine=refine)
+        found = refined(images, self.scores_of, how)
+        assert found.shape == (2, 3, 33, 50)
+        alone = [refined(image[None], self.scores_of, how)[0] for image in images]
+        torch.testing.assert_close(found, torch.stack(alone))
+
+    def test_the_smallest_image(self) -> None:
+        for refine in ("guided", "pamr"):
+            how = Refinement(True, (0.25, 1.0), refine)
+            assert refined(pictures(1, 3, 1, 9), self.scores_of, how).shape == (1, 3, 1, 9)
+
+
+class TestSharpened:
+    @pytest.mark.parametrize("refine", ["guided", "pamr"])
+    def test_many_clusters_lower_the_resolution(
+        self, monkeypatch: pytest.MonkeyPatch, refine: str
+    ) -> None:
+        """A quarter of the values that 100 clusters on 40x60 pixels have: half the sides."""
+        monkeypatch.setattr(refinement, "VALUES", 100 * 40 * 60 // 4)
+        found = sharpened(pictures(1, 3, 40, 60), noise(1, 100, 10, 15), refine)
+        assert found.shape == (1, 100, 20, 30)
+
+    def test_each_filter_is_the_one_named(self) -> None:
+        images, scores = pictures(1, 3, 24, 24), noise(1, 4, 6, 6)
+        guide = images / 255
+        filters: dict[str, Callable[[], Tensor]] = {
+            "guided": lambda: guided_filter(guide, scores),
+            "pamr": lambda: pamr(guide, F.interpolate(scores, (24, 24), mode="bilinear")),
+        }
+        for name, expected in filters.items():
+            torch.testing.assert_close(sharpened(images, scores, name), expected())

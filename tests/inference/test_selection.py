@@ -1,0 +1,216 @@
+"""Judgements without labels: what a joint histogram is worth, and how images and their views make one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from densesiam_seg.errors import InputError
+from densesiam_seg.images.scan import scan
+from densesiam_seg.inference.centroids import fit_readout
+from densesiam_seg.inference.segmenter import ImageLike, Segmenter
+from densesiam_seg.inference.selection import (
+    MOST,
+    ROUND,
+    Candidate,
+    Choice,
+    Judgement,
+    changed,
+    choose,
+    judge,
+    judge_each,
+    judged,
+    looked_at,
+    warped,
+)
+from densesiam_seg.views.parameters import Geometry, Photometry, sample_geometry, sample_photometry
+
+
+def table(*rows: list[int]) -> NDArray[np.int64]:
+    return np.array(rows, np.int64)
+
+
+def drawn(seed: int, clusters: int) -> NDArray[np.int64]:
+    return np.random.default_rng(seed).integers(0, 50, (clusters, clusters))
+
+
+def whole(flip: float = 0.0) -> Geometry:
+    return Geometry(*(torch.tensor([value]) for value in (0.0, 0.0, 1.0, flip)))
+
+
+def unchanged() -> Photometry:
+    return Photometry(*(torch.tensor([value]) for value in (1.0, 1.0, 1.0, 0.0, 0.0, 0.0)))
+
+
+@pytest.fixture
+def images(image_folder: Path) -> list[ImageLike]:
+    manifest = scan([image_folder])
+    return [manifest.path(index) for index in range(len(manifest))]
+
+
+class TestJudged:
+    def test_the_same_in_both(self) -> None:
+        found = judged(table([3, 0, 0], [0, 3, 0], [0, 0, 3]))
+        assert found.score == pytest.approx(1.0)
+        assert found.balance == pytest.approx(1.0)
+        assert (found.agreement, found.in_use, found.clusters, found.places) == (1.0, 3, 3, 9)
+
+    def test_chance(self) -> None:
+        """Clusters of the view that do not depend on those of the image."""
+        assert judged(table([4, 4], [4, 4])).score == pytest.approx(0.0, abs=1e-12)
+        assert judged(np.outer([1, 2, 5], [3, 1, 4])).score == pytest.approx(0.0, abs=1e-12)
+
+    @pytest.mark.parametrize(
+        "joint", [table([7]), table([7, 0], [0, 0]), table([3, 4], [0, 0]), table([3, 0], [4, 0])]
+    )
+    def test_a_constant_answer_is_worth_nothing(self, joint: NDArray[np.int64]) -> None:
+        assert judged(joint).score == 0.0
+
+    def test_by_hand(self) -> None:
+        """H(X) = ln 2; the view has shares 1/4 and 3/4; I = H(X) + H(Y) - H(X, Y)."""
+        found = judged(table([1, 1], [0, 2]))
+        view = -(0.25 * np.log(0.25) + 0.75 * np.log(0.75))
+        both = -(0.5 * np.log(0.25) + 0.5 * np.log(0.5))
+        expected = (np.log(2) + view - both) / np.sqrt(np.log(2) * view)
+        assert found.score == pytest.approx(expected)
+        assert found.agreement == 0.75
+        assert found.balance == pytest.approx(1.0)
+
+    def test_unused_clusters_lower_the_balance_alone(self) -> None:
+        two = judged(table([5, 0], [0, 5]))
+        four = judged(np.pad(table([5, 0], [0, 5]), (0, 2)))
+        assert four.score == pytest.approx(two.score) == pytest.approx(1.0)
+        assert (two.balance, four.balance) == pytest.approx((1.0, 0.5))
+        assert (four.in_use, four.clusters) == (2, 4)
+
+    @pytest.mark.parametrize("seed", range(5))
+    def test_properties(self, seed: int) -> None:
+        """Symmetric, blind to the clusters' order and to how many places there are, and within its bounds."""
+        joint = drawn(seed, 6)
+        score = judged(joint).score
+        order = np.random.default_rng(seed).permutation(6)
+        assert 0 <= score <= 1
+        assert judged(joint.T).score == pytest.approx(score)
+        assert judged(joint[order][:, order]).score == pytest.approx(score)
+        assert judged(7 * joint).score == pytest.approx(score)
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_disagreement_lowers_it(self, seed: int) -> None:
+        """More and more places are moved from the diagonal to a table of chance with the same shares."""
+        shares = np.random.default_rng(seed).integers(1, 9, 5)
+        total = shares.sum()
+        scores = [
+            judged((10 - part) * np.diag(shares) * total + part * np.outer(shares, shares)).score
+            for part in range(11)
+        ]
+        assert scores == sorted(scores, reverse=True)
+        assert (scores[0], scores[-1]) == pytest.approx((1.0, 0.0), abs=1e-9)
+
+
+class TestViews:
+    def test_nothing_changed(self) -> None:
+        pixels = torch.randint(0, 256, (1, 3, 20, 28), dtype=torch.uint8)
+        found = changed(pixels, whole(), unchanged())
+        torch.testing.assert_close(found, pixels / 255.0)
+
+    def test_a_mirror(self) -> None:
+        pixels = torch.randint(0, 256, (1, 3, 20, 28), dtype=torch.uint8)
+        found = changed(pixels, whole(1.0), unchanged())
+        torch.testing.assert_close(found, pixels.flip(-1) / 255.0)
+
+    @pytest.mark.parametrize("place", range(4))
+    def test_scores_go_where_the_pixels_go(self, place: int) -> None:
+        """A map at the image's own resolution is warped as the image is."""
+        pixels = torch.randint(0, 256, (1, 3, 24, 36), dtype=torch.uint8)
+        geometry = sample_geometry(0, ROUND, [place])
+        found = warped(pixels / 255.0, geometry)
+        torch.testing.assert_close(found, changed(pixels, geometry, unchanged()))
+
+    def test_a_quarter(self) -> None:
+        """The lower right quarter of a map whose value is its row and its column."""
+        rows, columns = torch.meshgrid(torch.arange(8.0), torch.arange(12.0), indexing="ij")
+        geometry = Geometry(*(torch.tensor([value]) for value in (0.5, 0.5, 0.5, 0.0)))
+        found = warped(torch.stack((rows, columns))[None], geometry)[0]
+        # Centres of target cells lie a quarter of a cell before and behind those of source cells.
+        assert found[0, 1:3, 0].tolist() == [4.25, 4.75]
+        assert found[1, 0, 1:3].tolist() == [6.25, 6.75]
+        assert found.shape == (2, 8, 12)
+
+
+class TestJudge:
+    def test_it_is_the_histogram_of_all_views(
+        self, segmenter: Segmenter, images: list[ImageLike]
+    ) -> None:
+        joint = np.zeros((5, 5), np.int64)
+        for place, image in enumerate(images):
+            pixels, _ = segmenter.read(image)
+            geometry = sample_geometry(4, ROUND, [place])
+            view = changed(pixels, geometry, sample_photometry(4, ROUND, [place], 1))
+            plain = warped(segmenter.logits(segmenter.normalised(pixels)), geometry).argmax(1)
+            mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+            deviation = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+            seen = segmenter.logits((view - mean) / deviation).argmax(1)
+            for row, column in zip(plain.flatten(), seen.flatten(), strict=True):
+                joint[row, column] += 1
+        assert judge(segmenter, images, seed=4) == judged(joint)
+
+    def test_together_as_alone_on_any_number_of_cores(
+        self, segmenter: Segmenter, images: list[ImageLike]
+    ) -> None:
+        other = fit_readout(segmenter, lambda: images, len(images), 3, seed=0)
+        both = judge_each([segmenter, other], images)
+        assert both == [judge(segmenter, images), judge(other, images)]
+        before = torch.get_num_threads()
+        try:
+            torch.set_num_threads(3)
+            assert judge_each([segmenter, other], images) == both
+        finally:
+            torch.set_num_threads(before)
+
+    def test_a_seed_and_another(self, segmenter: Segmenter, images: list[ImageLike]) -> None:
+        assert judge(segmenter, images, seed=1) == judge(segmenter, images, seed=1)
+        assert judge(segmenter, images, seed=1) != judge(segmenter, images, seed=2)
+
+    def test_bad_files_are_passed_over(
+        self, segmenter: Segmenter, images: list[ImageLike], tmp_path: Path
+    ) -> None:
+        (tmp_path / "bad.png").write_bytes(b"junk")
+        bad = tmp_path / "bad.png"
+        places = judge(segmenter, images[:3]).places
+        assert judge(segmenter, [*images[:3], bad]).places == places
+        with pytest.raises(InputError, match="none of the images can be read"):
+            judge(segmenter, [bad, bad])
+
+    @pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 130, 10**6])
+    def test_images_are_bounded_and_spread(self, count: int) -> None:
+        places = looked_at(count)
+        assert min(count, MOST // 2) <= len(places) <= MOST
+        if count:
+            assert places[0] == 0
+            assert count - places[-1] <= places.step
+
+
+class TestChoice:
+    def candidate(self, segmenter: Segmenter, score: float) -> Candidate:
+        return Candidate(segmenter, Judgement(score, 0.5, 0.9, 4, 5, 100))
+
+    def test_the_highest_score_and_the_first_of_equals(self, segmenter: Segmenter) -> None:
+        found = [self.candidate(segmenter, score) for score in (0.2, 0.7, 0.7, 0.1)]
+        assert Choice(tuple(found)).chosen is found[1]
+
+    def test_what_is_told(self, segmenter: Segmenter) -> None:
+        one, two = self.candidate(segmenter, 0.25), self.candidate(segmenter, 0.5)
+        told = "head, 5 clusters: score 0.5000, views agree 50.0 %, balance 0.90, in use 4"
+        lines = Choice((one, two)).lines
+        assert lines[0] == f"candidate {told.replace('0.5000', '0.2500')}"
+        assert lines[1:] == [f"candidate {told}", f"chosen without labels: {told}"]
+
+    def test_all_are_judged(self, segmenter: Segmenter, images: list[ImageLike]) -> None:
+        choice = choose([segmenter, segmenter], images, seed=2)
+        expected = judge(segmenter, images, seed=2)
+        assert [each.judgement for each in choice.candidates] == [expected, expected]
+        assert choice.chosen.segmenter is segmenter

@@ -1,0 +1,52 @@
+"""The environment is plain JSON, and differences that change bits are named."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import torch
+
+from densesiam_seg.io.environment import compare_fingerprints, environment, fingerprint
+
+
+def test_the_environment_is_json_and_tells_the_truth() -> None:
+    found = environment()
+    assert json.loads(json.dumps(found)) == found
+    assert found["packages"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert found["threads"] == torch.get_num_threads()
+    assert any(name.startswith("faiss-") for name in found["packages"])
+
+
+def test_heavy_modules_stay_out() -> None:
+    code = (
+        "import sys; from densesiam_seg.io.environment import environment; environment();"
+        "assert not {'faiss', 'torchvision', 'scipy'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_equal_fingerprints_have_no_differences() -> None:
+    found = fingerprint(environment(), device="cpu", precision="fp32", workers=2)
+    assert compare_fingerprints(found, json.loads(json.dumps(found))) == []
+    assert found["workers"] == 2
+
+
+def test_differences_are_named_one_by_one() -> None:
+    saved = {"threads": 2, "torch": "2.15.0", "cuda": ["A", "A"], "faiss-gpu": "1.15"}
+    now = {"threads": 1, "torch": "2.15.0", "cuda": [], "world": 2}
+    assert compare_fingerprints(saved, now) == [
+        "cuda A, A -> none",
+        "faiss-gpu 1.15 -> none",
+        "threads 2 -> 1",
+        "world none -> 2",
+    ]
+
+
+def test_idle_devices_do_not_count() -> None:
+    facts = environment()
+    with_card = {**facts, "cuda": ["card"]}
+    cpu = [fingerprint(f, device="cpu", precision="fp32") for f in (facts, with_card)]
+    assert cpu[0] == cpu[1]
+    assert fingerprint(with_card, device="cuda", precision="fp32")["cuda"] == ["card"]

@@ -1,0 +1,226 @@
+"""Files are the old ones or the new ones; JSON survives every name and number."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from densesiam_seg.errors import OutputError
+from densesiam_seg.io.files import (
+    discard,
+    is_leftover,
+    make_folder,
+    open_regular,
+    remove,
+    remove_leftovers,
+    replace_file,
+    replace_json,
+    replace_text,
+    replacing,
+    temporary_name,
+    to_json,
+)
+
+posix = pytest.mark.skipif(os.name != "posix", reason="POSIX files")
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("sync", [True, False])
+def test_replace_file_creates_and_replaces(tmp_path: Path, sync: bool) -> None:
+    path = tmp_path / "a.bin"
+    for data in (b"first", b"", b"second and longer"):
+        replace_file(path, data, sync=sync)
+        assert path.read_bytes() == data
+    assert names(tmp_path) == ["a.bin"]
+
+
+def test_sync_flushes_the_file_before_the_rename_and_the_folder_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    real_sync, real_replace = os.fsync, os.replace
+
+    def sync(handle: int) -> None:
+        events.append("folder" if os.path.isdir(f"/proc/self/fd/{handle}") else "file")  # noqa: PTH112
+        real_sync(handle)
+
+    def rename(*args: Any) -> None:
+        events.append("rename")
+        real_replace(*args)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "replace", rename)
+    replace_file(tmp_path / "a", b"1", sync=False)
+    assert events == ["rename"]
+    events.clear()
+    replace_file(tmp_path / "a", b"2")
+    if Path("/proc/self/fd").is_dir():
+        assert events == ["file", "rename", "folder"]
+
+
+@posix
+def test_a_new_file_has_the_mode_that_the_umask_leaves(tmp_path: Path) -> None:
+    replace_file(tmp_path / "ours", b"")
+    (tmp_path / "plain").write_bytes(b"")
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_failing_block_leaves_the_old_file_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    replace_file(path, b"old")
+    with pytest.raises(KeyboardInterrupt), replacing(path) as file:
+        file.write(b"half")
+        raise KeyboardInterrupt
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_failing_call_is_an_output_error_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / "a"
+    replace_file(path, b"old")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, fail)
+        with pytest.raises(
+            OutputError, match=r"a: cannot be written \(No space left.*free some space"
+        ) as caught:
+            replace_file(path, b"new")
+    assert caught.value.exit_code == 5
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["a"]
+
+
+def test_impossible_places_are_output_errors_that_name_them(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "folder").mkdir()
+    for path, reason in (
+        (tmp_path / "absent" / "a", "No such file"),
+        (tmp_path / "file" / "a", "Not a directory"),
+        (tmp_path / "folder", "is a folder"),
+    ):
+        with pytest.raises(OutputError, match=reason) as caught:
+            replace_file(path, b"x")
+        assert str(path) in str(caught.value)
+
+
+@posix
+def test_devices_and_pipes_are_neither_replaced_nor_waited_for(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    (tmp_path / "link").symlink_to(pipe)
+    for path in (pipe, tmp_path / "link", Path("/dev/null")):
+        with pytest.raises(OutputError, match="device or pipe"):
+            replace_file(path, b"x")
+        with pytest.raises(OSError, match="Not a regular file"):
+            open_regular(path)
+    assert names(tmp_path) == ["link", "pipe"]
+
+
+def test_a_name_of_255_bytes_can_be_replaced(tmp_path: Path) -> None:
+    path = tmp_path / ("n" * 255)
+    replace_text(path, "ä")
+    assert path.read_bytes() == "ä".encode()
+
+
+def test_make_folder_creates_parents_and_names_what_is_in_the_way(tmp_path: Path) -> None:
+    for _ in range(2):
+        assert make_folder(tmp_path / "a" / "b") == tmp_path / "a" / "b"
+    assert (tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path / "file", tmp_path / "file" / "a"):
+        with pytest.raises(OutputError, match=str(path)):
+            make_folder(path)
+
+
+def test_open_regular_reads(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    with open_regular(tmp_path / "a") as file:
+        assert file.read() == b"abc"
+
+
+def test_json_is_ascii_and_keeps_names_that_are_not_text(tmp_path: Path) -> None:
+    value = {"path": "bad\udcff.jpg", "name": "grün\n"}
+    replace_json(tmp_path / "a.json", value)
+    data = (tmp_path / "a.json").read_bytes()
+    assert data.isascii()
+    assert data.endswith(b"}\n")
+    assert json.loads(data) == value
+
+
+def test_json_has_null_for_what_it_cannot_say() -> None:
+    value: dict[str, Any] = {
+        "loss": float("nan"),
+        "best": [float("-inf"), 1.5, (float("inf"), True)],
+    }
+    assert to_json(value) == '{"loss": null, "best": [null, 1.5, [null, true]]}'
+
+
+json_values: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters()),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
+)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=50)
+@given(json_values)
+def test_json_round_trip_is_exact(value: Any) -> None:
+    assert json.loads(to_json(value)) == value
+
+
+def test_only_our_own_leftovers_are_removed(tmp_path: Path) -> None:
+    ours = [temporary_name(tmp_path / "a"), tmp_path / ".tmp-12-345", tmp_path / ".del-1-0a"]
+    theirs = [tmp_path / name for name in (".tmp", ".tmp-mine", ".del-me-1", "a", ".tmp-1-2.txt")]
+    for path in [*ours[:1], *theirs]:
+        path.write_text("x")
+    for path in ours[1:]:
+        (path / "deep").mkdir(parents=True)
+        (path / "deep" / "file").write_text("x")
+    assert all(map(is_leftover, ours))
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == sorted(path.name for path in theirs)
+    remove_leftovers(tmp_path / "absent")
+
+
+@posix
+@pytest.mark.parametrize("delete", [remove, discard])
+def test_a_link_is_deleted_and_not_followed(tmp_path: Path, delete: Callable[[Path], None]) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "file").write_text("x")
+    (tmp_path / "link").symlink_to("theirs")
+    delete(tmp_path / "link")
+    assert names(tmp_path) == ["theirs"]
+    assert names(tmp_path / "theirs") == ["file"]
+
+
+def test_discard_takes_the_name_away_even_when_the_deletion_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "step").mkdir()
+    (tmp_path / "step" / "file").write_text("x")
+    with monkeypatch.context() as patch:
+        patch.setattr("densesiam_seg.io.files.remove", lambda path: None)
+        discard(tmp_path / "step")
+    (left,) = tmp_path.iterdir()
+    assert is_leftover(left)
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == []
+    with pytest.raises(FileNotFoundError):
+        discard(tmp_path / "step")

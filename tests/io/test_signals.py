@@ -1,0 +1,107 @@
+"""Stop signals: the first is noted, the second ends the process, and handlers come back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from densesiam_seg.io.signals import SIGNALS, StopRequest, stop_requests
+
+posix = pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@posix
+def test_the_first_signal_is_noted(number: int) -> None:
+    with stop_requests() as stop:
+        assert not stop and stop.number == 0
+        os.kill(os.getpid(), number)
+        assert stop and stop.number == number
+
+
+def test_handlers_are_the_old_ones_afterwards() -> None:
+    def own(number: int, frame: object) -> None:
+        raise AssertionError("not to be called")
+
+    before = [signal.signal(number, own) for number in SIGNALS]
+    try:
+        with stop_requests():
+            assert all(signal.getsignal(number) is not own for number in SIGNALS)
+        assert all(signal.getsignal(number) is own for number in SIGNALS)
+        with pytest.raises(KeyError), stop_requests():
+            raise KeyError
+        assert all(signal.getsignal(number) is own for number in SIGNALS)
+    finally:
+        for number, handler in zip(SIGNALS, before, strict=True):
+            signal.signal(number, handler)
+
+
+@posix
+def test_blocks_do_not_share_requests() -> None:
+    with stop_requests() as first:
+        os.kill(os.getpid(), signal.SIGTERM)
+    with stop_requests() as second:
+        assert first and not second
+
+
+@posix
+def test_an_inner_block_passes_its_signal_on() -> None:
+    with stop_requests() as outer:
+        with stop_requests() as inner:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert inner and not outer
+        assert outer.number == signal.SIGTERM
+    with stop_requests() as outer:
+        with stop_requests():
+            pass
+        assert not outer
+        os.kill(os.getpid(), signal.SIGINT)
+        assert outer.number == signal.SIGINT
+
+
+def test_outside_the_main_thread_there_are_no_handlers() -> None:
+    found: list[StopRequest] = []
+    before = [signal.getsignal(number) for number in SIGNALS]
+
+    def work() -> None:
+        with stop_requests() as stop:
+            assert [signal.getsignal(number) for number in SIGNALS] == before
+            found.append(stop)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert len(found) == 1 and not found[0]
+
+
+CHILD = """
+import os, signal
+from densesiam_seg.io.signals import stop_requests
+try:
+    with stop_requests() as stop:
+        os.kill(os.getpid(), signal.{first})
+        print("noted", stop.number, flush=True)
+        os.kill(os.getpid(), signal.{second})
+        print("never here", flush=True)
+finally:
+    print("nor here", flush=True)
+"""
+
+
+@posix
+@pytest.mark.parametrize(("first", "second"), [("SIGINT", "SIGINT"), ("SIGINT", "SIGTERM")])
+def test_the_second_signal_ends_the_process_at_once(first: str, second: str) -> None:
+    child = subprocess.run(
+        [sys.executable, "-c", CHILD.format(first=first, second=second)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert child.stdout == f"noted {int(signal.Signals[first])}\n"
+    assert child.returncode == 128 + signal.Signals[second]
+    assert child.stderr == ""

@@ -1,0 +1,309 @@
+"""Tensor files come back as they were, are replaced durably, and hostile ones are refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import stat
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from densesiam_seg.errors import ModelError, OutputError
+from densesiam_seg.io.tensors import check_tensors, layout, read_safetensors, write_safetensors
+
+DTYPES = [
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+    torch.bool,
+]
+
+
+def some_tensors() -> dict[str, Tensor]:
+    tensors = {
+        str(dtype): (torch.arange(6) - 2).clamp(min=0).to(dtype).reshape(2, 3) for dtype in DTYPES
+    }
+    return tensors | {
+        "scalar": torch.tensor(-1.5),
+        "empty": torch.empty(0, 4),
+        "größe\n": torch.tensor([1, -(2**62)]),
+    }
+
+
+def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert layout(found) == layout(expected)
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+
+
+def raw_file(path: Path, header: Any, data: bytes = b"", *, length: int | None = None) -> Path:
+    """A file with this header, which need not be sound."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes((len(text) if length is None else length).to_bytes(8, "little") + text + data)
+    return path
+
+
+def entry(shape: Any, begin: Any, end: Any, dtype: Any = "F32") -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+def test_round_trip_through_the_library_and_back(tmp_path: Path) -> None:
+    digest = write_safetensors(tmp_path / "a.safetensors", some_tensors())
+    assert digest == hashlib.sha256((tmp_path / "a.safetensors").read_bytes()).hexdigest()
+    assert_equal(read_safetensors(tmp_path / "a.safetensors"), some_tensors())
+    assert_equal(safetensors.torch.load_file(tmp_path / "a.safetensors"), some_tensors())
+    safetensors.torch.save_file(some_tensors(), tmp_path / "b", metadata={"format": "pt"})
+    assert_equal(read_safetensors(tmp_path / "b"), some_tensors())
+    write_safetensors(tmp_path / "empty", {})
+    assert read_safetensors(tmp_path / "empty") == {}
+
+
+def test_tied_strided_and_partial_tensors_are_written_out(tmp_path: Path) -> None:
+    base = torch.arange(12.0).reshape(3, 4)
+    parameter = torch.nn.Parameter(base.clone())
+    tensors = {
+        "a": base,
+        "tied": base,
+        "t": base.t(),
+        "row": base[1],
+        "wide": base[:, :1].expand(3, 9),
+    }
+    write_safetensors(tmp_path / "a", tensors | {"parameter": parameter})
+    found = read_safetensors(tmp_path / "a")
+    assert_equal(found, {n: t.contiguous() for n, t in tensors.items()} | {"parameter": base})
+    assert not found["parameter"].requires_grad
+
+
+def test_values_keep_every_bit(tmp_path: Path) -> None:
+    special = torch.tensor([float("nan"), float("inf"), -0.0, 1e-45])
+    write_safetensors(tmp_path / "a", {"a": special})
+    found = read_safetensors(tmp_path / "a", finite=False)["a"]
+    assert torch.equal(found.view(torch.int32), special.view(torch.int32))
+
+
+def test_loaded_tensors_do_not_depend_on_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    write_safetensors(path, {"a": torch.ones(100_000)})
+    found = read_safetensors(path)["a"]
+    os.truncate(path, 0)  # a mapped tensor would end the process at the next read
+    assert found.sum() == 100_000
+    found += 1
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file modes and folder flushes are POSIX")
+def test_a_file_is_replaced_durably_and_respects_the_umask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda handle: flushed.append(os.fstat(handle).st_mode))
+    before = os.umask(0o027)
+    try:
+        for value in (1.0, 2.0):
+            write_safetensors(tmp_path / "a", {"a": torch.tensor(value)})
+    finally:
+        os.umask(before)
+    assert [stat.S_ISDIR(mode) for mode in flushed] == [False, True] * 2
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
+    assert read_safetensors(tmp_path / "a")["a"] == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_writing_to_an_impossible_place(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="absent"):
+        write_safetensors(tmp_path / "absent" / "a", {"a": torch.ones(1)})
+
+
+HOSTILE: dict[str, tuple[Any, bytes]] = {
+    "data shorter than the header says": ({"a": entry([2], 0, 8)}, b"\0" * 7),
+    "data longer than the header says": ({"a": entry([2], 0, 8)}, b"\0" * 9),
+    "shape and size differ": ({"a": entry([3], 0, 8)}, b"\0" * 8),
+    "overlap": ({"a": entry([2], 0, 8), "b": entry([2], 4, 12)}, b"\0" * 12),
+    "same data twice": ({"a": entry([2], 0, 8), "b": entry([2], 0, 8)}, b"\0" * 8),
+    "gap": ({"a": entry([1], 0, 4), "b": entry([1], 8, 12)}, b"\0" * 12),
+    "data does not start at 0": ({"a": entry([1], 4, 8)}, b"\0" * 8),
+    "reversed offsets": ({"a": entry([1], 4, 0)}, b"\0" * 4),
+    "negative offset": ({"a": entry([1], -4, 0)}, b""),
+    "negative side": ({"a": entry([-1, -1], 0, 4)}, b"\0" * 4),
+    "fractional side": ({"a": entry([1.0], 0, 4)}, b"\0" * 4),
+    "boolean side": ({"a": entry([True], 0, 4)}, b"\0" * 4),
+    "overflowing shape": ({"a": entry([2**32, 2**32, 2**32], 0, 0)}, b""),
+    "overflowing empty shape": ({"a": entry([0, 2**40, 2**40], 0, 0)}, b""),
+    "a hundred axes": ({"a": entry([1] * 100, 0, 4)}, b"\0" * 4),
+    "huge claim": ({"a": entry([2**38], 0, 2**40)}, b"\0" * 8),
+    "unknown type": ({"a": entry([1], 0, 4, "F33")}, b"\0" * 4),
+    "type is a list": ({"a": entry([1], 0, 4, ["F32"])}, b"\0" * 4),
+    "three offsets": ({"a": entry([1], 0, 4) | {"data_offsets": [0, 2, 4]}}, b"\0" * 4),
+    "missing member": ({"a": {"dtype": "F32", "shape": [0]}}, b""),
+    "entry is null": ({"a": None}, b""),
+    "header is a list": ([], b""),
+    "header is not JSON": (b"{]", b""),
+    "header is not UTF-8": (b'{"\xff": 1}', b""),
+    "header is deeply nested": (b'{"a":' * 50_000, b""),
+    "header has a long number": (b'{"a":' + b"9" * 5000 + b"}", b""),
+    "leading space": (b" {}", b""),
+    "name occurs twice": (
+        b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},'
+        b'"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}',
+        b"\0",
+    ),
+    "member occurs twice": (
+        b'{"a":{"dtype":"U8","dtype":"I8","shape":[1],"data_offsets":[0,1]}}',
+        b"\0",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_headers_are_refused(tmp_path: Path, case: str) -> None:
+    header, data = HOSTILE[case]
+    path = raw_file(tmp_path / "evil.safetensors", header, data)
+    with pytest.raises(ModelError, match=r"evil\.safetensors: ") as caught:
+        read_safetensors(path)
+    assert caught.value.exit_code == 4
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 200 + len(str(path))
+
+
+@pytest.mark.parametrize("length", [0, 1, 3, 100, 2**20 + 1, 2**40, 2**63, 2**64 - 1])
+def test_false_header_lengths_are_refused(tmp_path: Path, length: int) -> None:
+    with pytest.raises(ModelError, match="a: "):
+        read_safetensors(raw_file(tmp_path / "a", b"{}", length=length))
+
+
+def test_a_header_of_a_million_tensors_is_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    with path.open("wb") as file:
+        file.write((68 << 20).to_bytes(8, "little") + b"{")
+        file.truncate(69 << 20)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ModelError, match="header claims 71303168 bytes"):
+            read_safetensors(path)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+    with pytest.raises(ModelError, match="more than 10 allowed"):
+        read_safetensors(raw_file(tmp_path / "b", b"{         }"), max_header=10)
+
+
+def test_every_truncation_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    write_safetensors(path, {"a": torch.arange(5), "b": torch.ones(2, 3)})
+    data = path.read_bytes()
+    for length in range(len(data)):
+        path.write_bytes(data[:length])
+        with pytest.raises(ModelError):
+            read_safetensors(path)
+
+
+def test_random_mutations_raise_nothing_but_a_model_error(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    path = tmp_path / "a"
+    write_safetensors(path, {"a": torch.arange(5), "b": torch.ones(2, 3, dtype=torch.float16)})
+    data = path.read_bytes()
+    refused = 0
+    for _ in range(400):
+        mutant = bytearray(data)
+        for _ in range(draw.randint(1, 3)):
+            mutant[draw.randrange(len(mutant))] = draw.randrange(256)
+        path.write_bytes(mutant)
+        try:
+            read_safetensors(path)
+        except ModelError:
+            refused += 1
+    assert 100 < refused < 400
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.int8])
+def test_large_values_are_finite(tmp_path: Path, dtype: torch.dtype) -> None:
+    """Even where their sum is not."""
+    limit = torch.finfo(dtype).max if dtype.is_floating_point else 127
+    weight = torch.full((3,), limit, dtype=dtype)
+    write_safetensors(tmp_path / "a", {"weight": weight})
+    assert_equal(read_safetensors(tmp_path / "a"), {"weight": weight})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_values_that_are_not_finite_are_refused(
+    tmp_path: Path, value: float, dtype: torch.dtype
+) -> None:
+    tensor = torch.zeros(3, 5, dtype=dtype)
+    tensor[2, 4] = value
+    write_safetensors(tmp_path / "a", {"fine": torch.ones(2), "weight": tensor})
+    with pytest.raises(ModelError, match="tensor weight holds NaN or infinite"):
+        read_safetensors(tmp_path / "a")
+
+
+def test_infinities_that_cancel_are_refused(tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "a", {"weight": torch.tensor([float("inf"), float("-inf")])})
+    with pytest.raises(ModelError, match="tensor weight holds NaN or infinite"):
+        read_safetensors(tmp_path / "a")
+
+
+def test_the_digest_is_compared_before_the_header_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = write_safetensors(tmp_path / "a", {"a": torch.ones(2)})
+    assert_equal(read_safetensors(tmp_path / "a", sha256=digest), {"a": torch.ones(2)})
+    monkeypatch.setattr("densesiam_seg.io.tensors._read_header", None)
+    with pytest.raises(ModelError, match="SHA-256"):
+        read_safetensors(tmp_path / "a", sha256="0" * 64)
+
+
+def test_what_is_not_a_readable_file(tmp_path: Path) -> None:
+    cases = [tmp_path, tmp_path / "absent", tmp_path / "a" / "b"]
+    if os.name == "posix":
+        os.mkfifo(tmp_path / "pipe")
+        cases.append(tmp_path / "pipe")
+    for path in cases:
+        with pytest.raises(ModelError, match="cannot be read") as caught:
+            read_safetensors(path)
+        assert str(path) in str(caught.value)
+
+
+def test_differences_from_the_expected_tensors_are_named(tmp_path: Path) -> None:
+    found = {"a": torch.ones(2, 3), "b": torch.ones(1)}
+    expected = layout(found)
+    check_tensors(found, expected, Path("m"))
+    cases: dict[str, dict[str, Any]] = {
+        r"tensor c is missing": {**expected, "c": ((1,), torch.float32)},
+        r"tensor b is not part of this model": {"a": expected["a"]},
+        r"tensor a is torch.float32 \[2, 3\] instead of torch.float32 \[3, 2\]": {
+            **expected,
+            "a": ((3, 2), torch.float32),
+        },
+        r"tensor b is torch.float32 \[1\] instead of torch.float16 \[1\]": {
+            **expected,
+            "b": ((1,), torch.float16),
+        },
+    }
+    write_safetensors(tmp_path / "m", found)
+    for message, wanted in cases.items():
+        with pytest.raises(ModelError, match=f"^m: {message}"):
+            check_tensors(found, wanted, Path("m"))
+        with pytest.raises(ModelError, match=message):
+            read_safetensors(tmp_path / "m", expected=wanted)
+
+
+def test_unexpected_tensors_are_refused_before_their_data_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_safetensors(tmp_path / "a", {"a": torch.ones(2)})
+    monkeypatch.setattr(safetensors.torch, "load", None)
+    with pytest.raises(ModelError, match="not part of this model"):
+        read_safetensors(tmp_path / "a", expected={})

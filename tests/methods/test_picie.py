@@ -1,0 +1,483 @@
+"""PiCIE and MDC: the loss against float64 loops, labels against brute force, and what a pass must leave alone."""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from densesiam_seg.clustering.kmeans import Centroids
+from densesiam_seg.config import TrainConfig
+from densesiam_seg.errors import InputError, NumericError
+from densesiam_seg.images.scan import scan
+from densesiam_seg.images.store import Batch, ImageStore, epoch_batches
+from densesiam_seg.io.devices import autocast
+from densesiam_seg.methods import picie
+from densesiam_seg.methods.picie import PiCIE, nearness, running_statistics_kept
+from densesiam_seg.network.model import Architecture, DenseSiam, build_network
+from densesiam_seg.views.pair import ViewPair, view_pair
+
+K, C, SIDE, BATCH, IMAGES = 4, 8, 8, 4, 12
+CPU = torch.device("cpu")
+CONFIG = TrainConfig(
+    seed=3, method="picie", clusters=K, channels=C, image_size=32, batch_size=BATCH
+)
+MDC = replace(CONFIG, method="mdc")
+
+Vectors = list[list[float]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _slim(slim_resnets: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    with slim_resnets():
+        yield
+
+
+@pytest.fixture(scope="module")
+def store(image_folder: Path) -> ImageStore:
+    made = ImageStore(scan([image_folder]), 64, workers=0, max_pixels=10**6)
+    assert len(list(made.prepare())) == IMAGES
+    return made
+
+
+def made(config: TrainConfig = CONFIG, precision: torch.dtype = torch.float32) -> PiCIE:
+    """A method with a new network of the seed's weights."""
+    architecture = Architecture(channels=C, clusters=config.clusters, over_clusters=6)
+    return PiCIE(build_network(architecture, config.seed).train(), config, CPU, precision)
+
+
+def prepared(store: ImageStore, config: TrainConfig = CONFIG, epoch: int = 0) -> PiCIE:
+    method = made(config)
+    list(method.prepare(store, epoch))
+    return method
+
+
+def batches_of(store: ImageStore, epoch: int = 0) -> list[Batch]:
+    return list(store.batches(epoch_batches(len(store), BATCH, seed=CONFIG.seed, epoch=epoch)))
+
+
+def features_of(method: PiCIE, batch: Batch, round_: int = 0) -> tuple[Tensor, ...]:
+    """Features (B, C, h, h) of each view, from a copy of the network, with gradients as in training."""
+    network = copy.deepcopy(method.network)
+    views = view_pair(batch.images, batch.indices, seed=CONFIG.seed, round_=round_)
+    if method.config.method == "mdc":
+        return (network.encoder(views.image_1),)
+    return network.paired_features(views).chunk(2)
+
+
+def unit_rows(features: Tensor) -> Vectors:
+    """Normalised features of every pixel, image by image and row by row."""
+    rows = features.detach().double().permute(0, 2, 3, 1).flatten(0, 2).tolist()
+    return [[x / math.sqrt(sum(y * y for y in row)) for x in row] for row in rows]
+
+
+def squared(a: list[float], b: list[float]) -> float:
+    return sum((x - y) ** 2 for x, y in zip(a, b, strict=True))
+
+
+def cross_entropy(rows: Vectors, centres: Vectors, labels: list[int], balance: str) -> float:
+    """Of a softmax over negative squared distances, each pixel weighted by its label."""
+    total, n, in_use = 0.0, len(labels), len(set(labels))
+    for row, label in zip(rows, labels, strict=True):
+        distances = [squared(row, centre) for centre in centres]
+        term = distances[label] + math.log(sum(math.exp(-d) for d in distances))
+        count = labels.count(label)
+        weights = {"none": 1.0, "frequency": count / n, "inverse": n / (count * in_use)}
+        total += weights[balance] * term
+    return total / n
+
+
+def nearest(row: list[float], centres: Vectors) -> int:
+    return min(range(len(centres)), key=lambda k: squared(row, centres[k]))
+
+
+def scrambled(store: ImageStore, config: TrainConfig) -> PiCIE:
+    """Centroids spread out and labels drawn at random, so that no loss is small or can be taken for another."""
+    method = prepared(store, config)
+    method.centroids = tuple(
+        replace(known, centres=torch.lerp(known.centres.mean(0), known.centres, 4.0).roll(view, 0))
+        for view, known in enumerate(method.centroids)
+    )
+    # Cluster 0 has half of the pixels and the last cluster has none.
+    source = torch.Generator().manual_seed(5)
+    drawn = torch.randint(0, 2 * (K - 1), method.labels.shape, generator=source)
+    method.labels = torch.where(drawn < K - 1, drawn, 0).to(torch.uint8)
+    return method
+
+
+class TestObjective:
+    @pytest.mark.parametrize("balance", ["none", "inverse", "frequency"])
+    def test_picie_equals_the_loops(self, store: ImageStore, balance: Any) -> None:
+        method = scrambled(store, replace(CONFIG, balance=balance))
+        batch = batches_of(store)[0]
+        rows = [unit_rows(features) for features in features_of(method, batch)]
+        centres = [known.centres.double().tolist() for known in method.centroids]
+        labels = [method.labels[list(batch.indices), v].flatten().tolist() for v in range(2)]
+
+        def loss(features: int, own: int) -> float:
+            return cross_entropy(rows[features], centres[own], labels[own], balance)
+
+        within = 0.5 * loss(0, 0) + 0.5 * loss(1, 1)
+        across = 0.5 * loss(0, 1) + 0.5 * loss(1, 0)
+        result = method.objective(batch.images, batch.indices, 0)
+        assert list(result.parts) == ["within", "across"]
+        assert result.parts["within"].item() == pytest.approx(within, abs=1e-5)
+        assert result.parts["across"].item() == pytest.approx(across, abs=1e-5)
+        assert result.total.item() == pytest.approx((within + across) / 2, abs=1e-5)
+        assert abs(within - across) > 1e-3
+
+        of_1 = [[nearest(row, centres[0]) for row in view] for view in rows]
+        agreeing = sum(a == b for a, b in zip(*of_1, strict=True))
+        assert 0 < agreeing < len(of_1[0])
+        assert result.agreement.item() == pytest.approx(agreeing / len(of_1[0]), abs=1e-6)
+        assert result.histogram.tolist() == [labels[0].count(k) for k in range(K)]
+        assert result.histogram.dtype == torch.int64
+
+    def test_mdc_equals_the_loop(self, store: ImageStore) -> None:
+        method = scrambled(store, MDC)
+        batch = batches_of(store)[0]
+        (features,) = features_of(method, batch)
+        rows, centres = unit_rows(features), method.centroids[0].centres.double().tolist()
+        labels = method.labels[list(batch.indices)].flatten().tolist()
+        expected = cross_entropy(rows, centres, labels, MDC.balance)
+        result = method.objective(batch.images, batch.indices, 0)
+        assert list(result.parts) == ["within"]
+        assert result.parts["within"].item() == pytest.approx(expected, abs=1e-5)
+        assert result.total.item() == pytest.approx(expected, abs=1e-5)
+        same = sum(nearest(row, centres) == y for row, y in zip(rows, labels, strict=True))
+        assert result.agreement.item() == pytest.approx(same / len(labels), abs=1e-6)
+
+    @pytest.mark.parametrize("config", [CONFIG, MDC], ids=["picie", "mdc"])
+    def test_gradient_reaches_the_encoder_alone(
+        self, store: ImageStore, config: TrainConfig
+    ) -> None:
+        method = prepared(store, config)
+        batch = batches_of(store)[0]
+        result = method.objective(batch.images, batch.indices, 0)
+        result.total.backward()  # type: ignore[no-untyped-call]
+        for name, parameter in method.network.named_parameters():
+            reached = parameter.grad is not None and bool(parameter.grad.any())
+            assert reached == name.startswith("encoder."), name
+        assert not any(known.centres.requires_grad for known in method.centroids)
+        assert not any(part.requires_grad for part in result.parts.values())
+        assert not result.agreement.requires_grad
+
+    def test_nearness_orders_by_distance_whatever_the_precision(self) -> None:
+        """Two centres a thousandth apart: bf16 would call them one."""
+        units = torch.tensor([1.0, 0.0]).view(1, 2, 1, 1)
+        centres = torch.tensor([[0.999, 0.0], [0.9995, 0.0], [-1.0, 0.0]])
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = nearness(units, Centroids(centres, torch.ones(3, dtype=torch.int64)))
+        assert logits.dtype == torch.float32
+        torch.testing.assert_close(
+            logits.flatten(), torch.tensor([1 - 1e-6, 1 - 2.5e-7, -3.0]), atol=1e-6, rtol=0
+        )
+        assert logits.argmax().item() == 1
+
+
+class TestLabels:
+    @pytest.mark.parametrize("replay", ["epoch", "run"])
+    @pytest.mark.parametrize("method_name", ["picie", "mdc"])
+    def test_are_the_nearest_centroids_of_the_replayed_views(
+        self, store: ImageStore, replay: Any, method_name: Any
+    ) -> None:
+        method = prepared(store, replace(CONFIG, method=method_name, replay=replay), epoch=2)
+        seen: list[int] = []
+        for batch in batches_of(store, epoch=2):
+            seen += batch.indices
+            for view, features in enumerate(
+                features_of(method, batch, round_=2 if replay == "epoch" else 0)
+            ):
+                centres = method.centroids[view].centres.double().tolist()
+                labels = method.labels[list(batch.indices), view].flatten().tolist()
+                for row, label in zip(unit_rows(features), labels, strict=True):
+                    distances = [squared(row, centre) for centre in centres]
+                    assert distances[label] <= min(distances) + 1e-5
+        assert sorted(seen) == list(range(IMAGES))
+        assert len(set(method.labels.flatten().tolist())) > 1
+
+    @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+    def test_training_sees_what_clustering_saw_to_the_last_bit(
+        self, store: ImageStore, precision: torch.dtype
+    ) -> None:
+        """With untouched weights every pixel is still nearest to the centroid that it was given."""
+        method = made(MDC, precision)
+        list(method.prepare(store, 1))
+        for batch in batches_of(store, epoch=1):
+            with autocast(CPU, precision):
+                result = method.objective(batch.images, batch.indices, 1)
+            assert result.agreement.item() == 1
+
+    def test_both_views_of_picie_are_replayed(
+        self, store: ImageStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        method = prepared(store)
+        seen: list[Tensor] = []
+
+        def recorded(units: Tensor, centroids: Centroids) -> Tensor:
+            seen.append(nearness(units, centroids).argmax(1))
+            return nearness(units, centroids)
+
+        monkeypatch.setattr(picie, "nearness", recorded)
+        for batch in batches_of(store):
+            seen.clear()
+            method.objective(batch.images, batch.indices, 0)
+            labels = method.labels[list(batch.indices)].long()
+            assert torch.equal(seen[0], labels[:, 0])
+            assert torch.equal(seen[1], labels[:, 1])
+            assert not torch.equal(labels[:, 0], labels[:, 1])
+
+    @pytest.mark.parametrize(
+        ("clusters", "dtype"), [(K, torch.uint8), (256, torch.uint8), (257, torch.int16)]
+    )
+    def test_take_no_more_memory_than_they_need(
+        self, store: ImageStore, clusters: int, dtype: torch.dtype
+    ) -> None:
+        for config, views in ((CONFIG, 2), (MDC, 1)):
+            method = prepared(store, replace(config, clusters=clusters))
+            assert method.labels.dtype == dtype
+            assert method.labels.shape == (IMAGES, views, SIDE, SIDE)
+            assert int(method.labels.min()) >= 0 and int(method.labels.max()) < clusters
+            assert int(method.labels.max()) > clusters // 2
+
+    def test_another_epoch_is_clustered_anew(self, store: ImageStore) -> None:
+        method = prepared(store)
+        before = method.state()
+        assert list(method.prepare(store, 1)) == [4, 8, 12]
+        after = method.state()
+        assert int(after["epoch"]) == 1
+        assert not torch.equal(before["labels"], after["labels"])
+        assert not torch.equal(before["centroids_1"], after["centroids_1"])
+
+
+class TestCentroids:
+    def test_follow_kmeans_by_mini_batches_each_view_for_itself(
+        self, store: ImageStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """From start centres that k-means would give, METHOD's formula over the epoch's batches in their order."""
+        start = torch.nn.functional.normalize(torch.randn(K, C, generator=torch.Generator()), dim=1)
+        samples: list[Tensor] = []
+
+        def kmeans(points: Tensor, clusters: int, *, seed: int) -> Centroids:
+            assert (clusters, seed) == (K, CONFIG.seed)
+            samples.append(points)
+            return Centroids(start, torch.tensor([7] * K))
+
+        monkeypatch.setattr(picie, "kmeans", kmeans)
+        monkeypatch.setattr(picie, "SAMPLE", 5 * IMAGES - 1)
+        method = prepared(store)
+        pixels = [
+            [unit_rows(features) for features in features_of(method, batch)]
+            for batch in batches_of(store)
+        ]
+        for view in range(2):
+            centres, counts = start.double().tolist(), [7] * K
+            for batch in pixels:
+                labels = [nearest(row, centres) for row in batch[view]]
+                for k in set(labels):
+                    members = [r for r, y in zip(batch[view], labels, strict=True) if y == k]
+                    counts[k] += len(members)
+                    share = len(members) / counts[k]
+                    mean = [sum(column) / len(members) for column in zip(*members, strict=True)]
+                    centres[k] = [
+                        (1 - share) * c + share * m for c, m in zip(centres[k], mean, strict=True)
+                    ]
+            known = method.centroids[view]
+            np.testing.assert_allclose(known.centres.numpy(), centres, atol=1e-4)
+            assert known.counts.tolist() == counts
+
+            # Five pixels of every image, no two of them the same.
+            assert samples[view].shape == (5 * IMAGES, C)
+            images = torch.tensor([batch[view] for batch in pixels]).view(IMAGES, SIDE**2, C)
+            distances = torch.cdist(samples[view].view(IMAGES, 5, C), images)
+            assert distances.amin(-1).max() < 1e-3
+            assert not torch.equal(samples[0], samples[1])
+
+    def test_bounded_memory_takes_fewer_images_and_labels_all(
+        self, store: ImageStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        whole = prepared(store)
+        assert int(whole.centroids[0].counts.sum()) == 2 * IMAGES * SIDE**2
+        one_batch = 2 * BATCH * C * SIDE**2 * 4
+        for name, limit in (("HELD", 2 * one_batch - 1), ("CLUSTERING_IMAGES", 2)):
+            with monkeypatch.context() as patch:
+                patch.setattr(picie, name, limit)
+                method = made()
+                assert list(method.prepare(store, 0)) == [4, 8, 12]
+            assert int(method.centroids[0].counts.sum()) == 2 * BATCH * SIDE**2
+            batch = batches_of(store)[-1]
+            for view, features in enumerate(features_of(method, batch)):
+                centres = method.centroids[view].centres.double().tolist()
+                labels = method.labels[list(batch.indices), view].flatten().tolist()
+                assert labels == [nearest(row, centres) for row in unit_rows(features)]
+
+    def test_more_clusters_than_pixels(self, store: ImageStore) -> None:
+        method = made(replace(CONFIG, clusters=IMAGES * SIDE**2 + 1))
+        with pytest.raises(InputError, match="768 points cannot make 769 clusters"):
+            list(method.prepare(store, 0))
+        assert method.state() == {}
+
+    def test_features_that_are_not_finite(self, store: ImageStore) -> None:
+        method = made()
+        with torch.no_grad():
+            next(method.network.encoder.parameters()).fill_(math.nan)
+        with pytest.raises(NumericError, match="not finite"):
+            list(method.prepare(store, 0))
+
+
+class TestLeavesAlone:
+    @pytest.mark.parametrize("config", [CONFIG, MDC], ids=["picie", "mdc"])
+    def test_network_and_its_running_statistics(
+        self, store: ImageStore, config: TrainConfig
+    ) -> None:
+        method = made(config)
+        before = {name: value.clone() for name, value in method.network.state_dict().items()}
+        list(method.prepare(store, 0))
+        after = method.network.state_dict()
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[name], after[name]) for name in before)
+        assert all(parameter.grad is None for parameter in method.network.parameters())
+        assert all(module.training for module in method.network.modules())
+        batch = batches_of(store)[0]
+        method.objective(batch.images, batch.indices, 0)
+        assert int(method.network.state_dict()["encoder.backbone.bn1.num_batches_tracked"]) == 1
+
+    def test_statistics_move_again_after_an_error(self) -> None:
+        norm = nn.BatchNorm2d(3).train()
+        images = 5 + torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+        with pytest.raises(KeyError), running_statistics_kept(norm):
+            kept = norm(images)
+            assert norm.running_mean is not None and not norm.running_mean.any()
+            raise KeyError
+        assert torch.equal(norm(images), kept)
+        assert norm.running_mean is not None and norm.running_mean.all()
+
+    def test_global_generators(self, store: ImageStore) -> None:
+        before = torch.get_rng_state(), str(np.random.get_state()), random.getstate()  # noqa: NPY002
+        method = prepared(store)
+        batch = batches_of(store)[0]
+        method.objective(batch.images, batch.indices, 0)
+        after = torch.get_rng_state(), str(np.random.get_state()), random.getstate()  # noqa: NPY002
+        assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
+
+    def test_gradients_are_on_between_two_batches(self, store: ImageStore) -> None:
+        method = made()
+        for _ in method.prepare(store, 0):
+            assert torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+
+    @pytest.mark.parametrize("images", [4, 8])
+    def test_a_stop_within_leaves_the_last_epochs_state(
+        self, store: ImageStore, images: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(picie, "CLUSTERING_IMAGES", BATCH)
+        method = prepared(store)
+        before = method.state()
+        for done in (passing := method.prepare(store, 1)):
+            if done == images:
+                break
+        passing.close()  # type: ignore[attr-defined]
+        assert method.state().keys() == before.keys()
+        assert all(torch.equal(method.state()[name], before[name]) for name in before)
+        list(method.prepare(store, 1))
+        again = prepared(store, epoch=1).state()
+        assert all(torch.equal(method.state()[name], again[name]) for name in again)
+
+
+class TestResume:
+    @pytest.mark.parametrize("config", [CONFIG, MDC], ids=["picie", "mdc"])
+    def test_in_mid_epoch_goes_on_with_the_same_bits(
+        self, store: ImageStore, config: TrainConfig
+    ) -> None:
+        batches = batches_of(store)
+        whole = prepared(store, config)
+        step(whole, batches[0])
+        tensors = {name: value.clone() for name, value in whole.state().items()}
+        views = range(1, whole.views + 1)
+        names = {f"{name}_{view}" for view in views for name in ("centroids", "counts")}
+        assert tensors.keys() == {"epoch", "labels"} | names
+
+        resumed = made(config)
+        resumed.network.load_state_dict(whole.network.state_dict())
+        resumed.restore(tensors)
+        assert list(resumed.prepare(store, 0)) == []
+        for batch in batches[1:]:
+            assert step(whole, batch) == step(resumed, batch)
+        # The next epoch's centroids stand on the weights and the seed alone.
+        for method in (whole, resumed):
+            assert list(method.prepare(store, 1)) == [4, 8, 12]
+        for one, two in (
+            (whole.state(), resumed.state()),
+            (whole.network.state_dict(), resumed.network.state_dict()),
+        ):
+            assert one.keys() == two.keys()
+            assert all(torch.equal(one[name], two[name]) for name in one)
+
+    def test_nothing_before_the_first_epoch(self, store: ImageStore) -> None:
+        method = made()
+        assert method.state() == {}
+        method.restore({})
+        assert list(method.prepare(store, 0)) == [4, 8, 12]
+
+
+def step(method: PiCIE, batch: Batch) -> tuple[float, float]:
+    """One plain gradient step: its loss and agreement."""
+    result = method.objective(batch.images, batch.indices, 0)
+    parameters = list(method.network.encoder.parameters())
+    gradients = torch.autograd.grad(result.total, parameters)
+    with torch.no_grad():
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.sub_(gradient, alpha=0.1)
+    return result.total.item(), result.agreement.item()
+
+
+class TestViews:
+    @pytest.mark.parametrize(("config", "influence"), [(CONFIG, True), (MDC, False)])
+    def test_mdc_has_one(
+        self,
+        store: ImageStore,
+        monkeypatch: pytest.MonkeyPatch,
+        config: TrainConfig,
+        influence: bool,
+    ) -> None:
+        def inverted(*arguments: Any, **options: Any) -> ViewPair:
+            views = view_pair(*arguments, **options)
+            return replace(views, image_2=views.image_2.flip(2).neg())
+
+        batch = batches_of(store)[0]
+        results = []
+        for source in (view_pair, inverted):
+            monkeypatch.setattr(picie, "view_pair", source)
+            method = prepared(store, config)
+            total = method.objective(batch.images, batch.indices, 0).total
+            results.append((total.item(), method.state()))
+        (one, before), (two, after) = results
+        same = all(torch.equal(before[name], after[name]) for name in before)
+        assert (one == two) == same == (not influence)
+
+
+def test_learns_what_it_was_given(store: ImageStore) -> None:
+    """Some steps on one batch bring the loss down and the views together."""
+    method = prepared(store)
+    batch = batches_of(store)[0]
+    first = step(method, batch)
+    for _ in range(20):
+        last = step(method, batch)
+    assert last[0] < first[0] - 0.05
+    assert last[1] > first[1]
+
+
+def test_network_is_the_one_given() -> None:
+    method = made()
+    assert isinstance(method.network, DenseSiam)
+    with pytest.raises(AssertionError, match="prepare"):
+        method.objective(torch.zeros(1, 3, 64, 64, dtype=torch.uint8), (0,), 0)

@@ -1,0 +1,187 @@
+"""Heads: METHOD's table of layers, and their sums in numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from densesiam_seg.network.heads import (
+    image_predictor,
+    image_projector,
+    pixel_predictor,
+    pixel_projector,
+    region_predictor,
+    region_projector,
+)
+
+Array = NDArray[np.float64]
+
+C, K = 6, 4
+
+
+def described(head: nn.Sequential) -> list[str]:
+    """One word per layer: what it is, its sizes, and whether it has a bias or an affine part."""
+    words = []
+    for layer in head:
+        match layer:
+            case nn.Conv2d():
+                assert layer.kernel_size == (1, 1) and layer.stride == (1, 1)
+                assert layer.groups == 1
+                bias = "" if layer.bias is None else "+b"
+                words.append(f"conv {layer.in_channels}→{layer.out_channels}{bias}")
+            case nn.Linear():
+                bias = "" if layer.bias is None else "+b"
+                words.append(f"linear {layer.in_features}→{layer.out_features}{bias}")
+            case nn.BatchNorm1d() | nn.BatchNorm2d():
+                assert layer.track_running_stats
+                assert isinstance(layer, nn.BatchNorm2d) == any(
+                    isinstance(other, nn.Conv2d) for other in head
+                )
+                words.append(f"norm {layer.num_features}{'' if layer.affine else ' plain'}")
+            case nn.ReLU():
+                words.append("relu")
+            case _:
+                pytest.fail(f"unexpected layer {layer}")
+    return words
+
+
+def test_pixel_projector_layers() -> None:
+    hidden = [f"conv {C}→{C}", f"norm {C}", "relu"]
+    # The table leaves the last bias open: the batch norm behind it takes any bias away.
+    assert described(pixel_projector(C, K)) == [
+        *hidden,
+        *hidden,
+        f"conv {C}→{K}",
+        f"norm {K} plain",
+    ]
+
+
+def test_pixel_predictor_layers() -> None:
+    assert described(pixel_predictor(K, C)) == [
+        f"conv {K}→{C}",
+        f"norm {C}",
+        "relu",
+        f"conv {C}→{K}+b",
+    ]
+
+
+def test_region_projector_layers() -> None:
+    hidden = [f"linear {C}→{C}", f"norm {C}", "relu"]
+    assert described(region_projector(C)) == [
+        *hidden,
+        *hidden,
+        f"linear {C}→{C}",
+        f"norm {C} plain",
+    ]
+
+
+def test_region_predictor_layers() -> None:
+    assert described(region_predictor(C)) == [
+        f"linear {C}→{C}",
+        f"norm {C}",
+        "relu",
+        f"linear {C}→{C}+b",
+    ]
+
+
+def test_image_projector_layers() -> None:
+    """SimSiam's, at the features' own width: no bias before a norm, and none of the last norm's own."""
+    hidden = [f"linear {C}→{C}", f"norm {C}", "relu"]
+    assert described(image_projector(C)) == [
+        *hidden,
+        *hidden,
+        f"linear {C}→{C}",
+        f"norm {C} plain",
+    ]
+
+
+@pytest.mark.parametrize(("width", "narrow"), [(512, 128), (16, 4), (6, 1), (3, 1), (1, 1)])
+def test_image_predictor_is_a_bottleneck_of_a_quarter(width: int, narrow: int) -> None:
+    assert described(image_predictor(width)) == [
+        f"linear {width}→{narrow}",
+        f"norm {narrow}",
+        "relu",
+        f"linear {narrow}→{width}+b",
+    ]
+
+
+def slow(head: nn.Sequential, rows: Array) -> Array:
+    """The head in training mode over rows (N, C), batch statistics in float64."""
+    for layer in head:
+        state = {name: value.double().numpy() for name, value in layer.state_dict().items()}
+        if isinstance(layer, nn.ReLU):
+            rows = np.maximum(rows, 0)
+        elif isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+            rows = (rows - rows.mean(0)) / np.sqrt(rows.var(0) + 1e-5)
+            rows = rows * state.get("weight", 1.0) + state.get("bias", 0.0)
+        else:
+            weight = state["weight"].reshape(len(state["weight"]), -1)
+            rows = rows @ weight.T + state.get("bias", 0.0)
+    return rows
+
+
+def varied(head: nn.Sequential) -> nn.Sequential:
+    """Weights that leave no part of the sum at its neutral initial value."""
+    source = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=source))
+    return head
+
+
+def rows_of(maps: Tensor) -> Array:
+    rows: Array = maps.detach().double().numpy().transpose(0, 2, 3, 1).reshape(-1, maps.shape[1])
+    return rows
+
+
+def test_pixel_projector_equals_the_slow_sum() -> None:
+    maps = torch.randn(2, C, 3, 5, generator=torch.Generator().manual_seed(1))
+    head = varied(pixel_projector(C, K))
+    z = head(maps)
+    assert z.shape == (2, K, 3, 5)
+    np.testing.assert_allclose(rows_of(z), slow(head, rows_of(maps)), atol=1e-5)
+
+
+def test_pixel_predictor_equals_the_slow_sum() -> None:
+    maps = torch.randn(2, K, 3, 5, generator=torch.Generator().manual_seed(1))
+    head = varied(pixel_predictor(K, C))
+    p = head(maps)
+    assert p.shape == (2, K, 3, 5)
+    np.testing.assert_allclose(rows_of(p), slow(head, rows_of(maps)), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "make", [region_projector, region_predictor, image_projector, image_predictor]
+)
+def test_heads_of_rows_equal_the_slow_sum(make: Callable[[int], nn.Sequential]) -> None:
+    rows = torch.randn(20, C, generator=torch.Generator().manual_seed(2))
+    head = varied(make(C))
+    out = head(rows)
+    assert out.shape == (20, C)
+    expected = slow(head, rows.double().numpy())
+    np.testing.assert_allclose(out.detach().numpy(), expected, atol=1e-5)
+
+
+def test_projections_have_zero_mean_and_unit_deviation() -> None:
+    source = torch.Generator().manual_seed(3)
+    z = pixel_projector(C, K)(torch.randn(4, C, 8, 8, generator=source))
+    u = region_projector(C)(torch.randn(64, C, generator=source))
+    y = image_projector(C)(torch.randn(64, C, generator=source))
+    for rows in (rows_of(z), *(rows.detach().double().numpy() for rows in (u, y))):
+        np.testing.assert_allclose(rows.mean(0), 0, atol=1e-5)
+        np.testing.assert_allclose(rows.std(0), 1, atol=2e-3)
+
+
+def test_a_bias_before_the_last_norm_would_change_nothing() -> None:
+    head = pixel_projector(C, K)
+    maps = torch.randn(2, C, 3, 5, generator=torch.Generator().manual_seed(4))
+    last = head[6]
+    assert isinstance(last, nn.Conv2d) and last.bias is None
+    expected = head(maps)
+    last.bias = nn.Parameter(torch.tensor([5.0, -3.0, 0.5, 1.0]))
+    torch.testing.assert_close(head(maps), expected, atol=1e-5, rtol=0)

@@ -1,0 +1,306 @@
+"""The joined network: its parts, its initial weights and the correspondence of both views' features."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from densesiam_seg.clustering.appearance import CHANNELS
+from densesiam_seg.clustering.mixture import Sample
+from densesiam_seg.io.randomness import Stream, torch_seed
+from densesiam_seg.network.encoder import Encoder
+from densesiam_seg.network.heads import (
+    pixel_predictor,
+    pixel_projector,
+    region_predictor,
+    region_projector,
+)
+from densesiam_seg.network.model import SHARPNESS, Architecture, DenseSiam, build_network
+from densesiam_seg.views.pair import ViewPair
+from densesiam_seg.views.parameters import Geometry
+from densesiam_seg.views.photometric import normalise
+
+SMALL = Architecture(channels=8, clusters=3, over_clusters=5)
+
+
+def view_pair(seed: int = 0) -> ViewPair:
+    """Two 32x32 views of two images; the second image is flipped."""
+    source = torch.Generator().manual_seed(seed)
+    one, two = (torch.randn(2, 3, 32, 32, generator=source) for _ in range(2))
+    crops = torch.tensor([[0.1, 0.3, 0.6, 0.0], [0.25, 0.0, 0.75, 1.0]])
+    return ViewPair(one, two, Geometry(*crops.T))
+
+
+def warped(maps: Tensor, geometry: Geometry) -> Tensor:
+    """Crop, resize and flip by torch's own sampler."""
+    side = maps.shape[-1]
+    centres = (torch.arange(side) + 0.5) / side
+    grids = []
+    for i in range(len(maps)):
+        across = centres.flip(0) if geometry.flip[i] else centres
+        ys = geometry.top[i] + geometry.side[i] * centres
+        xs = geometry.left[i] + geometry.side[i] * across
+        y, x = torch.meshgrid(2 * ys - 1, 2 * xs - 1, indexing="ij")
+        grids.append(torch.stack((x, y), -1))
+    return F.grid_sample(maps, torch.stack(grids), padding_mode="border", align_corners=False)
+
+
+@pytest.fixture(scope="module")
+def network() -> DenseSiam:
+    return build_network(SMALL, seed=0).eval()
+
+
+class TestParts:
+    def test_defaults_are_the_papers(self) -> None:
+        assert Architecture() == Architecture("resnet18", 128, 27, 128, "fpn", image_head=False)
+
+    def test_heads_have_their_sizes(self) -> None:
+        """Weights of the first and last layer of each head, (outputs, inputs, …), C = 128, K = 27, A = 64."""
+        with torch.device("meta"):
+            network = DenseSiam(Architecture(over_clusters=64))
+        ends = {
+            "projector": ((128, 128, 1, 1), (27, 128, 1, 1)),
+            "predictor": ((128, 27, 1, 1), (27, 128, 1, 1)),
+            "over_projector": ((128, 128, 1, 1), (64, 128, 1, 1)),
+            "over_predictor": ((128, 64, 1, 1), (64, 128, 1, 1)),
+            "region_projector": ((128, 128), (128, 128)),
+            "region_predictor": ((128, 128), (128, 128)),
+        }
+        assert {name for name, _ in network.named_children()} == {"encoder", *ends}
+        assert network.image_projector is None and network.image_predictor is None
+        for name, expected in ends.items():
+            weights = [
+                tuple(layer.weight.shape)
+                for layer in network.get_submodule(name).children()
+                if isinstance(layer, nn.Conv2d | nn.Linear)
+            ]
+            assert (weights[0], weights[-1]) == expected
+
+    def test_backbone_is_the_named_one(self) -> None:
+        with torch.device("meta"):
+            network = DenseSiam(Architecture(backbone="resnet50"))
+        assert network.encoder.decoder is not None
+        lateral = network.encoder.decoder.laterals[-1]
+        assert isinstance(lateral, nn.Conv2d)
+        assert lateral.in_channels == 2048
+
+    def test_forward_is_the_projection_of_the_features(self, network: DenseSiam) -> None:
+        images = view_pair().image_1
+        with torch.no_grad():
+            logits = network(images)
+            expected = network.projector(network.encoder(images))
+        assert logits.shape == (2, 3, 8, 8)
+        assert torch.equal(logits, expected)
+
+
+def shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        state = DenseSiam(architecture).state_dict()
+    return {name: tuple(value.shape) for name, value in state.items()}
+
+
+class TestOptions:
+    """Networks of another shape than the paper's for segmentation."""
+
+    def test_features_of_res5_have_heads_of_its_width(self) -> None:
+        found = shapes(Architecture(channels=8, clusters=3, over_clusters=5, features="res5"))
+        assert found["projector.0.weight"] == (512, 512, 1, 1)
+        assert found["projector.6.weight"] == (3, 512, 1, 1)
+        assert found["over_predictor.0.weight"] == (512, 5, 1, 1)
+        assert found["region_projector.0.weight"] == (512, 512)
+        assert not any("decoder" in name for name in found)
+        assert not any(8 in shape for shape in found.values())
+
+    def test_features_of_res5_have_stride_32(self) -> None:
+        with torch.device("meta"):
+            network = DenseSiam(Architecture(features="res5", clusters=3, over_clusters=0))
+            assert network(torch.empty(2, 3, 96, 64)).shape == (2, 3, 3, 2)
+
+    def test_no_over_clusters_have_no_heads(self) -> None:
+        network = build_network(replace(SMALL, over_clusters=0), seed=0)
+        assert network.over_projector is None and network.over_predictor is None
+        expected = {
+            name: shape for name, shape in shapes(SMALL).items() if not name.startswith("over_")
+        }
+        assert {n: tuple(v.shape) for n, v in network.state_dict().items()} == expected
+
+    @pytest.mark.parametrize(("features", "width"), [("fpn", 8), ("res5", 512)])
+    def test_image_head_has_the_features_width(
+        self, features: Literal["fpn", "res5"], width: int
+    ) -> None:
+        architecture = replace(SMALL, features=features)
+        found = shapes(replace(architecture, image_head=True))
+        added = set(found) - set(shapes(architecture))
+        assert {name.split(".")[0] for name in added} == {"image_projector", "image_predictor"}
+        assert found["image_projector.6.weight"] == (width, width)
+        assert found["image_predictor.0.weight"] == (width // 4, width)
+        assert found["image_predictor.3.weight"] == (width, width // 4)
+
+    def test_region_outputs_are_the_heads_row_by_row(self, network: DenseSiam) -> None:
+        embeddings = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            u, q = network.region_outputs(embeddings)
+            for image in range(2):
+                rows = network.region_projector(embeddings[image])
+                torch.testing.assert_close(u[image], rows)
+                torch.testing.assert_close(q[image], network.region_predictor(rows))
+
+    def test_regions_of_all_images_share_batch_statistics(self) -> None:
+        network = build_network(SMALL, seed=0).train()
+        embeddings = torch.randn(4, 3, 8, generator=torch.Generator().manual_seed(0))
+        u, q = network.region_outputs(embeddings)
+        assert u.shape == q.shape == (4, 3, 8)
+        torch.testing.assert_close(u.mean((0, 1)), torch.zeros(8), atol=1e-5, rtol=0)
+        assert u.mean(1).abs().max() > 0.1
+
+
+class TestInitialWeights:
+    def test_are_drawn_part_by_part_and_options_last(self) -> None:
+        """The default network is what it was before there were options, to the last bit.
+
+        So a seed's network is the same in every version, and an image head beside it changes nothing.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(torch_seed(7, Stream.WEIGHTS))
+            parts = nn.ModuleDict()
+            parts["encoder"] = Encoder("resnet18", 8)
+            parts["projector"], parts["predictor"] = pixel_projector(8, 3), pixel_predictor(3, 8)
+            parts["over_projector"] = pixel_projector(8, 5)
+            parts["over_predictor"] = pixel_predictor(5, 8)
+            parts["region_projector"] = region_projector(8)
+            parts["region_predictor"] = region_predictor(8)
+        expected = parts.state_dict()
+        assert list(build_network(SMALL, seed=7).state_dict()) == list(expected)
+        for architecture in (SMALL, replace(SMALL, image_head=True)):
+            found = build_network(architecture, seed=7).state_dict()
+            assert all(torch.equal(found[name], value) for name, value in expected.items())
+        without = build_network(replace(SMALL, over_clusters=0), seed=7).state_dict()
+        for name in without:
+            if not name.startswith("region_"):
+                assert torch.equal(without[name], expected[name])
+
+    def test_are_a_function_of_the_seed(self) -> None:
+        torch.rand(3)  # wherever the global generator stands
+        one = build_network(SMALL, seed=5).state_dict()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(99)
+            same = build_network(SMALL, seed=5).state_dict()
+        other = build_network(SMALL, seed=6).state_dict()
+        assert list(one) == list(same) == list(other)
+        assert all(torch.equal(one[key], same[key]) for key in one)
+        drawn = [key for key in one if one[key].is_floating_point() and one[key].std() > 0]
+        assert len(drawn) > 30
+        assert not any(torch.equal(one[key], other[key]) for key in drawn)
+
+    def test_global_generators_are_untouched(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def state() -> list[object]:
+            numpy_state = np.random.get_state(legacy=False)  # noqa: NPY002
+            return [random.getstate(), str(numpy_state), torch.get_rng_state().tolist()]
+
+        seeded: list[int] = []
+        # A GPU's generator as well: `torch.manual_seed` would set it through this function.
+        monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+        with np.printoptions(threshold=10_000):
+            before = state()
+            build_network(SMALL, seed=0)
+            assert state() == before
+        assert seeded == []
+
+
+class TestPairedFeatures:
+    def test_equal_separate_passes(self, network: DenseSiam) -> None:
+        """METHOD, section 2: F₁ is the encoder's of view 1, F₂ the encoder's of view 2, then G."""
+        views = view_pair()
+        with torch.no_grad():
+            features = network.paired_features(views)
+            first = network.encoder(views.image_1)
+            second = warped(network.encoder(views.image_2), views.geometry)
+        assert features.shape == (4, 8, 8, 8)
+        torch.testing.assert_close(features[:2], first, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(features[2:], second, atol=1e-5, rtol=1e-5)
+
+    def test_gradient_reaches_the_encoder_through_both_views(self, network: DenseSiam) -> None:
+        views = view_pair()
+        views.image_1.requires_grad_()
+        views.image_2.requires_grad_()
+        for part, (own, other) in enumerate(
+            ((views.image_1, views.image_2), (views.image_2, views.image_1))
+        ):
+            features = network.paired_features(views).chunk(2)[part]
+            to_own, to_other = torch.autograd.grad(features.square().sum(), (own, other))
+            assert to_own.abs().max() > 0
+            assert to_other.abs().max() == 0
+
+    def test_views_share_batch_statistics(self) -> None:
+        network = build_network(SMALL, seed=1).train()
+        views = view_pair()
+        network.paired_features(views)
+        backbone = network.encoder.backbone
+        norm = backbone.get_submodule("bn1")
+        assert norm.num_batches_tracked == 1
+        with torch.no_grad():
+            both = backbone.get_submodule("conv1")(torch.cat((views.image_1, views.image_2)))
+        # Running mean: 0.9 · 0 + 0.1 · the mean of both views together.
+        torch.testing.assert_close(norm.running_mean, 0.1 * both.mean((0, 2, 3)))
+
+    def test_keeps_the_features_type(self, network: DenseSiam) -> None:
+        with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+            assert network.paired_features(view_pair()).dtype == torch.bfloat16
+
+
+class TestMixture:
+    """A network whose scores are joined with those of a mixture."""
+
+    @pytest.fixture
+    def joined(self) -> DenseSiam:
+        network = build_network(Architecture(channels=8, clusters=3, mixture=True), seed=0).eval()
+        assert network.mixture is not None
+        draw = torch.Generator().manual_seed(0)
+        points = torch.randn(500, CHANNELS, generator=draw)
+        network.mixture.fit(Sample(points, points[None], torch.arange(500) // 100), seed=0)
+        return network
+
+    def test_the_weights_are_those_without_it(self, joined: DenseSiam) -> None:
+        plain = build_network(Architecture(channels=8, clusters=3), seed=0).state_dict()
+        assert all(torch.equal(joined.state_dict()[name], value) for name, value in plain.items())
+
+    def test_dense_is_features_and_log_posteriors(self, joined: DenseSiam) -> None:
+        images = torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(1))
+        dense = joined.dense(normalise(images))
+        assert dense.shape == (2, 8 + 3, 8, 12)
+        torch.testing.assert_close(dense[:, :8], joined.encoder(normalise(images)))
+        expected = joined.log_posteriors(images, (8, 12))
+        torch.testing.assert_close(dense[:, 8:], expected, atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(dense[:, 8:].exp().sum(1), torch.ones(2, 8, 12))
+
+    def test_scores_are_the_log_of_a_product(self, joined: DenseSiam) -> None:
+        images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+        dense = joined.dense(images)
+        learned = (SHARPNESS * joined.projector(dense[:, :8])).softmax(1)
+        assert joined.mixture is not None
+        joined.usual.copy_(torch.tensor([0.7, 0.3, 0.0]))
+        # By hand: p(k | a, b) is proportional to p(k | a) p(k | b) / p(k), for a p(k) that is never nothing.
+        usual = (joined.usual + 0.01 * joined.mixture.shares) / 1.01
+        product = learned * dense[:, 8:].exp() / usual.view(-1, 1, 1)
+        expected = joined.mixture.adapted(product.log())
+        torch.testing.assert_close(joined(images), expected)
+
+    def test_usual_shares_are_a_running_mean(self) -> None:
+        """Two places that say 0 and ln 3 twice over have shares of ½ and ¼ of the first of two clusters."""
+        network = build_network(Architecture(channels=8, clusters=2, mixture=True), seed=0)
+        z = torch.tensor([[0.0, 0.0], [0.0, np.log(3.0)]]).T.view(1, 2, 1, 2) / SHARPNESS
+        network.count(z)
+        torch.testing.assert_close(
+            network.usual, 0.9 * torch.tensor([0.5, 0.5]) + 0.1 * torch.tensor([0.375, 0.625])
+        )
+
+    def test_a_place_counts_the_same_at_every_batch(self, joined: DenseSiam) -> None:
+        images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+        torch.testing.assert_close(joined(images)[1:], joined(images[1:]), atol=1e-4, rtol=1e-4)

@@ -1,0 +1,718 @@
+"""The training loop: its records, its state, and that one step follows from the other wherever it is taken up."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from densesiam_seg.config import METHODS, RunConfig, TrainConfig, with_settings
+from densesiam_seg.errors import InputError, NumericError
+from densesiam_seg.events import EpochRecord, Progress, StepRecord
+from densesiam_seg.images import store as batches
+from densesiam_seg.images.scan import scan
+from densesiam_seg.images.store import ImageStore, epoch_batches
+from densesiam_seg.methods.densesiam import objective
+from densesiam_seg.methods.interface import Method, Objective, Stateless
+from densesiam_seg.network.model import DenseSiam
+from densesiam_seg.training.loop import EpochSums, Training
+from densesiam_seg.training.pretrain import RECIPE as PRETRAINING
+from densesiam_seg.training.setup import Recipe
+from densesiam_seg.training.train import RECIPE as TRAINING
+from densesiam_seg.views.pair import ViewPair, view_pair
+
+Record = StepRecord | EpochRecord
+Make = Callable[..., Training]
+LAST = 9
+"""Steps of a whole course."""
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _slim(slim_resnets: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    with slim_resnets():
+        yield
+
+
+@pytest.fixture(scope="module")
+def make(image_folder: Path, tiny_settings: dict[str, Any]) -> Make:
+    """A new Training over the twelve images, with settings that differ from the tiny ones."""
+
+    def build(
+        *,
+        recipe: Recipe = TRAINING,
+        precision: torch.dtype = torch.float32,
+        images: int = 12,
+        **settings: Any,
+    ) -> Training:
+        base: RunConfig = recipe.config()
+        known = {name: value for name, value in tiny_settings.items() if hasattr(base, name)}
+        own = METHODS[settings.get("method", "densesiam")]
+        config = with_settings(base, {**known, **own, **settings})
+        manifest = scan(sorted(image_folder.iterdir())[:images])
+        store = ImageStore(
+            manifest,
+            2 * config.image_size,
+            fit=recipe.fit,
+            workers=config.workers,
+            max_pixels=config.max_pixels,
+        )
+        for _ in store.prepare():
+            pass
+        method = recipe.build(config, store, CPU, precision)
+        return Training(method, config, store, CPU, precision)
+
+    return build
+
+
+def untimed(records: Iterable[Progress | Record]) -> list[Record]:
+    """Records of steps and epochs, which are the same in every run but for their times."""
+    return [
+        replace(record, seconds=0.0) if isinstance(record, StepRecord) else record
+        for record in records
+        if not isinstance(record, Progress)
+    ]
+
+
+def tensors_of(training: Training) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in training.state()[0].items()}
+
+
+def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def steps(training: Training, count: int) -> list[StepRecord]:
+    """Take so many steps and leave the course there."""
+    found = []
+    for record in training.records():
+        if isinstance(record, StepRecord):
+            found.append(record)
+            if len(found) == count:
+                return found
+    raise AssertionError("the course was shorter")
+
+
+@pytest.fixture(scope="module")
+def whole(make: Make) -> tuple[list[Record], dict[str, Tensor]]:
+    """All records and the final tensors of an uninterrupted course."""
+    training = make()
+    return untimed(training.records()), tensors_of(training)
+
+
+@pytest.fixture
+def simsiam(make: Make) -> EpochRecord:
+    """The record of an epoch that clusters nothing."""
+    *_, last = make(method="simsiam", epochs=1).records()
+    assert isinstance(last, EpochRecord)
+    return last
+
+
+class TestSums:
+    def test_by_hand(self) -> None:
+        sums = EpochSums()
+        sums.add(StepRecord(4, 1, {"pixel": 1.0, "total": 3.0}, 0.5, 0.1), [2, 0, 6, 0])
+        sums.add(StepRecord(5, 1, {"pixel": 2.0, "total": 5.0}, 1.0, 0.1), [2, 4, 2, 0])
+        record = sums.record(5, 1)
+        assert (record.step, record.epoch) == (5, 1)
+        assert record.losses == {"pixel": 1.5, "total": 4.0}
+        assert record.agreement == 0.75
+        assert record.shares == [0.25, 0.25, 0.5, 0.0]
+        assert record.clusters_in_use == 3
+        # H(1/4, 1/4, 1/2) is 1.5 bits of log2 4 = 2 bits.
+        assert record.entropy == pytest.approx(0.75, abs=1e-15)
+
+    def test_entropy_is_one_for_equal_shares_and_zero_for_one_cluster(self) -> None:
+        for histogram, entropy in (([5] * 7, 1.0), ([0, 9, 0], 0.0)):
+            sums = EpochSums()
+            sums.add(StepRecord(1, 0, {}, 0.0, 0.0), histogram)
+            assert sums.record(1, 0).entropy == pytest.approx(entropy, abs=1e-12)
+
+    def test_a_cluster_is_in_use_from_a_thousandth_on(self) -> None:
+        sums = EpochSums()
+        sums.add(StepRecord(1, 0, {}, 0.0, 0.0), [1, 2, 997, 0])
+        assert sums.record(1, 0).clusters_in_use == 3
+        sums.add(StepRecord(2, 0, {}, 0.0, 0.0), [0, 0, 1000, 0])
+        assert sums.record(2, 0).clusters_in_use == 2
+
+    def test_a_loss_that_some_steps_lack_is_averaged_over_all(self) -> None:
+        """None does so within an epoch: which losses there are changes between epochs only."""
+        sums = EpochSums()
+        sums.add(StepRecord(1, 0, {"pixel": 2.0}, 0.0, 0.0), [1, 1])
+        sums.add(StepRecord(2, 0, {"pixel": 2.0, "region": 6.0}, 0.0, 0.0), [1, 1])
+        assert sums.record(2, 0).losses == {"pixel": 2.0, "region": 3.0}
+
+    @pytest.mark.parametrize(
+        ("in_use", "shares", "expected"),
+        [
+            (4, [0.25] * 4, False),
+            (2, [0.5, 0.5, 0.0, 0.0], False),
+            (1, [1.0, 0.0, 0.0, 0.0], True),
+            (2, [0.5, 0.5, 0.0, 0.0, 0.0], True),
+            (4, [0.91, 0.03, 0.03, 0.03], True),
+            (4, [0.9, 0.04, 0.03, 0.03], False),
+        ],
+    )
+    def test_collapse(self, in_use: int, shares: list[float], expected: bool) -> None:
+        record = EpochRecord(1, 0, {}, 0.0, in_use, 0.0, shares)
+        assert record.collapsed() is expected
+
+    def test_an_epoch_reads_as_one_line(self) -> None:
+        losses = {"pixel": 1.5, "segmentation": 0.25, "total": 2.0}
+        assert str(EpochRecord(6, 1, losses, 0.755, 3, 0.5, [0.25] * 4)) == (
+            "epoch 2: loss 2.000 (pixel 1.500, segmentation 0.250), views agree 76 %, clusters in use 3/4"
+        )
+
+    def test_sums_survive_json(self) -> None:
+        sums = EpochSums()
+        sums.add(StepRecord(1, 0, {"pixel": 1 / 3, "total": math.pi}, 0.1, 0.0), [3, 2**60])
+        assert EpochSums(**json.loads(json.dumps(asdict(sums)))) == sums
+
+    def test_views_that_do_not_meet_are_counted_and_spread_is_a_mean(self) -> None:
+        sums = EpochSums()
+        sums.add(StepRecord(1, 0, {}, 0.0, 0.0, disjoint=1, spread=0.5), [1, 1])
+        sums.add(StepRecord(2, 0, {}, 0.0, 0.0, disjoint=2, spread=0.75), [1, 1])
+        assert EpochSums(**json.loads(json.dumps(asdict(sums)))) == sums
+        record = sums.record(2, 0)
+        assert (record.disjoint, record.spread) == (3, 0.625)
+
+    def test_a_spread_of_zero_is_not_a_missing_one(self) -> None:
+        sums = EpochSums()
+        sums.add(StepRecord(1, 0, {}, 0.0, 0.0, spread=0.0), [1, 1])
+        assert sums.record(1, 0).spread == 0.0
+        assert EpochSums(1, histogram=[1, 1]).record(1, 0).spread is None
+
+    def test_nothing_clustered_makes_no_shares(self) -> None:
+        sums = EpochSums()
+        for step in (1, 2):
+            sums.add(StepRecord(step, 0, {"total": 1.0}, 0.5, 0.0), [])
+        record = sums.record(2, 0)
+        assert (record.shares, record.clusters_in_use, record.entropy) == ([], 0, 0)
+        assert not record.collapsed()
+
+    @pytest.mark.parametrize(
+        ("spread", "expected"), [(0.0, True), (0.299, True), (0.3, False), (1.0, False)]
+    )
+    def test_collapse_onto_one_direction(self, spread: float, expected: bool) -> None:
+        """Where it is known the spread decides, whatever the pseudo categories do."""
+        for shares in ([], [1.0, 0.0, 0.0], [0.4, 0.3, 0.3]):
+            record = EpochRecord(1, 0, {}, 0.0, len(shares), 0.0, shares, spread=spread)
+            assert record.collapsed() is expected
+
+    def test_what_pre_training_adds_to_the_line(self) -> None:
+        losses = {"image": -0.5, "total": -0.5}
+        record = EpochRecord(3, 0, losses, 0.25, 0, 0.0, [], disjoint=7, spread=0.946)
+        assert str(record) == (
+            "epoch 1: loss -0.500 (image -0.500), views agree 25 %, spread 0.95, 7 pairs of views without overlap"
+        )
+
+
+class TestRecords:
+    def test_steps_and_epochs_are_counted(
+        self, whole: tuple[list[Record], dict[str, Tensor]]
+    ) -> None:
+        found = [(type(record).__name__, record.step, record.epoch) for record in whole[0]]
+        expected = []
+        for epoch in range(3):
+            expected += [("StepRecord", 3 * epoch + step, epoch) for step in (1, 2, 3)]
+            expected.append(("EpochRecord", 3 * epoch + 3, epoch))
+        assert found == expected
+
+    def test_an_epochs_record_is_the_mean_of_its_steps(
+        self, whole: tuple[list[Record], dict[str, Tensor]]
+    ) -> None:
+        for start in (0, 4, 8):
+            *parts, summary = whole[0][start : start + 4]
+            assert isinstance(summary, EpochRecord)
+            assert summary.losses.keys() == parts[0].losses.keys()
+            for name, value in summary.losses.items():
+                mean = sum(part.losses[name] for part in parts) / 3
+                assert value == pytest.approx(mean, rel=1e-12)
+            assert summary.agreement == pytest.approx(
+                sum(part.agreement for part in parts) / 3, rel=1e-12
+            )
+            assert sum(summary.shares) == pytest.approx(1) and len(summary.shares) == 4
+
+    def test_the_region_loss_joins_in_its_epoch(
+        self, whole: tuple[list[Record], dict[str, Tensor]]
+    ) -> None:
+        """0.8 of three epochs, rounded: after two."""
+        for record in whole[0]:
+            assert ("region" in record.losses) == (record.epoch == 2)
+
+    def test_the_total_is_the_weighted_sum(
+        self, whole: tuple[list[Record], dict[str, Tensor]]
+    ) -> None:
+        """METHOD, section 2: weights log A / (log A + log K) and its counterpart, 1 and 0.1."""
+        k, a = math.log(4), math.log(6)
+        for record in whole[0]:
+            parts = record.losses
+            total = (a * parts["pixel"] + k * parts["over_cluster"]) / (a + k)
+            total += parts["segmentation"] + 0.1 * parts.get("region", 0.0)
+            assert parts["total"] == pytest.approx(total, rel=1e-5)
+
+    def test_a_remainder_of_images_makes_no_step(self, make: Make) -> None:
+        training = make(images=11, epochs=2)
+        assert (training.steps_per_epoch, training.total_steps) == (2, 4)
+        found = [record for record in training.records() if isinstance(record, StepRecord)]
+        assert [record.step for record in found] == [1, 2, 3, 4]
+
+    def test_a_finished_course_has_no_records(self, make: Make) -> None:
+        training = make(epochs=1)
+        assert len(list(training.records())) == 4
+        assert list(training.records()) == []
+
+    def test_fewer_images_than_a_batch_are_refused_with_both_numbers(self, make: Make) -> None:
+        with pytest.raises(InputError, match=r"11 usable images .* batch of 12.*--batch-size"):
+            make(images=11, batch_size=12)
+
+    def test_one_image_is_a_batch(self, make: Make) -> None:
+        training = make(images=1, batch_size=1, epochs=2, region_start=0)
+        for record in untimed(training.records()):
+            assert all(math.isfinite(value) for value in record.losses.values())
+        assert training.step == 2
+
+    def test_a_method_without_clusters(self, simsiam: EpochRecord) -> None:
+        assert list(simsiam.losses) == ["image", "total"]
+        assert (simsiam.shares, simsiam.clusters_in_use, simsiam.entropy) == ([], 0, 0)
+        assert simsiam.spread is not None and 0.5 < simsiam.spread < 1
+        assert "clusters" not in str(simsiam) and str(simsiam).endswith(
+            f"spread {simsiam.spread:.2f}"
+        )
+        assert not simsiam.collapsed()
+        assert EpochRecord(**json.loads(json.dumps(asdict(simsiam)))) == simsiam
+
+    def test_a_method_without_spread(self, whole: tuple[list[Record], dict[str, Tensor]]) -> None:
+        for record in whole[0]:
+            assert (record.disjoint, record.spread) == (0, None)
+
+    def test_preparation_comes_before_the_first_step_of_every_epoch(self, make: Make) -> None:
+        found = list(make(method="picie", epochs=2).records())
+        expected: list[Progress | str] = []
+        for epoch in (0, 1):
+            expected += [
+                Progress(f"clustering for epoch {epoch + 1}", done, 12) for done in (4, 8, 12)
+            ]
+            expected += ["StepRecord", "StepRecord", "StepRecord", "EpochRecord"]
+        for record, wanted in zip(found, expected, strict=True):
+            assert record == wanted or type(record).__name__ == wanted
+
+    def test_an_epoch_under_way_is_not_prepared_again(self, make: Make) -> None:
+        first, second = make(method="picie"), make(method="picie")
+        steps(first, 4)
+        second.restore(*first.state())
+        found = [type(record) for record in islice(second.records(), 3)]
+        assert found == [StepRecord, StepRecord, EpochRecord]
+
+
+class TestStep:
+    def test_the_first_step_is_sgd_by_hand(self, make: Make) -> None:
+        """w - rate (g + decay w), with g of an objective computed apart (METHOD, section 2)."""
+        training, twin = make(), make()
+        config = training.config
+        assert isinstance(config, TrainConfig)
+        (group, *_) = epoch_batches(12, 4, seed=config.seed, epoch=0)
+        (batch,) = twin.store.batches([group])
+        views = view_pair(batch.images, batch.indices, seed=config.seed, round_=0)
+        result = objective(twin.network, views, config, regions=False)
+        torch.autograd.backward(result.total)
+        steps(training, 1)
+        trained = dict(training.network.named_parameters())
+        checked = 0
+        with torch.no_grad():
+            for name, weight in twin.network.named_parameters():
+                if weight.grad is None:
+                    assert torch.equal(trained[name], weight), "without a gradient nothing decays"
+                    continue
+                gradient = weight.grad + config.weight_decay * weight
+                wanted = weight - config.rate() * gradient
+                torch.testing.assert_close(trained[name], wanted, rtol=1e-5, atol=1e-7)
+                checked += 1
+        assert checked > 20
+
+    def test_the_rate_is_the_configs(self, make: Make) -> None:
+        for scaling, rate in (("batch", 0.05 * 4 / 256), ("none", 0.05)):
+            for group in make(rate_scaling=scaling).optimizer.param_groups:
+                assert group["lr"] == pytest.approx(rate)
+                assert (group["momentum"], group["weight_decay"]) == (0.9, 1e-4)
+
+    def test_predictors_are_a_group_of_their_own(self, make: Make) -> None:
+        training = make(method="simsiam")
+        others, predictors = training.optimizer.param_groups
+        names = {id(value): name for name, value in training.network.named_parameters()}
+        found = {names.pop(id(value)).split(".")[0] for value in predictors["params"]}
+        parts = ("", "over_", "region_", "image_")
+        assert found == {f"{part}predictor" for part in parts}
+        assert {id(value) for value in others["params"]} == names.keys()
+
+    def test_two_groups_train_to_the_bits_of_one(
+        self, make: Make, whole: tuple[list[Record], dict[str, Tensor]]
+    ) -> None:
+        training = make()
+        config, parameters = training.config, list(training.network.parameters())
+        training.optimizer = torch.optim.SGD(
+            [{"params": parameters, "decays": True}],
+            config.rate(),
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+        )
+        assert untimed(training.records()) == whole[0]
+        assert same(tensors_of(training), whole[1])
+
+    def test_a_frozen_backbone_is_not_the_optimisers(self, make: Make) -> None:
+        training = make(freeze=True, optimizer="adam", weight_decay=0.1, learning_rate=1e-3)
+        backbone = training.network.encoder.backbone
+        before = {name: value.clone() for name, value in backbone.state_dict().items()}
+        known = [value for group in training.optimizer.param_groups for value in group["params"]]
+        assert len(known) == sum(1 for _ in training.network.parameters()) - sum(
+            1 for _ in backbone.parameters()
+        )
+        for _ in training.records():
+            pass
+        after = backbone.state_dict()
+        assert all(torch.equal(value, before[name]) for name, value in after.items())
+        tensors, _ = training.state()
+        assert not any(name.startswith("optimizer.") and "backbone" in name for name in tensors)
+
+    @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+    def test_the_cosine_by_hand_and_predictors_at_a_constant_rate(
+        self, make: Make, optimizer: str
+    ) -> None:
+        """Of nine steps the first is at the whole rate, the fourth at (1 + cos 60°) / 2, the seventh at a quarter."""
+        training = make(
+            schedule="cosine", optimizer=optimizer, rate_scaling="none", learning_rate=0.004
+        )
+        rates = [
+            tuple(group["lr"] for group in training.optimizer.param_groups)
+            for record in training.records()
+            if isinstance(record, StepRecord)
+        ]
+        assert [rates[step][0] for step in (0, 3, 6)] == pytest.approx([0.004, 0.003, 0.001])
+        assert [one for one, _ in rates] == sorted((one for one, _ in rates), reverse=True)
+        assert {two for _, two in rates} == {0.004}
+
+    def test_the_first_step_is_adam_by_hand(self, make: Make) -> None:
+        """Both moments begin at 0 and are corrected for it, so w - rate g / (|g| + 1e-8)."""
+        settings = {"optimizer": "adam", "learning_rate": 1e-3, "rate_scaling": "none"}
+        training, twin = make(**settings), make(**settings)
+        (group, *_) = epoch_batches(12, 4, seed=0, epoch=0)
+        (batch,) = twin.store.batches([group])
+        torch.autograd.backward(twin.method.objective(batch.images, batch.indices, 0).total)
+        steps(training, 1)
+        trained = dict(training.network.named_parameters())
+        with torch.no_grad():
+            for name, weight in twin.network.named_parameters():
+                if weight.grad is None:
+                    assert torch.equal(trained[name], weight)
+                    continue
+                gradient = weight.grad + 1e-4 * weight
+                wanted = weight - 1e-3 * gradient / (gradient.abs() + 1e-8)
+                torch.testing.assert_close(trained[name], wanted, rtol=1e-5, atol=1e-6)
+
+    def test_no_global_generator_is_touched(self, make: Make) -> None:
+        training = make(region_start=0)
+        before = torch.get_rng_state(), str(np.random.get_state()), random.getstate()  # noqa: NPY002
+        steps(training, 2)
+        after = torch.get_rng_state(), str(np.random.get_state()), random.getstate()  # noqa: NPY002
+        assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
+
+    def test_it_does_not_depend_on_global_generators_either(
+        self, make: Make, whole: tuple[list[Record], dict[str, Tensor]]
+    ) -> None:
+        training = make()
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(99)
+            assert untimed(islice(training.records(), 2)) == whole[0][:2]
+
+    @pytest.mark.parametrize("workers", [1, 3])
+    def test_workers_and_memory_do_not_matter(
+        self,
+        make: Make,
+        whole: tuple[list[Record], dict[str, Tensor]],
+        monkeypatch: pytest.MonkeyPatch,
+        workers: int,
+    ) -> None:
+        monkeypatch.setattr(batches, "free_memory", lambda: 0)
+        training = make(workers=workers)
+        assert untimed(training.records()) == whole[0]
+        assert same(tensors_of(training), whole[1])
+
+    def test_seeds_differ(self, make: Make, whole: tuple[list[Record], dict[str, Tensor]]) -> None:
+        assert untimed(steps(make(seed=1), 1)) != whole[0][:1]
+
+    @pytest.mark.parametrize(("replay", "rounds"), [("epoch", {0, 1, 2}), ("run", {0})])
+    def test_views_are_drawn_per_epoch_or_once(
+        self, make: Make, monkeypatch: pytest.MonkeyPatch, replay: str, rounds: set[int]
+    ) -> None:
+        found: list[tuple[int, int]] = []
+
+        def spy(
+            images: Tensor, indices: tuple[int, ...], *, seed: int, round_: int, exact: bool
+        ) -> ViewPair:
+            found.append((seed, round_))
+            return view_pair(images, indices, seed=seed, round_=round_, exact=exact)
+
+        monkeypatch.setattr("densesiam_seg.methods.densesiam.view_pair", spy)
+        list(make(replay=replay, seed=4).records())
+        assert {round_ for _, round_ in found} == rounds
+        assert {seed for seed, _ in found} == {4}
+
+    def test_constant_images_train(self, make: Make) -> None:
+        """Every pixel alike: nothing may divide by a deviation or a length of zero."""
+        training = make(region_start=0, epochs=1)
+        assert training.store._squares is not None
+        training.store._squares.fill_(0)
+        for record in untimed(training.records()):
+            assert all(math.isfinite(value) for value in record.losses.values())
+
+
+class TestState:
+    @pytest.mark.parametrize("step", range(LAST + 1))
+    def test_a_course_goes_on_to_the_same_bits_from_any_step(
+        self, make: Make, whole: tuple[list[Record], dict[str, Tensor]], step: int
+    ) -> None:
+        first, second = make(), make(seed=0)
+        if step:
+            steps(first, step)
+        tensors, state = first.state()
+        second.restore(
+            {name: value.clone() for name, value in tensors.items()}, json.loads(json.dumps(state))
+        )
+        assert second.step == step
+        rest = untimed(second.records())
+        # The record of an epoch that is over was made before its last step was given out.
+        passed = step + step // 3
+        assert rest == whole[0][passed:]
+        assert same(tensors_of(second), whole[1])
+        assert second.last_epoch == whole[0][-1]
+
+    def test_what_a_state_holds(self, make: Make) -> None:
+        training = make()
+        names = {f"network.{name}" for name in training.network.state_dict()}
+        tensors, state = training.state()
+        assert tensors.keys() == names, "there is no momentum before the first step"
+        assert (state["step"], state["last_epoch"]) == (0, None)
+        steps(training, 4)
+        tensors, state = training.state()
+        momenta = {name for name in tensors if name.startswith("optimizer.")}
+        assert tensors.keys() - momenta == names
+        trained = {
+            f"optimizer.momentum_buffer.{name}"
+            for name, _ in training.network.named_parameters()
+            if not name.startswith("region")
+        }
+        assert momenta == trained, "the region heads have had no gradient yet"
+        assert (state["step"], state["sums"]["steps"]) == (4, 1)
+        assert state["last_epoch"]["step"] == 3
+
+    def test_restored_momenta_lie_in_memory_as_their_weights(self, make: Make) -> None:
+        first, second = make(), make()
+        steps(first, 1)
+        second.restore(*first.state())
+        for parameter, state in second.optimizer.state.items():
+            assert state["momentum_buffer"].stride() == parameter.stride()
+            assert state["momentum_buffer"].data_ptr() != parameter.data_ptr()
+
+    @pytest.mark.parametrize(
+        ("step", "settings"),
+        [
+            (4, {"optimizer": "adam", "learning_rate": 0.001}),
+            (4, {"method": "simsiam", "schedule": "cosine"}),
+            (3, {"method": "picie"}),
+            (4, {"method": "picie"}),
+            (5, {"method": "mdc"}),
+            (4, {"recipe": PRETRAINING, "categories": 5, "grid": 2, "features": "fpn"}),
+            (5, {"recipe": PRETRAINING, "sampling": "biased", "grid": 2}),
+        ],
+    )
+    def test_so_does_every_other_course(
+        self, make: Make, step: int, settings: dict[str, Any]
+    ) -> None:
+        first, second, third = (make(**settings) for _ in range(3))
+        records = untimed(first.records())
+        steps(second, step)
+        tensors, state = second.state()
+        third.restore(
+            {name: value.clone() for name, value in tensors.items()}, json.loads(json.dumps(state))
+        )
+        rest = untimed(third.records())
+        assert rest == records[-len(rest) :]
+        assert sum(isinstance(record, StepRecord) for record in rest) == LAST - step
+        assert same(tensors_of(third), tensors_of(first))
+
+    def test_what_adam_and_a_method_add(self, make: Make) -> None:
+        training = make(method="picie")
+        assert not [name for name in training.state()[0] if not name.startswith("network.")]
+        steps(training, 2)
+        tensors = training.state()[0]
+        name = "encoder.backbone.conv1.weight"
+        assert tensors[f"optimizer.step.{name}"].item() == 2
+        for moment in ("exp_avg", "exp_avg_sq"):
+            assert tensors[f"optimizer.{moment}.{name}"].shape == tensors[f"network.{name}"].shape
+        kept = {name for name in tensors if name.startswith("method.")}
+        assert {"method.epoch", "method.labels", "method.centroids_1"} <= kept
+
+    def test_a_state_of_before_there_was_adam(
+        self, make: Make, whole: tuple[list[Record], dict[str, Tensor]]
+    ) -> None:
+        """Momenta by a shorter name, and sums and records without overlap and spread."""
+        first, second = make(), make()
+        steps(first, 4)
+        tensors, state = first.state()
+        old = {
+            name.replace("optimizer.momentum_buffer.", "momentum."): value.clone()
+            for name, value in tensors.items()
+        }
+        assert old.keys() != tensors.keys()
+        for part in ("sums", "last_epoch"):
+            for name in ("disjoint", "spread"):
+                del state[part][name]
+        second.restore(old, state)
+        assert untimed(second.records()) == whole[0][5:]
+        assert same(tensors_of(second), whole[1])
+
+    def test_a_restored_course_shares_nothing_with_the_state(self, make: Make) -> None:
+        """Adam counts its steps in place."""
+        first, second = make(optimizer="adam"), make(optimizer="adam")
+        steps(first, 1)
+        tensors, state = first.state()
+        before = {name: value.clone() for name, value in tensors.items()}
+        second.restore(tensors, state)
+        steps(second, 1)
+        assert same(tensors, before)
+
+    def test_sixteen_bit_floats_keep_their_scale(self, make: Make) -> None:
+        """fp16 scales the loss, and the scale is part of the state."""
+        first, second = (make(precision=torch.float16) for _ in range(2))
+        assert first.scaler.is_enabled()
+        steps(first, 2)
+        first.scaler.update(1024.0)
+        tensors, state = first.state()
+        second.restore(tensors, json.loads(json.dumps(state)))
+        assert second.scaler.get_scale() == 1024.0
+        rest = [untimed(training.records()) for training in (first, second)]
+        assert rest[0] == rest[1]
+
+    def test_half_brain_floats_go_on_to_the_same_bits(self, make: Make) -> None:
+        first, second = (make(precision=torch.bfloat16) for _ in range(2))
+        records = untimed(first.records())
+        third = make(precision=torch.bfloat16)
+        steps(third, 4)
+        second.restore(*third.state())
+        assert untimed(second.records()) == records[5:]
+        assert same(tensors_of(first), tensors_of(second))
+
+
+Fault = Callable[[Objective, DenseSiam], Tensor]
+
+
+def endless_gradient(result: Objective, network: DenseSiam) -> Tensor:
+    """A finite loss whose gradient is not: sqrt at 0."""
+    weight = next(network.parameters())
+    return result.total + (weight.sum() * 0).sqrt()
+
+
+class Faulty(Stateless):
+    """A method whose objective has the fault from the third step on."""
+
+    def __init__(self, method: Method, fault: Fault) -> None:
+        self.method, self.fault = method, fault
+        self.network = method.network
+        self.calls = 0
+
+    def objective(self, images: Tensor, indices: Sequence[int], epoch: int) -> Objective:
+        self.calls += 1
+        result = self.method.objective(images, indices, epoch)
+        if self.calls < 3:
+            return result
+        return replace(result, total=self.fault(result, self.network))
+
+
+FAULTS: dict[str, Fault] = {
+    "nan": lambda result, network: result.total * math.nan,
+    "inf": lambda result, network: result.total * math.inf,
+    "gradient": endless_gradient,
+}
+
+
+class TestNumericFailure:
+    @pytest.mark.parametrize("fault", list(FAULTS))
+    def test_it_stops_before_the_step_and_names_step_and_images(
+        self, make: Make, fault: str
+    ) -> None:
+        training = make()
+        training.method = Faulty(training.method, FAULTS[fault])
+        records = training.records()
+        steps_before = [next(records), next(records)]
+        weights = {name: value.clone() for name, value in training.network.named_parameters()}
+        with pytest.raises(NumericError, match="step 3") as caught:
+            next(records)
+        assert caught.value.exit_code == 6
+        third = epoch_batches(12, 4, seed=0, epoch=0)[2]
+        for index in third:
+            assert training.store.manifest.names[index] in str(caught.value)
+        assert len(steps_before) == training.step == 2
+        for name, value in training.network.named_parameters():
+            assert torch.equal(value, weights[name]), name
+
+
+class TestReading:
+    """Where results are read seldom, as on a GPU, everything is as if they were read at once."""
+
+    @pytest.mark.parametrize("seconds", [1e-9, 1e9])
+    def test_records_and_weights_are_the_same(
+        self, make: Make, whole: tuple[list[Record], dict[str, Tensor]], seconds: float
+    ) -> None:
+        training = make()
+        training.read_seconds = seconds
+        assert untimed(training.records()) == whole[0]
+        assert same(tensors_of(training), whole[1])
+
+    def test_an_epochs_records_come_at_once_with_the_state_after_the_last(
+        self, make: Make, whole: tuple[list[Record], dict[str, Tensor]]
+    ) -> None:
+        training = make()
+        training.read_seconds = 1e9
+        records = training.records()
+        first = next(records)
+        assert isinstance(first, StepRecord) and (first.step, training.step) == (1, 3)
+        tensors, state = training.state()
+        later = make()
+        later.restore(tensors, json.loads(json.dumps(state)))
+        assert untimed(later.records()) == whole[0][4:]
+        assert same(tensors_of(later), whole[1])
+
+    @pytest.mark.parametrize("fault", list(FAULTS))
+    def test_a_failure_is_told_with_its_step_before_any_record_of_that_state(
+        self, make: Make, fault: str
+    ) -> None:
+        training = make()
+        training.read_seconds = 1e9
+        training.method = Faulty(training.method, FAULTS[fault])
+        with pytest.raises(NumericError, match="step 3"):
+            next(training.records())
+
+
+@pytest.mark.parametrize("precision", ["auto", "bf16", "fp32"])
+def test_a_loss_that_joins_late_meets_the_optimiser_in_every_mode(
+    make: Make, precision: str
+) -> None:
+    """The region heads have no gradient, and so no momentum, until their loss joins in the last epoch."""
+    training = make(epochs=2, region_start=0.5)
+    config = with_settings(training.config, {"precision": precision})
+    method = TRAINING.build(config, training.store, CPU, torch.float32)
+    other = Training(method, config, training.store, CPU, torch.float32)
+    *_, last = other.records()
+    assert isinstance(last, EpochRecord) and "region" in last.losses
+    assert all(math.isfinite(value) for value in last.losses.values())

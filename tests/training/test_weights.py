@@ -1,0 +1,653 @@
+"""The initial weights: from torch's cache, the network, a file, another run, or none; and files that mean harm."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.client
+import io
+import pickle
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from densesiam_seg.errors import ModelError, UsageError
+from densesiam_seg.inference.segmenter import ModelCard, Segmenter
+from densesiam_seg.network.encoder import Encoder
+from densesiam_seg.network.model import Architecture, build_network
+from densesiam_seg.training.weights import TIMEOUT, load_encoder, require_source
+
+Fetch = Callable[[str, float], Any]
+
+
+def refuse(url: str, timeout: float) -> io.BytesIO:
+    raise AssertionError(f"{url}: no test may touch the network")
+
+
+@pytest.fixture(autouse=True)
+def net(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Fetch], None]:
+    """An empty cache and no network; calling the fixture puts another network in place."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+
+    def answer(fetch: Fetch) -> None:
+        monkeypatch.setattr(urllib.request, "urlopen", fetch)
+
+    answer(refuse)
+    return answer
+
+
+@pytest.fixture
+def encoder(slim: None) -> Encoder:
+    return Encoder("resnet18", 8)
+
+
+def filled(encoder: Encoder, value: float = 0.25) -> dict[str, Tensor]:
+    """A state dict for the backbone: each tensor's elements are different, and different from its own."""
+    return {
+        name: tensor + 1
+        if tensor.dtype == torch.int64
+        else torch.linspace(value, 1, tensor.numel()).view_as(tensor)
+        for name, tensor in encoder.backbone.state_dict().items()
+    }
+
+
+def state(encoder: Encoder) -> dict[str, Tensor]:
+    """A copy of the backbone's state dict."""
+    return {name: value.clone() for name, value in encoder.backbone.state_dict().items()}
+
+
+def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def refused(encoder: Encoder, path: Path, expected: str, *, source: Path | None = None) -> None:
+    """Loading `path` (or `source`) fails with a ModelError of one line that names `path`."""
+    with pytest.raises(ModelError) as caught:
+        load_encoder(encoder, "resnet18", str(source or path))
+    message = str(caught.value)
+    assert str(path) in message and expected in message and "\n" not in message
+    assert caught.value.exit_code == 4
+
+
+def test_none_changes_nothing(encoder: Encoder) -> None:
+    before = state(encoder)
+    assert "from scratch" in load_encoder(encoder, "resnet18", "none")
+    assert same(state(encoder), before)
+
+
+class TestImageNet:
+    @pytest.fixture
+    def original(self, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> bytes:
+        """The bytes of a fake torchvision file, whose address ends in the first digits of its digest.
+
+        As in torchvision's files of 2021 parameters are Parameters and the counters of batch normalisation are absent.
+        """
+        tensors: dict[str, Tensor] = {
+            name: nn.Parameter(value) if name.endswith("weight") else value
+            for name, value in filled(encoder).items()
+            if not name.endswith("num_batches_tracked")
+        }
+        buffer = io.BytesIO()
+        torch.save({**tensors, "fc.weight": torch.ones(3, 3), "fc.bias": torch.ones(3)}, buffer)
+        data = buffer.getvalue()
+        digits = hashlib.sha256(data).hexdigest()[:8]
+        url = f"https://example.org/models/resnet18-{digits}.pth"
+        entry = SimpleNamespace(DEFAULT=SimpleNamespace(url=url))
+        monkeypatch.setattr(torchvision.models, "get_model_weights", {"resnet18": entry}.get)
+        return data
+
+    def expected(self, encoder: Encoder) -> dict[str, Tensor]:
+        counters = {k: v for k, v in state(encoder).items() if k.endswith("num_batches_tracked")}
+        return {**filled(encoder), **counters}
+
+    def cached(self, tmp_path: Path) -> list[Path]:
+        folder = tmp_path / "hub" / "checkpoints"
+        return sorted(folder.iterdir()) if folder.exists() else []
+
+    @pytest.mark.parametrize("weights", ["auto", "imagenet"])
+    def test_fetched_once_and_then_from_the_cache(
+        self,
+        encoder: Encoder,
+        original: bytes,
+        tmp_path: Path,
+        net: Callable[[Fetch], None],
+        weights: str,
+    ) -> None:
+        calls: list[tuple[str, float]] = []
+
+        def fetch(url: str, timeout: float) -> io.BytesIO:
+            calls.append((url, timeout))
+            return io.BytesIO(original)
+
+        net(fetch)
+        wanted = self.expected(encoder)
+        line = load_encoder(encoder, "resnet18", weights)
+        assert same(state(encoder), wanted)
+        (path,) = self.cached(tmp_path)
+        assert path.read_bytes() == original and str(path) in line
+        assert [timeout for _, timeout in calls] == [TIMEOUT]
+
+        net(refuse)
+        other = Encoder("resnet18", 8)
+        assert load_encoder(other, "resnet18", weights) == line
+        assert same(state(other), wanted)
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            urllib.error.URLError("Name or service not known"),
+            TimeoutError("timed out"),
+            ConnectionResetError(104, "Connection reset by peer"),
+            http.client.BadStatusLine("<html>"),
+            http.client.IncompleteRead(b""),
+        ],
+    )
+    def test_without_a_network(
+        self,
+        encoder: Encoder,
+        original: bytes,
+        tmp_path: Path,
+        net: Callable[[Fetch], None],
+        error: Exception,
+    ) -> None:
+        def fail(url: str, timeout: float) -> io.BytesIO:
+            raise error
+
+        net(fail)
+        before = state(encoder)
+        line = load_encoder(encoder, "resnet18", "auto")
+        assert "training from scratch" in line and "\n" not in line
+        with pytest.raises(ModelError, match="neither cached nor fetched"):
+            load_encoder(encoder, "resnet18", "imagenet")
+        assert same(state(encoder), before)
+        assert self.cached(tmp_path) == []
+
+    def test_a_connection_that_breaks_leaves_no_half_file(
+        self, encoder: Encoder, original: bytes, tmp_path: Path, net: Callable[[Fetch], None]
+    ) -> None:
+        class Broken(io.BytesIO):
+            def read(self, size: int | None = -1) -> bytes:
+                if self.tell():
+                    raise ConnectionResetError(104, "Connection reset by peer")
+                return super().read(100)
+
+        net(lambda url, timeout: Broken(original))
+        assert "Connection reset" in load_encoder(encoder, "resnet18", "auto")
+        assert self.cached(tmp_path) == []
+
+    @pytest.mark.parametrize("flaw", ["short", "flipped", "page"])
+    def test_a_fetched_file_of_another_digest_is_not_kept(
+        self,
+        encoder: Encoder,
+        original: bytes,
+        tmp_path: Path,
+        net: Callable[[Fetch], None],
+        flaw: str,
+    ) -> None:
+        data = {
+            "short": original[:-1],
+            "flipped": original[:1000] + bytes([original[1000] ^ 1]) + original[1001:],
+            "page": b"<html>Please log in</html>",
+        }[flaw]
+        net(lambda url, timeout: io.BytesIO(data))
+        before = state(encoder)
+        assert "sha256" in load_encoder(encoder, "resnet18", "auto")
+        with pytest.raises(ModelError, match="sha256"):
+            load_encoder(encoder, "resnet18", "imagenet")
+        assert same(state(encoder), before) and self.cached(tmp_path) == []
+
+    def test_a_cache_that_cannot_be_written_is_no_network(
+        self, encoder: Encoder, original: bytes, tmp_path: Path
+    ) -> None:
+        (tmp_path / "hub").write_text("a file where the folder would be")
+        assert "training from scratch" in load_encoder(encoder, "resnet18", "auto")
+
+    def test_a_damaged_cached_file_is_refused(
+        self, encoder: Encoder, original: bytes, tmp_path: Path, net: Callable[[Fetch], None]
+    ) -> None:
+        net(lambda url, timeout: io.BytesIO(original))
+        load_encoder(encoder, "resnet18", "auto")
+        (path,) = self.cached(tmp_path)
+        path.write_bytes(original[: len(original) // 2])
+        with pytest.raises(ModelError, match=path.name):
+            load_encoder(encoder, "resnet18", "auto")
+
+    @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
+    def test_torchvisions_names_end_in_eight_digits(self, name: str) -> None:
+        url = torchvision.models.get_model_weights(name).DEFAULT.url
+        digits = url.removesuffix(".pth").rpartition("-")[2]
+        assert len(digits) == 8 and int(digits, 16) >= 0
+
+
+class TestFile:
+    @pytest.mark.parametrize("kind", ["safetensors", "pth", "nested"])
+    def test_round_trip_without_the_classifier(
+        self, encoder: Encoder, tmp_path: Path, kind: str
+    ) -> None:
+        wanted = filled(encoder)
+        tensors = {**wanted, "fc.weight": torch.ones(10, 16), "fc.bias": torch.ones(10)}
+        path = tmp_path / ("w.safetensors" if kind == "safetensors" else "w.pth")
+        if kind == "safetensors":
+            safetensors.torch.save_file(tensors, path)
+        else:
+            content = tensors if kind == "pth" else {"state_dict": tensors, "epoch": 3}
+            torch.save(content, path)
+        assert load_encoder(encoder, "resnet18", str(path)) == f"weights: {path}"
+        assert same(state(encoder), wanted)
+        assert not any(value.requires_grad for value in encoder.state_dict().values())
+        assert all(parameter.requires_grad for parameter in encoder.parameters())
+
+    def test_a_real_resnet_is_taken_over_whole(self, tmp_path: Path) -> None:
+        """Names and shapes are torchvision's: a ResNet-18 and its filled backbone give equal stages."""
+        source = torchvision.models.resnet18(weights=None).eval()
+        path = tmp_path / "resnet18.pth"
+        torch.save(source.state_dict(), path)
+        encoder = Encoder("resnet18", 8).eval()
+        load_encoder(encoder, "resnet18", str(path))
+        images = torch.rand(1, 3, 32, 32)
+        with torch.no_grad():
+            pooled = encoder.backbone(images)[-1].mean((2, 3))
+            assert torch.equal(source.fc(pooled), source(images))
+
+    def test_halves_are_widened(self, encoder: Encoder, tmp_path: Path) -> None:
+        path = tmp_path / "w.safetensors"
+        halves = {name: value.half() for name, value in filled(encoder).items()}
+        safetensors.torch.save_file(halves, path)
+        before = state(encoder)
+        load_encoder(encoder, "resnet18", str(path))
+        wanted = {name: value.to(before[name].dtype) for name, value in halves.items()}
+        assert same(state(encoder), wanted)
+
+    @pytest.mark.parametrize("weights", ["absent.pth", "absent/", "", "ImageNet", "pretrained"])
+    def test_what_is_no_file_is_a_wrong_option(
+        self,
+        encoder: Encoder,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        weights: str,
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(
+            UsageError, match="no such file or folder; give auto, imagenet, none, a"
+        ):
+            load_encoder(encoder, "resnet18", weights)
+        with pytest.raises(UsageError, match="no such file or folder"):
+            require_source(weights)
+
+
+class TestRun:
+    """Another run's encoder. Its tensors are filled, so that equal ones were copied."""
+
+    def model(self, folder: Path, **architecture: Any) -> Segmenter:
+        built = Architecture(**{"channels": 8, "clusters": 4, "over_clusters": 0, **architecture})
+        network = build_network(built, seed=3)
+        encoder = network.encoder
+        encoder.backbone.load_state_dict(filled(encoder))
+        model = Segmenter(network, ModelCard(built, 32, clusters=4), device="cpu")
+        model.save(folder)
+        return model
+
+    def test_backbone_and_decoder_where_both_fit(self, encoder: Encoder, tmp_path: Path) -> None:
+        run = tmp_path / "run"
+        wanted = self.model(run / "model").network.encoder.state_dict()
+        assert not same(encoder.state_dict(), wanted)
+        for path in (run, run / "model"):
+            fresh = Encoder("resnet18", 8)
+            line = load_encoder(fresh, "resnet18", str(path))
+            assert line == f"weights: backbone and decoder of {path} (resnet18)"
+            assert same(fresh.state_dict(), wanted)
+            assert all(parameter.requires_grad for parameter in fresh.parameters())
+
+    @pytest.mark.parametrize(
+        ("mine", "theirs"),
+        [
+            ({"channels": 8}, {"channels": 12}),
+            ({"channels": 8}, {"features": "res5"}),
+            ({"channels": 8, "features": "res5"}, {}),
+            ({"channels": 8, "features": "res5"}, {"features": "res5", "image_head": True}),
+        ],
+    )
+    def test_the_backbone_alone_where_the_decoders_differ(
+        self, slim: None, tmp_path: Path, mine: dict[str, Any], theirs: dict[str, Any]
+    ) -> None:
+        self.model(tmp_path, **theirs)
+        encoder = Encoder("resnet18", **mine)
+        wanted = encoder.state_dict() | {
+            f"backbone.{name}": value for name, value in filled(encoder).items()
+        }
+        wanted = {name: value.clone() for name, value in wanted.items()}
+        line = load_encoder(encoder, "resnet18", str(tmp_path))
+        assert line == f"weights: backbone of {tmp_path} (resnet18)"
+        assert same(encoder.state_dict(), wanted)
+
+    def test_another_backbone_is_refused(self, encoder: Encoder, tmp_path: Path) -> None:
+        self.model(tmp_path, backbone="resnet34")
+        before = state(encoder)
+        refused(encoder, tmp_path, "its backbone is resnet34, not resnet18; give --backbone")
+        assert same(state(encoder), before)
+
+    def test_folders_without_a_sound_model(self, encoder: Encoder, tmp_path: Path) -> None:
+        run = tmp_path / "run"
+        run.mkdir()
+        refused(encoder, run, "no model here")
+        (run / "checkpoints").mkdir()
+        refused(encoder, run, "this run has not finished")
+        self.model(run / "model")
+        file = run / "model" / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:-1])
+        refused(encoder, file, "no sound safetensors file", source=run)
+        with pytest.raises(ModelError, match="no sound safetensors file"):
+            require_source(str(run))
+
+    def test_no_pickle_is_run(self, encoder: Encoder, tmp_path: Path) -> None:
+        marker = tmp_path / "marker"
+        self.model(tmp_path)
+        torch.save({**filled(encoder), "x": Malice(marker)}, tmp_path / "model.safetensors")
+        with pytest.raises(ModelError, match=r"model\.safetensors"):
+            load_encoder(encoder, "resnet18", str(tmp_path))
+        assert not marker.exists()
+
+    def test_known_words_and_sound_sources_pass(self, encoder: Encoder, tmp_path: Path) -> None:
+        self.model(tmp_path / "model")
+        for weights in ("auto", "imagenet", "none", tmp_path, tmp_path / "model" / "config.json"):
+            require_source(str(weights))
+
+
+class Malice:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return Path.touch, (self.marker,)
+
+
+def write_archive(path: Path, pickled: bytes, compression: int) -> None:
+    """A file with the members of `torch.save`."""
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("archive/data.pkl", pickled)
+        archive.writestr("archive/version", "3\n")
+
+
+class TestMalice:
+    def test_no_pickle_is_run(self, encoder: Encoder, tmp_path: Path) -> None:
+        path, marker = tmp_path / "w.pth", tmp_path / "marker"
+        evil = Malice(marker)
+        pickle.loads(pickle.dumps(evil))
+        assert marker.exists(), "the payload works where it is let loose"
+        marker.unlink()
+
+        writers: list[Callable[[], object]] = [
+            lambda: torch.save(evil, path),
+            lambda: torch.save({**filled(encoder), "conv1.weight": evil}, path),
+            lambda: torch.save({**filled(encoder), "fc.weight": evil}, path),
+            lambda: torch.save(evil, path, _use_new_zipfile_serialization=False),
+            lambda: path.write_bytes(pickle.dumps(evil)),
+            lambda: write_archive(path, pickle.dumps(evil), zipfile.ZIP_STORED),
+        ]
+        for write in writers:
+            write()
+            refused(encoder, path, "not a torchvision state dict")
+            assert not marker.exists()
+            path.rename(tmp_path / "w.safetensors")
+            refused(encoder, tmp_path / "w.safetensors", "")
+            assert not marker.exists()
+
+    def test_a_whole_module_is_refused(self, encoder: Encoder, tmp_path: Path) -> None:
+        path = tmp_path / "w.pth"
+        torch.save(nn.Linear(2, 2), path)
+        refused(encoder, path, "torch.save(model.state_dict(), path)")
+
+    def test_a_small_file_that_would_become_large_is_refused(
+        self, encoder: Encoder, tmp_path: Path
+    ) -> None:
+        path, packed = tmp_path / "w.pth", tmp_path / "packed.pth"
+        torch.save({"conv1.weight": torch.zeros(10**7)}, path)
+        with (
+            zipfile.ZipFile(path) as source,
+            zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target,
+        ):
+            for entry in source.infolist():
+                target.writestr(entry.filename, source.read(entry))
+        assert packed.stat().st_size < 10**5
+        refused(encoder, packed, "its archive is compressed")
+
+    def test_records_that_share_bytes_are_refused(self, encoder: Encoder, tmp_path: Path) -> None:
+        """Directory entries of one and the same megabyte, so that the sum exceeds the file."""
+        path = tmp_path / "w.pth"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data/0", b"\0" * 10**6)
+            first = archive.infolist()[0]
+            for index in range(1, 50):
+                copy = zipfile.ZipInfo(f"archive/data/{index}")
+                copy.header_offset, copy.CRC = first.header_offset, first.CRC
+                copy.compress_size = copy.file_size = first.file_size
+                archive.filelist.append(copy)
+        refused(encoder, path, "its records are larger than the file")
+
+    def test_a_tensor_larger_than_its_storage_is_refused(
+        self, encoder: Encoder, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "w.pth"
+        tensors = filled(encoder)
+        shape = tensors["conv1.weight"].shape
+        torch.save({**tensors, "conv1.weight": torch.ones(1).expand(shape)}, path)
+        refused(encoder, path, "conv1.weight is larger than its storage")
+        # One that is not wanted costs nothing and is left out.
+        torch.save({**tensors, "fc.weight": torch.ones(1).expand(2**40)}, path)
+        load_encoder(encoder, "resnet18", str(path))
+
+    def test_unusual_tensors_are_refused(self, encoder: Encoder, tmp_path: Path) -> None:
+        path = tmp_path / "w.pth"
+        tensors = filled(encoder)
+        weight = tensors["conv1.weight"]
+        unusual: list[Tensor] = [
+            weight.to_sparse(),
+            weight.to("meta"),
+            weight.to(torch.complex64),
+        ]
+        for value in unusual:
+            torch.save({**tensors, "conv1.weight": value}, path)
+            refused(encoder, path, "")
+
+    @pytest.mark.parametrize(
+        ("value", "dtype"),
+        [
+            (float("nan"), torch.float32),
+            (float("inf"), torch.float32),
+            (float("-inf"), torch.float16),
+            (1e300, torch.float64),  # infinite as a float32
+        ],
+    )
+    @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+    def test_values_that_are_not_finite_are_refused(
+        self, encoder: Encoder, tmp_path: Path, value: float, dtype: torch.dtype, suffix: str
+    ) -> None:
+        path = tmp_path / f"w.{suffix}"
+        tensors = filled(encoder)
+        wrong = tensors["layer4.0.weight"].to(dtype)
+        wrong[-1, 0, 0, 0] = value
+        tensors["layer4.0.weight"] = wrong
+        if suffix == "pth":
+            torch.save(tensors, path)
+        else:
+            safetensors.torch.save_file(tensors, path)
+        refused(encoder, path, "layer4.0.weight")
+
+    @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+    def test_other_networks_are_refused_by_the_first_tensor_that_differs(
+        self, encoder: Encoder, tmp_path: Path, suffix: str
+    ) -> None:
+        path = tmp_path / f"w.{suffix}"
+
+        def write(tensors: dict[str, Tensor]) -> None:
+            if suffix == "pth":
+                torch.save(tensors, path)
+            else:
+                safetensors.torch.save_file(tensors, path)
+
+        tensors = filled(encoder)
+        write({name: value for name, value in tensors.items() if name != "bn1.bias"})
+        refused(encoder, path, "has no tensor bn1.bias")
+        write({**tensors, "bn1.bias": torch.ones(5)})
+        refused(encoder, path, "bn1.bias is (5,), not (4,)")
+        write({"weight": torch.ones(2)})
+        refused(encoder, path, "has no tensor conv1.weight")
+
+    @pytest.mark.parametrize(
+        "content", [b"", b"x", b"\x80\x02.", b"PK\x03\x04" + b"\0" * 50, b"<html>" * 100]
+    )
+    @pytest.mark.parametrize("suffix", ["pth", "safetensors", "bin"])
+    def test_junk_is_refused(
+        self, encoder: Encoder, tmp_path: Path, content: bytes, suffix: str
+    ) -> None:
+        path = tmp_path / f"w.{suffix}"
+        path.write_bytes(content)
+        refused(encoder, path, "")
+
+    @pytest.mark.parametrize(
+        "content", [[torch.ones(2)], torch.ones(2), {"a": 1}, {"state_dict": 5}, 7, None]
+    )
+    def test_other_contents_are_refused(
+        self, encoder: Encoder, tmp_path: Path, content: object
+    ) -> None:
+        path = tmp_path / "w.pth"
+        torch.save(content, path)
+        refused(encoder, path, "not a torchvision state dict")
+
+    def test_a_truncated_file_is_refused_at_any_length(
+        self, encoder: Encoder, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "w.pth"
+        torch.save(filled(encoder), path)
+        data = path.read_bytes()
+        for length in range(0, len(data), len(data) // 25):
+            path.write_bytes(data[:length])
+            refused(encoder, path, "not a torchvision state dict")
+
+    def test_flipped_bytes_are_refused_or_change_weights_only(
+        self, encoder: Encoder, tmp_path: Path
+    ) -> None:
+        """The format has no digest that torch checks: what must not happen is another kind of error."""
+        path = tmp_path / "w.pth"
+        torch.save(filled(encoder), path)
+        data = path.read_bytes()
+        for place in range(0, len(data), len(data) // 60):
+            path.write_bytes(data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :])
+            with contextlib.suppress(ModelError):
+                load_encoder(encoder, "resnet18", str(path))
+
+
+class TestTorchvisionsOthers:
+    def test_a_file_of_swin(self, tmp_path: Path) -> None:
+        """Its tables of integers and its classifier come along in torchvision's files."""
+        source = torchvision.models.swin_t(weights=None)
+        path = tmp_path / "swin.pth"
+        torch.save(source.state_dict(), path)
+        encoder = Encoder("swin_t", 8)
+        load_encoder(encoder, "swin_t", str(path))
+        wanted = source.state_dict()
+        assert all(torch.equal(value, wanted[name]) for name, value in state(encoder).items())
+
+    @pytest.mark.parametrize("name", ["convnext_tiny", "swin_v2_b"])
+    def test_imagenets_are_asked_for_by_their_own_address(
+        self, name: str, net: Callable[[Fetch], None]
+    ) -> None:
+        asked: list[str] = []
+
+        def fetch(url: str, timeout: float) -> Any:
+            asked.append(url)
+            raise urllib.error.URLError("no network")
+
+        net(fetch)
+        with torch.device("meta"):
+            encoder = Encoder(name, 8)
+        assert "training from scratch" in load_encoder(encoder, name, "auto")
+        assert asked == [torchvision.models.get_model_weights(name).DEFAULT.url]
+
+
+class TestTimm:
+    NAME = "timm:test_vit"
+
+    @pytest.fixture
+    def small(self) -> Encoder:
+        pytest.importorskip("timm")
+        return Encoder(self.NAME, 8)
+
+    def plain(self, encoder: Encoder) -> dict[str, Tensor]:
+        return {
+            name: torch.linspace(0.25, 1, value.numel()).view_as(value)
+            for name, value in encoder.backbone.plain.state_dict().items()
+        }
+
+    @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+    def test_a_file_with_timms_names(self, small: Encoder, tmp_path: Path, suffix: str) -> None:
+        wanted = self.plain(small)
+        path = tmp_path / f"w{suffix}"
+        content = {**wanted, "head.weight": torch.zeros(2, 2), "head.bias": torch.zeros(2)}
+        (torch.save if suffix == ".pth" else safetensors.torch.save_file)(content, path)
+        assert load_encoder(small, self.NAME, str(path)) == f"weights: {path}"
+        assert same(small.backbone.plain.state_dict(), wanted)
+
+    def test_a_file_of_official_dinov2(self, tmp_path: Path) -> None:
+        """Its mask token tells timm whose it is."""
+        pytest.importorskip("timm")
+        name = "timm:vit_small_patch14_dinov2"
+        encoder = Encoder(name, 8)
+        wanted = self.plain(encoder)
+        path = tmp_path / "dinov2_vits14_pretrain.pth"
+        torch.save({**wanted, "mask_token": torch.zeros(1, 384)}, path)
+        load_encoder(encoder, name, str(path))
+        assert same(encoder.backbone.plain.state_dict(), wanted)
+
+    def test_files_of_another_model(self, small: Encoder, tmp_path: Path) -> None:
+        before = state(small)
+        path = tmp_path / "w.safetensors"
+        for content in (
+            torchvision.models.resnet18(weights=None).state_dict(),
+            {"mask_token": torch.zeros(1, 3)},
+            {"pos_embed": torch.zeros(3)},
+        ):
+            safetensors.torch.save_file(content, path)
+            with pytest.raises(
+                ModelError, match=r"give .*weights of the same --backbone"
+            ) as caught:
+                load_encoder(small, self.NAME, str(path))
+            assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+        assert same(state(small), before)
+
+    def test_none_that_are_not_finite(self, small: Encoder, tmp_path: Path) -> None:
+        path = tmp_path / "w.pth"
+        torch.save({**self.plain(small), "cls_token": torch.full((1, 1, 64), torch.nan)}, path)
+        with pytest.raises(ModelError, match="cls_token holds NaN"):
+            load_encoder(small, self.NAME, str(path))
+
+    def test_published_weights(self, small: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(type(small.backbone), "fetch", lambda backbone: None)
+        for weights in ("auto", "imagenet"):
+            assert load_encoder(small, self.NAME, weights) == f"weights: timm's, {self.NAME}"
+
+    def test_published_weights_that_cannot_be_had(
+        self, small: Encoder, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fetch(backbone: object) -> None:
+            raise OSError("no network here\nand more")
+
+        monkeypatch.setattr(type(small.backbone), "fetch", fetch)
+        before = state(small)
+        line = load_encoder(small, self.NAME, "auto")
+        assert line.endswith("(no network here), training from scratch")
+        with pytest.raises(ModelError, match=r"\(no network here\); give --weights FILE or none"):
+            load_encoder(small, self.NAME, "imagenet")
+        assert same(state(small), before)
