@@ -18,13 +18,14 @@ from typing import Any
 
 import torch
 
-from densesiam_seg.config import TrainConfig, train_preset, with_settings
+from densesiam_seg.config import TrainConfig, with_settings
 from densesiam_seg.events import StepRecord
 from densesiam_seg.images.scan import scan
 from densesiam_seg.images.store import ImageStore
 from densesiam_seg.io.devices import pick_precision
 from densesiam_seg.methods.densesiam import Siamese
 from densesiam_seg.methods.feature_cache import StageCache
+from densesiam_seg.presets import train_preset
 from densesiam_seg.training.loop import Training
 from densesiam_seg.training.train import RECIPE
 

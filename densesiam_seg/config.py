@@ -1,6 +1,6 @@
-"""The settings of a run: one frozen value for training, one for pre-training, their presets and their file.
+"""The settings of a run: each is declared once, with its help, range and panel.
 
-The command line, the Python API and `config.toml` use the same names.
+The command line, the Python API, `config.toml` and docs/settings.md take names, defaults and checks from here.
 """
 
 from __future__ import annotations
@@ -9,78 +9,151 @@ import json
 import math
 import re
 import tomllib
-import typing
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from densesiam_seg.errors import InputError, UsageError
 
-Preset = Literal["fast", "balanced", "paper"]
-PAPER_IMAGES = 10_000
-"""From this many images on, with a GPU, the preset is `paper` unless the user names one."""
+RECIPE = "Recipe"
+METHOD = "Method (defaults: the paper's)"
+MACHINE = "Machine"
 
+Value = TypeVar("Value")
 _SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is known of a setting beside its name, type and default."""
+
+    help: str
+    panel: str
+    least: float | None = None
+    most: float | None = None
+    short: str | None = None
+    """A second option such as -k."""
+    common: bool = False
+    """Whether `--help` shows it; `--help-all` shows all."""
+    auto: Any = None
+    """What the word `auto` stands for on the command line; None: what the preset says."""
+    takes_auto: bool = False
+
+    def range(self) -> str:
+        """Its bounds in words, empty where there are none."""
+        match self.least, self.most:
+            case None, None:
+                return ""
+            case least, None:
+                return f"at least {least}"
+            case least, most:
+                return f"{least} to {most}"
+
+
+def setting(default: Value, help: str, panel: str, **more: Any) -> Value:
+    """A field of a config with all that is known of it; `more` are fields of `Setting`."""
+    metadata = {"setting": Setting(help, panel, **more)}
+    found: Value = field(default=default, metadata=metadata)
+    return found
+
+
+def _again(config: type[RunConfig], name: str, default: Value) -> Value:
+    """A setting of the class above with another default."""
+    declared = config.__dataclass_fields__[name]
+    found: Value = field(default=default, metadata=declared.metadata)
+    return found
 
 
 @dataclass(frozen=True)
 class RunConfig:
     """What training and pre-training have in common."""
 
-    seed: int = 0
-    # network
-    backbone: str = "resnet18"
-    weights: str = "auto"
-    freeze: bool = False
-    channels: int = 128
-    # views
-    image_size: int = 320
-    # optimiser
-    epochs: int = 10
-    batch_size: int = 256
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    learning_rate: float = 0.05
-    rate_scaling: Literal["batch", "none"] = "batch"
-    schedule: Literal["constant", "cosine"] = "constant"
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    # pictures
-    visualize_every: int = 0
-    # machine
-    device: str = "auto"
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    threads: int = 0
-    workers: int = -1
-    cache: Literal["auto", "ram", "disk", "none"] = "auto"
-    cache_dir: str = "runs/cache"
-    max_pixels: int = 89_000_000
+    epochs: int = setting(10, "Passes over the images.", RECIPE, least=1, common=True)
+    batch_size: int = setting(
+        256, "Images per step.", RECIPE, least=1, short="-b", common=True, takes_auto=True
+    )
+    image_size: int = setting(
+        320,
+        "Side of a view in pixels, a multiple of 4.",
+        RECIPE,
+        least=32,
+        most=4096,
+        common=True,
+    )
+    learning_rate: float = setting(0.05, "First learning rate of the optimiser.", RECIPE)
+    weights: str = setting(
+        "auto",
+        "Initial weights: auto (ImageNet's where they can be had), imagenet, none, a .safetensors or .pth file, or a "
+        "run of pretrain.",
+        RECIPE,
+        common=True,
+    )
+    backbone: str = setting(
+        "resnet18",
+        "A model of torchvision (resnet18 …, convnext_tiny …, swin_t …) or, with the extra [timm], timm:NAME.",
+        RECIPE,
+        common=True,
+    )
+    freeze: bool = setting(
+        False, "Keep the backbone's weights; train the decoder and the heads.", RECIPE, common=True
+    )
+    seed: int = setting(
+        0, "Seed of every random choice.", RECIPE, least=0, most=2**63 - 1, common=True
+    )
+    channels: int = setting(
+        128, "Channels C of the decoder's features.", METHOD, least=1, most=4096
+    )
+    optimizer: Literal["sgd", "adam"] = setting("sgd", "Optimiser.", METHOD)
+    schedule: Literal["constant", "cosine"] = setting(
+        "constant", "Learning rate over time; with cosine the predictors keep theirs.", METHOD
+    )
+    rate_scaling: Literal["batch", "none"] = setting(
+        "batch", "batch: learning rate times batch / 256. none: as given.", METHOD
+    )
+    weight_decay: float = setting(1e-4, "Weight decay.", METHOD, least=0)
+    visualize_every: int = setting(
+        0,
+        "Draw a picture of the clusters after every so many epochs; 0: never.",
+        METHOD,
+        least=0,
+        most=1_000_000,
+    )
+    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps.", MACHINE, common=True)
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
+        "auto", "Precision of the network; fp32 is exact mode.", MACHINE
+    )
+    workers: int = setting(
+        -1,
+        "Threads that decode images; auto: one a core.",
+        MACHINE,
+        least=-1,
+        most=1024,
+        short="-j",
+        takes_auto=True,
+        auto=-1,
+    )
+    threads: int = setting(
+        0, "Processor threads of the network; 0: all cores.", MACHINE, least=0, most=1024
+    )
+    cache: Literal["auto", "ram", "disk", "none"] = setting(
+        "auto",
+        "Where decoded images are kept: ram, disk (for later runs too), none (decoded every epoch).",
+        MACHINE,
+    )
+    cache_dir: str = setting("runs/cache", "Folder of decoded images on the disk.", MACHINE)
+    max_pixels: int = setting(89_000_000, "Refuse images with more pixels.", MACHINE, least=1)
 
     def __post_init__(self) -> None:
-        for name, hint in typing.get_type_hints(type(self)).items():
-            _check_type(name, hint, getattr(self, name))
-        for name, value in asdict(self).items():
-            if name.endswith("_weight") or name == "weight_decay":
-                _require(value >= 0, name, "not negative", value)
-        for name in ("epochs", "batch_size", "max_pixels"):
-            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        self._require_range("channels", 1, 4096)
-        self._require_range("visualize_every", 0, 1_000_000)
-        self._require_range("threads", 0, 1024)
-        self._require_range("workers", -1, 1024)
-        _require(0 <= self.seed < 2**63, "seed", "0 to 2^63 - 1", self.seed)
+        hints = get_type_hints(type(self))
+        for name, declared in settings_of(type(self)):
+            value = getattr(self, name)
+            _check_type(name, hints[name], value)
+            least, most = declared.least, declared.most
+            inside = (least is None or value >= least) and (most is None or value <= most)
+            _require(inside, name, declared.range(), value)
         _require(self.learning_rate > 0, "learning_rate", "above 0", self.learning_rate)
-        _require(0 <= self.momentum < 1, "momentum", "from 0 to below 1", self.momentum)
-        _require(
-            32 <= self.image_size <= 4096 and self.image_size % 4 == 0,
-            "image_size",
-            "a multiple of 4 from 32 to 4096",
-            self.image_size,
-        )
-
-    def _require_range(self, name: str, least: float, most: float) -> None:
-        value = getattr(self, name)
-        _require(least <= value <= most, name, f"{least} to {most}", value)
+        _require(self.image_size % 4 == 0, "image_size", "a multiple of 4", self.image_size)
 
     def rate(self) -> float:
         """The first learning rate: `learning_rate`, times batch / 256 where it scales with the batch."""
@@ -107,35 +180,52 @@ class RunConfig:
 class TrainConfig(RunConfig):
     """Every setting that training depends on. The defaults are the paper's recipe (METHOD, sections 1 and 2)."""
 
-    method: Literal["densesiam", "pixsim", "simsiam", "picie", "mdc"] = "densesiam"
-    clusters: int = 27
-    over_clusters: int = 128
-    replay: Literal["epoch", "run"] = "epoch"
-    prior: Literal["mixture", "none"] = "none"
-    # losses
-    prior_weight: float = 1.0
-    similarity: Literal["cross-entropy", "cosine"] = "cross-entropy"
-    image_weight: float = 0.0
-    pixel_weight: float = 1.0
-    over_cluster_weight: float = 1.0
-    segmentation_weight: float = 1.0
-    balance: Literal["inverse", "frequency", "none"] = "inverse"
-    region_weight: float = 0.1
-    region_start: float = 0.8
-    region_stop_gradient: bool = True
+    clusters: int = setting(
+        27, "Clusters K to learn.", RECIPE, least=2, most=4096, short="-k", common=True
+    )
+    method: Literal["densesiam", "pixsim", "simsiam", "picie", "mdc"] = setting(
+        "densesiam",
+        "pixsim is DenseSiam without regions, simsiam learns from whole images alone; picie and mdc are baselines.",
+        RECIPE,
+    )
+    over_clusters: int = setting(128, "Over-clusters A.", METHOD, least=2, most=4096)
+    replay: Literal["epoch", "run"] = setting(
+        "epoch", "Draw views anew every epoch, or once for the run.", METHOD
+    )
+    prior: Literal["mixture", "none"] = setting(
+        "none",
+        "mixture: start from Gaussians over colour, texture and position, and read out with them (in the presets fast "
+        "and balanced where no weights are loaded). none: the plain method.",
+        METHOD,
+    )
+    similarity: Literal["cross-entropy", "cosine"] = setting(
+        "cross-entropy", "Similarity of prediction and target in the pixel losses.", METHOD
+    )
+    image_weight: float = setting(0.0, "Weight of SimSiam's loss of whole images.", METHOD, least=0)
+    pixel_weight: float = setting(1.0, "Factor on the pixel loss.", METHOD, least=0)
+    over_cluster_weight: float = setting(
+        1.0, "Factor on the over-clustering loss.", METHOD, least=0
+    )
+    segmentation_weight: float = setting(1.0, "Weight of the pseudo-label loss.", METHOD, least=0)
+    balance: Literal["inverse", "frequency", "none"] = setting(
+        "inverse",
+        "Weights of the pseudo-labels: inverse re-balances, frequency is the released code's.",
+        METHOD,
+    )
+    region_weight: float = setting(0.1, "Weight of the region loss.", METHOD, least=0)
+    region_start: float = setting(
+        0.8, "Share of the epochs before the region loss starts.", METHOD, least=0, most=1
+    )
+    region_stop_gradient: bool = setting(
+        True, "Stop the gradient at region targets (the paper does, its code does not).", METHOD
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require_range("clusters", 2, 4096)
-        self._require_range("over_clusters", 2, 4096)
-        _require(
-            0 <= self.region_start <= 1, "region_start", "a share from 0 to 1", self.region_start
-        )
         late = self.region_weight if self.region_epoch() == 0 else 0.0
         weights = (self.image_weight, self.over_cluster_weight, self.segmentation_weight)
-        others = (*weights, late, self.follows_prior())
         _require(
-            bool(self.pixel_weight) or any(others),
+            bool(self.pixel_weight) or any((*weights, late, self.follows_prior())),
             "pixel_weight",
             "above 0 where no other loss is on in the first epoch",
             self.pixel_weight,
@@ -149,14 +239,14 @@ class TrainConfig(RunConfig):
         """The round whose views an epoch sees: its own, or the run's only one."""
         return epoch if self.replay == "epoch" else 0
 
+    def clusters_features(self) -> bool:
+        """Whether the method clusters dense features before every epoch, as PiCIE and MDC do."""
+        return self.method in ("picie", "mdc")
+
     def keeps_stages(self) -> bool:
         """Whether a frozen backbone sees the same two views of an image in every epoch."""
-        return (
-            self.freeze
-            and self.replay == "run"
-            and self.prior == "none"
-            and self.method not in ("picie", "mdc")
-        )
+        plain = self.prior == "none" and not self.clusters_features()
+        return self.freeze and self.replay == "run" and plain
 
     def uses_pixels(self) -> bool:
         """Whether any loss is of pixels or regions."""
@@ -170,53 +260,47 @@ class TrainConfig(RunConfig):
 
     def follows_prior(self) -> bool:
         """Whether the projection learns from a mixture's clusters."""
-        return self.prior == "mixture" and bool(self.prior_weight)
+        return self.prior == "mixture"
 
     def learns_clusters(self) -> bool:
-        return self.method not in ("picie", "mdc") and bool(
-            self.pixel_weight or self.segmentation_weight or self.follows_prior()
-        )
+        learned = self.pixel_weight or self.segmentation_weight or self.follows_prior()
+        return bool(learned) and not self.clusters_features()
 
 
 @dataclass(frozen=True)
 class PretrainConfig(RunConfig):
     """Every setting that pre-training depends on. The defaults are the paper's recipe (METHOD, sections 1 and 4)."""
 
-    image_size: int = 224
-    schedule: Literal["constant", "cosine"] = "cosine"
-    epochs: int = 100
-    features: Literal["fpn", "res5"] = "res5"
-    categories: int = 128
-    # views: each crop's share of the image's area
-    min_scale: float = 0.2
-    max_scale: float = 1.0
-    # correspondence
+    image_size: int = _again(RunConfig, "image_size", 224)
+    schedule: Literal["constant", "cosine"] = _again(RunConfig, "schedule", "cosine")
+    epochs: int = _again(RunConfig, "epochs", 100)
+    features: Literal["fpn", "res5"] = setting(
+        "res5", "Dense features: fpn has stride 4, res5 stride 32.", RECIPE, common=True
+    )
+    categories: int = setting(128, "Pseudo categories K of the pixels.", METHOD, least=2, most=4096)
     correspondence: Literal[
         "location", "feature-similarity", "pixel-distance", "candidate-regions", "none"
-    ] = "location"
-    sampling: Literal["regular", "uniform", "biased"] = "regular"
-    grid: int = 7
-    oversample: int = 3
-    importance: float = 0.75
-    distance_threshold: float = 0.7
-    # losses
-    similarity: Literal["cross-entropy", "cosine"] = "cross-entropy"
-    image_weight: float = 1.0
-    pixel_weight: float = 1.0
-    region_weight: float = 0.1
-    region_stop_gradient: bool = True
+    ] = setting("location", "Which places of two views belong together.", METHOD)
+    sampling: Literal["regular", "uniform", "biased"] = setting(
+        "regular", "Where places lie in the views' overlap.", METHOD
+    )
+    grid: int = setting(7, "Side of the grid of places.", METHOD, least=1, most=64)
+    oversample: int = setting(
+        3, "Biased sampling's k: candidates per place.", METHOD, least=1, most=100
+    )
+    importance: float = setting(
+        0.75, "Biased sampling's β: share of the most dissimilar places.", METHOD, least=0, most=1
+    )
+    similarity: Literal["cross-entropy", "cosine"] = _again(
+        TrainConfig, "similarity", "cross-entropy"
+    )
+    image_weight: float = _again(TrainConfig, "image_weight", 1.0)
+    pixel_weight: float = _again(TrainConfig, "pixel_weight", 1.0)
+    region_weight: float = _again(TrainConfig, "region_weight", 0.1)
+    region_stop_gradient: bool = _again(TrainConfig, "region_stop_gradient", True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require_range("categories", 2, 4096)
-        self._require_range("grid", 1, 64)
-        self._require_range("oversample", 1, 100)
-        self._require_range("importance", 0, 1)
-        self._require_range("max_scale", 1e-4, 1)
-        self._require_range("min_scale", 1e-4, self.max_scale)
-        _require(
-            self.distance_threshold > 0, "distance_threshold", "above 0", self.distance_threshold
-        )
         _require(
             self.features == "fpn" or not self.freeze,
             "freeze",
@@ -244,98 +328,18 @@ class PretrainConfig(RunConfig):
         return self.correspondence != "none" and bool(self.pixel_weight or self.region_weight)
 
 
-_PICIE: Mapping[str, Any] = {
-    "optimizer": "adam",
-    "learning_rate": 1e-4,
-    "rate_scaling": "none",
-    "weight_decay": 0.0,
-    "balance": "none",
-    "prior": "none",
-}
-METHODS: Mapping[str, Mapping[str, Any]] = {
-    "densesiam": {},
-    "pixsim": {"region_weight": 0.0, "prior": "none"},
-    "simsiam": {
-        "image_weight": 1.0,
-        "pixel_weight": 0.0,
-        "over_cluster_weight": 0.0,
-        "segmentation_weight": 0.0,
-        "region_weight": 0.0,
-        "prior": "none",
-    },
-    "picie": _PICIE,
-    "mdc": _PICIE,
-}
-"""What each `method` changes in a preset: losses switched off, or PiCIE's own optimiser (METHOD, section 3)."""
-
-
-STEPS: Mapping[str, int] = {"fast": 160, "balanced": 500}
-PRIOR_STEPS: Mapping[str, int] = {"fast": 60, "balanced": 100}
-"""Learning clusters that are there from the start takes fewer steps than finding them."""
-FROM_SCRATCH: Mapping[str, Any] = {
-    "prior": "mixture",
-    "pixel_weight": 0.0,
-    "over_cluster_weight": 0.0,
-    "segmentation_weight": 0.0,
-    "region_weight": 0.0,
-}
-"""What the small presets change in the plain method: clusters that are there from the start need none of its losses to
-be found, and gain nothing by them (docs/recipe.md has the measurements)."""
-
-
-def train_preset(
-    name: Preset | None,
-    images: int,
-    *,
-    gpu: bool,
-    method: str = "densesiam",
-    prior: bool = True,
-) -> tuple[Preset, TrainConfig]:
-    """The named preset for this many images; without a name `paper` for large sets on a GPU, else `balanced`.
-
-    `fast` and `balanced` fit small sets and processors: smaller images, batches of 16, a learning rate that is not
-    scaled down by the batch (docs/method.md has the measurement) and as many epochs as make a fixed number of steps.
-    They start from a mixture unless `prior` is false. `method` has its own settings on top of it.
-    """
-    name = name or ("paper" if gpu and images >= PAPER_IMAGES else "balanced")
-    own = METHODS.get(method, {})
-    if name == "paper":
-        return name, TrainConfig(**own)
-    prior = prior and own.get("prior") != "none"
-    small = _small(name, images, gpu=gpu, steps=(PRIOR_STEPS if prior else STEPS)[name])
-    return name, TrainConfig(**{**small, **(FROM_SCRATCH if prior else {}), **own})
-
-
-def pretrain_preset(
-    name: Preset | None, images: int, *, gpu: bool
-) -> tuple[Preset, PretrainConfig]:
-    """The same for pre-training; the small presets take the decoder's features, which have stride 4 instead of 32."""
-    name = name or ("paper" if gpu and images >= PAPER_IMAGES else "balanced")
-    if name == "paper":
-        return name, PretrainConfig(backbone="resnet50")
-    small = _small(name, images, gpu=gpu, steps=STEPS[name])
-    return name, PretrainConfig(**small, features="fpn")
-
-
-def _small(name: Preset, images: int, *, gpu: bool, steps: int) -> dict[str, Any]:
-    """What `fast` and `balanced` change in the paper's recipe, for about so many steps."""
-    batch_size = min(16, max(images, 1))
-    longest, size = (40, 128) if name == "fast" else (60, 320 if gpu else 160)
-    epochs = min(max(math.ceil(steps / max(images // batch_size, 1)), 2), longest)
-    return {
-        "image_size": size,
-        "batch_size": batch_size,
-        "epochs": epochs,
-        "rate_scaling": "none",
-    }
-
-
 Config = TypeVar("Config", bound=RunConfig)
+
+
+def settings_of(config: type[RunConfig]) -> Iterator[tuple[str, Setting]]:
+    """Name and declaration of every setting, in the order of declaration."""
+    for each in fields(config):
+        yield each.name, each.metadata["setting"]
 
 
 def with_settings(base: Config, settings: Mapping[str, Any]) -> Config:
     """`base` with the named settings changed. Raises UsageError for an unknown name or a value out of range."""
-    known = {field.name for field in fields(base)}
+    known = {each.name for each in fields(base)}
     for name in settings:
         if name not in known:
             raise UsageError(
@@ -365,14 +369,43 @@ def read_config(path: Path, base: RunConfig | None = None) -> dict[str, Any]:
     return settings
 
 
+def settings_table() -> str:
+    """docs/settings.md: every setting with its defaults in `train` and `pretrain`, as Markdown."""
+    lines = [
+        "# Settings",
+        "",
+        "Made by `make docs` from `densesiam_seg/config.py`. A setting has one name everywhere: `--image-size` on the "
+        "command line",
+        "is `image_size` in Python and in `--config FILE.toml`. Defaults are the paper's recipe (`--preset paper`); "
+        "`fast` and",
+        "`balanced` change some of them for small sets (`densesiam_seg/presets.py`).",
+        "",
+        "| setting | `train` | `pretrain` | values | what it does |",
+        "|---|---|---|---|---|",
+    ]
+    both: dict[str, Field[Any]] = {}
+    for config in (TrainConfig, PretrainConfig):
+        both |= {each.name: each for each in fields(config) if each.name not in both}
+    for name, declared in both.items():
+        default = [
+            f"`{_toml(found.default)}`" if (found := _field(config, name)) else ""
+            for config in (TrainConfig, PretrainConfig)
+        ]
+        told: Setting = declared.metadata["setting"]
+        owner = TrainConfig if _field(TrainConfig, name) else PretrainConfig
+        hint = get_type_hints(owner)[name]
+        values = ", ".join(map(str, get_args(hint))) or told.range()
+        lines.append(f"| `{name}` | {default[0]} | {default[1]} | {values} | {told.help} |")
+    return "\n".join(lines) + "\n"
+
+
+def _field(config: type[RunConfig], name: str) -> Field[Any] | None:
+    return next((each for each in fields(config) if each.name == name), None)
+
+
 def _check_type(name: str, hint: Any, value: object) -> None:
-    if typing.get_origin(hint) is Literal:
-        _require(
-            value in typing.get_args(hint),
-            name,
-            "one of " + ", ".join(typing.get_args(hint)),
-            value,
-        )
+    if get_origin(hint) is Literal:
+        _require(value in get_args(hint), name, "one of " + ", ".join(get_args(hint)), value)
     elif hint is float:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         _require(number and abs(value) < 1e300, name, "a number", value)  # type: ignore[arg-type]

@@ -13,19 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from densesiam_seg.config import (
-    METHODS,
-    PAPER_IMAGES,
-    Preset,
-    PretrainConfig,
-    RunConfig,
-    TrainConfig,
-    pretrain_preset,
-    read_config,
-    train_preset,
-    with_settings,
-)
+from densesiam_seg.config import PretrainConfig, RunConfig, TrainConfig, read_config, with_settings
 from densesiam_seg.errors import InputError, UsageError
+from densesiam_seg.presets import METHODS, PAPER_IMAGES, Preset, pretrain_preset, train_preset
 
 
 def test_the_defaults_of_training_are_the_papers() -> None:

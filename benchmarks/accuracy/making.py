@@ -12,7 +12,7 @@ from tasks import Task
 from torch import Tensor
 
 import densesiam_seg
-from densesiam_seg.config import TrainConfig, train_preset, with_settings
+from densesiam_seg.config import TrainConfig, with_settings
 from densesiam_seg.evaluation.baselines import (
     Points,
     kmeans_masks,
@@ -34,6 +34,7 @@ from densesiam_seg.evaluation.protocol import MasksOf, masks_made_by
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.inference.test_time import Refinement
 from densesiam_seg.io.files import discard
+from densesiam_seg.presets import train_preset
 
 QUICK = 5
 """`--quick` trains for this part of the steps, and for no more than `QUICK_STEPS`."""

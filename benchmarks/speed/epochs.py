@@ -14,12 +14,13 @@ from material import copies, jpegs
 from measure import Clock, Row, ratio_row, threads, timed
 from steps import epochs_of, ready_training, settings
 
-from densesiam_seg.config import TrainConfig, train_preset, with_settings
+from densesiam_seg.config import TrainConfig, with_settings
 from densesiam_seg.events import EpochRecord, Progress
 from densesiam_seg.images.scan import scan
 from densesiam_seg.images.store import ImageStore, Keep
 from densesiam_seg.io.devices import available_cores, pick_precision
 from densesiam_seg.io.records import Records
+from densesiam_seg.presets import train_preset
 from densesiam_seg.training.checkpoint import save_checkpoint
 from densesiam_seg.training.loop import Training
 from densesiam_seg.training.train import RECIPE

@@ -10,7 +10,7 @@ import torch
 from measure import Row, alternate, in_new_process, peak_bytes, ratio_row, threads
 from torch import Tensor
 
-from densesiam_seg.config import TrainConfig, train_preset, with_settings
+from densesiam_seg.config import TrainConfig, with_settings
 from densesiam_seg.events import EpochRecord
 from densesiam_seg.images.store import Batch
 from densesiam_seg.io.devices import autocast, pick_precision
@@ -18,6 +18,7 @@ from densesiam_seg.methods.densesiam import Siamese, objective
 from densesiam_seg.methods.interface import Objective
 from densesiam_seg.network.encoder import Encoder
 from densesiam_seg.network.model import DenseSiam
+from densesiam_seg.presets import train_preset
 from densesiam_seg.training.loop import Training
 from densesiam_seg.training.train import RECIPE
 from densesiam_seg.views.pair import ViewPair

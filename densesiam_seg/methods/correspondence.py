@@ -22,6 +22,10 @@ from densesiam_seg.views.parameters import Window
 THINNEST = 1e-6  # an overlap thinner than this fraction of the image is rounding, not area
 
 
+DISTANCE_THRESHOLD = 0.7
+"""Of the links by pixel distance, in diagonals of a grid cell (PixPro, CVPR 2021)."""
+
+
 @dataclass(frozen=True)
 class Correspondence:
     """Places of view 1 (B, N, P, 2) and of view 2 (B, M, P, 2), and the weight >= 0 of each pair, (B, N, M)."""
@@ -195,7 +199,7 @@ def pixel_distance(
     """Cells whose centres lie close together in the image are linked (PixPro, CVPR 2021), with weight 1.
 
     Regular grids over the whole of each view. The distance is divided by the diagonal of a grid cell, of the view whose
-    cells are larger, and compared with `grid.distance_threshold`. Lengths are fractions of the image's height and
+    cells are larger, and compared with `DISTANCE_THRESHOLD`. Lengths are fractions of the image's height and
     width, where PixPro measures in pixels: in an image that is not square the two units differ along one axis.
     """
     cells = _whole_view(grid, draws)
@@ -204,7 +208,7 @@ def pixel_distance(
     diagonal = torch.maximum(
         torch.hypot(window_1.height, window_1.width), torch.hypot(window_2.height, window_2.width)
     )
-    close = distance * grid.size / diagonal.view(-1, 1, 1) < grid.distance_threshold
+    close = distance * grid.size / diagonal.view(-1, 1, 1) < DISTANCE_THRESHOLD
     places = cells.unsqueeze(2)
     return Correspondence(places, places, close * _overlapping(window_1, window_2))
 

@@ -102,7 +102,7 @@ def objective_of(
         if prior is not None:
             network.count(z)
             loss = prior_loss(SHARPNESS * z, torch.cat((prior, prior)))
-            terms.append(("prior", config.prior_weight, loss))
+            terms.append(("prior", 1.0, loss))
         terms += _pixel_terms(network, features, z, winners, config, regions=regions)
 
     total = sum((weight * loss for _, weight, loss in terms), features.new_zeros(()).float())

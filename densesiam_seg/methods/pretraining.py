@@ -33,7 +33,6 @@ class Pretext(Stateless):
             config.grid,
             config.oversample,
             config.importance,
-            config.distance_threshold,
         )
 
     def objective(self, images: Tensor, indices: Sequence[int], epoch: int) -> Objective:
@@ -45,7 +44,6 @@ class Pretext(Stateless):
             self.aspects[list(indices)],
             seed=config.seed,
             round_=epoch,
-            scales=(config.min_scale, config.max_scale),
             exact=config.exact(),
         )
         draws = grid_draws(self.grid, config.seed, epoch, indices, images.device)

@@ -27,22 +27,17 @@ Sampler = Callable[["Grid", Tensor, Similarity], Tensor]
 
 @dataclass(frozen=True)
 class Grid:
-    """How positions are chosen: `size`² of them; `oversample` and `importance` are k and β of the biased sampler.
-
-    `distance_threshold` is in diagonals of a grid bin and belongs to the links by pixel distance.
-    """
+    """How positions are chosen: `size`² of them; `oversample` and `importance` are k and β of the biased sampler."""
 
     sampling: Sampling = "regular"
     size: int = 7
     oversample: int = 3
     importance: float = 0.75
-    distance_threshold: float = 0.7
 
     def __post_init__(self) -> None:
         assert self.size >= 1
         assert self.oversample >= 1
         assert 0 <= self.importance <= 1
-        assert self.distance_threshold > 0
 
     @property
     def positions(self) -> int:

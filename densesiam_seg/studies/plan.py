@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import densesiam_seg
-from densesiam_seg.config import Preset, PretrainConfig, with_settings
+from densesiam_seg.config import PretrainConfig, with_settings
 from densesiam_seg.datasets import (
     IGNORE,
     Dataset,
@@ -29,6 +29,7 @@ from densesiam_seg.io.devices import available_cores, pick_device
 from densesiam_seg.io.environment import environment
 from densesiam_seg.io.files import JSON, open_regular, replace_json, to_json
 from densesiam_seg.io.parallel import ahead
+from densesiam_seg.presets import Preset
 from densesiam_seg.studies.ablations import Row, require_free, rows_of
 from densesiam_seg.training.weights import require_source
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from densesiam_seg.config import Preset
 from densesiam_seg.errors import DenseSiamError, OutputError, PartialError, StoppedError
 from densesiam_seg.events import Notice, Progress
 from densesiam_seg.io.files import remove_leftovers, replace_file, replace_json, replace_text
@@ -20,6 +19,7 @@ from densesiam_seg.io.records import Records
 from densesiam_seg.io.run_directory import Status, new_run_folder, write_status
 from densesiam_seg.io.signals import stop_requests
 from densesiam_seg.pictures.masks import encode_png
+from densesiam_seg.presets import Preset
 from densesiam_seg.studies.plan import STUDY, checked_labels, plan_study, require_same, write_plan
 from densesiam_seg.studies.row import COSTS, ROWS, RowRun, Study, finish, tidy
 from densesiam_seg.studies.scoreboard import RunResult, score_chart, score_table, standing_notes

@@ -28,6 +28,8 @@ from densesiam_seg.network.model import DenseSiam
 
 IN_USE = 0.001
 """A cluster counts as in use from this share of an epoch's pixels on."""
+MOMENTUM = 0.9
+"""Of SGD, the paper's."""
 READ_SECONDS = 0.25
 """On a GPU results are read this often, since reading waits for all that the GPU was asked for."""
 
@@ -244,9 +246,6 @@ class Training:
         )
         parameters = dict(self.network.named_parameters())
         for name, value in tensors.items():
-            if name.startswith("momentum."):
-                # A run that began when there was SGD alone.
-                name = f"optimizer.momentum_buffer.{name.removeprefix('momentum.')}"
             if name.startswith("optimizer."):
                 _, moment, name = name.split(".", 2)
                 parameter = parameters[name]
@@ -286,5 +285,5 @@ def _optimizer(network: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
     if config.optimizer == "adam":
         return torch.optim.Adam(groups, config.rate(), weight_decay=config.weight_decay)
     return torch.optim.SGD(
-        groups, config.rate(), momentum=config.momentum, weight_decay=config.weight_decay
+        groups, config.rate(), momentum=MOMENTUM, weight_decay=config.weight_decay
     )

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-from densesiam_seg.config import Preset, PretrainConfig, RunConfig, pretrain_preset
+from densesiam_seg.config import PretrainConfig, RunConfig
 from densesiam_seg.events import Event, Trained
 from densesiam_seg.images.store import ImageStore
 from densesiam_seg.methods.interface import Method
 from densesiam_seg.methods.pretraining import Pretext
 from densesiam_seg.network.model import Architecture, build_network
+from densesiam_seg.presets import Preset, pretrain_preset
 from densesiam_seg.training.run import run_events
 from densesiam_seg.training.setup import Recipe
 

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 import densesiam_seg
-from densesiam_seg.config import Preset, with_settings
+from densesiam_seg.config import with_settings
 from densesiam_seg.errors import (
     DenseSiamError,
     InputError,
@@ -37,6 +37,7 @@ from densesiam_seg.io.run_directory import Status, new_run_folder, read_status, 
 from densesiam_seg.io.signals import stop_requests
 from densesiam_seg.network.encoder import require_backbone
 from densesiam_seg.pictures.masks import encode_png
+from densesiam_seg.presets import Preset
 from densesiam_seg.training.checkpoint import (
     clean,
     save_checkpoint,

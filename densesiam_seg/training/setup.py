@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 import densesiam_seg
-from densesiam_seg.config import Preset, RunConfig, TrainConfig, with_settings
+from densesiam_seg.config import RunConfig, TrainConfig, with_settings
 from densesiam_seg.errors import (
     DenseSiamError,
     InputError,
@@ -35,6 +35,7 @@ from densesiam_seg.methods.densesiam import Siamese
 from densesiam_seg.methods.feature_cache import StageCache
 from densesiam_seg.methods.interface import Method
 from densesiam_seg.network.model import DenseSiam
+from densesiam_seg.presets import Preset
 from densesiam_seg.training.checkpoint import discard_checkpoint, load_checkpoint, space_needed
 from densesiam_seg.training.loop import Training
 from densesiam_seg.training.weights import SCRATCH, load_encoder

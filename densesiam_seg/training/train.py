@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
-from densesiam_seg.config import Preset, RunConfig, TrainConfig, train_preset
+from densesiam_seg.config import RunConfig, TrainConfig
 from densesiam_seg.events import Event, Trained
 from densesiam_seg.images.store import ImageStore
 from densesiam_seg.methods.densesiam import Siamese
 from densesiam_seg.methods.interface import Method
 from densesiam_seg.methods.picie import PiCIE
 from densesiam_seg.network.model import Architecture, build_network
+from densesiam_seg.presets import Preset, train_preset
 from densesiam_seg.training.run import run_events
 from densesiam_seg.training.setup import Recipe
 

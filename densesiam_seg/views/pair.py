@@ -101,7 +101,6 @@ def independent_views(
     *,
     seed: int,
     round_: int,
-    scales: tuple[float, float] = (0.2, 1.0),
     exact: bool = True,
 ) -> WindowPair:
     """Both pre-training views of a batch, crop, flip and colours drawn per view.
@@ -111,7 +110,7 @@ def independent_views(
     """
     found = []
     for view in (1, 2):
-        window = sample_windows(seed, round_, indices, view, aspects, scales)
+        window = sample_windows(seed, round_, indices, view, aspects)
         photometry = sample_pretraining_photometry(seed, round_, indices, view)
         found.append((_window_view(images, photometry, window, exact), window.to(images.device)))
     (image_1, window_1), (image_2, window_2) = found

@@ -29,6 +29,8 @@ BLUR_PROBABILITY = 0.5
 BLUR_SIGMA = (0.1, 2.0)
 
 PRETRAINING_JITTER = 0.4
+SCALES = (0.2, 1.0)
+"""Least and largest share of an image's area in a view of pre-training."""
 ASPECTS = (3 / 4, 4 / 3)
 """Width over height of a pre-training crop, in the image's own pixels."""
 ATTEMPTS = 10
@@ -124,9 +126,8 @@ def sample_windows(
     images: Sequence[int],
     view: int,
     aspects: Tensor,
-    scales: tuple[float, float] = (0.2, 1.0),
 ) -> Window:
-    """RandomResizedCrop and flip of each image for view 1 or 2, with a share of its area from `scales`.
+    """RandomResizedCrop and flip of each image for view 1 or 2, with a share of its area from `SCALES`.
 
     `aspects` (B,) are the images' own widths over heights. Where none of ten draws fits, the largest centred crop of
     an allowed aspect is taken.
@@ -134,7 +135,7 @@ def sample_windows(
     table = np.empty((len(images), 5), np.float32)
     for row, (image, aspect) in enumerate(zip(images, aspects.tolist(), strict=True)):
         draw = generator(seed, Stream.VIEWS, round_, image, 2 + view)
-        shares = draw.uniform(*scales, ATTEMPTS)
+        shares = draw.uniform(*SCALES, ATTEMPTS)
         ratios = np.exp(draw.uniform(math.log(ASPECTS[0]), math.log(ASPECTS[1]), ATTEMPTS)) / aspect
         heights, widths = np.sqrt(shares / ratios), np.sqrt(shares * ratios)
         fitting = np.flatnonzero((heights <= 1) & (widths <= 1))

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from densesiam_seg.config import TrainConfig, train_preset
+from densesiam_seg.config import TrainConfig
 from densesiam_seg.datasets.scenes import scene
+from densesiam_seg.presets import train_preset
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "accuracy"
 MODULES = ("child", "grid", "jobs", "making", "report", "rows", "tasks")

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from densesiam_seg.cli import pretrain, train
 from densesiam_seg.cli.options import PresetName, number_or_auto, seconds
-from densesiam_seg.config import Preset, PretrainConfig, RunConfig, TrainConfig
+from densesiam_seg.config import PretrainConfig, RunConfig, TrainConfig
 from densesiam_seg.errors import UsageError
+from densesiam_seg.presets import Preset
 
 
 class TestNumberOrAuto:

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densesiam_seg.config import METHODS, TrainConfig, with_settings
+from densesiam_seg.config import TrainConfig, with_settings
 from densesiam_seg.errors import UsageError
 from densesiam_seg.images.scan import scan
 from densesiam_seg.images.store import ImageStore
 from densesiam_seg.methods.densesiam import Siamese, objective
 from densesiam_seg.network.model import Architecture, DenseSiam, build_network
+from densesiam_seg.presets import METHODS
 from densesiam_seg.views.pair import ViewPair
 from densesiam_seg.views.pair import view_pair as drawn_views
 from densesiam_seg.views.parameters import Geometry

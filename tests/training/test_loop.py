@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from densesiam_seg.config import METHODS, RunConfig, TrainConfig, with_settings
+from densesiam_seg.config import RunConfig, TrainConfig, with_settings
 from densesiam_seg.errors import InputError, NumericError
 from densesiam_seg.events import EpochRecord, Progress, StepRecord
 from densesiam_seg.images import store as batches
@@ -26,6 +26,7 @@ from densesiam_seg.images.store import ImageStore, epoch_batches
 from densesiam_seg.methods.densesiam import objective
 from densesiam_seg.methods.interface import Method, Objective, Stateless
 from densesiam_seg.network.model import DenseSiam
+from densesiam_seg.presets import METHODS
 from densesiam_seg.training.loop import EpochSums, Training
 from densesiam_seg.training.pretrain import RECIPE as PRETRAINING
 from densesiam_seg.training.setup import Recipe

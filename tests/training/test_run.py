@@ -32,7 +32,7 @@ from PIL import Image
 from torch import Tensor
 
 from densesiam_seg.clustering.mixture import RESTARTS
-from densesiam_seg.config import FROM_SCRATCH, TrainConfig
+from densesiam_seg.config import TrainConfig
 from densesiam_seg.errors import (
     BusyError,
     DenseSiamError,
@@ -53,6 +53,7 @@ from densesiam_seg.io.run_directory import RUN_NAMES, read_status
 from densesiam_seg.methods.densesiam import objective_of
 from densesiam_seg.methods.interface import Objective
 from densesiam_seg.network.model import DenseSiam
+from densesiam_seg.presets import FROM_SCRATCH
 from densesiam_seg.training import loop
 from densesiam_seg.training import run as running
 from densesiam_seg.training import setup as preparation

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from densesiam_seg.config import METHODS, TrainConfig
+from densesiam_seg.config import TrainConfig
 from densesiam_seg.errors import InputError, StoppedError, UsageError
 from densesiam_seg.events import Event, StepRecord, Trained
 from densesiam_seg.images.decode import load_square
@@ -21,6 +21,7 @@ from densesiam_seg.inference.centroids import fit_readout
 from densesiam_seg.inference.segmenter import ModelCard, Segmenter
 from densesiam_seg.methods import feature_cache as stagecache
 from densesiam_seg.network.model import Architecture, DenseSiam, build_network
+from densesiam_seg.presets import METHODS
 from densesiam_seg.training.train import train, training_events
 
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX signals")

@@ -1,0 +1,98 @@
+"""Presets: which settings fit how many images, on which machine, with which method."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from densesiam_seg.config import PretrainConfig, TrainConfig
+
+Preset = Literal["fast", "balanced", "paper"]
+PAPER_IMAGES = 10_000
+"""From this many images on, with a GPU, the preset is `paper` unless the user names one."""
+
+_PICIE: Mapping[str, Any] = {
+    "optimizer": "adam",
+    "learning_rate": 1e-4,
+    "rate_scaling": "none",
+    "weight_decay": 0.0,
+    "balance": "none",
+    "prior": "none",
+}
+METHODS: Mapping[str, Mapping[str, Any]] = {
+    "densesiam": {},
+    "pixsim": {"region_weight": 0.0, "prior": "none"},
+    "simsiam": {
+        "image_weight": 1.0,
+        "pixel_weight": 0.0,
+        "over_cluster_weight": 0.0,
+        "segmentation_weight": 0.0,
+        "region_weight": 0.0,
+        "prior": "none",
+    },
+    "picie": _PICIE,
+    "mdc": _PICIE,
+}
+"""What each `method` changes in a preset: losses switched off, or PiCIE's own optimiser (METHOD, section 3)."""
+
+
+STEPS: Mapping[str, int] = {"fast": 160, "balanced": 500}
+PRIOR_STEPS: Mapping[str, int] = {"fast": 60, "balanced": 100}
+"""Learning clusters that are there from the start takes fewer steps than finding them."""
+FROM_SCRATCH: Mapping[str, Any] = {
+    "prior": "mixture",
+    "pixel_weight": 0.0,
+    "over_cluster_weight": 0.0,
+    "segmentation_weight": 0.0,
+    "region_weight": 0.0,
+}
+"""What the small presets change in the plain method: clusters that are there from the start need none of its losses to
+be found, and gain nothing by them (docs/recipe.md has the measurements)."""
+
+
+def train_preset(
+    name: Preset | None,
+    images: int,
+    *,
+    gpu: bool,
+    method: str = "densesiam",
+    prior: bool = True,
+) -> tuple[Preset, TrainConfig]:
+    """The named preset for this many images; without a name `paper` for large sets on a GPU, else `balanced`.
+
+    `fast` and `balanced` fit small sets and processors: smaller images, batches of 16, a learning rate that is not
+    scaled down by the batch (docs/method.md has the measurement) and as many epochs as make a fixed number of steps.
+    They start from a mixture unless `prior` is false. `method` has its own settings on top of it.
+    """
+    name = name or ("paper" if gpu and images >= PAPER_IMAGES else "balanced")
+    own = METHODS.get(method, {})
+    if name == "paper":
+        return name, TrainConfig(**own)
+    prior = prior and own.get("prior") != "none"
+    small = _small(name, images, gpu=gpu, steps=(PRIOR_STEPS if prior else STEPS)[name])
+    return name, TrainConfig(**{**small, **(FROM_SCRATCH if prior else {}), **own})
+
+
+def pretrain_preset(
+    name: Preset | None, images: int, *, gpu: bool
+) -> tuple[Preset, PretrainConfig]:
+    """The same for pre-training; the small presets take the decoder's features, which have stride 4 instead of 32."""
+    name = name or ("paper" if gpu and images >= PAPER_IMAGES else "balanced")
+    if name == "paper":
+        return name, PretrainConfig(backbone="resnet50")
+    small = _small(name, images, gpu=gpu, steps=STEPS[name])
+    return name, PretrainConfig(**small, features="fpn")
+
+
+def _small(name: Preset, images: int, *, gpu: bool, steps: int) -> dict[str, Any]:
+    """What `fast` and `balanced` change in the paper's recipe, for about so many steps."""
+    batch_size = min(16, max(images, 1))
+    longest, size = (40, 128) if name == "fast" else (60, 320 if gpu else 160)
+    epochs = min(max(math.ceil(steps / max(images // batch_size, 1)), 2), longest)
+    return {
+        "image_size": size,
+        "batch_size": batch_size,
+        "epochs": epochs,
+        "rate_scaling": "none",
+    }
