@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SOURCES := densesiam_seg cli datasets tests benchmarks
 
-.PHONY: demo test format camvid accuracy bench clean
+.PHONY: demo test format docs camvid accuracy bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/densesiam-seg demo --out demo --overwrite
@@ -23,6 +23,10 @@ test: $(VENV)/.installed-test
 format: $(VENV)/.installed-test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# What is made from the code: the table of settings.
+docs: $(VENV)/.installed
+	$(BIN)/python -P -c 'from densesiam_seg.config import settings_table; print(settings_table(), end="")' > docs/settings.md
 
 # The first figure of the README; CAMVID names the folder that holds images/ and labels/.
 CAMVID ?= ../shared/data/camvid

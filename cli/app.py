@@ -17,8 +17,6 @@ from densesiam_seg.cli import (
     evaluate,
     export,
     predict,
-    pretrain,
-    probe,
     study,
     train,
     visualize,
@@ -37,11 +35,11 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("train")(train.command)
+app.command("train")(train.train)
 app.command("predict")(predict.command)
-app.command("evaluate")(evaluate.command)
-app.command("pretrain")(pretrain.command)
-app.command("probe")(probe.command)
+app.command("evaluate")(evaluate.evaluate)
+app.command("pretrain")(train.pretrain)
+app.command("probe")(evaluate.probe)
 app.command("visualize")(visualize.command)
 app.command("export")(export.command)
 app.command("study")(study.command)

@@ -1,13 +1,11 @@
 """Events → terminal. Everything for people goes to stderr; stdout carries only data.
 
-The one module that knows Rich. It draws the events of every command, but imports none of the modules they come from
-before a command has: else each command would load all of them.
+The one module that knows Rich. It draws what all commands have in common; what only one of them shows is in its file.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,16 +29,12 @@ from densesiam_seg.events import (
     Progress,
     Started,
     StepRecord,
-    Trained,
 )
 from densesiam_seg.io.files import replace_text, to_json
 
 if TYPE_CHECKING:
-    from densesiam_seg.demo import Demonstrated
     from densesiam_seg.evaluation.evaluate import Evaluation
-    from densesiam_seg.events import Event
     from densesiam_seg.images.manifest import Skipped
-    from densesiam_seg.inference.predict import Plan
     from densesiam_seg.inference.selection import Choice
 
 
@@ -113,112 +107,48 @@ class Console:
         for line in choice.lines:
             self.say(line)
 
-    def training(
-        self, events: Iterable[Event], *, command: str = "train", json: bool = False
-    ) -> None:
-        """Draw a run of `train` or `pretrain`."""
-        done = self.follow(events)[-1]
-        assert isinstance(done, Trained)
-        if json:
-            last = asdict(done.last) if done.last else None
-            self.data(
-                {
-                    "run": str(done.run),
-                    "model": str(done.model),
-                    "complete": done.complete,
-                    "last_epoch": last,
-                }
-            )
-        if not done.complete:
-            self.say(
-                f"stopped by the time limit; go on with densesiam-seg {command} --resume --out {done.run}"
-            )
-        self.say(f"model: {done.model}")
-        if command == "pretrain":
-            self.say(f"next:  densesiam-seg train IMAGES --weights {done.run}")
-        else:
-            self.say(f"next:  densesiam-seg predict IMAGE --model {done.run} --out mask.png")
-
-    def predicting(
-        self,
-        work: Plan,
-        skipped: Sequence[Skipped],
-        events: Iterable[Predicted],
-        *,
-        json: bool = False,
-    ) -> None:
-        """Draw a prediction; raises the error that the command ends with."""
-        from densesiam_seg.inference.predict import overall_error
-
-        for item in skipped:
+    def skipped(self, items: Sequence[Skipped]) -> None:
+        """Warn of files that were passed over."""
+        for item in items:
             self.say(f"skipped ({item.reason}): {item.message}", warning=True)
-        results: list[Predicted] = self.follow(events)
-        failed = [result for result in results if result.error is not None]
-        done = [result for result in results if result.mask is not None]
-        if len(work.sources) > 1:
-            for result in failed:
-                self.say(f"failed: {result.error}", warning=True)
-        if json:
-            self.data(
-                {
-                    "masks": [{"image": r.image, "mask": str(r.mask)} for r in done],
-                    "failed": [{"image": r.image, "message": str(r.error)} for r in failed],
-                    "skipped": [asdict(item) for item in skipped],
-                    "kept": work.done,
-                }
-            )
-        kept = f", {work.done} kept" if work.done else ""
-        if done or work.done:
-            where = work.targets[0] if len(work.targets) == 1 else work.folder
-            self.say(f"{len(done)} {'mask' if len(done) == 1 else 'masks'} written{kept}: {where}")
-        error = overall_error(results, skipped, work.done)
-        if error is not None:
-            raise error
 
-    def evaluating(
-        self,
-        events: Iterable[Progress | Evaluation],
-        *,
-        json: bool = False,
-        out: Path | None = None,
-    ) -> None:
-        """Draw an evaluation; its table goes to stdout, being the command's data."""
-        from densesiam_seg.evaluation.evaluate import Evaluation
+    def failed(self, results: Sequence[Predicted]) -> None:
+        """Warn of images that could not be read."""
+        for result in results:
+            self.say(f"failed: {result.error}", warning=True)
 
-        result = self.follow(events)[-1]
-        assert isinstance(result, Evaluation)
-        if json:
-            self.data(result.to_dict())
-        else:
-            print_evaluation(result)
-        if result.missing:
-            self.say(
-                f"{len(result.missing)} images were missing, first {result.missing[0]}",
-                warning=True,
-            )
-        # Last, so that the result has been shown where the file cannot be written.
+    def keep(self, result: dict[str, Any], out: Path | None) -> None:
+        """Write a result to a file where one was asked for; last, so that it has been shown where that fails."""
         if out is not None:
-            replace_text(out, to_json(result.to_dict(), indent=2) + "\n")
+            replace_text(out, to_json(result, indent=2) + "\n")
 
-    def demonstrating(self, events: Iterable[Event | Demonstrated], *, json: bool = False) -> None:
-        """Draw the demonstration, and what to look at."""
-        from densesiam_seg.demo import Demonstrated
-
-        done = self.follow(events)[-1]
-        assert isinstance(done, Demonstrated)
-        if json:
-            evaluations = {"learned": done.learned.to_dict(), "baseline": done.baseline.to_dict()}
-            self.data({"folder": str(done.folder), "picture": str(done.picture), **evaluations})
-        else:
-            print_evaluation(done.learned)
-            learned, baseline = done.learned.scores, done.baseline.scores
-            print(
-                f"held-out scenes: densesiam-seg {learned.mean_iou:.1f} mean IoU, {learned.pixel_accuracy:.1f} pixel "
-                f"accuracy; k-means on colour + position {baseline.mean_iou:.1f} and {baseline.pixel_accuracy:.1f}"
-            )
-        self.say(f"picture: {done.picture}")
-        self.say(f"masks:   {done.folder / 'masks'}")
-        self.say("next:    densesiam-seg train YOUR_IMAGES/")
+    def scores(self, result: Evaluation) -> None:
+        """The table of an evaluation on stdout, then what fixes its numbers, the means last."""
+        terminal = Terminal(highlight=False)
+        scores = result.scores
+        table = Table(title=Text(f"{result.dataset}, {result.split}"), title_justify="left")
+        table.add_column("class", overflow="fold")
+        for title in ("IoU", "accuracy", "share of pixels", "clusters"):
+            table.add_column(title, justify="right")
+        for index, name in enumerate(scores.names):
+            members = [str(k) for k, c in enumerate(result.matching.cluster_to_class) if c == index]
+            values = (scores.iou[index], scores.accuracy[index], scores.share[index])
+            table.add_row(Text(name), *map(_percent, values), " ".join(members) or "–")
+        terminal.print(table)
+        of = f" of {result.expected}" if result.expected not in (None, result.images) else ""
+        print(
+            f"images {result.images}{of}; clusters {result.clusters} ({result.readout}), "
+            f"in use {scores.clusters_in_use}"
+        )
+        print(f"protocol {result.protocol}; matching {result.matching.kind}, one for the whole set")
+        if scores.absent:
+            print(f"absent classes, left out of the means: {', '.join(scores.absent)}")
+        kinds = [("things", scores.things_iou), ("stuff", scores.stuff_iou)]
+        parts = "".join(f", {name} {value:.2f}" for name, value in kinds if value is not None)
+        print(
+            f"mean IoU {scores.mean_iou:.2f}{parts}; mean accuracy {scores.mean_accuracy:.2f}; "
+            f"pixel accuracy {scores.pixel_accuracy:.2f}"
+        )
 
 
 class _Bar:
@@ -237,34 +167,6 @@ class _Bar:
             self.task = self.progress.add_task(what, total=total, note=note)
             self.part = part
         self.progress.update(self.task, completed=done, description=what, note=note)
-
-
-def print_evaluation(result: Evaluation) -> None:
-    """The table of an evaluation on stdout, then what fixes its numbers, the means last."""
-    terminal = Terminal(highlight=False)
-    scores = result.scores
-    table = Table(title=Text(f"{result.dataset}, {result.split}"), title_justify="left")
-    table.add_column("class", overflow="fold")
-    for title in ("IoU", "accuracy", "share of pixels", "clusters"):
-        table.add_column(title, justify="right")
-    for index, name in enumerate(scores.names):
-        members = [str(k) for k, c in enumerate(result.matching.cluster_to_class) if c == index]
-        values = (scores.iou[index], scores.accuracy[index], scores.share[index])
-        table.add_row(Text(name), *map(_percent, values), " ".join(members) or "–")
-    terminal.print(table)
-    of = f" of {result.expected}" if result.expected not in (None, result.images) else ""
-    print(
-        f"images {result.images}{of}; clusters {result.clusters} ({result.readout}), in use {scores.clusters_in_use}"
-    )
-    print(f"protocol {result.protocol}; matching {result.matching.kind}, one for the whole set")
-    if scores.absent:
-        print(f"absent classes, left out of the means: {', '.join(scores.absent)}")
-    kinds = [("things", scores.things_iou), ("stuff", scores.stuff_iou)]
-    parts = "".join(f", {name} {value:.2f}" for name, value in kinds if value is not None)
-    print(
-        f"mean IoU {scores.mean_iou:.2f}{parts}; mean accuracy {scores.mean_accuracy:.2f}; "
-        f"pixel accuracy {scores.pixel_accuracy:.2f}"
-    )
 
 
 def _percent(value: float | None) -> str:

@@ -6,24 +6,41 @@ from typing import Annotated
 
 import typer
 
-from densesiam_seg.cli.options import RECIPE, Json, Out, Overwrite, Quiet, Seed
+from densesiam_seg.cli.options import Json, Out, Overwrite, Quiet
+from densesiam_seg.cli.settings import Settings, takes
+from densesiam_seg.config import RECIPE, RunConfig
 
 
+@takes(settings=Settings(RunConfig, ("seed",)))
 def command(
+    *,
     out: Out = None,
     overwrite: Overwrite = False,
     json: Json = False,
     quiet: Quiet = False,
-    seed: Seed = None,
     epochs: Annotated[
         int | None,
         typer.Option("--epochs", min=1, help="Passes over the scenes.", rich_help_panel=RECIPE),
     ] = None,
+    settings: dict[str, int],
 ) -> None:
     """See the whole job in three minutes on procedural scenes: train, score, masks and a picture. Needs no data."""
     from densesiam_seg.cli.console import Console
-    from densesiam_seg.demo import demo_events
+    from densesiam_seg.demo import Demonstrated, demo_events
 
-    Console(quiet=quiet).demonstrating(
-        demo_events(out, overwrite=overwrite, seed=seed or 0, epochs=epochs), json=json
-    )
+    console = Console(quiet=quiet)
+    done = console.follow(demo_events(out, overwrite=overwrite, epochs=epochs, **settings))[-1]
+    assert isinstance(done, Demonstrated)
+    if json:
+        evaluations = {"learned": done.learned.to_dict(), "baseline": done.baseline.to_dict()}
+        console.data({"folder": str(done.folder), "picture": str(done.picture), **evaluations})
+    else:
+        console.scores(done.learned)
+        learned, baseline = done.learned.scores, done.baseline.scores
+        print(
+            f"held-out scenes: densesiam-seg {learned.mean_iou:.1f} mean IoU, {learned.pixel_accuracy:.1f} pixel "
+            f"accuracy; k-means on colour + position {baseline.mean_iou:.1f} and {baseline.pixel_accuracy:.1f}"
+        )
+    console.say(f"picture: {done.picture}")
+    console.say(f"masks:   {done.folder / 'masks'}")
+    console.say("next:    densesiam-seg train YOUR_IMAGES/")

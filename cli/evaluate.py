@@ -1,51 +1,47 @@
-"""`densesiam-seg evaluate`."""
+"""`densesiam-seg evaluate` and `densesiam-seg probe`."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from densesiam_seg.cli.options import (
-    RECIPE,
     WORK,
-    Device,
-    FitImages,
-    Flip,
+    DatasetArgument,
     Json,
+    JsonFile,
     Model,
-    OverClusters,
     Overwrite,
-    Precision,
     Quiet,
-    Readout,
-    ReadoutClusters,
-    Refine,
-    Scales,
+    ReadoutOptions,
+    RefineOptions,
+    Root,
+    RunArgument,
     ScoringProtocol,
-    Seed,
-    readout_clusters,
+    ScoringSize,
+    Split,
+    TrainSplit,
+    require_new,
 )
+from densesiam_seg.cli.settings import machine, takes
+from densesiam_seg.config import RECIPE, RunConfig
+
+if TYPE_CHECKING:
+    from densesiam_seg.cli.console import Console
+    from densesiam_seg.evaluation.probe import Probe
+    from densesiam_seg.events import Progress
 
 
-def command(
-    dataset: Annotated[
-        str,
-        typer.Argument(
-            help="coco-stuff, cityscapes, potsdam, camvid, or your own .toml.", show_default=False
-        ),
-    ],
-    root: Annotated[
-        Path, typer.Option("--root", help="Folder that holds the dataset.", rich_help_panel=WORK)
-    ],
+@takes(reading=ReadoutOptions, refining=RefineOptions, settings=machine("seed"))
+def evaluate(
+    dataset: DatasetArgument,
+    root: Root,
+    *,
     model: Model = None,
-    split: Annotated[
-        str | None,
-        typer.Option(
-            "--split", help="Split to score; default val. Join with +.", rich_help_panel=WORK
-        ),
-    ] = None,
+    split: Split = None,
     list_file: Annotated[
         Path | None,
         typer.Option(
@@ -58,46 +54,24 @@ def command(
             "--allow-missing", help="Go on without images that are missing.", rich_help_panel=WORK
         ),
     ] = False,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", "-o", help="Also write the JSON object to this file.", rich_help_panel=WORK
-        ),
-    ] = None,
+    out: JsonFile = None,
     overwrite: Overwrite = False,
     json: Json = False,
     quiet: Quiet = False,
     protocol: ScoringProtocol = None,
-    image_size: Annotated[
-        int | None,
-        typer.Option(
-            "--image-size",
-            help="Shorter side in pixels; default the model's.",
-            rich_help_panel=RECIPE,
-        ),
-    ] = None,
-    readout: Readout = "head",
-    clusters: ReadoutClusters = None,
-    fit_images: FitImages = None,
-    over_clusters: OverClusters = None,
-    seed: Seed = None,
-    flip: Flip = False,
-    scales: Scales = None,
-    refine: Refine = "auto",
-    device: Device = None,
-    precision: Precision = None,
+    image_size: ScoringSize = None,
+    reading: ReadoutOptions,
+    refining: RefineOptions,
+    settings: RunConfig,
 ) -> None:
     """Score a model on a labelled dataset; labels are used for scoring only."""
-    from densesiam_seg.errors import UsageError
-    from densesiam_seg.inference.test_time import refinement
+    require_new(out, overwrite)
+    refinement = refining.refinement()
+    reading.count()
 
-    if out is not None and out.exists() and not overwrite:
-        raise UsageError(f"--out {out}: exists already; give --overwrite or another name")
-    how = refinement(flip, scales, refine)
-    count = readout_clusters(clusters)
+    # Only now, as torch comes with it, which mistakes need not wait for.
     from densesiam_seg.cli.console import Console
-    from densesiam_seg.evaluation.evaluate import benchmark, segmenter_events
-    from densesiam_seg.inference.readout import load_with_readout
+    from densesiam_seg.evaluation.evaluate import Evaluation, benchmark, segmenter_events
 
     task = benchmark(
         dataset,
@@ -109,16 +83,105 @@ def command(
         allow_missing=allow_missing,
     )
     console = Console(quiet=quiet)
-    segmenter = load_with_readout(
-        model,
-        readout,
-        count,
-        fit_images,
-        over_clusters=over_clusters,
-        seed=seed or 0,
-        device=device or "auto",
-        precision=precision or "auto",
-        tell=console.choosing,
+    segmenter = reading.load(model, settings, console.choosing)
+    result = console.follow(segmenter_events(segmenter, task, refinement))[-1]
+    assert isinstance(result, Evaluation)
+    if json:
+        console.data(result.to_dict())
+    else:
+        console.scores(result)
+    if result.missing:
+        console.say(
+            f"{len(result.missing)} images were missing, first {result.missing[0]}", warning=True
+        )
+    console.keep(result.to_dict(), out)
+
+
+@takes(settings=machine("seed"))
+def probe(
+    run: RunArgument,
+    dataset: Annotated[
+        str,
+        typer.Option(
+            "--dataset",
+            help="coco-stuff, cityscapes, potsdam, camvid, or your own .toml.",
+            rich_help_panel=WORK,
+        ),
+    ],
+    root: Root,
+    *,
+    split: Split = None,
+    train_split: TrainSplit = "train",
+    out: JsonFile = None,
+    overwrite: Overwrite = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--kind",
+            help="linear: learned from labels. kmeans: label-free. both: one after the other.",
+            rich_help_panel=RECIPE,
+        ),
+    ] = "both",
+    protocol: ScoringProtocol = None,
+    image_size: ScoringSize = None,
+    clusters: Annotated[
+        int | None,
+        typer.Option(
+            "--clusters",
+            "-k",
+            help="Clusters of the k-means probe; default the number of classes.",
+            rich_help_panel=RECIPE,
+        ),
+    ] = None,
+    settings: RunConfig,
+) -> None:
+    """Score a model's frozen features: by a linear probe, which uses labels, and by k-means, which does not."""
+    require_new(out, overwrite)
+
+    # Only now, as torch comes with it, which mistakes need not wait for.
+    from densesiam_seg.cli.console import Console
+    from densesiam_seg.evaluation.probe import ready_probe
+
+    events = ready_probe(
+        run,
+        dataset,
+        root,
+        train_split=train_split,
+        split=split,
+        protocol=protocol,
+        image_size=image_size,
+        kind=kind,
+        clusters=clusters,
+        seed=settings.seed,
+        device=settings.device,
+        precision=settings.precision,
     )
-    events = segmenter_events(segmenter, task, how)
-    console.evaluating(events, json=json, out=out)
+    _show_probe(Console(quiet=quiet), events, json=json, out=out)
+
+
+def _show_probe(
+    console: Console, events: Iterable[Progress | Probe], *, json: bool, out: Path | None
+) -> None:
+    """Draw a probe; its tables go to stdout, being the command's data, and then both numbers with what each used."""
+    from densesiam_seg.evaluation.probe import Probe
+
+    result = console.follow(events)[-1]
+    assert isinstance(result, Probe)
+    if json:
+        console.data(result.to_dict())
+    else:
+        found = [each for each in (result.linear, result.kmeans) if each is not None]
+        for each in found:
+            console.scores(each)
+            print()
+        for each in found:
+            scores = each.scores
+            print(each.readout)
+            print(
+                f"    mean IoU {scores.mean_iou:.2f}; mean accuracy {scores.mean_accuracy:.2f}; "
+                f"pixel accuracy {scores.pixel_accuracy:.2f}"
+            )
+    console.say(f"processor time: {result.seconds:.0f} s")
+    console.keep(result.to_dict(), out)

@@ -7,14 +7,11 @@ from typing import Annotated
 
 import typer
 
-from densesiam_seg.cli.options import WORK, Json, Overwrite, Quiet
+from densesiam_seg.cli.options import WORK, Json, Overwrite, Quiet, RunArgument
 
 
 def command(
-    run: Annotated[
-        Path,
-        typer.Argument(help="Run or model directory of pretrain or train.", show_default=False),
-    ],
+    run: RunArgument,
     out: Annotated[
         Path,
         typer.Option(
@@ -35,7 +32,7 @@ def command(
 ) -> None:
     """Write a model's backbone as a plain state dict of torchvision or timm, for programs other than this one."""
     from densesiam_seg.errors import UsageError
-    from densesiam_seg.network.backbones import TIMM, is_timm
+    from densesiam_seg.network.backbones import TIMM
 
     if not backbone:
         raise UsageError("export: only the backbone can be exported so far; give --backbone")
@@ -55,7 +52,7 @@ def command(
     console.say(f"backbone ({name}): {out}")
     library = (
         f"timm.create_model('{name.removeprefix(TIMM)}')"
-        if is_timm(name)
+        if name.startswith(TIMM)
         else f"torchvision.models.{name}()"
     )
     console.say(f"next: {library}.load_state_dict(…, strict=False), or --weights {out}")

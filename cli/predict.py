@@ -2,43 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from densesiam_seg.cli.options import (
     WORK,
-    Device,
-    FitImages,
-    Flip,
-    ImagesTogether,
+    ImagesArgument,
     Json,
-    MaxPixels,
     Model,
     Out,
-    OverClusters,
     Overwrite,
-    Precision,
     Quiet,
-    Readout,
-    ReadoutClusters,
-    Refine,
-    Scales,
-    Seed,
-    number_or_auto,
-    readout_clusters,
+    ReadoutOptions,
+    RefineOptions,
 )
+from densesiam_seg.cli.settings import machine, number_or_auto, takes
+from densesiam_seg.config import MACHINE, RunConfig
+from densesiam_seg.events import Predicted
+
+if TYPE_CHECKING:
+    from densesiam_seg.cli.console import Console
+    from densesiam_seg.images.manifest import Skipped
+    from densesiam_seg.inference.predict import Plan
 
 
+@takes(reading=ReadoutOptions, refining=RefineOptions, settings=machine("seed", "max_pixels"))
 def command(
-    images: Annotated[
-        list[str],
-        typer.Argument(
-            help="Files, folders, globs, .txt lists of paths, or - for a list on stdin.",
-            show_default=False,
-        ),
-    ],
+    images: ImagesArgument,
+    *,
     model: Model = None,
     out: Out = None,
     overlay: Annotated[
@@ -58,25 +53,23 @@ def command(
     ] = False,
     json: Json = False,
     quiet: Quiet = False,
-    readout: Readout = "head",
-    clusters: ReadoutClusters = None,
-    fit_images: FitImages = None,
-    over_clusters: OverClusters = None,
-    seed: Seed = None,
-    flip: Flip = False,
-    scales: Scales = None,
-    refine: Refine = "auto",
-    device: Device = None,
-    precision: Precision = None,
-    batch_size: ImagesTogether = None,
-    max_pixels: MaxPixels = None,
+    batch_size: Annotated[
+        str | None,
+        typer.Option(
+            "--batch-size",
+            "-b",
+            help="Images of one size that pass the network together, or auto.",
+            rich_help_panel=MACHINE,
+        ),
+    ] = None,
+    reading: ReadoutOptions,
+    refining: RefineOptions,
+    settings: RunConfig,
 ) -> None:
     """Write a mask for each image: a palette PNG of its own size, under its own name."""
     together = number_or_auto("--batch-size", batch_size)
-    from densesiam_seg.inference.test_time import refinement
-
-    how = refinement(flip, scales, refine)
-    count = readout_clusters(clusters)
+    refinement = refining.refinement()
+    reading.count()
     from densesiam_seg.images.scan import scan
 
     # A wrong path need not wait for torch.
@@ -84,30 +77,52 @@ def command(
     from datetime import datetime
 
     from densesiam_seg.cli.console import Console
-    from densesiam_seg.images.decode import MAX_PIXELS
     from densesiam_seg.inference.predict import plan, predict_events
-    from densesiam_seg.inference.readout import load_with_readout
 
     folder = out or Path("runs") / "predict" / datetime.now().strftime("%Y%m%d-%H%M%S")
     work = plan(manifest, folder, overwrite=overwrite, resume=resume, overlays=overlay)
     console = Console(quiet=quiet)
-    segmenter = load_with_readout(
-        model,
-        readout,
-        count,
-        fit_images,
-        over_clusters=over_clusters,
-        seed=seed or 0,
-        device=device or "auto",
-        precision=precision or "auto",
-        tell=console.choosing,
-    )
     events = predict_events(
-        segmenter,
+        reading.load(model, settings, console.choosing),
         work,
         overlays=overlay,
-        max_pixels=max_pixels or MAX_PIXELS,
+        max_pixels=settings.max_pixels,
         batch_size=together,
-        refinement=how,
+        refinement=refinement,
     )
-    console.predicting(work, manifest.skipped, events, json=json)
+    _show(console, work, manifest.skipped, events, json=json)
+
+
+def _show(
+    console: Console,
+    work: Plan,
+    skipped: Sequence[Skipped],
+    events: Iterable[Predicted],
+    *,
+    json: bool,
+) -> None:
+    """Draw a prediction; raises the error that the command ends with."""
+    from densesiam_seg.inference.predict import overall_error
+
+    console.skipped(skipped)
+    results: list[Predicted] = console.follow(events)
+    failed = [result for result in results if result.error is not None]
+    done = [result for result in results if result.mask is not None]
+    if len(work.sources) > 1:
+        console.failed(failed)
+    if json:
+        console.data(
+            {
+                "masks": [{"image": r.image, "mask": str(r.mask)} for r in done],
+                "failed": [{"image": r.image, "message": str(r.error)} for r in failed],
+                "skipped": [asdict(item) for item in skipped],
+                "kept": work.done,
+            }
+        )
+    kept = f", {work.done} kept" if work.done else ""
+    if done or work.done:
+        where = work.targets[0] if len(work.targets) == 1 else work.folder
+        console.say(f"{len(done)} {'mask' if len(done) == 1 else 'masks'} written{kept}: {where}")
+    error = overall_error(results, skipped, work.done)
+    if error is not None:
+        raise error

@@ -2,43 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from densesiam_seg.cli.options import (
-    RECIPE,
     WORK,
-    Backbone,
-    BatchSize,
-    Channels,
     ConfigFile,
-    Device,
-    Epochs,
-    ImageSize,
+    DatasetArgument,
     Json,
-    LearningRate,
     Out,
     Overwrite,
-    Precision,
-    PresetName,
+    PresetChoice,
     Quiet,
     Resume,
+    Root,
     ScoringProtocol,
-    Seed,
-    Threads,
-    Weights,
-    Workers,
-    number_or_auto,
+    Split,
+    TrainSplit,
 )
+from densesiam_seg.cli.settings import Settings, takes
+from densesiam_seg.config import RECIPE, PretrainConfig, read_config
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from densesiam_seg.cli.console import Console
     from densesiam_seg.studies.study import StudyEvent
+
+SETTINGS = (
+    "epochs",
+    "batch_size",
+    "image_size",
+    "learning_rate",
+    "weights",
+    "backbone",
+    "seed",
+    "channels",
+    "device",
+    "precision",
+    "workers",
+    "threads",
+)
+"""Settings that no row of a study decides."""
 
 
 class StudyName(StrEnum):
@@ -50,21 +56,14 @@ class StudyName(StrEnum):
     losses = "losses"
 
 
+@takes(settings=Settings(PretrainConfig, SETTINGS))
 def command(
     study: Annotated[
-        StudyName,
-        typer.Argument(help="What the rows differ in.", show_default=False),
+        StudyName, typer.Argument(help="What the rows differ in.", show_default=False)
     ],
-    dataset: Annotated[
-        str,
-        typer.Argument(
-            help="The labelled set of the probes: coco-stuff, cityscapes, potsdam, camvid, or your own .toml.",
-            show_default=False,
-        ),
-    ],
-    root: Annotated[
-        Path, typer.Option("--root", help="Folder that holds the dataset.", rich_help_panel=WORK)
-    ],
+    dataset: DatasetArgument,
+    root: Root,
+    *,
     images: Annotated[
         list[str] | None,
         typer.Option(
@@ -78,20 +77,8 @@ def command(
     overwrite: Overwrite = False,
     resume: Resume = False,
     config: ConfigFile = None,
-    split: Annotated[
-        str | None,
-        typer.Option(
-            "--split", help="Split to score; default val. Join with +.", rich_help_panel=WORK
-        ),
-    ] = None,
-    train_split: Annotated[
-        str,
-        typer.Option(
-            "--train-split",
-            help="Split whose labels the linear probe is trained on.",
-            rich_help_panel=WORK,
-        ),
-    ] = "train",
+    split: Split = None,
+    train_split: TrainSplit = "train",
     json: Json = False,
     quiet: Quiet = False,
     seeds: Annotated[
@@ -102,51 +89,15 @@ def command(
             rich_help_panel=RECIPE,
         ),
     ] = 3,
-    seed: Seed = None,
-    preset: Annotated[
-        PresetName | None,
-        typer.Option(
-            "--preset",
-            help="The budget of each run, as in pretrain: fast, balanced or paper.",
-            rich_help_panel=RECIPE,
-        ),
-    ] = None,
-    epochs: Epochs = None,
-    batch_size: BatchSize = None,
-    image_size: ImageSize = None,
-    learning_rate: LearningRate = None,
-    weights: Weights = None,
-    backbone: Backbone = None,
-    channels: Channels = None,
+    preset: PresetChoice = None,
     protocol: ScoringProtocol = None,
-    device: Device = None,
-    precision: Precision = None,
-    workers: Workers = None,
-    threads: Threads = None,
+    settings: dict[str, Any],
 ) -> None:
     """Compare the rows of an ablation: pre-train each from the same seeds, and probe it on a labelled set.
 
     Saves one table beside the paper's own figures, a chart and the cost; stopped, it resumes at the missing rows.
     """
-    given: dict[str, Any] = {
-        "seed": seed,
-        "epochs": epochs,
-        "batch_size": number_or_auto("--batch-size", batch_size),
-        "image_size": image_size,
-        "learning_rate": learning_rate,
-        "weights": weights,
-        "backbone": backbone,
-        "channels": channels,
-        "device": device,
-        "precision": precision,
-        "workers": number_or_auto("--workers", workers),
-        "threads": threads,
-    }
-
-    from densesiam_seg.config import PretrainConfig, read_config
-
-    settings = read_config(config, PretrainConfig()) if config else {}
-    settings |= {name: value for name, value in given.items() if value is not None}
+    given = read_config(config, PretrainConfig()) if config else {}
 
     # Only now, as torch comes with it, which mistakes need not wait for.
     from densesiam_seg.cli.console import Console
@@ -165,7 +116,7 @@ def command(
         preset=preset.value if preset else None,
         resume=resume,
         overwrite=overwrite,
-        **settings,
+        **given | settings,
     )
     _show(Console(quiet=quiet), events, json=json)
 

@@ -36,9 +36,8 @@ class Setting:
     """A second option such as -k."""
     common: bool = False
     """Whether `--help` shows it; `--help-all` shows all."""
-    auto: Any = None
-    """What the word `auto` stands for on the command line; None: what the preset says."""
     takes_auto: bool = False
+    """Whether the option takes the word `auto`, which is the same as to leave it out."""
 
     def range(self) -> str:
         """Its bounds in words, empty where there are none."""
@@ -131,7 +130,6 @@ class RunConfig:
         most=1024,
         short="-j",
         takes_auto=True,
-        auto=-1,
     )
     threads: int = setting(
         0, "Processor threads of the network; 0: all cores.", MACHINE, least=0, most=1024

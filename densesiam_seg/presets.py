@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any, Literal
 
-from densesiam_seg.config import PretrainConfig, TrainConfig
+from densesiam_seg.config import PretrainConfig, RunConfig, TrainConfig
 
 Preset = Literal["fast", "balanced", "paper"]
 PAPER_IMAGES = 10_000
@@ -95,4 +96,19 @@ def _small(name: Preset, images: int, *, gpu: bool, steps: int) -> dict[str, Any
         "batch_size": batch_size,
         "epochs": epochs,
         "rate_scaling": "none",
+    }
+
+
+def changed_by_presets(config: type[RunConfig]) -> set[str]:
+    """Names of the settings whose value depends on the preset or the method."""
+    presets: tuple[Preset, ...] = ("fast", "balanced", "paper")
+    found: list[RunConfig]
+    if config is TrainConfig:
+        found = [train_preset(p, 100, gpu=False, method=m)[1] for p in presets for m in METHODS]
+    else:
+        found = [pretrain_preset(preset, 100, gpu=False)[1] for preset in presets]
+    return {
+        each.name
+        for each in fields(config)
+        if any(getattr(one, each.name) != each.default for one in found)
     }
