@@ -1,4 +1,4 @@
-"""Backbones by name: each model of torchvision that is known here as a value, and timm's by a prefix.
+"""Backbones by name: the known models of torchvision, and timm's by a prefix.
 
 Nothing heavy is imported: a mistyped name is refused before torch is loaded.
 """
@@ -19,7 +19,7 @@ _TIMM_NAME = re.compile(r"timm:[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?")
 
 
 @dataclass(frozen=True)
-class Declared:
+class Stages:
     """How a torchvision model yields its stages res2 … res5, at strides 4, 8, 16 and 32."""
 
     channels: tuple[int, int, int, int]
@@ -30,52 +30,32 @@ class Declared:
 
 
 _RESNET = (("conv1", "bn1", "relu", "maxpool", "layer1"), ("layer2",), ("layer3",), ("layer4",))
-# Each of ConvNeXt's and Swin's four stages follows a module that makes the map smaller.
+# Each of the four stages of ConvNeXt and Swin follows a module that makes the map smaller.
 _PAIRS = tuple((f"features.{i}", f"features.{i + 1}") for i in (0, 2, 4, 6))
 
 
-def _resnets(channels: tuple[int, int, int, int], *names: str) -> dict[str, Declared]:
-    return {name: Declared(channels, _RESNET) for name in names}
-
-
-def _convnexts(width: int, *names: str) -> dict[str, Declared]:
+def _family(
+    width: int, names: str, path: tuple[tuple[str, ...], ...] = _PAIRS, channels_last: bool = False
+) -> dict[str, Stages]:
+    """Models whose first stage has `width` channels and each further one twice as many."""
     channels = (width, 2 * width, 4 * width, 8 * width)
-    return {name: Declared(channels, _PAIRS) for name in names}
+    return {name: Stages(channels, path, channels_last) for name in names.split()}
 
 
-def _swins(width: int, *names: str) -> dict[str, Declared]:
-    channels = (width, 2 * width, 4 * width, 8 * width)
-    return {name: Declared(channels, _PAIRS, channels_last=True) for name in names}
-
-
-TORCHVISION: dict[str, Declared] = {
-    **_resnets((64, 128, 256, 512), "resnet18", "resnet34"),
-    **_resnets(
-        (256, 512, 1024, 2048),
-        "resnet50",
-        "resnet101",
-        "resnet152",
-        "resnext50_32x4d",
-        "resnext101_32x8d",
-        "resnext101_64x4d",
-        "wide_resnet50_2",
-        "wide_resnet101_2",
-    ),
-    **_convnexts(96, "convnext_tiny", "convnext_small"),
-    **_convnexts(128, "convnext_base"),
-    **_convnexts(192, "convnext_large"),
-    **_swins(96, "swin_t", "swin_s", "swin_v2_t", "swin_v2_s"),
-    **_swins(128, "swin_b", "swin_v2_b"),
+TORCHVISION: dict[str, Stages] = {
+    **_family(64, "resnet18 resnet34", _RESNET),
+    **_family(256, "resnet50 resnet101 resnet152 resnext50_32x4d resnext101_32x8d", _RESNET),
+    **_family(256, "resnext101_64x4d wide_resnet50_2 wide_resnet101_2", _RESNET),
+    **_family(96, "convnext_tiny convnext_small"),
+    **_family(128, "convnext_base"),
+    **_family(192, "convnext_large"),
+    **_family(96, "swin_t swin_s swin_v2_t swin_v2_s", channels_last=True),
+    **_family(128, "swin_b swin_v2_b", channels_last=True),
 }
 
 
-def is_timm(name: str) -> bool:
-    """Whether a name is of one of timm's models, known or not."""
-    return name.startswith(TIMM)
-
-
 def plausible(name: str) -> bool:
-    """Whether a backbone may have this name; only timm itself knows whether a name of its form is a model's."""
+    """Whether a backbone may have this name; only timm itself knows whether it has a model of that name."""
     return name in TORCHVISION or _TIMM_NAME.fullmatch(name) is not None
 
 

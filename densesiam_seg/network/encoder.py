@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densesiam_seg.network.backbones import TIMM, TORCHVISION, is_timm, require_plausible
-from densesiam_seg.network.timm_backbones import TimmBackbone, require_any_size
+from densesiam_seg.errors import UsageError
+from densesiam_seg.network.backbones import TIMM, TORCHVISION, require_plausible
+from densesiam_seg.network.timm_backbones import TimmBackbone
 
 Features = Literal["fpn", "res5"]
 
@@ -23,22 +24,21 @@ class Backbone(nn.Module):
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        # torchvision brings torch's compiler along, a second that only those wait for who build a network.
+        # Loading torchvision takes a second, as it brings torch's compiler along.
         import torchvision
 
-        declared = TORCHVISION[name]
+        stages = TORCHVISION[name]
         model = getattr(torchvision.models, name)(weights=None)
-        for part in dict.fromkeys(
-            part.partition(".")[0] for stage in declared.path for part in stage
-        ):
+        # `features` of ConvNeXt and Swin holds all stages.
+        for part in dict.fromkeys(part.partition(".")[0] for path in stages.path for part in path):
             setattr(self, part, getattr(model, part))
         for module in self.modules():
-            # Dropped layers are drawn by torch's own generator: no resumed run could draw the same again.
+            # torch's own generator draws which layers are dropped; a resumed run could not repeat that.
             if isinstance(module, torchvision.ops.StochasticDepth | nn.Dropout):
                 module.p = 0.0
-        self.path = declared.path
-        self.channels: tuple[int, ...] = declared.channels
-        self.channels_last = declared.channels_last
+        self.path = stages.path
+        self.channels: tuple[int, ...] = stages.channels
+        self.channels_last = stages.channels_last
 
     @property
     def plain(self) -> nn.Module:
@@ -56,18 +56,23 @@ class Backbone(nn.Module):
         return tuple(stages)
 
 
-def build_backbone(name: str) -> Backbone | TimmBackbone:
-    """The model that `backbones` knows under this name, with initial weights from torch's generator."""
-    return TimmBackbone(name.removeprefix(TIMM)) if is_timm(name) else Backbone(name)
-
-
 def require_backbone(name: str, side: int) -> None:
     """Refuse a backbone that is not there or does not take images of `side`. Raises UsageError."""
     require_plausible(name)
-    if is_timm(name):
-        with torch.device("meta"):
-            backbone = TimmBackbone(name.removeprefix(TIMM))
-            require_any_size(backbone, side)
+    if not name.startswith(TIMM):
+        return
+    with torch.device("meta"):
+        backbone = TimmBackbone(name.removeprefix(TIMM))
+    for height, width in ((side, side), (side, 2 * side)):
+        try:
+            with torch.no_grad():
+                backbone(torch.empty(1, 3, height, width, device="meta"))
+        except Exception as error:  # each model has its own way to refuse
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UsageError(
+                f"--backbone {name}: does not take images of {height}x{width} pixels ({reason}); "
+                "give another --image-size, or a model for any size"
+            ) from error
 
 
 class Decoder(nn.Module):
@@ -95,7 +100,11 @@ class Encoder(nn.Module):
 
     def __init__(self, backbone: str, channels: int, features: Features = "fpn") -> None:
         super().__init__()
-        self.backbone = build_backbone(backbone)
+        self.backbone = (
+            TimmBackbone(backbone.removeprefix(TIMM))
+            if backbone.startswith(TIMM)
+            else Backbone(backbone)
+        )
         stages = self.backbone.channels
         self.decoder = Decoder(stages, channels) if features == "fpn" else None
         self.width = channels if features == "fpn" else stages[-1]
@@ -103,7 +112,7 @@ class Encoder(nn.Module):
         self.frozen = False
 
     def freeze(self) -> None:
-        """From now on the backbone has no gradients and works as in inference: batch statistics and all stay."""
+        """From now on the backbone has no gradients and works as in inference: its batch statistics stay."""
         self.frozen = True
         self.backbone.requires_grad_(False)
         self.train(self.training)

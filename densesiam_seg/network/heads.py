@@ -1,6 +1,6 @@
 """Projectors and predictors of a Siamese network (DenseSiam, section 3; SimSiam's two-part head).
 
-Axes: B images, C features, K outputs (clusters or over-clusters), N rows.
+Axes: B images, C features, K outputs (clusters or over-clusters), N embeddings.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ def pixel_predictor(outputs: int, channels: int) -> nn.Sequential:
     return nn.Sequential(*_pixel_layer(outputs, channels), nn.Conv2d(channels, outputs, 1))
 
 
-def region_projector(channels: int) -> nn.Sequential:
-    """Region embeddings (N, C) → projections u (N, C)."""
+def vector_projector(channels: int) -> nn.Sequential:
+    """Embeddings (N, C) of regions or images → projections (N, C), normalised as above (SimSiam, section 3)."""
     return nn.Sequential(
-        *_row_layer(channels),
-        *_row_layer(channels),
+        *_vector_layer(channels),
+        *_vector_layer(channels),
         nn.Linear(channels, channels, bias=False),
         nn.BatchNorm1d(channels, affine=False),
     )
@@ -36,17 +36,7 @@ def region_projector(channels: int) -> nn.Sequential:
 
 def region_predictor(channels: int) -> nn.Sequential:
     """Projections u (N, C) → predictions q (N, C)."""
-    return nn.Sequential(*_row_layer(channels), nn.Linear(channels, channels))
-
-
-def image_projector(width: int) -> nn.Sequential:
-    """Pooled features (B, C) → projection (B, C) of zero mean and unit deviation (SimSiam, section 3)."""
-    return nn.Sequential(
-        *_row_layer(width),
-        *_row_layer(width),
-        nn.Linear(width, width, bias=False),
-        nn.BatchNorm1d(width, affine=False),
-    )
+    return nn.Sequential(*_vector_layer(channels), nn.Linear(channels, channels))
 
 
 def image_predictor(width: int) -> nn.Sequential:
@@ -64,7 +54,7 @@ def _pixel_layer(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
     return nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
 
 
-def _row_layer(channels: int) -> tuple[nn.Module, ...]:
+def _vector_layer(channels: int) -> tuple[nn.Module, ...]:
     return (
         nn.Linear(channels, channels, bias=False),
         nn.BatchNorm1d(channels),

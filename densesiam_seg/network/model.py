@@ -17,11 +17,10 @@ from densesiam_seg.io.randomness import Stream, torch_seed
 from densesiam_seg.network.encoder import Encoder, Features
 from densesiam_seg.network.heads import (
     image_predictor,
-    image_projector,
     pixel_predictor,
     pixel_projector,
     region_predictor,
-    region_projector,
+    vector_projector,
 )
 from densesiam_seg.views.pair import ViewPair, warp
 from densesiam_seg.views.parameters import Geometry
@@ -63,9 +62,9 @@ class DenseSiam(nn.Module):
         self.predictor = pixel_predictor(clusters, width)
         self.over_projector = pixel_projector(width, over_clusters) if over_clusters else None
         self.over_predictor = pixel_predictor(over_clusters, width) if over_clusters else None
-        self.region_projector = region_projector(width)
+        self.region_projector = vector_projector(width)
         self.region_predictor = region_predictor(width)
-        self.image_projector = image_projector(width) if architecture.image_head else None
+        self.image_projector = vector_projector(width) if architecture.image_head else None
         self.image_predictor = image_predictor(width) if architecture.image_head else None
         self.mixture = Mixture(clusters) if architecture.mixture else None
         if architecture.mixture:

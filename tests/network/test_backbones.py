@@ -9,64 +9,41 @@ import pytest
 import torchvision
 
 from densesiam_seg.errors import UsageError
-from densesiam_seg.network.backbones import TORCHVISION, is_timm, plausible, require_plausible
+from densesiam_seg.network.backbones import TORCHVISION, plausible, require_plausible
 
 
-@pytest.mark.parametrize("name", list(TORCHVISION))
-def test_torchvision_has_every_declared_model(name: str) -> None:
-    assert name in torchvision.models.list_models(torchvision.models)
-    assert plausible(name) and not is_timm(name)
-
-
-def test_the_families() -> None:
-    assert {name.split("_")[0].rstrip("0123456789") for name in TORCHVISION} == {
-        "resnet",
-        "resnext",
-        "wide",
-        "convnext",
-        "swin",
-    }
+def test_torchvision_has_every_model() -> None:
+    assert TORCHVISION.keys() <= set(torchvision.models.list_models(torchvision.models))
+    assert all(map(plausible, TORCHVISION))
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        "timm:vit_small_patch14_dinov2.lvd142m",
-        "timm:vit_small_patch14_reg4_dinov2.lvd142m",
-        "timm:vit_small_patch16_dinov3.lvd1689m",
-        "timm:convnext_tiny",
-        "timm:anything",
-    ],
+    "name", ["timm:vit_small_patch14_reg4_dinov2.lvd142m", "timm:convnext_tiny", "timm:anything"]
 )
 def test_names_of_timm_need_its_form_alone(name: str) -> None:
-    assert plausible(name) and is_timm(name)
+    assert plausible(name)
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        "",
-        "vit",
-        "resnet99",
-        "ResNet18",
-        "resnet18 ",
-        "timm:",
-        "timm:a.b.c",
-        "timm:hf-hub:someone/model",
-        "timm:hf_hub:model",
-        "timm:../model",
-        "timm:vit\n",
-        "timm:timm/vit",
-        "hf-hub:someone/model",
+        *("", "vit", "resnet99", "ResNet18", "resnet18 "),
+        *("timm:", "timm:a.b.c", "timm:../model", "timm:vit\n"),
+        # What would make timm fetch a model that it does not have itself.
+        *(
+            "timm:hf-hub:someone/model",
+            "timm:hf_hub:model",
+            "timm:timm/vit",
+            "hf-hub:someone/model",
+        ),
     ],
 )
 def test_what_is_no_name(name: str) -> None:
-    """Least of all what would make timm fetch a model that it does not have itself."""
     assert not plausible(name)
 
 
 def test_the_remedy_names_what_is_near() -> None:
-    with pytest.raises(UsageError, match=r"timm:NAME; did you mean resnet18 or .*swin_v2_b"):
+    with pytest.raises(UsageError, match=r"did you mean resnet18 or .*swin_v2_b"):
         require_plausible("resnet19")
     with pytest.raises(UsageError, match="timm:NAME; known are"):
         require_plausible("?")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from densesiam_seg.errors import UsageError
-from densesiam_seg.network.timm_backbones import TimmBackbone, require_any_size
+from densesiam_seg.network.timm_backbones import TimmBackbone
 from densesiam_seg.views.photometric import normalise
 
 timm = pytest.importorskip("timm")
@@ -59,7 +59,6 @@ def test_stages(name: str) -> None:
 
 def test_a_plain_transformer_gives_four_depths_evenly_spaced() -> None:
     assert on_meta("vit_small_patch16_dinov3").indices == [2, 5, 8, 11]
-    assert on_meta("vit_large_patch16_dinov3").indices == [5, 11, 17, 23]
 
 
 def test_they_are_timms_own_after_its_last_norm(small: None) -> None:
@@ -116,21 +115,15 @@ class TestSizes:
 
 
 @pytest.mark.usefixtures("small")
-def test_gradients_reach_every_parameter_that_is_used() -> None:
-    backbone = TimmBackbone("vit_small_patch16_dinov3").train()
-    sum(stage.square().mean() for stage in backbone(torch.randn(2, 3, 32, 32))).backward()
-    without = {name for name, value in backbone.named_parameters() if value.grad is None}
-    assert without == set()
-
-
-@pytest.mark.usefixtures("small")
-def test_training_draws_nothing() -> None:
+def test_training_reaches_every_parameter_and_draws_nothing() -> None:
     backbone = TimmBackbone("vit_small_patch16_dinov3").train()
     images = torch.randn(2, 3, 32, 32)
     before = torch.get_rng_state()
-    first, second = backbone(images)[-1], backbone(images)[-1]
-    assert torch.equal(first, second)
+    stages, again = backbone(images), backbone(images)
+    assert torch.equal(stages[-1], again[-1])
     assert torch.equal(torch.get_rng_state(), before)
+    sum(stage.square().mean() for stage in stages).backward()
+    assert {name for name, value in backbone.named_parameters() if value.grad is None} == set()
 
 
 def official_dinov2(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -203,11 +196,9 @@ class TestRefusals:
         ],
     )
     def test_unknown_names(self, name: str, near: str) -> None:
-        with pytest.raises(UsageError) as caught:
+        with pytest.raises(UsageError, match="no such model") as caught:
             on_meta(name)
-        text = str(caught.value)
-        assert text.startswith(f"--backbone timm:{name}: timm has no such model or weights; near")
-        assert near in text and "timm.list_models" in text and "\n" not in text
+        assert near in str(caught.value) and "timm.list_models" in str(caught.value)
 
     def test_without_timm(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "timm", None)
@@ -218,12 +209,3 @@ class TestRefusals:
         monkeypatch.setattr(timm, "create_model", lambda *given, **options: torch.nn.Identity())
         with pytest.raises(UsageError, match="gives no features between its layers"):
             on_meta("resnet18")
-
-    @pytest.mark.parametrize("name", ["beit_base_patch16_224", "maxvit_tiny_tf_224"])
-    def test_models_for_one_size(self, name: str) -> None:
-        backbone = on_meta(name)
-        with pytest.raises(
-            UsageError, match=r"does not take images of \d+x\d+ pixels \("
-        ) as caught:
-            require_any_size(backbone, 160)
-        assert "\n" not in str(caught.value)
