@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SOURCES := densesiam_seg cli datasets tests benchmarks
 
-.PHONY: demo test format docs camvid accuracy bench clean
+.PHONY: demo test test-wheel format docs camvid accuracy bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/densesiam-seg demo --out demo --overwrite
@@ -19,6 +19,10 @@ test: $(VENV)/.installed-test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest
+
+# The wheel in an empty environment; fetches torch once more, so that it is not part of `make test`.
+test-wheel: $(VENV)/.installed-test
+	$(BIN)/pytest -m slow tests/test_package.py
 
 format: $(VENV)/.installed-test
 	$(BIN)/ruff check --fix .
