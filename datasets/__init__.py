@@ -21,36 +21,7 @@ A user adds a dataset by writing such a file and giving its path where a built-i
 A sample's name is its image's path below the image folder without the suffix (in any case); its
 label is that name with the label's suffix below the label folder. A label value that is neither of
 a class nor ignored is an error.
+
+Imports `images`, `errors` and pydantic. `declaration` reads such a file, `reader` finds the samples of a split on the
+disk, `labels` reads a label; `scenes` draws the scenes of the demonstration.
 """
-
-from __future__ import annotations
-
-from densesiam_seg.datasets.declaration import (
-    IGNORE,
-    PROTOCOLS,
-    Dataset,
-    DatasetClass,
-    Kind,
-    Protocol,
-    Split,
-    built_in_datasets,
-    load_dataset,
-)
-from densesiam_seg.datasets.labels import read_label
-from densesiam_seg.datasets.reader import Sample, Samples, samples
-
-__all__ = [
-    "IGNORE",
-    "PROTOCOLS",
-    "Dataset",
-    "DatasetClass",
-    "Kind",
-    "Protocol",
-    "Sample",
-    "Samples",
-    "Split",
-    "built_in_datasets",
-    "load_dataset",
-    "read_label",
-    "samples",
-]

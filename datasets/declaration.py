@@ -3,71 +3,88 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
-from densesiam_seg.datasets.fields import (
-    Colour,
-    Table,
-    colour,
-    count,
-    list_of,
-    one_of,
-    text,
-    texts,
-    whole,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
 from densesiam_seg.errors import InputError, UsageError
 
 Kind = Literal["thing", "stuff"]
 Protocol = Literal["picie", "stego", "full-image"]
-Coding = Literal["values", "rgb"]
 
-KINDS: tuple[Kind, ...] = get_args(Kind)
-PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 IGNORE = 255  # what `read_label` writes for a pixel of no class; so at most 255 classes
 
-
-@dataclass(frozen=True)
-class DatasetClass:
-    """One class; `raw` are the label values that mean it, colours packed as R·2¹⁶ + G·2⁸ + B."""
-
-    name: str
-    kind: Kind | None
-    colour: Colour | None
-    raw: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Split:
-    """Where a split lies: folders and lists below the root, the first of each that exists counts."""
-
-    images: tuple[str, ...]
-    labels: tuple[str, ...]
-    lists: tuple[str, ...]
-    expected: int | None
+Text = Annotated[str, Field(min_length=1)]
+Texts = Annotated[
+    tuple[Text, ...],
+    Field(min_length=1),
+    BeforeValidator(lambda given: [given] if isinstance(given, str) else given),
+]
+Count = Annotated[int, Field(strict=True, ge=1)]
+Value = Annotated[int, Field(strict=True, ge=0, le=65535)]  # label files go up to 16 bits
+Channel = Annotated[int, Field(strict=True, ge=0, le=255)]
+Colour = tuple[Channel, Channel, Channel]
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """A dataset as declared; class ids are positions in `classes`, `ignored` are raw values."""
+class Table(BaseModel):
+    """A table of the file; a field that it does not declare is an error."""
 
-    name: str
-    title: str
-    protocol: Protocol
-    coding: Coding
-    classes: tuple[DatasetClass, ...]
-    ignored: tuple[int, ...]
-    image_suffixes: tuple[str, ...]
-    label_suffix: str
-    splits: dict[str, Split]
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DatasetClass(Table):
+    """One class, told by values of an index label or by colours of an RGB label."""
+
+    name: Text
+    kind: Kind | None = None
+    colour: Colour | None = None
+    values: tuple[Value, ...] = ()
+    rgb: tuple[Colour, ...] = ()
 
     @property
-    def ignore(self) -> int:
-        """The value of ignored pixels in a label once read: always 255."""
-        return IGNORE
+    def raw(self) -> tuple[int, ...]:
+        """The label values that mean this class, colours packed."""
+        return self.values + tuple(map(packed, self.rgb))
+
+    @property
+    def display_colour(self) -> Colour | None:
+        """The declared colour, else the first of an RGB label, else None."""
+        return self.colour or next(iter(self.rgb), None)
+
+
+class Split(Table):
+    """Where a split lies: folders and lists below the root, the first of each that exists counts."""
+
+    images: Texts
+    labels: Texts
+    lists: Texts = ()
+    expected: Count | None = None
+
+
+class Dataset(Table):
+    """A dataset as declared; class ids are positions in `classes`."""
+
+    name: Text
+    title: Text
+    protocol: Protocol = "full-image"
+    classes: Annotated[tuple[DatasetClass, ...], Field(min_length=1, max_length=IGNORE)]
+    ignore_values: tuple[Value, ...] = ()
+    ignore_rgb: tuple[Colour, ...] = ()
+    image_suffixes: Texts
+    label_suffix: Text
+    splits: Annotated[dict[str, Split], Field(min_length=1)]
+
+    @property
+    def coding(self) -> Literal["values", "rgb"]:
+        """Whether labels hold values or colours."""
+        return "rgb" if self.classes[0].rgb else "values"
+
+    @property
+    def ignored(self) -> tuple[int, ...]:
+        """The label values of no class, colours packed."""
+        return self.ignore_values + tuple(map(packed, self.ignore_rgb))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -82,12 +99,23 @@ class Dataset:
     @property
     def colours(self) -> tuple[Colour | None, ...]:
         """Display colours in the order of the class ids; None where the file gives none."""
-        return tuple(each.colour for each in self.classes)
+        return tuple(each.display_colour for each in self.classes)
 
     @property
     def default_split(self) -> str:
         """`val` where there is one, else the first that is declared."""
         return "val" if "val" in self.splits else next(iter(self.splits))
+
+
+def packed(colour: Colour) -> int:
+    """A colour (R, G, B) as one number R·2¹⁶ + G·2⁸ + B."""
+    red, green, blue = colour
+    return red << 16 | green << 8 | blue
+
+
+def shown(raw: int, coding: Literal["values", "rgb"]) -> str:
+    """A label value for an error text: itself, or the colour (R, G, B) it packs."""
+    return str(raw if coding == "values" else (raw >> 16, raw >> 8 & 255, raw & 255))
 
 
 def built_in_datasets() -> tuple[str, ...]:
@@ -99,8 +127,7 @@ def built_in_datasets() -> tuple[str, ...]:
 def load_dataset(name_or_path: str | Path) -> Dataset:
     """The dataset of a built-in name or of a user's `.toml` file.
 
-    Raises `UsageError` for an unknown name, `InputError`, which names file and field, for a file
-    that cannot be used.
+    Raises UsageError for an unknown name, InputError, which names file and field, for a file that cannot be used.
     """
     given = str(name_or_path)
     if given.endswith(".toml"):
@@ -117,95 +144,52 @@ def load_dataset(name_or_path: str | Path) -> Dataset:
 
 def _parse(content: bytes, file: str) -> Dataset:
     try:
-        top = Table(tomllib.loads(content.decode()), file)
+        table = {"name": Path(file).stem} | tomllib.loads(content.decode())
+        dataset = Dataset.model_validate({"title": table["name"]} | table)
+    except ValidationError as error:
+        raise InputError(f"{file}: {_first_mistake(error)}") from error
     except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, nested too deep
         detail = " ".join(str(error).split())
         raise InputError(f"{file}: not valid TOML ({detail}); mend the file") from error
-    name = top.take("name", text, Path(file).stem)
-    title = top.take("title", text, name)
-    usual: Protocol = "full-image"
-    protocol = top.take("protocol", one_of(PROTOCOLS), usual)
-    classes, coding = _classes(top)
-    dataset = Dataset(
-        name=name,
-        title=title,
-        protocol=protocol,
-        coding=coding,
-        classes=classes,
-        ignored=_raw(top, f"ignore_{coding}", coding),
-        image_suffixes=top.take("image_suffixes", texts),
-        label_suffix=top.take("label_suffix", text),
-        splits=_splits(top),
-    )
-    top.finish()
-    _check_meaning(dataset, top)
+    _check_meaning(dataset, file)
     return dataset
 
 
-def _classes(top: Table) -> tuple[tuple[DatasetClass, ...], Coding]:
-    rows = top.rows("classes")
-    if not 1 <= len(rows) <= IGNORE:
-        raise top.error("classes", f"must be 1 to {IGNORE} tables, not {len(rows)}")
-    coding: Coding = "rgb" if rows[0].has("rgb") else "values"
-    classes = []
-    for row in rows:
-        if not row.has(coding):
-            raise row.error(coding, "missing; give all classes `values`, or all of them `rgb`")
-        raw = _raw(row, coding, coding)
-        if not raw:
-            raise row.error(coding, "must not be empty, or the class could not occur")
-        shown = colour_of(raw[0]) if coding == "rgb" else None
-        classes.append(
-            DatasetClass(
-                name=row.take("name", text),
-                kind=row.take("kind", one_of(KINDS), None),
-                colour=row.take("colour", colour, shown),
-                raw=raw,
-            )
-        )
-        row.finish()
-    return tuple(classes), coding
+def _first_mistake(error: ValidationError) -> str:
+    """Place, mistake and remedy, such as `classes[3].name: missing; add it`."""
+    mistake = error.errors()[0]
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in mistake["loc"])
+    match mistake["type"]:
+        case "missing":
+            detail = "missing; add it"
+        case "extra_forbidden":
+            detail = "unknown field; remove or correct it"
+        case "model_type":
+            detail = "must be a table; correct it"
+        case _:
+            detail = f"{mistake['msg']}; correct it"
+    return f"{place.removeprefix('.')}: {detail}"
 
 
-def _raw(place: Table, field: str, coding: Coding) -> tuple[int, ...]:
-    if coding == "values":
-        return place.take(field, list_of(whole), ())
-    none: tuple[Colour, ...] = ()
-    colours = place.take(field, list_of(colour), none)
-    return tuple(red << 16 | green << 8 | blue for red, green, blue in colours)
-
-
-def colour_of(raw: int) -> Colour:
-    """The colour (R, G, B) of a packed label value."""
-    return raw >> 16, raw >> 8 & 255, raw & 255
-
-
-def _splits(top: Table) -> dict[str, Split]:
-    splits = {}
-    for name, row in top.named("splits").items():
-        if "+" in name:
-            raise top.error(f"splits.{name}", "a + joins splits; rename it")
-        splits[name] = Split(
-            images=row.take("images", texts),
-            labels=row.take("labels", texts),
-            lists=row.take("lists", texts, ()),
-            expected=row.take("expected", count, None),
-        )
-        row.finish()
-    if not splits:
-        raise top.error("splits", "must declare at least one split")
-    return splits
-
-
-def _check_meaning(dataset: Dataset, top: Table) -> None:
-    """Refuse a label value with two meanings and a class name that occurs twice."""
+def _check_meaning(dataset: Dataset, file: str) -> None:
+    """Refuse classes that mix values and colours, a label value with two meanings, and names that occur twice."""
+    coding = dataset.coding
+    other = "values" if coding == "rgb" else "rgb"
     meaning = dict.fromkeys(dataset.ignored, "ignored pixels")
+    if getattr(dataset, f"ignore_{other}"):
+        raise InputError(f"{file}: ignore_{other}: the classes have `{coding}`; remove it")
     for number, each in enumerate(dataset.classes):
+        place = f"{file}: classes[{number}]"
+        if not getattr(each, coding) or getattr(each, other):
+            raise InputError(f"{place}: give all classes `values`, or all of them `rgb`")
         if each.name in dataset.names[:number]:
-            raise top.error(f"classes[{number}].name", f"{each.name!r} occurs twice; rename one")
+            raise InputError(f"{place}.name: {each.name!r} occurs twice; rename one")
         for raw in each.raw:
             if raw in meaning:
-                shown = raw if dataset.coding == "values" else list(colour_of(raw))
-                detail = f"{shown} stands for {meaning[raw]} already; let it stand for one"
-                raise top.error(f"classes[{number}].{dataset.coding}", detail)
+                raise InputError(
+                    f"{place}.{coding}: {shown(raw, coding)} stands for {meaning[raw]} already; let it stand for one"
+                )
             meaning[raw] = repr(each.name)
+    for name in dataset.splits:
+        if "+" in name:
+            raise InputError(f"{file}: splits.{name}: a + joins splits; rename it")

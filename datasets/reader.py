@@ -6,10 +6,10 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-from densesiam_seg.datasets.declaration import Dataset, Split
+from densesiam_seg.datasets.declaration import Dataset
 from densesiam_seg.errors import InputError, UsageError
 
 
@@ -29,7 +29,6 @@ class Samples:
     split: str
     items: tuple[Sample, ...]
     missing: tuple[str, ...]
-    lists: tuple[Path, ...]
     expected: int | None
     digest: str
 
@@ -65,19 +64,16 @@ def samples(
         raise UsageError(f"a list file is for one split, not for {split}; give one split")
     items: list[Sample] = []
     missing: list[str] = []
-    lists: list[Path] = []
     for part in parts:
-        before = f"{part}/" if len(parts) > 1 else ""
-        listed = _list_file(dataset.splits[part], Path(root), list_file)
-        found, lacking = _find(dataset, part, Path(root), listed, allow_missing)
-        items += [Sample(before + each.name, each.image, each.label) for each in found]
-        missing += [before + name for name in lacking]
-        lists += [listed] if listed else []
+        prefix = f"{part}/" if len(parts) > 1 else ""
+        found, lacking = _find(dataset, part, Path(root), list_file, allow_missing)
+        items += [Sample(prefix + each.name, each.image, each.label) for each in found]
+        missing += [prefix + name for name in lacking]
     counts = [dataset.splits[part].expected for part in parts]
     expected = sum(count or 0 for count in counts) if None not in counts else None
     items.sort(key=lambda each: each.name)
     digest = _digest(dataset, split, items)
-    return Samples(split, tuple(items), tuple(sorted(missing)), tuple(lists), expected, digest)
+    return Samples(split, tuple(items), tuple(sorted(missing)), expected, digest)
 
 
 def _parts(dataset: Dataset, split: str) -> list[str]:
@@ -89,17 +85,15 @@ def _parts(dataset: Dataset, split: str) -> list[str]:
     return parts
 
 
-def _list_file(split: Split, root: Path, given: str | Path | None) -> Path | None:
-    if given is not None:
-        return Path(given)
-    return next((root / each for each in split.lists if (root / each).is_file()), None)
-
-
 def _find(
-    dataset: Dataset, part: str, root: Path, listed: Path | None, allow_missing: bool
+    dataset: Dataset, part: str, root: Path, list_file: str | Path | None, allow_missing: bool
 ) -> tuple[list[Sample], list[str]]:
     """The samples of one split, and the names that lack an image or a label."""
     split = dataset.splits[part]
+    if list_file is not None:
+        listed: Path | None = Path(list_file)
+    else:
+        listed = next((root / each for each in split.lists if (root / each).is_file()), None)
     image_folder = _folder(root, split.images, f"images of {dataset.name} {part}")
     label_folder = _folder(root, split.labels, f"labels of {dataset.name} {part}")
     images = _scan(image_folder, dataset.image_suffixes)
@@ -199,6 +193,10 @@ def _names(listed: Path, images: dict[str, Path], dataset: Dataset) -> list[str]
 
 
 def _digest(dataset: Dataset, split: str, items: list[Sample]) -> str:
-    declared = [[asdict(each) for each in dataset.classes], dataset.ignored]
+    classes = [
+        {"name": each.name, "kind": each.kind, "colour": each.display_colour, "raw": each.raw}
+        for each in dataset.classes
+    ]
+    declared = [classes, dataset.ignored]
     content = [dataset.name, dataset.coding, declared, split, [each.name for each in items]]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from densesiam_seg.datasets import Dataset, Samples, load_dataset, samples
+from densesiam_seg.datasets.declaration import Dataset, load_dataset
+from densesiam_seg.datasets.reader import Samples, samples
 from densesiam_seg.demo import DECLARED, SETTINGS, write_dataset
 from densesiam_seg.evaluation.evaluate import PROTOCOLS, Protocol
 from densesiam_seg.evaluation.protocol import shown_image

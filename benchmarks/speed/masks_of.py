@@ -10,7 +10,8 @@ from material import jpegs, labels
 from measure import Row, alternate, ratio_row
 from torch import Tensor
 
-from densesiam_seg.datasets import load_dataset, samples
+from densesiam_seg.datasets.declaration import load_dataset
+from densesiam_seg.datasets.reader import samples
 from densesiam_seg.evaluation.evaluate import TOGETHER, evaluate
 from densesiam_seg.evaluation.protocol import PROTOCOLS, shown
 from densesiam_seg.images.scan import scan

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from densesiam_seg.datasets import Dataset, DatasetClass, Split, load_dataset
+import densesiam_seg.datasets
+from densesiam_seg.datasets.declaration import Dataset, DatasetClass, Split, load_dataset
 from densesiam_seg.errors import InputError, UsageError
 
 SMALL = """
@@ -20,6 +21,26 @@ classes = [
 images = "images"
 labels = "labels"
 """
+FULL = """
+name = "scenes"
+title = "My scenes"
+protocol = "stego"
+image_suffixes = [".jpg", ".png"]
+label_suffix = "_label.png"
+ignore_rgb = [[0, 0, 0]]
+classes = [
+    { name = "road", kind = "stuff", rgb = [[1, 2, 3], [4, 5, 6]] },
+    { name = "car", kind = "thing", colour = [9, 9, 9], rgb = [[0, 0, 255]] },
+]
+[splits.train]
+images = ["a", "b"]
+labels = ["c"]
+[splits.val]
+images = ["d"]
+labels = ["e"]
+lists = ["f", "g"]
+expected = 118287
+"""
 
 
 def written(folder: Path, content: str) -> Path:
@@ -29,48 +50,23 @@ def written(folder: Path, content: str) -> Path:
 
 
 def test_a_small_file_and_its_defaults(tmp_path: Path) -> None:
-    assert load_dataset(written(tmp_path, SMALL)) == Dataset(
+    dataset = load_dataset(written(tmp_path, SMALL))
+    assert dataset == Dataset(
         name="mine",
         title="mine",
-        protocol="full-image",
-        coding="values",
-        classes=(
-            DatasetClass("road", None, None, (7, 8)),
-            DatasetClass("car", None, None, (26,)),
-        ),
-        ignored=(),
+        classes=(DatasetClass(name="road", values=(7, 8)), DatasetClass(name="car", values=(26,))),
         image_suffixes=(".jpg",),
         label_suffix=".png",
-        splits={"first": Split(("images",), ("labels",), (), None)},
+        splits={"first": Split(images=("images",), labels=("labels",))},
     )
+    assert (dataset.protocol, dataset.coding, dataset.ignored) == ("full-image", "values", ())
+    assert (dataset.kinds, dataset.colours) == ((None, None), (None, None))
+    assert dataset.default_split == "first"
+    assert dataset.splits["first"].lists == ()
 
 
 def test_every_field(tmp_path: Path) -> None:
-    dataset = load_dataset(
-        written(
-            tmp_path,
-            """
-            name = "scenes"
-            title = "My scenes"
-            protocol = "stego"
-            image_suffixes = [".jpg", ".png"]
-            label_suffix = "_label.png"
-            ignore_rgb = [[0, 0, 0]]
-            classes = [
-                { name = "road", kind = "stuff", rgb = [[1, 2, 3], [4, 5, 6]] },
-                { name = "car", kind = "thing", colour = [9, 9, 9], rgb = [[0, 0, 255]] },
-            ]
-            [splits.train]
-            images = ["a", "b"]
-            labels = ["c"]
-            [splits.val]
-            images = ["d"]
-            labels = ["e"]
-            lists = ["f", "g"]
-            expected = 118287
-            """,
-        )
-    )
+    dataset = load_dataset(written(tmp_path, FULL))
     assert (dataset.name, dataset.title, dataset.protocol) == ("scenes", "My scenes", "stego")
     assert dataset.coding == "rgb"
     assert dataset.ignored == (0,)
@@ -78,19 +74,14 @@ def test_every_field(tmp_path: Path) -> None:
     assert dataset.names == ("road", "car")
     assert dataset.kinds == ("stuff", "thing")
     assert dataset.colours == ((1, 2, 3), (9, 9, 9))
-    assert dataset.splits["val"] == Split(("d",), ("e",), ("f", "g"), 118287)
+    val = Split(images=("d",), labels=("e",), lists=("f", "g"), expected=118287)
+    assert dataset.splits["val"] == val
     assert dataset.default_split == "val"
-    assert dataset.ignore == 255
 
 
-def test_default_split_is_the_first_without_val(tmp_path: Path) -> None:
-    assert load_dataset(written(tmp_path, SMALL)).default_split == "first"
-
-
-def test_the_schema_in_the_docstring_is_valid(tmp_path: Path) -> None:
-    import densesiam_seg.datasets as package
-
-    block = (package.__doc__ or "").split("expected:\n\n")[1].split("\n\nA sample's name")[0]
+def test_the_example_in_the_docstring_is_valid(tmp_path: Path) -> None:
+    text = densesiam_seg.datasets.__doc__ or ""
+    block = text.split("expected:\n\n")[1].split("\n\nA sample's name")[0]
     dataset = load_dataset(written(tmp_path, block))
     assert dataset.names == ("road", "car")
     assert dataset.splits["val"].images == ("images/val", "val")
@@ -99,25 +90,40 @@ def test_the_schema_in_the_docstring_is_valid(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "complaint"),
     [
-        ('[".jpg"]', "[", r"not valid TOML"),
-        ('label_suffix = ".png"', "", r"label_suffix: missing"),
-        ('label_suffix = ".png"', 'label_sufix = ".png"', r"label_suffix: missing"),
-        ('label_suffix = ".png"', 'label_suffix = ".png"\nsize = 3', r"size: unknown field"),
-        ("[7, 8]", "[7, 70000]", r"classes\[0\]\.values: must be a whole number"),
-        ("[7, 8]", "[]", r"classes\[0\]\.values: must not be empty"),
+        ('[".jpg"]', "[", "not valid TOML"),
+        ('label_suffix = ".png"', "", "label_suffix: missing"),
+        ('label_suffix = ".png"', 'label_sufix = ".png"', "label_suffix: missing"),
+        ('label_suffix = ".png"', 'label_suffix = ""', "label_suffix: "),
+        ('label_suffix = ".png"', "label_suffix = 3", "label_suffix: .* string"),
+        ('label_suffix = ".png"', 'label_suffix = ".png"\nsize = 3', "size: unknown field"),
+        ('label_suffix = ".png"', 'label_suffix = ".png"\nname = 3', "name: .* string"),
+        ('[".jpg"]', "[]", "image_suffixes: "),
+        ('[".jpg"]', '[""]', r"image_suffixes\[0\]: "),
+        ("[7, 8]", "3", r"classes\[0\]\.values: "),
+        ("[7, 8]", "[7, 70000]", r"classes\[0\]\.values\[1\]: .* 65535"),
+        ("[7, 8]", "[-1]", r"classes\[0\]\.values\[0\]: .* 0"),
+        ("[7, 8]", "[true]", r"classes\[0\]\.values\[0\]: .* integer"),
+        ("[7, 8]", "[1.0]", r"classes\[0\]\.values\[0\]: .* integer"),
+        ("[7, 8]", "[]", r"classes\[0\]: give all classes `values`"),
         ("[7, 8]", "[7, 7]", r"classes\[0\]\.values: 7 stands for 'road' already"),
         ("[26]", "[8]", r"classes\[1\]\.values: 8 stands for 'road' already"),
-        ("values = [26]", "rgb = [[1, 2, 3]]", r"classes\[1\]\.values: missing"),
-        ("[26] }", "[26], rgb = [[1, 2, 3]] }", r"classes\[1\]\.rgb: unknown field"),
-        ("[26] }", '[26], kind = "object" }', r"classes\[1\]\.kind: must be one of thing, stuff"),
+        ("values = [26]", "rgb = [[1, 2, 3]]", r"classes\[1\]: give all classes `values`"),
+        ("[26] }", "[26], rgb = [[1, 2, 3]] }", r"classes\[1\]: give all classes `values`"),
+        ("[26] }", "[26], colour = [0, 0] }", r"classes\[1\]\.colour\[2\]: "),
+        ("[26] }", "[26], colour = [0, 0, 256] }", r"classes\[1\]\.colour\[2\]: .* 255"),
+        ("[26] }", "[26], colour = [0, 0, 0.5] }", r"classes\[1\]\.colour\[2\]: .* integer"),
+        ("[26] }", '[26], colour = "red" }', r"classes\[1\]\.colour: "),
+        ("[26] }", '[26], kind = "object" }', r"classes\[1\]\.kind: .*'thing' or 'stuff'"),
+        ('{ name = "car", values = [26] }', "1", r"classes\[1\]: must be a table"),
         ('"car"', '"road"', r"classes\[1\]\.name: 'road' occurs twice"),
         ("[splits.first]", "[splits]", r"splits\.images: must be a table"),
         ("[splits.first]", '[splits."a+b"]', r"splits\.a\+b: .*rename"),
-        ('images = "images"', "images = []", r"splits\.first\.images: must be a text or a list"),
+        ('images = "images"', "images = []", r"splits\.first\.images: "),
         ('images = "images"', "", r"splits\.first\.images: missing"),
-        ("image_suffixes", 'protocol = "mine"\nimage_suffixes', r"protocol: must be one of picie"),
-        ("image_suffixes", "ignore_values = [7]\nimage_suffixes", r"7 stands for ignored pixels"),
-        ("image_suffixes", "ignore_rgb = []\nimage_suffixes", r"ignore_rgb: unknown field"),
+        ('images = "images"', 'images = "a"\nexpected = 0', r"splits\.first\.expected: "),
+        ("image_suffixes", 'protocol = "mine"\nimage_suffixes', "protocol: .*'picie'"),
+        ("image_suffixes", "ignore_values = [7]\nimage_suffixes", "7 stands for ignored pixels"),
+        ("image_suffixes", "ignore_rgb = [[0, 0, 0]]\nimage_suffixes", "ignore_rgb: .* remove it"),
     ],
 )
 def test_a_mistake_is_named(tmp_path: Path, old: str, new: str, complaint: str) -> None:
@@ -129,7 +135,13 @@ def test_a_mistake_is_named(tmp_path: Path, old: str, new: str, complaint: str) 
     assert "\n" not in str(caught.value)
 
 
-def test_number_of_classes(tmp_path: Path) -> None:
+def test_a_colour_of_two_classes_is_shown_as_a_colour(tmp_path: Path) -> None:
+    path = written(tmp_path, FULL.replace("[0, 0, 255]", "[4, 5, 6]"))
+    with pytest.raises(InputError, match=r"\(4, 5, 6\) stands for 'road' already"):
+        load_dataset(path)
+
+
+def test_number_of_classes_and_splits(tmp_path: Path) -> None:
     start, end = SMALL.split("classes = [")[0], SMALL.split("]\n[splits")[1]
 
     def with_classes(number: int) -> Path:
@@ -138,14 +150,10 @@ def test_number_of_classes(tmp_path: Path) -> None:
 
     assert len(load_dataset(with_classes(255)).classes) == 255
     for number in (0, 256):
-        with pytest.raises(InputError, match=f"must be 1 to 255 tables, not {number}"):
+        with pytest.raises(InputError, match=f"classes: .* not {number}"):
             load_dataset(with_classes(number))
-
-
-def test_no_split(tmp_path: Path) -> None:
-    content = SMALL.split("[splits")[0] + "[splits]\n"
-    with pytest.raises(InputError, match="at least one split"):
-        load_dataset(written(tmp_path, content))
+    with pytest.raises(InputError, match="splits: "):
+        load_dataset(written(tmp_path, SMALL.split("[splits")[0] + "[splits]\n"))
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"x = " + b"[" * 100_000])
@@ -156,15 +164,10 @@ def test_bytes_that_are_no_toml(tmp_path: Path, content: bytes) -> None:
         load_dataset(path)
 
 
-def test_unknown_name_lists_the_built_in_ones() -> None:
-    with pytest.raises(UsageError, match=r"'coco'.*camvid, cityscapes, coco-stuff, potsdam"):
-        load_dataset("coco")
-
-
-@pytest.mark.parametrize("name", ["../datasets/camvid", "", "__init__"])
-def test_a_name_is_not_a_path(name: str) -> None:
-    with pytest.raises(UsageError):
-        load_dataset(name)
+def test_unknown_names_list_the_built_in_ones() -> None:
+    for name in ("coco", "../datasets/camvid", "", "__init__"):
+        with pytest.raises(UsageError, match=r"camvid, cityscapes, coco-stuff, potsdam"):
+            load_dataset(name)
 
 
 def test_absent_file_and_folder(tmp_path: Path) -> None:

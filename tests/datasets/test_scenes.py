@@ -26,11 +26,6 @@ def canvas(seed: int = 0, side: int = 64) -> Canvas:
     return Canvas(np.random.Generator(np.random.Philox(key=[seed, 0])), side)
 
 
-def test_classes_and_colours_go_together() -> None:
-    assert CLASSES == ("sky", "water", "grass", "trees", "buildings", "road")
-    assert len(set(COLOURS)) == len(CLASSES)
-
-
 @pytest.mark.parametrize("side", [32, 96, 101])
 def test_shapes_and_types(side: int) -> None:
     image, label = scene(3, 1, side)
@@ -40,25 +35,19 @@ def test_shapes_and_types(side: int) -> None:
 
 
 def test_a_scene_depends_on_its_arguments_alone() -> None:
+    """And leaves the global generator as it is."""
     first = scene(4, 2, 64)
-    np.random.seed(1)  # noqa: NPY002  the global generator is the one that must not matter
+    np.random.seed(1)  # noqa: NPY002
+    before = str(np.random.get_state())  # noqa: NPY002
     scene(4, 3, 64)
     again = scene(4, 2, 64)
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert str(np.random.get_state()) == before  # noqa: NPY002
 
 
 def test_seed_and_index_are_not_interchangeable() -> None:
     images = [scene(seed, index, 48)[0] for seed, index in ((0, 1), (1, 0), (0, 0), (1, 1))]
     assert len({image.tobytes() for image in images}) == 4
-
-
-def test_global_randomness_is_untouched() -> None:
-    before = np.random.get_state(legacy=False)  # noqa: NPY002
-    scene(0, 0, 48)
-    after = np.random.get_state(legacy=False)  # noqa: NPY002
-    assert isinstance(before, dict) and isinstance(after, dict)
-    assert before["state"]["pos"] == after["state"]["pos"]
-    assert np.array_equal(before["state"]["key"], after["state"]["key"])
 
 
 def test_every_class_has_a_fair_share_and_no_fixed_place() -> None:
