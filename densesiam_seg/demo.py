@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from densesiam_seg.datasets import Dataset, Samples, load_dataset, read_label, samples
+from densesiam_seg.datasets.declaration import Dataset, load_dataset
+from densesiam_seg.datasets.labels import read_label
+from densesiam_seg.datasets.reader import Samples, samples
 from densesiam_seg.datasets.scenes import CLASSES, COLOURS, write_scenes
 from densesiam_seg.evaluation.baselines import colour_position_masks
 from densesiam_seg.evaluation.evaluate import (

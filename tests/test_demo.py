@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from densesiam_seg import demo
-from densesiam_seg.datasets import load_dataset, samples
+from densesiam_seg.datasets.declaration import load_dataset
+from densesiam_seg.datasets.reader import samples
 from densesiam_seg.datasets.scenes import CLASSES, COLOURS, scene, write_scenes
 from densesiam_seg.demo import Demonstrated, demo_events, scenes_toml
 from densesiam_seg.errors import UsageError

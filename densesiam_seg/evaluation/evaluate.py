@@ -19,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from densesiam_seg.datasets import Dataset, Sample, Samples, load_dataset, samples
+from densesiam_seg.datasets.declaration import Dataset, load_dataset
+from densesiam_seg.datasets.reader import Sample, Samples, samples
 from densesiam_seg.errors import ImageError, InputError, UsageError
 from densesiam_seg.evaluation.metrics import Counts, Matching, Scores, confusion, match, score
 from densesiam_seg.evaluation.protocol import (

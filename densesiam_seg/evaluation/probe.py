@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from densesiam_seg.clustering.kmeans import Centroids, kmeans, unit_features
-from densesiam_seg.datasets import IGNORE, Dataset, Sample, Samples, samples
+from densesiam_seg.datasets.declaration import IGNORE, Dataset
+from densesiam_seg.datasets.reader import Sample, Samples, samples
 from densesiam_seg.errors import InputError, NumericError, UsageError
 from densesiam_seg.evaluation.evaluate import (
     Evaluation,

@@ -17,7 +17,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from densesiam_seg.datasets import Dataset, Sample, read_label
+from densesiam_seg.datasets.declaration import Dataset
+from densesiam_seg.datasets.labels import read_label
+from densesiam_seg.datasets.reader import Sample
 from densesiam_seg.errors import InputError, UsageError
 from densesiam_seg.images.decode import load_image
 from densesiam_seg.inference.refinement import AS_TRAINED, Refinement, refined

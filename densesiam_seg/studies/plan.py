@@ -12,15 +12,9 @@ from typing import Any
 
 import densesiam_seg
 from densesiam_seg.config import PretrainConfig, with_settings
-from densesiam_seg.datasets import (
-    IGNORE,
-    Dataset,
-    Sample,
-    Samples,
-    load_dataset,
-    read_label,
-    samples,
-)
+from densesiam_seg.datasets.declaration import IGNORE, Dataset, load_dataset
+from densesiam_seg.datasets.labels import read_label
+from densesiam_seg.datasets.reader import Sample, Samples, samples
 from densesiam_seg.errors import InputError, ModelError, UsageError
 from densesiam_seg.evaluation.evaluate import Protocol, pick_protocol
 from densesiam_seg.images.manifest import Manifest

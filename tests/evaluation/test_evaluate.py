@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from densesiam_seg.clustering.kmeans import Centroids
-from densesiam_seg.datasets import load_dataset, samples
+from densesiam_seg.datasets.declaration import load_dataset
+from densesiam_seg.datasets.reader import samples
 from densesiam_seg.datasets.scenes import scene
 from densesiam_seg.errors import ImageError, InputError, UsageError
 from densesiam_seg.evaluation.evaluate import (

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from densesiam_seg.clustering.kmeans import Centroids, kmeans
-from densesiam_seg.datasets import load_dataset, samples
+from densesiam_seg.datasets.declaration import load_dataset
+from densesiam_seg.datasets.reader import samples
 from densesiam_seg.errors import ImageError, InputError, ModelError, NumericError, UsageError
 from densesiam_seg.evaluation import probe as probe_module
 from densesiam_seg.evaluation.evaluate import PROTOCOLS, dense_features, shown

@@ -15,7 +15,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
 
 from densesiam_seg.clustering.kmeans import Centroids
-from densesiam_seg.datasets import Dataset, Sample, load_dataset
+from densesiam_seg.datasets.declaration import Dataset, load_dataset
+from densesiam_seg.datasets.reader import Sample
 from densesiam_seg.datasets.scenes import scene
 from densesiam_seg.errors import UsageError
 from densesiam_seg.evaluation.protocol import (
