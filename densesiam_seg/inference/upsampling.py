@@ -50,12 +50,6 @@ def upsample_argmax(logits: Tensor, height: int, width: int) -> Tensor:
     return mask
 
 
-def mask_bands(logits: Tensor, height: int, width: int) -> Iterator[Ids]:
-    """Bands of rows (n, W), from top to bottom, of what `upsample_argmax` gives: for masks too large to hold whole."""
-    for band in _bands(logits, height, width):
-        yield band.cpu().numpy()
-
-
 def _bands(logits: Tensor, height: int, width: int) -> Iterator[Tensor]:
     logits = logits.detach().float()
     on_processor = logits.device.type == "cpu"

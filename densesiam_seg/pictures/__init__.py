@@ -1,5 +1,4 @@
 """Masks, sheets of pictures and charts as files.
 
-Imports `io`. Exports palettes, mask PNGs and overlays (`masks`), rows of pictures with a legend (`sheet`), and charts
-(`charts`).
+Imports `io`. `masks`: palettes, mask PNGs and overlays; `sheet`: rows of pictures with a legend; `charts`: dot charts.
 """

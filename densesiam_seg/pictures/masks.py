@@ -1,28 +1,25 @@
-"""Predicted masks: cluster ids at the image's own size, palettes, PNG files, overlays.
+"""Predicted masks: palettes, PNG files, overlays.
 
-Axes: K clusters, h w logits, H W image.
+Axes: H W image.
 """
 
 from __future__ import annotations
 
 import colorsys
 import io
-from collections.abc import Iterable, Sequence
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from densesiam_seg.io.files import replacing
-from densesiam_seg.pictures.png import write_ids
 
 Colour = tuple[int, int, int]
 LARGEST_8_BIT = 255
 """Ids 0 … 254 fit an 8-bit mask; 255 stays free for ignored pixels."""
-BAND = 256
-"""Rows of an overlay that are computed at once."""
 
 
 def palette(count: int) -> list[Colour]:
@@ -40,13 +37,23 @@ def palette(count: int) -> list[Colour]:
     return colours
 
 
-def encode_mask(
-    mask: NDArray[np.integer] | Iterable[NDArray[np.integer]], colours: Sequence[Colour]
-) -> bytes:
-    """PNG of ids (H, W), or of bands of their rows: 8-bit with a palette for up to 255 clusters, else 16-bit grey."""
-    buffer = io.BytesIO()
-    _write_png(buffer, mask, colours)
-    return buffer.getvalue()
+def write_mask(path: Path, mask: NDArray[np.integer], colours: Sequence[Colour]) -> None:
+    """Write ids (H, W) as a PNG, whole or not at all: 8-bit with a palette for up to 255 clusters, else 16-bit grey.
+
+    Raises OutputError.
+    """
+    if len(colours) > LARGEST_8_BIT:
+        picture = Image.fromarray(mask.astype(np.uint16))
+    else:
+        picture = Image.fromarray(mask.astype(np.uint8, copy=False))
+        # All 256 entries, so that readers find a colour for the id of ignored pixels too.
+        entries = np.zeros((256, 3), np.uint8)
+        entries[: len(colours)] = colours
+        picture.putpalette(entries.tobytes())
+    # A mask can be made again, so it need not be forced to the disk.
+    with replacing(path, sync=False) as file:
+        # Of zlib's ways, run lengths are the fastest for ids, and hardly larger.
+        picture.save(file, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
 
 
 def encode_png(picture: Image.Image) -> bytes:
@@ -63,31 +70,6 @@ def encode_jpeg(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def write_mask(
-    path: Path,
-    mask: NDArray[np.integer] | Iterable[NDArray[np.integer]],
-    colours: Sequence[Colour],
-) -> None:
-    """Write what `encode_mask` gives to `path`, whole or not at all, holding one band at a time. Raises OutputError."""
-    # A mask can be made again, so it need not be forced to the disk.
-    with replacing(path, sync=False) as file:
-        _write_png(file, mask, colours)
-
-
-def _write_png(
-    file: BinaryIO,
-    mask: NDArray[np.integer] | Iterable[NDArray[np.integer]],
-    colours: Sequence[Colour],
-) -> None:
-    bands = [mask] if isinstance(mask, np.ndarray) else mask
-    if len(colours) > LARGEST_8_BIT:
-        write_ids(file, bands)
-        return
-    # All 256 entries, so that readers find a colour for the id of ignored pixels too.
-    padded = [*colours, *[(0, 0, 0)] * (256 - len(colours))]
-    write_ids(file, bands, bytes(value for colour in padded for value in colour))
-
-
 def colourise(mask: NDArray[np.integer], colours: Sequence[Colour]) -> NDArray[np.uint8]:
     """(H, W) ids → (H, W, 3) colours; ids beyond the palette (ignored pixels) are black."""
     table = np.zeros((max(int(mask.max(initial=0)) + 1, len(colours)), 3), np.uint8)
@@ -97,18 +79,11 @@ def colourise(mask: NDArray[np.integer], colours: Sequence[Colour]) -> NDArray[n
 
 
 def overlay(
-    image: NDArray[np.uint8],
-    mask: NDArray[np.integer],
-    colours: Sequence[Colour],
-    opacity: float = 0.5,
+    image: NDArray[np.uint8], mask: NDArray[np.integer], colours: Sequence[Colour]
 ) -> NDArray[np.uint8]:
-    """The image (H, W, 3) with its mask's colours laid over it, borders of clusters drawn at full strength."""
+    """The mean of an image (H, W, 3) and its mask's colours; borders of clusters have the colours alone."""
     colour = colourise(mask, colours)
-    tinted = np.empty_like(image)
-    # Band by band: in floating point the whole of a large image would take gigabytes.
-    for top in range(0, len(image), BAND):
-        rows = slice(top, top + BAND)
-        tinted[rows] = image[rows] * (1 - opacity) + colour[rows] * opacity
+    tinted = np.array(Image.blend(Image.fromarray(image), Image.fromarray(colour), 0.5))
     border = np.zeros(mask.shape, bool)
     border[:, 1:] |= mask[:, 1:] != mask[:, :-1]
     border[1:] |= mask[1:] != mask[:-1]

@@ -24,6 +24,9 @@ NARROWEST = 120
 BACKGROUND = (250, 250, 250)
 INK = (30, 30, 30)
 
+Legend = Sequence[tuple[str, Colour | None]]
+"""Names and the colours of the squares before them."""
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -37,7 +40,7 @@ class Tile:
 def comparison(
     titles: Sequence[str],
     rows: Sequence[Sequence[NDArray[np.uint8]]],
-    legend: Sequence[tuple[str, Colour | None]] = (),
+    legend: Legend = (),
     *,
     side: int = 192,
 ) -> Image.Image:
@@ -50,7 +53,7 @@ def comparison(
 
 def sheet(
     rows: Sequence[Sequence[Tile]],
-    legend: Sequence[tuple[str, Colour | None]] = (),
+    legend: Legend = (),
     *,
     side: int = 192,
 ) -> Image.Image:
@@ -95,7 +98,7 @@ def _write(
     if colour is not None:
         draw.rectangle((left, top + 3, left + 12, top + 15), fill=colour)
         left, room = left + SWATCH, room - SWATCH
-    font = _font()
+    font = ImageFont.load_default(14)
     whole = shown = _drawable(text)
     while shown and font.getlength(shown) > room:
         whole = whole[:-1]
@@ -103,11 +106,9 @@ def _write(
     draw.text((left, top), shown, INK, font)
 
 
-def _legend_lines(
-    legend: Sequence[tuple[str, Colour | None]], width: int
-) -> list[list[tuple[int, str, Colour | None]]]:
+def _legend_lines(legend: Legend, width: int) -> list[list[tuple[int, str, Colour | None]]]:
     """The entries of each line, each with the place where it begins."""
-    font = _font()
+    font = ImageFont.load_default(14)
     lines: list[list[tuple[int, str, Colour | None]]] = []
     left = width
     for name, colour in legend:
@@ -118,10 +119,6 @@ def _legend_lines(
         lines[-1].append((left, name, colour))
         left += needed
     return lines
-
-
-def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(14)
 
 
 def _drawable(text: str) -> str:

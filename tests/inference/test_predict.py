@@ -392,7 +392,7 @@ class TestLargeImages:
         def refuse(*_: object, **__: object) -> None:
             raise AssertionError
 
-        for name in ("load_image", "upsample_argmax", "overlay"):
+        for name in ("load_image", "overlay"):
             monkeypatch.setattr(prediction, name, refuse)
         predict(segmenter, scan([large]), tmp_path / "without")
         one, two = ((tmp_path / name / "a.png").read_bytes() for name in ("with", "without"))

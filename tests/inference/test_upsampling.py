@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -13,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from densesiam_seg.inference import upsampling
-from densesiam_seg.inference.upsampling import mask_bands, places, upsample_argmax
+from densesiam_seg.inference.upsampling import places, upsample_argmax
 
 Bands = Callable[[Tensor, int, int], Iterator[Tensor]]
 
@@ -194,17 +193,9 @@ class TestAgainstReferences:
 
 
 class TestBands:
-    def test_joined_they_are_the_mask(self) -> None:
-        logits = regions(5, 30, 40)
-        bands = list(mask_bands(logits, 900, 1200))
-        assert len(bands) > 10
-        assert all(band.dtype == np.uint8 and band.shape[1] == 1200 for band in bands)
-        whole = upsample_argmax(logits, 900, 1200).numpy()
-        np.testing.assert_array_equal(np.concatenate(bands), whole)
-
     @pytest.mark.parametrize("logits", [random_logits(3, 1, 2), regions(3, 2, 2)])
     def test_they_are_small_though_the_logits_have_few_rows(self, logits: Tensor) -> None:
-        bands = [band.shape for band in mask_bands(logits, 5000, 2000)]
+        bands = [band.shape for band in upsampling._bands(logits, 5000, 2000)]
         assert sum(rows for rows, _ in bands) == 5000
         assert max(rows * columns for rows, columns in bands) <= upsampling.LARGEST_BAND
 

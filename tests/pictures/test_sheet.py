@@ -103,16 +103,6 @@ def test_pictures_keep_their_content() -> None:
     assert (found[:40, 22:40] == BLUE).all()
 
 
-def test_titles_stand_above_their_columns() -> None:
-    pictures = [[plain(RED), plain(RED)]]
-    places = changes(
-        comparison(("one", ""), pictures, side=60), comparison(("one", "two"), pictures, side=60)
-    )
-    assert len(places) > 10
-    assert places[:, 0].max() < GAP + LINE
-    assert places[:, 1].min() >= GAP + 60 + GAP
-
-
 class TestTitles:
     def page(self, title: str, colour: tuple[int, int, int] | None = None) -> Image.Image:
         rows = [
@@ -164,7 +154,7 @@ def test_the_legend_shows_every_colour_with_its_name() -> None:
     assert (below == INK).all(-1).sum() > 50
 
 
-@pytest.mark.parametrize("count", [1, 5, 27, 60])
+@pytest.mark.parametrize("count", [1, 60])
 def test_a_legend_of_any_length_stays_on_the_sheet(count: int) -> None:
     legend = [(f"class {k}", (k + 1, 255 - k, 7)) for k in range(count)]
     page = pixels(comparison(("x", "y"), [[plain(RED), plain(RED)]], legend, side=100))
@@ -188,15 +178,3 @@ def test_an_entry_without_a_colour_is_text_alone() -> None:
     assert places[:, 0].min() >= LINE + GAP + 150 + GAP
     colours = {colour for _, colour in comparison(("x",), picture, [("a", None)]).getcolors() or []}
     assert colours >= {RED, BACKGROUND, INK}
-
-
-def test_a_sheet_of_nothing_is_a_mistake() -> None:
-    empty: list[list[list[Tile]]] = [[], [[]]]
-    for rows in empty:
-        with pytest.raises(AssertionError, match="a picture in every row"):
-            sheet(rows)
-
-
-def test_a_row_with_a_picture_too_few_is_a_mistake() -> None:
-    with pytest.raises(AssertionError, match="a picture for every title"):
-        comparison(("one", "two"), [[plain(RED)]])
