@@ -24,10 +24,10 @@ from densesiam_seg.images.scan import scan
 from densesiam_seg.images.store import ImageStore
 from densesiam_seg.io.devices import pick_precision
 from densesiam_seg.methods.densesiam import Siamese
-from densesiam_seg.methods.feature_cache import StageCache
+from densesiam_seg.methods.stage_cache import StageCache
 from densesiam_seg.presets import train_preset
 from densesiam_seg.training.loop import Training
-from densesiam_seg.training.train import RECIPE
+from densesiam_seg.training.recipes import build_method
 
 NAMES = ("resnet18", "timm:vit_small_patch16_dinov3", "convnext_tiny", "swin_t")
 CPU = torch.device("cpu")
@@ -81,7 +81,7 @@ def training_of(paths: list[Path], settings: dict[str, Any]) -> Training:
     for _ in store.prepare():
         pass
     precision = pick_precision(config.precision, CPU)
-    return Training(RECIPE.build(config, store, CPU, precision), config, store, CPU, precision)
+    return Training(build_method(config, store, CPU, precision), config, store, CPU, precision)
 
 
 def step_seconds(training: Training) -> float:

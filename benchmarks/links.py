@@ -13,13 +13,14 @@ from pathlib import Path
 
 import torch
 
+from densesiam_seg.config import PretrainConfig
 from densesiam_seg.images.scan import scan
 from densesiam_seg.images.store import ImageStore
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.methods.correspondence import STRATEGIES, to_image
-from densesiam_seg.methods.sampling import Grid, grid_draws
+from densesiam_seg.methods.sampling import grid_draws
 from densesiam_seg.network.model import Architecture, DenseSiam, build_network
-from densesiam_seg.views.pair import WindowPair, independent_views
+from densesiam_seg.views.pair import IndependentPair, independent_views
 
 NEAR = 0.1
 IMAGES = 60
@@ -45,17 +46,17 @@ def main() -> None:
 
 
 @torch.no_grad()
-def report(name: str, network: DenseSiam, views: WindowPair) -> None:
+def report(name: str, network: DenseSiam, views: IndependentPair) -> None:
     """One line about the links that a network's features make."""
-    grid = Grid()
+    config = PretrainConfig()
     features = network.train().encoder(torch.cat((views.image_1, views.image_2)))
     first, second = features.chunk(2)
-    draws = grid_draws(grid, 0, 0, range(len(first)), "cpu")
+    draws = grid_draws(config, 0, range(len(first)), "cpu")
     found = STRATEGIES["feature-similarity"](
-        views.window_1, views.window_2, first, second, grid, draws
+        (views.geometry_1, views.geometry_2), (first, second), config, draws
     )
-    ends_1 = to_image(found.places_1[:, :, 0], views.window_1)
-    ends_2 = to_image(found.places_2[:, :, 0], views.window_2)
+    ends_1 = to_image(found.places_1[:, :, 0], views.geometry_1)
+    ends_2 = to_image(found.places_2[:, :, 0], views.geometry_2)
     near = (ends_1.unsqueeze(2) - ends_2.unsqueeze(1)).norm(dim=-1) < NEAR
     right = (found.weight * near).sum() / found.weight.sum()
     chance = near[found.linked].float().mean()

@@ -85,7 +85,7 @@ def slim() -> Iterator[None]:
 def _no_room_for_caches(monkeypatch: pytest.MonkeyPatch) -> None:
     """`--cache auto` finds no room on the disk: no test leaves images or features in the folder it is started in."""
     monkeypatch.setattr("densesiam_seg.images.store.free_space", lambda folder: 0)
-    monkeypatch.setattr("densesiam_seg.methods.feature_cache.free_space", lambda folder: 0)
+    monkeypatch.setattr("densesiam_seg.methods.stage_cache.free_space", lambda folder: 0)
 
 
 @pytest.fixture(scope="session")
@@ -120,7 +120,8 @@ def segmenter(slim_module: None) -> Segmenter:
     """An untrained model of 5 clusters, all of which show; its batch statistics are those of noisy single colours."""
     import torch
 
-    from densesiam_seg.inference.segmenter import ModelCard, Segmenter
+    from densesiam_seg.inference.model_card import ModelCard
+    from densesiam_seg.inference.segmenter import Segmenter
     from densesiam_seg.network.model import Architecture, build_network
 
     architecture = Architecture(channels=8, clusters=5, over_clusters=6)

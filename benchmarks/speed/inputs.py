@@ -80,7 +80,7 @@ def official_views(
     pictures: Sequence[Image.Image], indices: Sequence[int], side: int
 ) -> list[tuple[Tensor, Tensor]]:
     """The same draws by the calls that the released code makes: Pillow's colours one by one, then tensors."""
-    tops, lefts, sides, flips = (
+    tops, lefts, sides, _, flips = (
         value.tolist() for value in vars(sample_geometry(0, 0, indices)).values()
     )
     found = []

@@ -15,12 +15,12 @@ from densesiam_seg.events import EpochRecord
 from densesiam_seg.images.store import Batch
 from densesiam_seg.io.devices import autocast, pick_precision
 from densesiam_seg.methods.densesiam import Siamese, objective
-from densesiam_seg.methods.interface import Objective
+from densesiam_seg.methods.method import Objective
 from densesiam_seg.network.encoder import Encoder
 from densesiam_seg.network.model import DenseSiam
 from densesiam_seg.presets import train_preset
 from densesiam_seg.training.loop import Training
-from densesiam_seg.training.train import RECIPE
+from densesiam_seg.training.recipes import build_method
 from densesiam_seg.views.pair import ViewPair
 
 CLUSTERS = 27
@@ -35,7 +35,8 @@ class Ready(Siamese):
 
     def objective(self, images: Tensor, indices: Sequence[int], epoch: int) -> Objective:
         """Of the same views every time."""
-        return objective(self.network, self.views, self.config, regions=True)
+        features = self.network.paired_features(self.views)
+        return objective(self.network, features, self.config, regions=True)
 
 
 class Blank:
@@ -78,7 +79,7 @@ def ready_training(config: TrainConfig, steps: int, device: torch.device) -> Tra
     """A loop of `steps` steps an epoch whose views are ready."""
     precision = pick_precision(config.precision, device)
     store: Any = Blank(steps * config.batch_size)
-    method = RECIPE.build(config, store, device, precision)
+    method = build_method(config, store, device, precision)
     views = random_views(config.image_size, config.batch_size, device)
     return Training(Ready(method.network, config, views), config, store, device, precision)
 
@@ -171,7 +172,7 @@ def _full_peak(size: int, batch: int) -> tuple[int, int]:
             pass
         device = torch.device("cpu")
         precision = pick_precision("auto", device)
-        method = RECIPE.build(config, store, device, precision)
+        method = build_method(config, store, device, precision)
         for _ in Training(method, config, store, device, precision).records():
             pass
     return before, peak_bytes()

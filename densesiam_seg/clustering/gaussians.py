@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional as F
 
 from densesiam_seg.clustering.kmeans import assign, kmeans
 
@@ -28,64 +28,40 @@ OUTLYING = 0.1
 """The part of the points, those that the first half of the clusters fits worst, where the other half starts."""
 
 
-class Gaussians(Protocol):
-    """What gives a point its log-densities: a fit, and the buffers of a mixture."""
-
-    @property
-    def centres(self) -> Tensor:
-        """(K, D)."""
-
-    @property
-    def whitening(self) -> Tensor:
-        """The rows of what is not given in the inverses W of the covariances' lower roots, (K, D - G, D).
-
-        |W (x - c)|² is x's squared distance in deviations from where the cluster lies under what is given.
-        """
-
-    @property
-    def offsets(self) -> Tensor:
-        """Log of weight times density at the centre (K,)."""
-
-
 @dataclass(frozen=True)
-class Fit:
-    """`Gaussians` and the share of the points that each has (K,), in float64."""
+class Gaussians:
+    """K Gaussians and their weights."""
 
     centres: Tensor
+    """(K, D)."""
     whitening: Tensor
+    """The rows of what is not given in the inverses W of the covariances' lower roots, (K, D - G, D).
+
+    |W (x - c)|² is x's squared distance in deviations from where the cluster lies under what is given."""
     offsets: Tensor
+    """Log of weight times density at the centre (K,)."""
     shares: Tensor
-
-    def tensors(self) -> dict[str, Tensor]:
-        names = ("centres", "whitening", "offsets", "shares")
-        return {name: getattr(self, name) for name in names}
+    """The weights: the part of the points that each cluster has (K,)."""
 
 
-@dataclass(frozen=True)
-class Judged:
-    """Log-likelihoods (N,) of points under a fit, and their shares of its clusters (N, K)."""
-
-    evidence: Tensor
-    shares: Tensor
-
-    @property
-    def likelihood(self) -> float:
-        """The mean of all points."""
-        return float(self.evidence.mean())
+def log_joint(points: Tensor, fit: Gaussians) -> Tensor:
+    """log of (weight × density) of each point (N, D) and cluster: (N, K)."""
+    columns = [
+        offset - 0.5 * ((points - centre) @ matrix.T).square().sum(1)
+        for centre, matrix, offset in zip(fit.centres, fit.whitening, fit.offsets, strict=True)
+    ]
+    return torch.stack(columns, 1)
 
 
-def judged(points: Tensor, fit: Fit) -> Judged:
-    """The expectation step."""
+def expectation(points: Tensor, fit: Gaussians) -> tuple[Tensor, Tensor]:
+    """The log-likelihoods (N,) of points, and their shares of the clusters (N, K)."""
     joint = log_joint(points, fit)
     evidence = joint.logsumexp(1, keepdim=True)
-    return Judged(evidence[:, 0], (joint - evidence).exp())
+    return evidence[:, 0], (joint - evidence).exp()
 
 
-def maximised(points: Tensor, shares: Tensor, given: int = 0) -> Fit:
-    """The maximisation step: Gaussians fitted to points (N, D) that belong to clusters by `shares` (N, K).
-
-    The first `given` channels are given.
-    """
+def maximisation(points: Tensor, shares: Tensor, given: int = 0) -> Gaussians:
+    """Gaussians fitted to points (N, D) that belong to clusters by `shares` (N, K)."""
     clusters, channels = shares.shape[1], points.shape[1]
     counts = shares.sum(0).clamp(min=1.0)
     centres = shares.T @ points / counts[:, None]
@@ -102,21 +78,12 @@ def maximised(points: Tensor, shares: Tensor, given: int = 0) -> Fit:
     volumes = roots.diagonal(dim1=-2, dim2=-1)[:, given:].log().sum(-1)
     weights = counts / counts.sum()
     offsets = weights.log() - volumes - 0.5 * (channels - given) * math.log(2 * math.pi)
-    return Fit(centres, whitening[:, given:], offsets, weights)
+    return Gaussians(centres, whitening[:, given:], offsets, weights)
 
 
-def log_joint(points: Tensor, fit: Gaussians) -> Tensor:
-    """log of (weight × density) of each point (N, D) and cluster: (N, K)."""
-    columns = [
-        offset - 0.5 * ((points - centre) @ matrix.T).square().sum(1)
-        for centre, matrix, offset in zip(fit.centres, fit.whitening, fit.offsets, strict=True)
-    ]
-    return torch.stack(columns, 1)
-
-
-def fitted(
+def fit_gaussians(
     points: Tensor, clusters: int, *, seed: int, halves: bool = False, given: int = 0
-) -> Fit:
+) -> Gaussians:
     """Expectation-maximisation from k-means of what is not given, with all clusters at once or in two `halves`.
 
     All at once they come out about equally large. In halves the second starts where the first fits worst, and they come
@@ -124,45 +91,48 @@ def fitted(
     not finite.
     """
     first = -(-clusters // 2) if halves else clusters
-    shares = _belonging(_grouped(points[:, given:], first, seed), first)
-    fit = _settled(points, shares, given)
+    shares = _one_hot(_kmeans_labels(points[:, given:], first, seed), first)
+    fit = _iterated(points, shares, given)
     if first < clusters:
         shares = joined_by_outliers(points, fit, clusters - first, seed=seed, given=given)
-        fit = _settled(points, shares, given)
+        fit = _iterated(points, shares, given)
     return fit
 
 
-def joined_by_outliers(points: Tensor, fit: Fit, more: int, *, seed: int, given: int = 0) -> Tensor:
+def joined_by_outliers(
+    points: Tensor, fit: Gaussians, more: int, *, seed: int, given: int = 0
+) -> Tensor:
     """Shares of the clusters of a fit and of `more` new ones, which take the points that it explains worst."""
-    found = judged(points, fit)
+    evidence, shares = expectation(points, fit)
     # k-means takes no fewer distinct points than clusters.
     distinct, place = torch.unique(points[:, given:].float(), dim=0, return_inverse=True)
-    evidence = torch.empty(len(distinct), dtype=points.dtype)
-    evidence[place] = found.evidence
-    worst = evidence.argsort()[: max(int(OUTLYING * len(distinct)), more)]
+    of_distinct = torch.empty(len(distinct), dtype=points.dtype)
+    of_distinct[place] = evidence
+    worst = of_distinct.argsort()[: max(int(OUTLYING * len(distinct)), more)]
     labels = torch.full((len(distinct),), more)
-    labels[worst] = _grouped(distinct[worst], more, seed)
-    new = _belonging(labels[place], more)
-    return torch.cat((found.shares * (1 - new.sum(1, keepdim=True)), new), 1)
+    labels[worst] = _kmeans_labels(distinct[worst], more, seed)
+    new = _one_hot(labels[place], more)
+    return torch.cat((shares * (1 - new.sum(1, keepdim=True)), new), 1)
 
 
-def _grouped(points: Tensor, clusters: int, seed: int) -> Tensor:
+def _kmeans_labels(points: Tensor, clusters: int, seed: int) -> Tensor:
     """The cluster of each point (N,) by k-means."""
     single = points.float()
     return assign(single, kmeans(single, clusters, seed=seed).centres)
 
 
-def _belonging(labels: Tensor, clusters: int) -> Tensor:
+def _one_hot(labels: Tensor, clusters: int) -> Tensor:
     """Shares (N, K) of points that belong to one cluster alone, or where the label is `clusters` to none."""
-    return nn.functional.one_hot(labels, clusters + 1)[:, :clusters].double()
+    return F.one_hot(labels, clusters + 1)[:, :clusters].double()
 
 
-def _settled(points: Tensor, shares: Tensor, given: int) -> Fit:
+def _iterated(points: Tensor, shares: Tensor, given: int) -> Gaussians:
     """Expectation-maximisation from shares (N, K)."""
-    fit, before = maximised(points, shares, given), -math.inf
+    fit, before = maximisation(points, shares, given), -math.inf
     for _ in range(ITERATIONS):
-        found = judged(points, fit)
-        if found.likelihood - before < SETTLED:
+        evidence, shares = expectation(points, fit)
+        likelihood = float(evidence.mean())
+        if likelihood - before < SETTLED:
             break
-        fit, before = maximised(points, found.shares, given), found.likelihood
+        fit, before = maximisation(points, shares, given), likelihood
     return fit

@@ -19,6 +19,8 @@ from torch.nn import functional as F
 from densesiam_seg.errors import InputError, NumericError
 
 ITERATIONS = 20
+BLOCK = 4096
+"""Points whose distances are computed at once: they stay in the processor's cache."""
 LARGEST = 1e6
 """Largest feature magnitude that is handed to FAISS, whose distances overflow (and abort the process) near 3e18."""
 
@@ -40,14 +42,7 @@ def unit_features(features: Tensor) -> Tensor:
     return F.normalize(features.float(), dim=1)
 
 
-def kmeans(
-    points: Tensor,
-    clusters: int,
-    *,
-    seed: int,
-    iterations: int = ITERATIONS,
-    restarts: int = 1,
-) -> Centroids:
+def kmeans(points: Tensor, clusters: int, *, seed: int, restarts: int = 1) -> Centroids:
     """FAISS k-means of points (N, C), all of them used, repeatable for a seed.
 
     Of `restarts` starts the one with the least sum of squared distances is kept; the first is that of a single one.
@@ -73,7 +68,7 @@ def kmeans(
     machine = faiss.Kmeans(
         data.shape[1],
         clusters,
-        niter=iterations,
+        niter=ITERATIONS,
         nredo=restarts,
         seed=seed % 2**31,
         min_points_per_centroid=1,
@@ -97,14 +92,14 @@ def refine(centroids: Centroids, points: Tensor) -> Centroids:
     return replace(centroids, centres=torch.lerp(centroids.centres, means, rate), counts=counts)
 
 
-def assign(points: Tensor, centres: Tensor, block: int = 4096) -> Tensor:
-    """Index (N,) of the nearest centre by squared distance, in blocks that stay in the processor's cache."""
+def assign(points: Tensor, centres: Tensor) -> Tensor:
+    """Index (N,) of the nearest centre by squared distance."""
     bias = centres.square().sum(1)
     parts = [
         torch.addmm(bias, part.float(), centres.T, beta=-1.0, alpha=2.0).argmax(1)
-        for part in torch.split(points, block)
+        for part in torch.split(points, BLOCK)
     ]
-    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
+    return torch.cat(parts)
 
 
 def _checked(points: Tensor) -> NDArray[np.float32]:

@@ -72,7 +72,7 @@ def contacts(ids: NDArray[np.integer], count: int) -> Contacts:
     return Contacts(seen, np.outer(borders, borders) / max(borders.sum(), 1))
 
 
-def merge_tree(centres: NDArray[np.floating], counts: Ids, touching: Contacts | None = None) -> Ids:
+def merge_tree(centres: NDArray[np.floating], counts: Ids, touching: Contacts) -> Ids:
     """Merges (A - 1, 2) of over-clusters with centres (A, C) and sizes (A,), the most alike ones first.
 
     Row t joins two nodes into node A + t; nodes below A are the over-clusters themselves. What is least is
@@ -83,12 +83,20 @@ def merge_tree(centres: NDArray[np.floating], counts: Ids, touching: Contacts | 
     total = len(centres)
     places = centres.astype(np.float64)
     sizes = np.maximum(counts, 1).astype(np.float64)
-    seen, expected = _copies(touching, total)
-    gaps = np.full((total, total), np.inf)
+    seen, expected = touching.seen.copy(), touching.expected.copy()
     nodes = np.arange(total)
     alive = np.ones(total, bool)
-    for place in range(total):
-        gaps[place] = _gaps(place, places, sizes, seen, expected, alive)
+
+    def gaps_of(place: int) -> Numbers:
+        """How unlike one cluster and each other are, (A,); infinite for itself and those that are gone."""
+        own = sizes[place]
+        apart: Numbers = np.square(places - places[place]).sum(1) * sizes * own / (sizes + own)
+        apart *= ((seen[place] + DOUBT) / (expected[place] + DOUBT)) ** -TOUCH
+        apart[place] = np.inf
+        apart[~alive] = np.inf
+        return apart
+
+    gaps = np.stack([gaps_of(place) for place in range(total)])
     tree = np.empty((total - 1, 2), np.int64)
     for step in range(total - 1):
         keep, drop = sorted(divmod(int(gaps.argmin()), total))
@@ -101,7 +109,7 @@ def merge_tree(centres: NDArray[np.floating], counts: Ids, touching: Contacts | 
             table[:, keep] += table[:, drop]
         nodes[keep], alive[drop] = total + step, False
         gaps[drop] = gaps[:, drop] = np.inf
-        gaps[keep] = gaps[:, keep] = _gaps(keep, places, sizes, seen, expected, alive)
+        gaps[keep] = gaps[:, keep] = gaps_of(keep)
     return tree
 
 
@@ -128,26 +136,3 @@ def is_partition(groups: Sequence[Sequence[int]]) -> bool:
     """Whether no group is empty and all together hold 0 … A - 1, each once."""
     every = sorted(member for group in groups for member in group)
     return all(groups) and every == list(range(len(every)))
-
-
-def _copies(touching: Contacts | None, total: int) -> tuple[Numbers, Numbers]:
-    if touching is None:
-        return np.zeros((total, total)), np.zeros((total, total))
-    return touching.seen.copy(), touching.expected.copy()
-
-
-def _gaps(
-    place: int,
-    places: Numbers,
-    sizes: Numbers,
-    seen: Numbers,
-    expected: Numbers,
-    alive: NDArray[np.bool_],
-) -> Numbers:
-    """How unlike one cluster and each other are, (A,); infinite for itself and those that are gone."""
-    apart = np.square(places - places[place]).sum(1) * sizes * sizes[place] / (sizes + sizes[place])
-    apart *= ((seen[place] + DOUBT) / (expected[place] + DOUBT)) ** -TOUCH
-    apart[place] = np.inf
-    apart[~alive] = np.inf
-    gaps: Numbers = apart
-    return gaps

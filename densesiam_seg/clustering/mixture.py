@@ -7,23 +7,20 @@ colour, into several clusters. A Gaussian with a full covariance takes the road'
 share of the pixels (Carson et al., "Blobworld", 2002, cluster single images so).
 
 Expectation-maximisation ends in another optimum from every start, and the likeliest is not the best segmentation
-(docs/recipe.md). So there are many fits, from two kinds of start: all clusters at once, which come out about equally
-large, or half of them, and the others where those fit worst, which come out large and small. Kept are those whose
-clusters are found again best in darker and brighter images. They are joined: their clusters are paired, their shares of
-each point averaged (Strehl and Ghosh, "Cluster ensembles", 2002), and one mixture is fitted to that. What single fits
-divide by chance comes together.
-
-A road looks different at noon and at dusk, so half of the fits are under their image's gist: centres move with it.
-Where every image shows something else its gist tells what it shows, and taking that away would take what divides the
-clusters. The half is taken whose clusters are found again better, in other light and by fits to other images.
+(docs/recipe.md). So there are many fits, half of them to all clusters at once and half in two halves, and half of them
+under their image's gist: a road looks different at noon and at dusk, but where every image shows something else its
+gist tells what divides the clusters. Kept are the fits whose clusters are found again best in darker and brighter
+images and by fits to other images. Their clusters are paired, their shares of each point averaged (Strehl and Ghosh,
+"Cluster ensembles", 2002), and one mixture is fitted to that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,16 +28,17 @@ from torch import Tensor, nn
 
 from densesiam_seg.clustering.agreement import best_pairs, shared_information
 from densesiam_seg.clustering.appearance import GIST, OWN
-from densesiam_seg.clustering.gaussians import Fit, fitted, judged, log_joint, maximised
+from densesiam_seg.clustering.gaussians import (
+    Gaussians,
+    expectation,
+    fit_gaussians,
+    log_joint,
+    maximisation,
+)
 from densesiam_seg.io.parallel import on_own_cores
 from densesiam_seg.io.randomness import Stream, generator
 
 RESTARTS = 80
-"""Fits, with and without the gist and of both kinds of start in turn."""
-KEPT = 8
-"""One in so many of those with or without the gist is kept."""
-KINDS = (True, False)
-"""Whether fits are under their image's gist."""
 FEWEST = 2
 """Images to a channel of the gist, below which it would tell every image from every other: no fit is under it then."""
 HELD = 1 << 27
@@ -58,15 +56,13 @@ SMOOTHING = 0.01
 
 @dataclass(frozen=True)
 class Search:
-    """Which fits there are, and how many of them are joined.
-
-    Of `restarts` fits some are under the gist and some are not, as `kinds` says in turn. Of the kind that is found
-    again best one fit in `kept` is taken, the steadiest ones, and at least one.
-    """
+    """Which fits there are, and how many of them are joined."""
 
     restarts: int = RESTARTS
-    kept: int = KEPT
-    kinds: Sequence[bool] = KINDS
+    kept: int = 8
+    """Of the kind that is found again best one fit in so many is kept, the steadiest ones, and at least one."""
+    kinds: Sequence[bool] = (True, False)
+    """Whether fits are under their image's gist, in turn."""
 
 
 SEARCH = Search()
@@ -108,16 +104,17 @@ class Mixture(nn.Module):
     Of a point's channels the first `gist` are its image's, and the `own` that follow the place's.
     """
 
+    mean: Tensor
+    deviation: Tensor
+    centres: Tensor
+    whitening: Tensor
+    offsets: Tensor
+    shares: Tensor
+
     def __init__(self, clusters: int, own: int = OWN, gist: int = GIST) -> None:
         super().__init__()
         self.gist = gist
         channels = gist + own
-        self.mean: Tensor
-        self.deviation: Tensor
-        self.centres: Tensor
-        self.whitening: Tensor
-        self.offsets: Tensor
-        self.shares: Tensor
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("deviation", torch.ones(channels))
         self.register_buffer("centres", torch.zeros(clusters, channels))
@@ -129,9 +126,10 @@ class Mixture(nn.Module):
         """Appearance (B, D, h, w) → log-posteriors (B, K, h, w), float32."""
         images, channels, height, width = appearance.shape
         points = appearance.float().movedim(1, -1).reshape(-1, channels)
+        gaussians = Gaussians(self.centres, self.whitening, self.offsets, self.shares)
         # Autocast would round differences of large squares.
         with torch.autocast(points.device.type, enabled=False):
-            joint = log_joint((points - self.mean) / self.deviation, self)
+            joint = log_joint((points - self.mean) / self.deviation, gaussians)
         logs = joint.log_softmax(1)
         return logs.view(images, height, width, -1).movedim(-1, 1)
 
@@ -148,21 +146,15 @@ class Mixture(nn.Module):
 
         return _under_own_shares(scores.log_softmax(1), self.shares.view(-1, 1, 1), own)
 
-    def fit(self, sample: Sample, *, seed: int, search: Search = SEARCH) -> float:
-        """Take over the joint mixture of many fits to a sample; returns its mean log-likelihood per point.
+    def fit(self, sample: Sample, *, seed: int, search: Search = SEARCH) -> None:
+        """Take over the joint mixture of many fits to a sample.
 
         Raises InputError for fewer distinct points than clusters and NumericError for points that are not finite.
         """
-        steps = self.fitting(sample, seed=seed, search=search)
-        while True:
-            try:
-                next(steps)
-            except StopIteration as end:
-                return float(end.value)
+        for _ in self.fitting(sample, seed=seed, search=search):
+            pass
 
-    def fitting(
-        self, sample: Sample, *, seed: int, search: Search = SEARCH
-    ) -> Generator[float, None, float]:
+    def fitting(self, sample: Sample, *, seed: int, search: Search = SEARCH) -> Iterator[float]:
         """`fit` in steps, since all of them may take a minute: yields the part of the fits that are done."""
         points = sample.points.detach().cpu().double()
         mean, deviation = points.mean(0), points.std(0, unbiased=False)
@@ -180,8 +172,7 @@ class Mixture(nn.Module):
 
         def ranked(turn: int) -> tuple[int, Ranked]:
             number, kind = divmod(turn, len(samples))
-            fit = _fit(samples[kind], clusters, self.gist, seed, number)
-            return kind, _ranked(fit, samples[kind])
+            return kind, _ranked(samples[kind], clusters, self.gist, seed, number)
 
         found: list[list[Ranked]] = [[] for _ in samples]
         with closing(on_own_cores(ranked, range(turns))) as done:
@@ -194,21 +185,19 @@ class Mixture(nn.Module):
         ]
         # Where both are found again as well it is the first.
         kind = max(range(len(best)), key=lambda each: best[each][0])
-        chosen, sample = best[kind][1], samples[kind]
-        shares = [judged(sample.points, each).shares for each in chosen]
-        fit = maximised(sample.points, consensus(shares), self.gist)
-        for name, value in (("mean", mean), ("deviation", deviation), *fit.tensors().items()):
+        points = samples[kind].points
+        shares = [expectation(points, fit)[1] for fit in best[kind][1]]
+        fit = maximisation(points, consensus(shares), self.gist)
+        for name, value in {"mean": mean, "deviation": deviation, **vars(fit)}.items():
             getattr(self, name).copy_(value)
-        return judged(sample.points, fit).likelihood
 
 
-@dataclass(frozen=True)
-class Ranked:
+class Ranked(NamedTuple):
     """A fit, and what decides whether it is kept."""
 
-    fit: Fit
     steadiness: float
     likelihood: float
+    fit: Gaussians
 
 
 def consensus(shares: Sequence[Tensor]) -> Tensor:
@@ -234,21 +223,21 @@ def smoothed(shares: Tensor, usual: Tensor) -> Tensor:
     return (shares + SMOOTHING * usual) / (1 + SMOOTHING)
 
 
-def steadiness(fit: Fit, sample: Sample) -> float:
+def steadiness(fit: Gaussians, sample: Sample) -> float:
     """How much the clusters of places tell of those of the same places in other light, 0 to 1, mean of all lights."""
-    first = _found(fit, sample, sample.points)
-    scores = [_told(first, _found(fit, sample, relit)) for relit in sample.relit]
+    first = _labels(fit, sample, sample.points)
+    scores = [_told(first, _labels(fit, sample, relit)) for relit in sample.relit]
     return sum(scores) / len(scores)
 
 
-def agreement(fits: Sequence[Fit], sample: Sample) -> float:
+def agreement(fits: Sequence[Gaussians], sample: Sample) -> float:
     """How much the clusters of places by one fit tell of those by another, 0 to 1, mean of all pairs; 0 without any."""
-    found = [_found(fit, sample, sample.points) for fit in fits]
-    scores = [_told(one, other) for one, other in combinations(found, 2)]
+    labels = [_labels(fit, sample, sample.points) for fit in fits]
+    scores = [_told(one, other) for one, other in combinations(labels, 2)]
     return sum(scores) / max(len(scores), 1)
 
 
-def _found(fit: Fit, sample: Sample, points: Tensor) -> Tensor:
+def _labels(fit: Gaussians, sample: Sample, points: Tensor) -> Tensor:
     """The cluster (N,) of each of a sample's points, which may be in another light, under its image's own shares."""
     logs = log_joint(points, fit).log_softmax(1)
     return _under_own_shares(logs, fit.shares, sample.means).argmax(1)
@@ -261,14 +250,21 @@ def _told(one: Tensor, other: Tensor) -> float:
     return shared_information(joint.view(clusters, clusters).numpy())
 
 
-def _ranked(fit: Fit, sample: Sample) -> Ranked:
-    """Of equally steady fits the likelier one comes first; beyond these digits it is rounding that differs."""
-    return Ranked(fit, round(steadiness(fit, sample), 6), judged(sample.points, fit).likelihood)
+def _ranked(sample: Sample, clusters: int, gist: int, seed: int, turn: int) -> Ranked:
+    """A fit to some of the images, by (seed, turn), every other one in halves.
+
+    Of equally steady fits the likelier one comes first; beyond these digits it is rounding that differs.
+    """
+    draw = generator(seed, Stream.PIXELS, round_=1 + turn)
+    part = sample.part(max(len(sample.points) // PART, LEAST * clusters), draw)
+    fit = fit_gaussians(part, clusters, seed=seed + turn, halves=turn % 2 == 1, given=gist)
+    evidence, _ = expectation(sample.points, fit)
+    return Ranked(round(steadiness(fit, sample), 6), float(evidence.mean()), fit)
 
 
-def _steadiest(fits: Sequence[Ranked], sample: Sample, kept: int) -> tuple[float, list[Fit]]:
+def _steadiest(fits: Sequence[Ranked], sample: Sample, kept: int) -> tuple[float, list[Gaussians]]:
     """The steadiest one in `kept` of the fits, at least one, the steadiest first, and how well they are found again."""
-    order = sorted(fits, key=lambda each: (each.steadiness, each.likelihood), reverse=True)
+    order = sorted(fits, key=lambda each: each[:2], reverse=True)
     count = max(len(fits) // kept, 1)
     steady = sum(each.steadiness for each in order[:count]) / count
     best = [each.fit for each in order]
@@ -283,10 +279,3 @@ def _under_own_shares(logs: Tensor, usual: Tensor, own_of: Callable[[Tensor], Te
         own = smoothed(own_of(found.exp()), usual)
         found = (logs + (own / usual).log()).log_softmax(1)
     return found
-
-
-def _fit(sample: Sample, clusters: int, gist: int, seed: int, turn: int) -> Fit:
-    """A fit to some of the images, by (seed, turn); every other one in halves."""
-    draw = generator(seed, Stream.PIXELS, round_=1 + turn)
-    part = sample.part(max(len(sample.points) // PART, LEAST * clusters), draw)
-    return fitted(part, clusters, seed=seed + turn, halves=turn % 2 == 1, given=gist)

@@ -18,12 +18,13 @@ from torch.nn import functional as F
 from densesiam_seg.clustering.appearance import GIST
 from densesiam_seg.clustering.kmeans import assign
 from densesiam_seg.clustering.mixture import SEARCH, Mixture, Search
-from densesiam_seg.evaluation.evaluate import Mask, Masker, Protocol
+from densesiam_seg.evaluation.protocol import Mask, MasksOf, one_by_one
 from densesiam_seg.inference.centroids import Images, fit_centroids, fit_readout
+from densesiam_seg.inference.model_card import ModelCard
 from densesiam_seg.inference.refinement import sharpened
-from densesiam_seg.inference.segmenter import ModelCard, Segmenter
+from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.inference.upsampling import upsample_argmax
-from densesiam_seg.methods.mixture_prior import Places, seen
+from densesiam_seg.methods.mixture_prior import Places, appearance_of
 from densesiam_seg.network.model import Architecture, build_network
 
 Points = Callable[[Tensor], Tensor]
@@ -59,10 +60,8 @@ def patch_position_points(image: Tensor) -> Tensor:
 
 def _position(image: Tensor) -> Tensor:
     """(2, H, W): y and x of each pixel's centre, in [0, 1]."""
-    _, height, width = image.shape
-    y = ((torch.arange(height) + 0.5) / height).view(-1, 1).expand(height, width)
-    x = ((torch.arange(width) + 0.5) / width).view(1, -1).expand(height, width)
-    return torch.stack((y, x))
+    axes = ((torch.arange(side) + 0.5) / side for side in image.shape[-2:])
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"))
 
 
 def _points(maps: Tensor) -> Tensor:
@@ -70,14 +69,9 @@ def _points(maps: Tensor) -> Tensor:
     return maps.flatten(1).T
 
 
-def colour_position_masks(images: Images, count: int, clusters: int, *, seed: int) -> Masker:
-    """Masks by k-means on colour and position, every channel scaled to unit deviation over `images`."""
-    return kmeans_masks(colour_position_points, images, count, clusters, seed=seed)
-
-
 def kmeans_masks(
     points_of: Points, images: Images, count: int, clusters: int, *, seed: int
-) -> Masker:
+) -> MasksOf:
     """Masks by k-means on `points_of` each image, every channel scaled to unit deviation over all `count` of them."""
     deviation = _deviation(map(points_of, images()))
 
@@ -86,11 +80,11 @@ def kmeans_masks(
 
     centres = fit_centroids(scaled, images, count, clusters, seed=seed).centres
 
-    def mask_of(image: Tensor, protocol: Protocol, height: int, width: int) -> Mask:
+    def mask_of(image: Tensor, height: int, width: int) -> Mask:
         labels = assign(scaled(image), centres).view(image.shape[-2:])
         return _stretched(labels, height, width)
 
-    return mask_of
+    return one_by_one(mask_of)
 
 
 def untrained_segmenter(
@@ -113,7 +107,7 @@ def mixture_masks(
     search: Search = SEARCH,
     adapt: bool = True,
     refine: str = "none",
-) -> Masker:
+) -> MasksOf:
     """Masks by the mixture that `train` starts from, fitted to `count` images, without a network.
 
     `search` is that of `Mixture.fit`. `adapt`: with each image's own shares of clusters. `refine`: the filter for
@@ -125,52 +119,39 @@ def mixture_masks(
     mixture = Mixture(clusters)
     mixture.fit(places.sample(), seed=seed, search=search)
 
-    def mask_of(image: Tensor, protocol: Protocol, height: int, width: int) -> Mask:
-        logs: Tensor = mixture(seen(image[None]))
+    def mask_of(image: Tensor, height: int, width: int) -> Mask:
+        logs: Tensor = mixture(appearance_of(image[None]))
         scores = mixture.adapted(logs) if adapt else logs
         if refine != "none":
             scores = sharpened(image[None], scores.softmax(1), refine)
         return upsample_argmax(scores[0], height, width).numpy()
 
-    return mask_of
+    return one_by_one(mask_of)
 
 
 def appearance_points(image: Tensor) -> Tensor:
     """uint8 (3, H, W) → points (H·W, D) of what the mixture sees of a place, repeated over its pixels."""
-    maps = F.interpolate(seen(image[None])[:, GIST:], image.shape[-2:], mode="nearest-exact")
+    maps = F.interpolate(
+        appearance_of(image[None])[:, GIST:], image.shape[-2:], mode="nearest-exact"
+    )
     return _points(maps[0])
 
 
-def one_mask() -> Masker:
+def one_mask() -> MasksOf:
     """The same cluster everywhere; scoring finds the class that it fits best."""
-
-    def mask_of(image: Tensor, protocol: Protocol, height: int, width: int) -> Mask:
-        return np.zeros((height, width), np.int32)
-
-    return mask_of
+    return one_by_one(lambda _, height, width: np.zeros((height, width), np.int32))
 
 
-def position_masks(labels: Iterable[NDArray[np.uint8]], classes: int) -> Masker:
+def position_masks(labels: Iterable[NDArray[np.uint8]], classes: int) -> MasksOf:
     """Uses labels: everywhere the class most frequent there in `labels` (H, W), all of one size; ids are class ids.
 
     Where none has a class it is the most frequent one of all. The lower id wins where two are equal.
     """
-    counts: NDArray[np.int64] | None = None
     ids = np.arange(classes, dtype=np.uint8).reshape(-1, 1, 1)
-    for label in labels:
-        if counts is None:
-            counts = np.zeros((classes, *label.shape), np.int64)
-        assert label.shape == counts.shape[1:], "labels of one size"
-        counts += label == ids
-    assert counts is not None, "at least one label"
+    counts = np.asarray(sum((label == ids).astype(np.int64) for label in labels))
     best = counts.argmax(0)
     best[~counts.any(0)] = counts.sum((1, 2)).argmax()
-    found = torch.from_numpy(best)
-
-    def mask_of(image: Tensor, protocol: Protocol, height: int, width: int) -> Mask:
-        return _stretched(found, height, width)
-
-    return mask_of
+    return one_by_one(lambda _, height, width: _stretched(torch.from_numpy(best), height, width))
 
 
 def _stretched(ids: Tensor, height: int, width: int) -> Mask:
@@ -189,5 +170,5 @@ def _deviation(points: Iterable[Tensor]) -> Tensor:
         count += len(values)
         total = total + values.sum(0)
         squares = squares + values.square().sum(0)
-    variance = (squares / max(count, 1) - (total / max(count, 1)).square()).clamp(min=0)
+    variance = (squares / count - (total / count).square()).clamp(min=0)
     return torch.where(variance > 1e-12, variance.sqrt(), 1.0).float()

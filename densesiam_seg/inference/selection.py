@@ -3,9 +3,8 @@
 Axes: B images, C channels, K clusters, H W image at its working size, h w scores.
 
 An image is shown as it is and as training shows it, cropped, mirrored and recoloured. Places that belong together make
-one joint histogram (K, K) over the set: rows are the clusters of the image, columns those of the view. Its normalised
-mutual information is the score: clusters that change with the view lower it, and so do clusters that say nothing,
-since a constant answer has no information. No threshold, and nothing to tune by labels.
+one joint histogram (K, K) over the set: rows are the clusters of the image, columns those of the view. The score is its
+normalised mutual information. Clusters that change with the view lower it; a constant answer has none.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -37,7 +35,7 @@ ROUND = 2**31
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a joint histogram says. Selection takes the highest `score`."""
+    """What a joint histogram says."""
 
     score: float
     """Normalised mutual information of the clusters of image and view, 0 to 1."""
@@ -83,17 +81,8 @@ class Choice:
     @property
     def lines(self) -> list[str]:
         """What a user is told: every candidate, then the one that is used."""
-        used = self.chosen
         lines = [f"candidate {candidate}" for candidate in self.candidates]
-        return [*lines, f"chosen without labels: {used}"]
-
-
-def choose(
-    segmenters: Sequence[Segmenter], images: Sequence[ImageLike], *, seed: int = 0
-) -> Choice:
-    """Judge several read-outs of one network on the same views; raises as `judge_each` does."""
-    found = judge_each(segmenters, images, seed=seed)
-    return Choice(tuple(map(Candidate, segmenters, found)))
+        return [*lines, f"chosen without labels: {self.chosen}"]
 
 
 def looked_at(count: int) -> range:
@@ -102,10 +91,7 @@ def looked_at(count: int) -> range:
 
 
 def judged(joint: Joint) -> Judgement:
-    """The judgement of a joint histogram (K, K): rows for the image, columns for the view.
-
-    The score is that of `shared_information`.
-    """
+    """The judgement of a joint histogram (K, K): rows for the image, columns for the view."""
     clusters, total = len(joint), int(joint.sum())
     assert joint.shape == (clusters, clusters) and total > 0, joint.shape
     image = joint.sum(1) / total
@@ -119,15 +105,10 @@ def judged(joint: Joint) -> Judgement:
     )
 
 
-def judge(segmenter: Segmenter, images: Sequence[ImageLike], *, seed: int = 0) -> Judgement:
-    """The judgement of a segmenter as it is read out; see `judge_each`."""
-    return judge_each([segmenter], images, seed=seed)[0]
-
-
-def judge_each(
+def choose(
     segmenters: Sequence[Segmenter], images: Sequence[ImageLike], *, seed: int = 0
-) -> list[Judgement]:
-    """The judgements of several read-outs of one network, which sees each image and its view once.
+) -> Choice:
+    """Judge several read-outs of one network, which sees each image and its view once.
 
     At most `MOST` images are looked at, spread evenly. A view is drawn by (seed, image's place). Files that cannot be
     read are passed over; raises InputError where none can.
@@ -149,16 +130,14 @@ def judge_each(
             seen = first.features(normalise(view.to(first.device)))
             return [_cells(each, plain, seen, geometry) for each in segmenters]
 
-    sizes = [each.card.clusters for each in segmenters]
-    joints = [np.zeros(size * size, np.int64) for size in sizes]
+    joints = [np.zeros((each.card.clusters, each.card.clusters), np.int64) for each in segmenters]
     with closing(on_own_cores(look, looked_at(len(images)))) as found:
         for cells in found:
             for joint, more in zip(joints, cells or (), strict=cells is not None):
-                joint += np.bincount(more, minlength=len(joint))
+                joint += np.bincount(more, minlength=joint.size).reshape(joint.shape)
     if not joints[0].any():
         raise InputError("selection: none of the images can be read; give others")
-    pairs = zip(joints, sizes, strict=True)
-    return [judged(joint.reshape(size, size)) for joint, size in pairs]
+    return Choice(tuple(map(Candidate, segmenters, map(judged, joints))))
 
 
 def changed(pixels: Tensor, geometry: Geometry, photometry: Photometry) -> Tensor:
@@ -182,11 +161,8 @@ def warped(scores: Tensor, geometry: Geometry) -> Tensor:
 
 def _matrices(geometry: Geometry, height: int, width: int) -> tuple[Tensor, Tensor]:
     """Crop, resize to the size before the crop, and flip: (B, height, height) and (B, width, width)."""
-    never = torch.zeros_like(geometry.flip)
-    return (
-        bilinear_matrix(geometry.top, geometry.side, never, height, height),
-        bilinear_matrix(geometry.left, geometry.side, geometry.flip, width, width),
-    )
+    y, x = geometry.axes()
+    return bilinear_matrix(*y, height, height), bilinear_matrix(*x, width, width)
 
 
 def _cells(

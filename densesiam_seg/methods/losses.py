@@ -1,8 +1,8 @@
-"""The losses of DenseSiam as pure functions of tensors.
+"""The losses of DenseSiam as functions of tensors. Equations: DenseSiam (ECCV 2022), section 3.
 
-Axes: B images, K clusters, C channels, h w feature size, N and M places sampled in view 1 and 2. z is a projection,
-p a prediction, both (B, K, h, w), or rows (B, N, K) of places.
-The stop-gradient stands where a target is named and nowhere else. Equations: DenseSiam (ECCV 2022), section 3.
+Axes: B images, K clusters, C channels, h w feature size, N places sampled in each view. z is a projection, p a
+prediction, both (2B, K, h, w), or rows (2B, N, K) of places: those of both views, view 1 first.
+The stop-gradient stands where a target is named and nowhere else.
 """
 
 from __future__ import annotations
@@ -14,8 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from densesiam_seg.network.model import DenseSiam
+
 Similarity = Literal["cross-entropy", "cosine"]
 Balance = Literal["inverse", "frequency", "none"]
+
+TEMPERATURE = 0.1
+"""Of the region loss."""
 
 
 def pixel_weights(clusters: int, over_clusters: int) -> tuple[float, float]:
@@ -32,26 +37,18 @@ def dissimilarity(p: Tensor, z: Tensor, form: Similarity = "cross-entropy") -> T
     return -(target.softmax(1) * p.float().log_softmax(1)).sum(1).mean()
 
 
-def pixel_loss(
-    p_1: Tensor, z_1: Tensor, p_2: Tensor, z_2: Tensor, form: Similarity = "cross-entropy"
-) -> Tensor:
+def pixel_loss(p: Tensor, z: Tensor, form: Similarity = "cross-entropy") -> Tensor:
     """PixSim: ½ D(p₁, z₂) + ½ D(p₂, z₁), for pixels in exact correspondence."""
+    (p_1, p_2), (z_1, z_2) = p.chunk(2), z.chunk(2)
     return 0.5 * dissimilarity(p_1, z_2, form) + 0.5 * dissimilarity(p_2, z_1, form)
 
 
-def linked_loss(
-    p_1: Tensor,
-    z_1: Tensor,
-    p_2: Tensor,
-    z_2: Tensor,
-    weight: Tensor,
-    form: Similarity = "cross-entropy",
-) -> Tensor:
-    """PixSim of places linked by `weight` (B, N, M) ≥ 0: the mean of ½ D(p₁, z₂) + ½ D(p₂, z₁) over all links.
+def linked_loss(p: Tensor, z: Tensor, weight: Tensor, form: Similarity = "cross-entropy") -> Tensor:
+    """PixSim of places linked by `weight` (B, N, N) ≥ 0: the mean of ½ D(p₁, z₂) + ½ D(p₂, z₁) over all links.
 
-    Rows (B, N, K) of view 1 and (B, M, K) of view 2. Every image with a link counts alike; with the identity as weight
-    it is `pixel_loss`. Without any link the loss is 0.
+    Every image with a link counts alike; with the identity as weight it is `pixel_loss`. Without any link it is 0.
     """
+    (p_1, p_2), (z_1, z_2) = p.chunk(2), z.chunk(2)
     pairs = _similarities(p_1, z_2, form) + _similarities(p_2, z_1, form).mT
     links = weight.sum((-2, -1))
     means = (weight * pairs).sum((-2, -1)) / links.clamp(min=1e-12)
@@ -59,7 +56,7 @@ def linked_loss(
 
 
 def _similarities(p: Tensor, z: Tensor, form: Similarity) -> Tensor:
-    """-D of every prediction with every target: (B, N, K), (B, M, K) → (B, N, M)."""
+    """-D of every prediction (B, N, K) with every target: (B, N, N)."""
     target = z.detach().float()
     # Autocast would round logarithms of shares to three digits.
     with torch.autocast(p.device.type, enabled=False):
@@ -68,47 +65,64 @@ def _similarities(p: Tensor, z: Tensor, form: Similarity) -> Tensor:
         return p.float().log_softmax(-1) @ target.softmax(-1).mT
 
 
+def image_loss(network: DenseSiam, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """SimSiam's loss of the pooled features of both views (2B, C, h, w), how far the views agree, and their spread.
+
+    The loss is ½ D(p₁, z₂) + ½ D(p₂, z₁) in its cosine form; they agree in the share of images whose other view is the
+    most similar one of the batch.
+    """
+    assert network.image_projector is not None and network.image_predictor is not None
+    z = network.image_projector(features.float().mean((-2, -1)))
+    p = network.image_predictor(z)
+    loss = pixel_loss(p, z, "cosine")
+    # Autocast would round similarities to three digits, and the first of equal ones would win.
+    with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
+        z_1, z_2 = F.normalize(z.float(), dim=1).chunk(2)
+        own = torch.arange(len(z_1), device=z.device)
+        agreement = ((z_1 @ z_2.T).argmax(1) == own).float().mean()
+    return loss, agreement, spread(p)
+
+
+@torch.no_grad()
+def spread(z: Tensor) -> Tensor:
+    """Deviation of L2-normalised rows (N, D) times √D, mean over D: 1 for directions all around, 0 for a single one."""
+    deviation = F.normalize(z.float(), dim=1).std(0, unbiased=False).mean()
+    return deviation * math.sqrt(z.shape[1])
+
+
 def prior_loss(z: Tensor, shares: Tensor) -> Tensor:
-    """Cross-entropy of z (B, K, h, w) with given shares of the clusters (B, K, h, w), mean over all pixels."""
+    """Cross-entropy of z with given shares of the clusters (2B, K, h, w), mean over all pixels."""
     return -(shares * z.float().log_softmax(1)).sum(1).mean()
 
 
-def segmentation_loss(z: Tensor, balance: Balance = "inverse") -> Tensor:
-    """Cross-entropy of z with its own argmax, weighted as `pseudo_label_loss` says, mean over all B·h·w pixels."""
-    log_shares = z.float().log_softmax(1)
-    best, pseudo_labels = log_shares.max(1)
-    return _balanced(best, pseudo_labels, z.shape[1], balance)
+def pseudo_label_loss(
+    z: Tensor, pseudo_labels: Tensor | None = None, balance: Balance = "inverse"
+) -> Tensor:
+    """Cross-entropy of z (B, K, h, w) with pseudo-labels (B, h, w), by default its own argmax, mean over all pixels.
 
-
-def pseudo_label_loss(z: Tensor, pseudo_labels: Tensor, balance: Balance = "inverse") -> Tensor:
-    """Cross-entropy of z (B, K, h, w) with pseudo-labels (B, h, w), weighted per label, mean over all pixels.
-
-    With n_k of n pixels labelled k the weight is n / (n_k · labels in use), which gives every label in use the same
-    total weight (`inverse`: the re-balancing that the paper describes), n_k / n (`frequency`: what its released code
-    computes, so that frequent labels weigh more) or 1 (`none`).
+    With n_k of n pixels labelled k a pixel's weight is n / (n_k · labels in use), which gives every label in use the
+    same total weight (`inverse`: the re-balancing that the paper describes), n_k / n (`frequency`: what its released
+    code computes, so that frequent labels weigh more) or 1 (`none`).
     """
-    labelled = z.float().log_softmax(1).gather(1, pseudo_labels.unsqueeze(1)).squeeze(1)
-    return _balanced(labelled, pseudo_labels, z.shape[1], balance)
-
-
-def _balanced(log_share: Tensor, pseudo_labels: Tensor, clusters: int, balance: Balance) -> Tensor:
+    log_shares = z.float().log_softmax(1)
+    labels = log_shares.argmax(1) if pseudo_labels is None else pseudo_labels
+    log_share = log_shares.gather(1, labels.unsqueeze(1)).squeeze(1)
     if balance == "none":
         return -log_share.mean()
-    counts = label_counts(pseudo_labels, clusters).float()
+    counts = label_counts(labels, z.shape[1]).float()
     shares = counts / counts.sum()
     weights = shares if balance == "frequency" else 1.0 / (shares * (counts > 0).sum())
-    return -(weights[pseudo_labels] * log_share).mean()
+    return -(weights[labels] * log_share).mean()
 
 
 def label_counts(labels: Tensor, clusters: int) -> Tensor:
     """Pixels of each label, (K,) int64."""
+    labels = labels.flatten()
     if labels.device.type == "cpu":
-        return torch.bincount(labels.flatten(), minlength=clusters)
+        return torch.bincount(labels, minlength=clusters)
     # A GPU's bincount asks for the largest label and makes the processor wait.
-    ones = torch.ones_like(labels.flatten())
-    return torch.zeros(clusters, dtype=torch.int64, device=labels.device).scatter_add_(
-        0, labels.flatten(), ones
-    )
+    counts = torch.zeros(clusters, dtype=torch.int64, device=labels.device)
+    return counts.scatter_add_(0, labels, torch.ones_like(labels))
 
 
 def region_embeddings(z: Tensor, features: Tensor, used: Tensor | None = None) -> Tensor:
@@ -122,25 +136,17 @@ def region_embeddings(z: Tensor, features: Tensor, used: Tensor | None = None) -
     return shares @ features.float().flatten(2).mT
 
 
-def region_loss(
-    q_1: Tensor,
-    u_1: Tensor,
-    q_2: Tensor,
-    u_2: Tensor,
-    *,
-    temperature: float = 0.1,
-    stop_gradient: bool = True,
-) -> Tensor:
-    """RegionSim: region n of one view must find region n of the other among its image's K regions.
+def region_loss(network: DenseSiam, embeddings: Tensor, *, stop_gradient: bool = True) -> Tensor:
+    """RegionSim of embeddings (2B, K, C): region n of one view must find region n of the other among its image's K.
 
-    Predictions q and projections u, each (B, K, C), one row per region; similarities are cosines over `temperature`.
+    With predictions q and projections u it is the mean of both directions; similarities are cosines over TEMPERATURE.
     """
-    return 0.5 * _find(q_1, u_2, temperature, stop_gradient) + 0.5 * _find(
-        q_2, u_1, temperature, stop_gradient
-    )
+    u, q = network.region_outputs(embeddings)
+    (u_1, u_2), (q_1, q_2) = u.chunk(2), q.chunk(2)
+    return 0.5 * _find(q_1, u_2, stop_gradient) + 0.5 * _find(q_2, u_1, stop_gradient)
 
 
-def _find(q: Tensor, u: Tensor, temperature: float, stop_gradient: bool) -> Tensor:
+def _find(q: Tensor, u: Tensor, stop_gradient: bool) -> Tensor:
     target = u.detach() if stop_gradient else u
-    scores = F.normalize(q.float(), dim=-1) @ F.normalize(target.float(), dim=-1).mT / temperature
+    scores = F.normalize(q.float(), dim=-1) @ F.normalize(target.float(), dim=-1).mT / TEMPERATURE
     return -scores.log_softmax(-1).diagonal(dim1=-2, dim2=-1).mean()

@@ -16,7 +16,7 @@ from densesiam_seg.clustering.mixture import Sample
 from densesiam_seg.images.store import ImageStore
 from densesiam_seg.io.randomness import Stream, generator
 from densesiam_seg.network.model import DenseSiam
-from densesiam_seg.views.pair import warp
+from densesiam_seg.views.geometric import warp
 from densesiam_seg.views.parameters import JITTER, Geometry
 
 POINTS = 40_000
@@ -29,21 +29,17 @@ LIGHTS = (1 - JITTER, 1 + JITTER)
 
 
 def fit_mixture(network: DenseSiam, store: ImageStore, seed: int) -> Iterator[int]:
-    """Fit the network's mixture to places of the stored images; yields what is done, as a number of the images seen.
+    """Fit the network's mixture to places of the stored images; yields what is done, as a number of images.
 
-    Seeing them is half of the work, and the fits are the other half.
-
-    The places are drawn by (seed, image). Raises InputError and NumericError as `Mixture.fit` does.
+    Half of it is to look at them, and half the fits. Raises InputError and NumericError as `Mixture.fit` does.
     """
     assert network.mixture is not None
     chosen = torch.linspace(0, len(store) - 1, min(IMAGES, len(store))).round().long().tolist()
-    found = Places(len(chosen), seed)
-    for done, (index, batch) in enumerate(
-        zip(chosen, store.batches([(index,) for index in chosen]), strict=True), 1
-    ):
-        found.add(_shown(batch.images), index)
+    places = Places(len(chosen), seed)
+    for done, batch in enumerate(store.batches([(index,) for index in chosen]), 1):
+        places.add(_halved(batch.images), batch.indices[0])
         yield -(-done // 2)
-    for part in network.mixture.fitting(found.sample(), seed=seed):
+    for part in network.mixture.fitting(places.sample(), seed=seed):
         yield round(len(chosen) * (1 + part) / 2)
 
 
@@ -58,7 +54,7 @@ class Places:
     def add(self, image: Tensor, index: int) -> None:
         """Take places of an image (1, 3, H, W), 0 to 255, as it is and in other lights, drawn by (seed, image)."""
         lit = torch.cat([(image.float() * light).clamp(max=255) for light in (1.0, *LIGHTS)])
-        places = seen(lit).flatten(2).mT
+        places = appearance_of(lit).flatten(2).mT
         draw = generator(self.seed, Stream.PIXELS, 0, index)
         chosen = torch.from_numpy(draw.permutation(places.shape[1])[: self.share])
         self._found.append(places[:, chosen])
@@ -74,20 +70,20 @@ class Places:
 @torch.no_grad()
 def prior_shares(network: DenseSiam, images: Tensor, geometry: Geometry, side: int) -> Tensor:
     """Shares (B, K, h, h) of the mixture's clusters in stored images, uint8 (B, 3, S, S), where view 1 shows them."""
-    logs = network.log_posteriors(_shown(images).div(255.0), (side, side))
+    logs = network.log_posteriors(_halved(images).div(255.0), (side, side))
     assert network.mixture is not None
     shares = warp(network.mixture.adapted(logs).exp(), geometry)
     # Bilinear weights add up to one but for rounding.
     return shares / shares.sum(1, keepdim=True)
 
 
-def seen(images: Tensor) -> Tensor:
+def appearance_of(images: Tensor) -> Tensor:
     """Images (B, 3, H, W), 0 to 255 → their appearance (B, D, h, w) at the features' stride."""
     height, width = (-(-side // STRIDE) for side in images.shape[-2:])
     return appearance(images.float().div(255.0), (height, width))
 
 
-def _shown(images: Tensor) -> Tensor:
+def _halved(images: Tensor) -> Tensor:
     """Stored images, uint8 (B, 3, S, S) → as a trained model will be shown them: at half the side, (B, 3, S/2, S/2).
 
     Contrast depends on how an image was made small, and clusters lie near each other in it.

@@ -22,8 +22,8 @@ from densesiam_seg.config import TrainConfig
 from densesiam_seg.images.store import ImageStore, epoch_batches
 from densesiam_seg.io.devices import autocast
 from densesiam_seg.io.randomness import Stream, generator
-from densesiam_seg.methods.interface import FromImages, Objective
 from densesiam_seg.methods.losses import label_counts, pseudo_label_loss
+from densesiam_seg.methods.method import Method, Objective
 from densesiam_seg.network.model import DenseSiam
 from densesiam_seg.views.pair import first_view, view_pair
 
@@ -36,10 +36,10 @@ SAMPLE = 100_000
 """Pixels per view that the initial k-means sees, spread evenly over those images."""
 
 Held = list[tuple[tuple[int, ...], Tensor]]
-"""Positions of a batch's images, and the features (V·B, C, h, h) as the network gave them."""
+"""Positions of a batch's images, and their features (V·B, C, h, h)."""
 
 
-class PiCIE(FromImages):
+class PiCIE(Method):
     """Pseudo-labels of both views, learned within a view and across; MDC is view 1 alone."""
 
     def __init__(
@@ -62,17 +62,15 @@ class PiCIE(FromImages):
         """Pseudo-labels (N, V, h, h) in the processor's memory."""
 
     def prepare(self, store: ImageStore, epoch: int) -> Iterator[int]:
-        """Find centroids and pseudo-labels for an epoch in one pass over its batches; yields how many images are done.
+        """Find an epoch's centroids and pseudo-labels in one pass over its batches; yields how many images are done.
 
-        Images that no batch of this epoch has keep meaningless labels, which nothing reads. Nothing is done again for
-        an epoch that is prepared. Raises InputError for more clusters than pixels and NumericError for features that
-        are not finite.
+        Images that no batch of this epoch has keep meaningless labels, which nothing reads. Raises InputError for more
+        clusters than pixels and NumericError for features that are not finite.
         """
         if self.epoch == epoch:
             return
-        groups = epoch_batches(
-            len(store), self.config.batch_size, seed=self.config.seed, epoch=epoch
-        )
+        config = self.config
+        groups = epoch_batches(len(store), config.batch_size, seed=config.seed, epoch=epoch)
         passing = (
             (batch.indices, self._held_features(batch.images, batch.indices, epoch))
             for batch in store.batches(groups)
@@ -87,11 +85,9 @@ class PiCIE(FromImages):
                 break
         centroids = tuple(self._cluster(held, view, epoch) for view in range(self.views))
 
-        small = self.config.clusters <= 256
         side = features.shape[-1]
-        labels = torch.zeros(
-            (len(store), self.views, side, side), dtype=torch.uint8 if small else torch.int16
-        )
+        dtype = torch.uint8 if config.clusters <= 256 else torch.int16
+        labels = torch.zeros((len(store), self.views, side, side), dtype=dtype)
         while held:
             indices, features = held.pop()
             labels[list(indices)] = _nearest(features, centroids).to(labels)
@@ -110,9 +106,8 @@ class PiCIE(FromImages):
         assert self.epoch == epoch, "prepare the epoch first"
         balance = self.config.balance
         units = unit_features(self._features(images, indices, epoch)).chunk(self.views)
-        labels = (
-            self.labels[list(indices)].to(self.device, torch.int64, non_blocking=True).unbind(1)
-        )
+        stored = self.labels[list(indices)]
+        labels = stored.to(self.device, torch.int64, non_blocking=True).unbind(1)
         own = [nearness(unit, known) for unit, known in zip(units, self.centroids, strict=True)]
         losses = [pseudo_label_loss(z, y, balance) for z, y in zip(own, labels, strict=True)]
         total = within = torch.stack(losses).mean()
@@ -147,11 +142,9 @@ class PiCIE(FromImages):
             return
         self.epoch = int(tensors["epoch"])
         self.labels = tensors["labels"].cpu()
+        found = {name: value.to(self.device) for name, value in tensors.items()}
         self.centroids = tuple(
-            Centroids(
-                tensors[f"centroids_{view}"].to(self.device),
-                tensors[f"counts_{view}"].to(self.device),
-            )
+            Centroids(found[f"centroids_{view}"], found[f"counts_{view}"])
             for view in range(1, self.views + 1)
         )
 

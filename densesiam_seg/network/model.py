@@ -22,7 +22,8 @@ from densesiam_seg.network.heads import (
     region_predictor,
     vector_projector,
 )
-from densesiam_seg.views.pair import ViewPair, warp
+from densesiam_seg.views.geometric import warp
+from densesiam_seg.views.pair import ViewPair
 from densesiam_seg.views.parameters import Geometry
 from densesiam_seg.views.photometric import denormalise
 

@@ -1,6 +1,6 @@
 """Linear maps along one axis of an image: resize, crop, flip and blur as matrices, dense or in bands.
 
-Axes: B images, C channels, H W source, S source side, T target side.
+Axes: B images, C channels, H W source, S source side, T target side, h feature side.
 
 A crop + resize + flip of a map F is A_y F A_xᵀ with two small bilinear matrices, for images and feature maps alike. A
 Gaussian blur is linear and separable too, so it can be folded into the same two matrices. Their rows have a few
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from densesiam_seg.views.parameters import BLUR_SIGMA
+from densesiam_seg.views.parameters import BLUR_SIGMA, Geometry
 
 LEAST = 1e-8
 """Weights of a blur below this share of the centre's count as 0."""
@@ -52,6 +52,26 @@ def bilinear_matrix(
     return (1.0 - (position.unsqueeze(-1) - pixels).abs()).clamp_(min=0)
 
 
+def crop_matrices(
+    geometry: Geometry, source: int, target: int, *, antialias: bool = False
+) -> tuple[Tensor, Tensor]:
+    """A_y and A_x, each (B, target, source): crop, bilinear resize to `target`, flip of a square map."""
+    y, x = geometry.axes()
+    return (
+        bilinear_matrix(*y, source, target, antialias=antialias),
+        bilinear_matrix(*x, source, target, antialias=antialias),
+    )
+
+
+def warp(features: Tensor, geometry: Geometry) -> Tensor:
+    """The view's geometry of square feature maps (B, C, h, h): the crop, resized back to h, flipped."""
+    side = features.shape[-1]
+    rows, columns = crop_matrices(geometry, side, side)
+    if features.dtype == torch.float32:
+        return resample(features, rows, columns)
+    return _resample_half(features, rows, columns)
+
+
 def blur_matrix(sigma: Tensor, side: int) -> Tensor:
     """(B, side, side) Gaussian blur along one axis, renormalised at the border; the identity where sigma is 0."""
     pixels = torch.arange(side, device=sigma.device)
@@ -66,7 +86,7 @@ def resample(maps: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         return rows.unsqueeze(1) @ maps.float() @ columns.unsqueeze(1).mT
 
 
-def resample_half(maps: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+def _resample_half(maps: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """`resample` in the maps' own half precision and in channels-last memory, as the network leaves its features."""
     images, channels, height, width = maps.shape
     rows, columns = rows.to(maps.dtype), columns.to(maps.dtype)
@@ -93,12 +113,10 @@ def _gaussian(sigma: Tensor, pixels: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Bands:
-    """A linear map along one axis, T target from S source pixels, in blocks of BLOCK target pixels.
-
-    `weights` (B, T, W) are those of W source pixels that begin where the target pixel's block begins.
-    """
+    """A linear map along one axis, T target from S source pixels, in blocks of BLOCK target pixels."""
 
     weights: Tensor
+    """(B, T, W), of W source pixels that begin where the target pixel's block begins."""
     spans: list[list[tuple[int, int, int]]]
     """Of each image and block: where W begins (it may be before the first pixel), the first source pixel that is read,
     and the one behind the last."""
@@ -114,11 +132,8 @@ class Bands:
         """Of an image: a block of target pixels, the source pixels it reads, and their weights."""
         for block, (begin, first, end) in enumerate(self.spans[image]):
             target = slice(block * BLOCK, (block + 1) * BLOCK)
-            yield (
-                target,
-                slice(first, end),
-                self.weights[image, target, first - begin : end - begin],
-            )
+            weights = self.weights[image, target, first - begin : end - begin]
+            yield target, slice(first, end), weights
 
 
 def resize_bands(

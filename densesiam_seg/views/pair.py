@@ -1,52 +1,43 @@
-"""Sampled-then-replayed views: the pixels of what `draws` has drawn.
+"""Both views of each image: what `parameters` has drawn, applied to pixels.
 
-Axes: B images, C channels, S side of the stored square image, R = S/2 side of a view, h feature side.
+Axes: B images, S side of the stored square image, R = S/2 side of a view.
 
 Every view is a colour change, linear maps along both axes (crop, resize, flip and the blur) and a normalisation.
-In exact mode they are dense matrix products over whole images, whose bits this program keeps from one version to the
-next. Otherwise, on a processor, each image is cut to what its crop reads, recoloured in place and multiplied in bands:
-the same views up to rounding in a fifth of the time.
+In exact mode the maps are dense matrices over whole images, whose bits stay the same from one version to the next.
+Otherwise, on a processor, each image is cut to what its crop reads, recoloured in place and multiplied in bands: the
+same views up to rounding in a fifth of the time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from densesiam_seg.views.geometric import (
-    bilinear_matrix,
     blur_matrix,
     blurred_bands,
+    crop_matrices,
     resample,
-    resample_half,
     resample_read,
     resize_bands,
 )
 from densesiam_seg.views.parameters import (
     Geometry,
     Photometry,
-    Window,
     sample_geometry,
     sample_photometry,
+    sample_pretraining_geometry,
     sample_pretraining_photometry,
-    sample_windows,
 )
-from densesiam_seg.views.photometric import (
-    adjust_colour,
-    brightened_luma,
-    normalise,
-    normalise_,
-    recolour,
-)
+from densesiam_seg.views.photometric import adjust_colour, brightened_luma, normalise_, recolour
 
 PART = 16
-"""Images whose matrices are held at once."""
+"""Images whose bands are held at once."""
 GPU_PART = 64
-"""Images whose colours are changed at once on a GPU."""
+"""Images that are changed at once on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +50,13 @@ class ViewPair:
 
 
 @dataclass(frozen=True)
-class WindowPair:
+class IndependentPair:
     """Two views (B, 3, R, R), normalised, each drawn for itself, and where in the image each of them lies."""
 
     image_1: Tensor
     image_2: Tensor
-    window_1: Window
-    window_2: Window
+    geometry_1: Geometry
+    geometry_2: Geometry
 
 
 def view_pair(
@@ -78,10 +69,10 @@ def view_pair(
     cropped later, by `warp` with the returned geometry).
     """
     geometry = sample_geometry(seed, round_, indices)
-    whole = Geometry(*(torch.full_like(geometry.top, value) for value in (0.0, 0.0, 1.0, 0.0)))
+    whole = Geometry(*(torch.full_like(geometry.top, value) for value in (0.0, 0.0, 1.0, 1.0, 0.0)))
     return ViewPair(
-        _view(images, sample_photometry(seed, round_, indices, 1), geometry, exact),
-        _view(images, sample_photometry(seed, round_, indices, 2), whole, exact),
+        _views(images, sample_photometry(seed, round_, indices, 1), geometry, exact),
+        _views(images, sample_photometry(seed, round_, indices, 2), whole, exact),
         geometry.to(images.device),
     )
 
@@ -91,7 +82,7 @@ def first_view(
 ) -> Tensor:
     """View 1 of `view_pair` alone, (B, 3, R, R)."""
     geometry = sample_geometry(seed, round_, indices)
-    return _view(images, sample_photometry(seed, round_, indices, 1), geometry, exact)
+    return _views(images, sample_photometry(seed, round_, indices, 1), geometry, exact)
 
 
 def independent_views(
@@ -102,147 +93,115 @@ def independent_views(
     seed: int,
     round_: int,
     exact: bool = True,
-) -> WindowPair:
+) -> IndependentPair:
     """Both pre-training views of a batch, crop, flip and colours drawn per view.
 
     `images` is uint8 (B, 3, S, S): whole images, stretched to a square; `aspects` (B,) are their true widths over
     heights. The views have side R = S / 2. The crop comes first, then colours and the blur, as in SimSiam.
     """
-    found = []
-    for view in (1, 2):
-        window = sample_windows(seed, round_, indices, view, aspects)
-        photometry = sample_pretraining_photometry(seed, round_, indices, view)
-        found.append((_window_view(images, photometry, window, exact), window.to(images.device)))
-    (image_1, window_1), (image_2, window_2) = found
-    return WindowPair(image_1, image_2, window_1, window_2)
-
-
-def _view(images: Tensor, photometry: Photometry, geometry: Geometry, exact: bool) -> Tensor:
-    """uint8 (B, 3, S, S) → normalised float (B, 3, S/2, S/2)."""
-    # The loop calls this under autocast, which would round the matrix products of colours to three digits.
-    with torch.autocast(images.device.type, enabled=False):
-        if exact or images.device.type != "cpu":
-            return normalise(_coloured_and_cropped(images, photometry, geometry))
-        return _in_parts(_read_and_recoloured, images, photometry, geometry)
-
-
-def _coloured_and_cropped(images: Tensor, photometry: Photometry, geometry: Geometry) -> Tensor:
-    side, device = images.shape[-1], images.device
-    rows, columns = crop_matrices(geometry.to(device), side, side // 2)
-    blur = blur_matrix(photometry.to(device).sigma, side)
-    # One image at a time stays in a processor's cache.
-    step = GPU_PART if images.is_cuda else 1
-    parts = [
-        resample(
-            adjust_colour(images[i : i + step].float().div_(255.0), photometry[i : i + step]),
-            rows[i : i + step] @ blur[i : i + step],
-            columns[i : i + step] @ blur[i : i + step],
+    places = [sample_pretraining_geometry(seed, round_, indices, v, aspects) for v in (1, 2)]
+    image_1, image_2 = (
+        _views(
+            images,
+            sample_pretraining_photometry(seed, round_, indices, view),
+            geometry,
+            exact,
+            pretraining=True,
         )
-        for i in range(0, len(images), step)
-    ]
-    return torch.cat(parts)
+        for view, geometry in enumerate(places, 1)
+    )
+    return IndependentPair(image_1, image_2, *(place.to(images.device) for place in places))
 
 
-def _read_and_recoloured(
-    images: Tensor, photometry: Photometry, geometry: Geometry, views: Tensor
-) -> None:
-    """`_coloured_and_cropped` into `views`, with no work on pixels that nothing reads."""
-    source, target = images.shape[-1], views.shape[-1]
-    never, sigma = torch.zeros_like(geometry.flip), photometry.sigma
-    rows = blurred_bands(geometry.top, geometry.side, never, sigma, source, target)
-    columns = blurred_bands(geometry.left, geometry.side, geometry.flip, sigma, source, target)
-    room, more = torch.empty(3 * source**2), torch.empty(6 * source * target)
-    changes = photometry.colours().tolist()
-    for index, (image, change, view) in enumerate(zip(images, changes, views, strict=True)):
-        # The contrast of the whole image is changed, so its mean is taken before anything is cut off.
-        mean = brightened_luma(image, change[0], room) if change[1] != 1 else None
-        part = _floats(image[:, rows.read(index), columns.read(index)], room)
-        recolour(part, change, mean, white=255)
-        resample_read(part, rows, columns, index, view, more)
-
-
-def _window_view(images: Tensor, photometry: Photometry, window: Window, exact: bool) -> Tensor:
-    """uint8 (B, 3, S, S) → normalised float (B, 3, S/2, S/2)."""
-    with torch.autocast(images.device.type, enabled=False):
-        if exact or images.device.type != "cpu":
-            return normalise(_cropped_and_coloured(images, photometry, window))
-        return _in_parts(_read_then_recoloured, images, photometry, window)
-
-
-def _cropped_and_coloured(images: Tensor, photometry: Photometry, window: Window) -> Tensor:
-    source, side, device = images.shape[-1], images.shape[-1] // 2, images.device
-    place = window.to(device)
-    never = torch.zeros_like(place.flip)
-    rows = bilinear_matrix(place.top, place.height, never, source, side, antialias=True)
-    columns = bilinear_matrix(place.left, place.width, place.flip, source, side, antialias=True)
-    blur = blur_matrix(photometry.to(device).sigma, side)
-    step = GPU_PART if images.is_cuda else 1
-    parts = []
-    for i in range(0, len(images), step):
-        part = slice(i, i + step)
-        view = resample(images[part].float().div_(255.0), rows[part], columns[part])
-        view = adjust_colour(view, photometry[part])
-        # The blur is the last change: where no image of the part has one, it would multiply by the identity.
-        parts.append(
-            resample(view, blur[part], blur[part]) if photometry.sigma[part].any() else view
-        )
-    return torch.cat(parts)
-
-
-def _read_then_recoloured(
-    images: Tensor, photometry: Photometry, window: Window, views: Tensor
-) -> None:
-    """`_cropped_and_coloured` into `views`, with no work on pixels that nothing reads."""
-    source, target = images.shape[-1], views.shape[-1]
-    never = torch.zeros_like(window.flip)
-    rows = resize_bands(window.top, window.height, never, source, target, antialias=True)
-    columns = resize_bands(window.left, window.width, window.flip, source, target, antialias=True)
-    blur = blurred_bands(never, torch.ones_like(never), never, photometry.sigma, target, target)
-    blurred = (photometry.sigma != 0).tolist()
-    room, more = torch.empty(3 * source**2), torch.empty(6 * source * target)
-    changes = photometry.colours().tolist()
-    for index, (image, change, view) in enumerate(zip(images, changes, views, strict=True)):
-        part = _floats(image[:, rows.read(index), columns.read(index)], room)
-        resample_read(part, rows, columns, index, view, more)
-        recolour(view, change, white=255)
-        if blurred[index]:
-            sharp = room[: view.numel()].view_as(view).copy_(view)
-            resample_read(sharp, blur, blur, index, view, more)
-
-
-def _floats(pixels: Tensor, room: Tensor) -> Tensor:
-    """uint8 (3, h, w) → contiguous float from 0 to 255, in the memory of `room`."""
-    return room[: pixels.numel()].view(pixels.shape).copy_(pixels)
-
-
-def _in_parts(
-    apply: Callable[[Tensor, Photometry, Any, Tensor], None],
+def _views(
     images: Tensor,
     photometry: Photometry,
-    place: Geometry | Window,
+    geometry: Geometry,
+    exact: bool,
+    *,
+    pretraining: bool = False,
 ) -> Tensor:
-    """Normalised views (B, 3, S/2, S/2), a few images after the other, so that their matrices stay small."""
-    side = images.shape[-1] // 2
-    views = torch.empty((len(images), 3, side, side))
-    for first in range(0, len(images), PART):
-        part = slice(first, first + PART)
-        apply(images[part], photometry[part], place[part], views[part])
+    """uint8 (B, 3, S, S) → normalised float (B, 3, R, R), some images after the other."""
+    device, side = images.device, images.shape[-1] // 2
+    if exact or device.type != "cpu":
+        apply = _crop_then_colour if pretraining else _colour_then_crop
+        geometry = geometry.to(device)
+        # One image at a time stays in a processor's cache.
+        step = GPU_PART if images.is_cuda else 1
+    else:
+        apply = _crop_then_colour_fast if pretraining else _colour_then_crop_fast
+        step = PART
+    views = torch.empty((len(images), 3, side, side), device=device)
+    # The loop calls this under autocast, which would round the matrix products of colours to three digits.
+    with torch.autocast(device.type, enabled=False):
+        for first in range(0, len(images), step):
+            part = slice(first, first + step)
+            apply(images[part], photometry[part], geometry[part], views[part])
     return normalise_(views)
 
 
-def crop_matrices(geometry: Geometry, source: int, target: int) -> tuple[Tensor, Tensor]:
-    """A_y and A_x, each (B, target, source): crop, bilinear resize to `target`, flip of a square map."""
-    never = torch.zeros_like(geometry.flip)
-    return (
-        bilinear_matrix(geometry.top, geometry.side, never, source, target),
-        bilinear_matrix(geometry.left, geometry.side, geometry.flip, source, target),
+def _colour_then_crop(
+    images: Tensor, photometry: Photometry, geometry: Geometry, views: Tensor
+) -> None:
+    """Training's changes of some images (B, 3, S, S), into `views` (B, 3, R, R)."""
+    rows, columns = crop_matrices(geometry, images.shape[-1], views.shape[-1])
+    blur = blur_matrix(photometry.to(images.device).sigma, images.shape[-1])
+    coloured = adjust_colour(images.float().div_(255.0), photometry)
+    views.copy_(resample(coloured, rows @ blur, columns @ blur))
+
+
+def _colour_then_crop_fast(
+    images: Tensor, photometry: Photometry, geometry: Geometry, views: Tensor
+) -> None:
+    """The same with no work on pixels that nothing reads."""
+    source, target = images.shape[-1], views.shape[-1]
+    rows, columns = (
+        blurred_bands(*axis, photometry.sigma, source, target) for axis in geometry.axes()
     )
+    floats, room = torch.empty(3 * source**2), torch.empty(6 * source * target)
+    changes = photometry.colours().tolist()
+    for index, (image, change, view) in enumerate(zip(images, changes, views, strict=True)):
+        # The contrast of the whole image is changed, so its mean is taken before anything is cut off.
+        mean = brightened_luma(image, change[0], floats) if change[1] != 1 else None
+        part = _copied(image[:, rows.read(index), columns.read(index)], floats)
+        recolour(part, change, mean)
+        resample_read(part, rows, columns, index, view, room)
 
 
-def warp(features: Tensor, geometry: Geometry) -> Tensor:
-    """Apply the view's geometry to square feature maps (B, C, h, h): the crop, resized back to h, flipped."""
-    side = features.shape[-1]
-    rows, columns = crop_matrices(geometry, side, side)
-    if features.dtype == torch.float32:
-        return resample(features, rows, columns)
-    return resample_half(features, rows, columns)
+def _crop_then_colour(
+    images: Tensor, photometry: Photometry, geometry: Geometry, views: Tensor
+) -> None:
+    """Pre-training's changes of some images (B, 3, S, S), into `views` (B, 3, R, R)."""
+    source, target = images.shape[-1], views.shape[-1]
+    matrices = crop_matrices(geometry, source, target, antialias=True)
+    changed = adjust_colour(resample(images.float().div_(255.0), *matrices), photometry)
+    # The blur is the last change: where no image has one, it would multiply by the identity.
+    if photometry.sigma.any():
+        blur = blur_matrix(photometry.to(images.device).sigma, target)
+        changed = resample(changed, blur, blur)
+    views.copy_(changed)
+
+
+def _crop_then_colour_fast(
+    images: Tensor, photometry: Photometry, geometry: Geometry, views: Tensor
+) -> None:
+    """The same with no work on pixels that nothing reads."""
+    source, target = images.shape[-1], views.shape[-1]
+    rows, columns = (
+        resize_bands(*axis, source, target, antialias=True) for axis in geometry.axes()
+    )
+    never = torch.zeros_like(geometry.flip)
+    blur = blurred_bands(never, torch.ones_like(never), never, photometry.sigma, target, target)
+    floats, room = torch.empty(3 * source**2), torch.empty(6 * source * target)
+    blurred, changes = photometry.sigma.tolist(), photometry.colours().tolist()
+    for index, (image, change, view) in enumerate(zip(images, changes, views, strict=True)):
+        part = _copied(image[:, rows.read(index), columns.read(index)], floats)
+        resample_read(part, rows, columns, index, view, room)
+        recolour(view, change)
+        if blurred[index]:
+            resample_read(_copied(view, floats), blur, blur, index, view, room)
+
+
+def _copied(pixels: Tensor, memory: Tensor) -> Tensor:
+    """Pixels (3, h, w) as contiguous float in this memory."""
+    return memory[: pixels.numel()].view(pixels.shape).copy_(pixels)

@@ -1,10 +1,9 @@
 """Every random choice of a view as a frozen value, drawn before any pixel is touched.
 
-Axes: B images, S side of the stored square image.
+Axes: B images.
 
 Each value is a pure function of (seed, round, image, view), so clustering, training and a resumed run replay the same
-views. Geometry and photometry follow DenseSiam's supplement, section A: for segmentation those of PiCIE, for
-pre-training those of SimSiam.
+views. Ranges follow DenseSiam's supplement, section A: PiCIE's for segmentation, SimSiam's for pre-training.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Self
+from typing import Self, TypeAlias
 
 import numpy as np
 import torch
@@ -36,6 +35,9 @@ ASPECTS = (3 / 4, 4 / 3)
 ATTEMPTS = 10
 """Crops drawn until one fits into the image, as torchvision's RandomResizedCrop does."""
 
+Axis: TypeAlias = tuple[Tensor, Tensor, Tensor]
+"""Start and extent of a crop along one axis, as fractions of the image, and whether it is flipped; each (B,)."""
+
 
 class PerImage:
     """A value per image in every field, each a tensor of shape (B,)."""
@@ -52,23 +54,18 @@ class PerImage:
 
 @dataclass(frozen=True)
 class Geometry(PerImage):
-    """A square crop as fractions of the image's side, then a horizontal flip; each field (B,)."""
-
-    top: Tensor
-    left: Tensor
-    side: Tensor
-    flip: Tensor
-
-
-@dataclass(frozen=True)
-class Window(PerImage):
-    """A crop as fractions of its image's own height and width, then a horizontal flip; each field (B,)."""
+    """A crop as fractions of its image's own height and width, then a horizontal flip."""
 
     top: Tensor
     left: Tensor
     height: Tensor
     width: Tensor
     flip: Tensor
+
+    def axes(self) -> tuple[Axis, Axis]:
+        """The crop along y and along x."""
+        never = torch.zeros_like(self.flip)
+        return (self.top, self.height, never), (self.left, self.width, self.flip)
 
 
 @dataclass(frozen=True)
@@ -93,24 +90,37 @@ class Photometry(PerImage):
 
 
 def sample_geometry(seed: int, round_: int, images: Sequence[int]) -> Geometry:
-    """The crop and flip of each image, shared by both its views."""
+    """The crop, square in a square image, and the flip of each image, shared by both its views."""
     table = np.empty((len(images), 4), np.float32)
     for row, image in enumerate(images):
         draw = generator(seed, Stream.VIEWS, round_, image, 0)
         side = draw.uniform(MIN_CROP, 1.0)
         top, left = draw.uniform(0.0, 1.0, 2) * (1.0 - side)
         table[row] = top, left, side, draw.random() < 0.5
-    return Geometry(*torch.from_numpy(table).unbind(1))
+    tops, lefts, sides, flips = torch.from_numpy(table).unbind(1)
+    return Geometry(tops, lefts, sides, sides, flips)
 
 
 def sample_photometry(seed: int, round_: int, images: Sequence[int], view: int) -> Photometry:
-    """The colour changes and blur of each image in view 1 or 2."""
-    assert view in (1, 2)
+    """The colour changes and blur of each image in view 1 or 2; each change has its own chance."""
+    return _photometry(seed, round_, images, view, JITTER, chances=4)
+
+
+def sample_pretraining_photometry(
+    seed: int, round_: int, images: Sequence[int], view: int
+) -> Photometry:
+    """The same for pre-training: ColorJitter(0.4, 0.4, 0.4, 0.1), with one chance for all four changes."""
+    return _photometry(seed, round_, images, 4 + view, PRETRAINING_JITTER, chances=1)
+
+
+def _photometry(
+    seed: int, round_: int, images: Sequence[int], view: int, jitter: float, *, chances: int
+) -> Photometry:
     table = np.empty((len(images), 6), np.float32)
     for row, image in enumerate(images):
         draw = generator(seed, Stream.VIEWS, round_, image, view)
-        jitters = draw.random(4) < JITTER_PROBABILITY
-        factors = draw.uniform(1.0 - JITTER, 1.0 + JITTER, 3)
+        jitters = np.broadcast_to(draw.random(chances) < JITTER_PROBABILITY, 4)
+        factors = draw.uniform(1.0 - jitter, 1.0 + jitter, 3)
         hue = draw.uniform(-HUE, HUE)
         grey = draw.random() < GREY_PROBABILITY
         blurred = draw.random() < BLUR_PROBABILITY
@@ -120,13 +130,9 @@ def sample_photometry(seed: int, round_: int, images: Sequence[int], view: int) 
     return Photometry(*torch.from_numpy(table).unbind(1))
 
 
-def sample_windows(
-    seed: int,
-    round_: int,
-    images: Sequence[int],
-    view: int,
-    aspects: Tensor,
-) -> Window:
+def sample_pretraining_geometry(
+    seed: int, round_: int, images: Sequence[int], view: int, aspects: Tensor
+) -> Geometry:
     """RandomResizedCrop and flip of each image for view 1 or 2, with a share of its area from `SCALES`.
 
     `aspects` (B,) are the images' own widths over heights. Where none of ten draws fits, the largest centred crop of
@@ -147,22 +153,4 @@ def sample_windows(
             height, width = min(1.0, 1.0 / ratio), min(1.0, ratio)
             top, left = (1.0 - height) / 2, (1.0 - width) / 2
         table[row] = top, left, height, width, draw.random() < 0.5
-    return Window(*torch.from_numpy(table).unbind(1))
-
-
-def sample_pretraining_photometry(
-    seed: int, round_: int, images: Sequence[int], view: int
-) -> Photometry:
-    """ColorJitter(0.4, 0.4, 0.4, 0.1) with p 0.8 for all four at once, grey p 0.2, blur p 0.5, for view 1 or 2."""
-    table = np.empty((len(images), 6), np.float32)
-    for row, image in enumerate(images):
-        draw = generator(seed, Stream.VIEWS, round_, image, 4 + view)
-        jitter = draw.random() < JITTER_PROBABILITY
-        factors = draw.uniform(1.0 - PRETRAINING_JITTER, 1.0 + PRETRAINING_JITTER, 3)
-        hue = draw.uniform(-HUE, HUE)
-        grey = draw.random() < GREY_PROBABILITY
-        blurred = draw.random() < BLUR_PROBABILITY
-        sigma = draw.uniform(*BLUR_SIGMA)
-        table[row, :3] = factors if jitter else 1.0
-        table[row, 3:] = hue * jitter, grey, sigma * blurred
-    return Photometry(*torch.from_numpy(table).unbind(1))
+    return Geometry(*torch.from_numpy(table).unbind(1))

@@ -23,8 +23,6 @@ NEUTRAL = (1.0, 1.0, 1.0, 0.0, 0.0)
 """Brightness, contrast, saturation, hue and grey that change nothing."""
 STRIP = 2**16
 """Pixels that are recoloured at once."""
-SCRATCH = 6
-"""Numbers a pixel that a turn of the hue needs beside the colours."""
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -124,17 +122,14 @@ def brightened_luma(image: Tensor, brightness: float, room: Tensor) -> float:
     return float(torch.dot(mean, torch.tensor(LUMA)))
 
 
-def recolour(
-    image: Tensor, change: Sequence[float], mean: float | None = None, *, white: float = 1.0
-) -> None:
-    """Change one image, contiguous float (3, H, W) from 0 to `white`, in place, to one in [0, 1].
+def recolour(image: Tensor, change: Sequence[float], mean: float | None = None) -> None:
+    """Change one image, contiguous float (3, H, W) from 0 to 255, in place, to one in [0, 1].
 
     `change` is brightness, contrast, saturation, hue and grey of a `Photometry`; `mean` the luma that contrast keeps,
     by default the image's own after the change of brightness.
     """
     brightness, contrast, saturation, hue, grey = change
-    if brightness != white:
-        image.mul_(brightness / white)
+    image.mul_(brightness / 255)
     if brightness > 1:
         image.clamp_(max=1)
     planes = image.flatten(1)
@@ -142,7 +137,7 @@ def recolour(
         mean = float(torch.dot(planes.mean(1), torch.tensor(LUMA)))
     kept = torch.tensor(0.0 if mean is None else (1 - contrast) * mean)
     # Some hundred operations pass over a strip that stays in the processor's cache, and over the same memory.
-    scratch = torch.empty(SCRATCH, min(STRIP, planes.shape[1]))
+    scratch = torch.empty(6, min(STRIP, planes.shape[1]))
     for start in range(0, planes.shape[1], STRIP):
         strip = planes[:, start : start + STRIP]
         free = scratch[:, : strip.shape[1]]
@@ -163,7 +158,7 @@ def _one_luma(image: Tensor, out: Tensor) -> Tensor:
 
 
 def _turn_hue(image: Tensor, hue: float, scratch: Tensor) -> None:
-    """`_rotate_hue` of N pixels (3, N) in place, with room for SCRATCH times N numbers.
+    """`_rotate_hue` of N pixels (3, N) in place, with `scratch` as memory for 6·N numbers.
 
     With V the maximum, v the minimum, c = V - v and t ∈ [0, 6) the hue in sixths, red is v + c·clip(|t - 3| - 1, 0, 1),
     green v + c·clip(2 - |t - 2|, 0, 1) and blue v + c·clip(2 - |t - 4|, 0, 1).

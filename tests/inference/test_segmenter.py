@@ -17,20 +17,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from densesiam_seg.clustering.kmeans import Centroids
-from densesiam_seg.clustering.merging import Merges, cut, merge_tree
+from densesiam_seg.clustering.merging import Contacts, Merges, cut, merge_tree
 from densesiam_seg.datasets.scenes import scene
 from densesiam_seg.errors import ImageError, InputError, ModelError, UsageError
 from densesiam_seg.images.decode import load_reduced
 from densesiam_seg.inference import segmenter as segmenter_module
-from densesiam_seg.inference.refinement import Refinement, sharpened
-from densesiam_seg.inference.segmenter import (
-    Cluster,
-    ImageLike,
-    ModelCard,
-    Segmenter,
-    as_pixels,
-    working_size,
-)
+from densesiam_seg.inference.model_card import Cluster, ModelCard
+from densesiam_seg.inference.options import Refinement
+from densesiam_seg.inference.refinement import sharpened
+from densesiam_seg.inference.segmenter import ImageLike, Segmenter, as_pixels, working_size
 from densesiam_seg.network.model import Architecture, build_network
 
 SMALL = Architecture(channels=8, clusters=5, over_clusters=6)
@@ -470,7 +465,8 @@ class TestOtherBackbones:
 def merges_of(count: int) -> tuple[Tensor, Merges]:
     fine = centroids_of(count)
     counts = fine.counts.numpy()
-    return fine.centres, Merges(merge_tree(fine.centres.numpy(), counts), counts)
+    touching = Contacts(np.zeros((count, count)), np.zeros((count, count)))
+    return fine.centres, Merges(merge_tree(fine.centres.numpy(), counts, touching), counts)
 
 
 class TestMergeReadout:

@@ -39,7 +39,7 @@ def drawn(seed: int, clusters: int) -> NDArray[np.int64]:
 
 
 def whole(flip: float = 0.0) -> Geometry:
-    return Geometry(*(torch.tensor([value]) for value in (0.0, 0.0, 1.0, flip)))
+    return Geometry(*(torch.tensor([value]) for value in (0.0, 0.0, 1.0, 1.0, flip)))
 
 
 def unchanged() -> Photometry:
@@ -133,7 +133,7 @@ class TestViews:
     def test_a_quarter(self) -> None:
         """The lower right quarter of a map whose value is its row and its column."""
         rows, columns = torch.meshgrid(torch.arange(8.0), torch.arange(12.0), indexing="ij")
-        geometry = Geometry(*(torch.tensor([value]) for value in (0.5, 0.5, 0.5, 0.0)))
+        geometry = Geometry(*(torch.tensor([value]) for value in (0.5, 0.5, 0.5, 0.5, 0.0)))
         found = warped(torch.stack((rows, columns))[None], geometry)[0]
         # Centres of target cells lie a quarter of a cell before and behind those of source cells.
         assert found[0, 1:3, 0].tolist() == [4.25, 4.75]

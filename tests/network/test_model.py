@@ -33,7 +33,7 @@ def view_pair(seed: int = 0) -> ViewPair:
     """Two 32x32 views of two images; the second image is flipped."""
     source = torch.Generator().manual_seed(seed)
     one, two = (torch.randn(2, 3, 32, 32, generator=source) for _ in range(2))
-    crops = torch.tensor([[0.1, 0.3, 0.6, 0.0], [0.25, 0.0, 0.75, 1.0]])
+    crops = torch.tensor([[0.1, 0.3, 0.6, 0.6, 0.0], [0.25, 0.0, 0.75, 0.75, 1.0]])
     return ViewPair(one, two, Geometry(*crops.T))
 
 
@@ -44,8 +44,8 @@ def warped(maps: Tensor, geometry: Geometry) -> Tensor:
     grids = []
     for i in range(len(maps)):
         across = centres.flip(0) if geometry.flip[i] else centres
-        ys = geometry.top[i] + geometry.side[i] * centres
-        xs = geometry.left[i] + geometry.side[i] * across
+        ys = geometry.top[i] + geometry.height[i] * centres
+        xs = geometry.left[i] + geometry.width[i] * across
         y, x = torch.meshgrid(2 * ys - 1, 2 * xs - 1, indexing="ij")
         grids.append(torch.stack((x, y), -1))
     return F.grid_sample(maps, torch.stack(grids), padding_mode="border", align_corners=False)

@@ -14,14 +14,15 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as tv
 
-from densesiam_seg.views.parameters import Geometry, Photometry, Window
+from densesiam_seg.views.parameters import Geometry, Photometry
 
 Array = NDArray[np.float64]
 
 
 def geometry_of(*crops: tuple[float, float, float, float]) -> Geometry:
     """(top, left, side, flip) of each image."""
-    return Geometry(*torch.tensor(crops, dtype=torch.float32).T)
+    top, left, side, flip = torch.tensor(crops, dtype=torch.float32).T
+    return Geometry(top, left, side, side, flip)
 
 
 def photometry_of(*changes: tuple[float, float, float, float, float, float]) -> Photometry:
@@ -88,7 +89,7 @@ def cropped(image: Array, crop: Sequence[float], target: int) -> Array:
     return out
 
 
-def stacked(parameters: Geometry | Photometry | Window) -> Tensor:
+def stacked(parameters: Geometry | Photometry) -> Tensor:
     """One row per image."""
     return torch.stack([getattr(parameters, field.name) for field in fields(parameters)], 1)
 

@@ -1,4 +1,4 @@
-"""What a frozen backbone makes of views that never change, in a file on the disk: computed once, read in every epoch.
+"""A frozen backbone's stages of views that never change, in a file on the disk: computed once, read in every epoch.
 
 Axes: N images of the store, B images of a batch, C h w a stage's channels and size, V numbers in all stages of a view.
 
@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import PIL
@@ -25,27 +24,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from densesiam_seg.config import TrainConfig
 from densesiam_seg.errors import UsageError
 from densesiam_seg.images.store import DISK_SHARE, Batch, ImageStore, on_device
 from densesiam_seg.io.devices import autocast
 from densesiam_seg.io.files import free_space, make_folder, replacing
 from densesiam_seg.io.parallel import ahead
+from densesiam_seg.network.encoder import Encoder
 from densesiam_seg.views.pair import view_pair
-
-if TYPE_CHECKING:
-    from densesiam_seg.config import TrainConfig
-    from densesiam_seg.network.encoder import Encoder
 
 _FORMAT = 1
 
 
 @dataclass(frozen=True)
 class StageCache:
-    """N rows of both views' stages, each (C, h, w) of `shapes`."""
+    """N rows of both views' stages, each (C, h, w)."""
 
     path: Path
     count: int
-    shapes: tuple[tuple[int, int, int], ...]
+    shapes: Sequence[torch.Size]
     dtype: torch.dtype
 
     @classmethod
@@ -68,13 +65,8 @@ class StageCache:
             *(config.seed, config.exact(), config.backbone, _digest(encoder.backbone)),
         ]
         key = hashlib.sha256(json.dumps(facts).encode("ascii")).hexdigest()[:32]
-        channels, heights, widths = zip(*(stage.shape[1:] for stage in stages), strict=True)
-        return cls(
-            Path(config.cache_dir) / f"{key}.stages",
-            len(store),
-            tuple(zip(channels, heights, widths, strict=True)),
-            precision,
-        )
+        path = Path(config.cache_dir) / f"{key}.stages"
+        return cls(path, len(store), [stage.shape[1:] for stage in stages], precision)
 
     @property
     def row(self) -> int:

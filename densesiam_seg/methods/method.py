@@ -1,0 +1,69 @@
+"""What the training loop asks of a method: the network, and the objective of one batch.
+
+Axes: B images, K clusters, S stored side.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from densesiam_seg.images.store import Batch, ImageStore
+from densesiam_seg.network.model import DenseSiam
+
+Terms = dict[str, tuple[float, Tensor]]
+"""Weight and value of each loss, by its name."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The weighted sum to minimise, its parts before weighting, and signs of health that need no labels."""
+
+    total: Tensor
+    parts: dict[str, Tensor]
+    agreement: Tensor
+    """Share of pixels (or of sampled pairs) that both views give the same cluster; of whole images, without any dense
+    loss: share of those whose other view is the most similar one of the batch."""
+    histogram: Tensor
+    """Pixels per cluster over both views, (K,) int64; empty where nothing is clustered."""
+    disjoint: int = 0
+    """Images whose two views do not overlap."""
+    spread: Tensor | None = None
+    """Deviation of the L2-normalised projections times √dimensions: 1 is healthy, 0 collapsed (SimSiam, figure 2)."""
+
+
+def weighted_sum(terms: Terms, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
+    """Total and parts of an objective."""
+    total = sum((weight * loss for weight, loss in terms.values()), torch.zeros((), device=device))
+    return total, {name: loss.detach() for name, (_, loss) in terms.items()}
+
+
+class Method(ABC):
+    """One way to learn from unlabelled images. By default nothing is prepared, and nothing kept in checkpoints."""
+
+    network: DenseSiam
+
+    def prepare(self, store: ImageStore, epoch: int) -> Iterator[int]:
+        """What an epoch needs before its first step; yields how many images are done."""
+        return iter(())
+
+    def batches(
+        self, store: ImageStore, groups: Sequence[tuple[int, ...]], *, pinned: bool
+    ) -> Iterator[Batch]:
+        """What `objective` takes, for each group of images' positions: stored images, uint8 (B, 3, S, S)."""
+        return store.batches(groups, pinned=pinned)
+
+    @abstractmethod
+    def objective(self, images: Tensor, indices: Sequence[int], epoch: int) -> Objective:
+        """The objective of one of those batches on the network's device; called under autocast."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors that a checkpoint must hold beside the network's."""
+        return {}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:  # noqa: B027
+        """Take over what `state` returned."""
