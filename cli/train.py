@@ -35,7 +35,7 @@ def pretrain(run: RunOptions, settings: dict[str, Any]) -> None:
     backbone as a plain torchvision state dict.
     """
     given = _given("pretrain", run, PretrainConfig(), settings)
-    from densesiam_seg.training.pretrain import pretraining_events
+    from densesiam_seg.training.train import pretraining_events
 
     _show("pretrain", pretraining_events(**given), run, "train IMAGES --weights {run}")
 
@@ -51,7 +51,7 @@ def _given(
     return {
         "images": run.images or [],
         "out": run.out,
-        "preset": run.preset.value if run.preset else None,
+        "preset": run.preset,
         "max_time": seconds("--max-time", run.max_time),
         "max_bad": run.max_bad,
         "init_from": run.init_from,

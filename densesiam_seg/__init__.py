@@ -15,19 +15,19 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from densesiam_seg.evaluation.evaluate import evaluate as evaluate
+    from densesiam_seg.inference.options import Refinement as Refinement
     from densesiam_seg.inference.segmenter import Segmenter as Segmenter
-    from densesiam_seg.inference.test_time import Refinement as Refinement
-    from densesiam_seg.training.pretrain import pretrain as pretrain
+    from densesiam_seg.training.train import pretrain as pretrain
     from densesiam_seg.training.train import train as train
 
 __version__ = "0.1.0"
 __all__ = ["Refinement", "Segmenter", "__version__", "evaluate", "pretrain", "train"]
 
 _HOMES = {
-    "Refinement": "inference.test_time",
+    "Refinement": "inference.options",
     "Segmenter": "inference.segmenter",
     "evaluate": "evaluation.evaluate",
-    "pretrain": "training.pretrain",
+    "pretrain": "training.train",
     "train": "training.train",
 }
 

@@ -13,10 +13,9 @@ import pytest
 
 import densesiam_seg
 from densesiam_seg.evaluation.evaluate import evaluate
+from densesiam_seg.inference.options import Refinement
 from densesiam_seg.inference.segmenter import Segmenter
-from densesiam_seg.inference.test_time import Refinement
-from densesiam_seg.training.pretrain import pretrain
-from densesiam_seg.training.train import train
+from densesiam_seg.training.train import pretrain, train
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -55,9 +54,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize(
-    "module", ["inference.segmenter", "evaluation.evaluate", "training.train", "training.pretrain"]
-)
+@pytest.mark.parametrize("module", ["inference.segmenter", "evaluation.evaluate", "training.train"])
 def test_the_public_names_load_no_more_than_they_need(module: str) -> None:
     """FAISS and SciPy come with their first use; torchvision, and torch's compiler with it, with the first network."""
     code = (

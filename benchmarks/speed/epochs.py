@@ -23,7 +23,7 @@ from densesiam_seg.io.records import Records
 from densesiam_seg.presets import train_preset
 from densesiam_seg.training.checkpoint import save_checkpoint
 from densesiam_seg.training.loop import Training
-from densesiam_seg.training.train import RECIPE
+from densesiam_seg.training.recipes import build_method
 
 CPU = torch.device("cpu")
 PAPER = 0.28
@@ -47,7 +47,7 @@ def store_of(images: Path, config: TrainConfig, keep: Keep, caches: Path) -> Ima
 def training_of(store: ImageStore, config: TrainConfig) -> Training:
     """A loop over them."""
     precision = pick_precision(config.precision, CPU)
-    method = RECIPE.build(config, store, CPU, precision)
+    method = build_method(config, store, CPU, precision)
     return Training(method, config, store, CPU, precision)
 
 

@@ -15,7 +15,7 @@ from steps import bare, epochs_of, ready_training, settings
 from densesiam_seg.images.store import epoch_batches, on_device
 from densesiam_seg.io.devices import pick_precision
 from densesiam_seg.training.loop import Training
-from densesiam_seg.training.train import RECIPE
+from densesiam_seg.training.recipes import build_method
 
 SIZE, BATCH, STEPS = 320, 256, 4
 DECODED = 1024
@@ -44,7 +44,7 @@ def gpu_rows(scratch: Path, photos: Path | None, repeats: int) -> Iterator[Row]:
     steps = [timed(ready) for _ in range(repeats)]
     for keep in ("none", "ram"):
         store = store_of(images, config, keep, scratch)
-        method = RECIPE.build(config, store, device, pick_precision("auto", device))
+        method = build_method(config, store, device, pick_precision("auto", device))
         training = Training(method, config, store, device, pick_precision("auto", device))
         whole = epochs_of(training)
         whole()

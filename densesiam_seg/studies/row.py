@@ -21,7 +21,7 @@ from densesiam_seg.io.signals import StopRequest
 from densesiam_seg.studies.ablations import Row
 from densesiam_seg.studies.plan import Plan
 from densesiam_seg.studies.scoreboard import Cost, ProbeScore, RunResult
-from densesiam_seg.training.pretrain import pretraining_events
+from densesiam_seg.training.train import pretraining_events
 
 ROWS = "rows.jsonl"
 COSTS = "costs.jsonl"

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +24,16 @@ from densesiam_seg.io.files import (
     open_regular,
     output_error,
     remove,
-    remove_leftovers,
     replace_file,
     sync_folder,
+    temporary_name,
 )
 from densesiam_seg.io.tensors import read_safetensors, write_safetensors
 
+KEEP = 2
+"""Checkpoints that stay."""
 _FORMAT = 1
+_NAME = re.compile(r"step-([0-9]{8,18})(?:\.([0-9]{1,9}))?")
 TENSORS = "tensors.safetensors"
 MANIFEST = "manifest.json"
 _MAX_MANIFEST = 1 << 26
@@ -46,66 +48,48 @@ class Checkpoint:
     step: int
     tensors: dict[str, Tensor]
     state: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class LoadedCheckpoint:
-    """The newest sound checkpoint, its folder, and the newer ones that were refused, each with the reason."""
-
-    checkpoint: Checkpoint
     path: Path
-    rejected: list[tuple[Path, str]]
+    rejected: list[tuple[Path, str]] = field(default_factory=list)
+    """Newer checkpoints that were refused, each with the reason."""
 
 
-def space_needed(tensors: Mapping[str, Tensor], keep: int = 2) -> int:
+def space_needed(tensors: Mapping[str, Tensor]) -> int:
     """Bytes that saving `tensors` again and again takes: the kept checkpoints and the one being written."""
     one = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    return (keep + 1) * (one + (1 << 20))
+    return (KEEP + 1) * (one + (1 << 20))
 
 
 def save_checkpoint(
-    folder: Path,
-    tensors: Mapping[str, Tensor],
-    state: Mapping[str, JSON],
-    *,
-    step: int,
-    keep: int = 2,
+    folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, JSON], *, step: int
 ) -> Path:
     """Save a run's state in `folder` (created when absent) and return the new checkpoint's folder.
 
-    The `keep` newest checkpoints stay. Those of a later step go too: they belong to a course that the run has left.
+    The newest checkpoints stay, but those of a later step go: they belong to a course that the run has left.
     A second save of one step gets the name `step-00001234.2`, so that the first is deleted only when the second is
     complete. Raises OutputError; whatever was saved before is then still there.
     """
-    assert step >= 0 and keep >= 1, (step, keep)
-    fresh = folder / f".tmp-{step}-{os.getpid()}"
+    fresh = temporary_name(folder / "checkpoint")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        remove(fresh)
         fresh.mkdir()
         try:
             digest = write_safetensors(fresh / TENSORS, tensors)
-            manifest: dict[str, JSON] = {
-                "format": _FORMAT,
-                "step": step,
-                "files": {TENSORS: digest},
-                "state": state,
-            }
-            sealed = _seal(manifest)
-            assert len(sealed) <= _MAX_MANIFEST, "large state belongs among the tensors"
-            replace_file(fresh / MANIFEST, sealed)
+            files: JSON = {TENSORS: digest}
+            manifest = _seal({"format": _FORMAT, "step": step, "files": files, "state": state})
+            assert len(manifest) <= _MAX_MANIFEST, "large state belongs among the tensors"
+            replace_file(fresh / MANIFEST, manifest)
             final = fresh.rename(_free_name(folder, step))
         except BaseException:
             remove(fresh)
             raise
         sync_folder(folder)
-        _retire(folder, final, keep)
+        _retire(folder, final)
     except OSError as error:
         raise output_error(folder, error) from error
     return final
 
 
-def load_checkpoint(folder: Path) -> LoadedCheckpoint | None:
+def load_checkpoint(folder: Path) -> Checkpoint | None:
     """The checkpoint of the highest step whose digests agree, or None where nothing was ever saved.
 
     Damaged ones are passed over and listed. Raises ModelError when there are only damaged ones.
@@ -119,11 +103,9 @@ def load_checkpoint(folder: Path) -> LoadedCheckpoint | None:
         ) from error
     for path in found:
         try:
-            checkpoint = _read(path)
+            return replace(_read(path), rejected=rejected)
         except ModelError as error:
             rejected.append((path, str(error)))
-        else:
-            return LoadedCheckpoint(checkpoint, path, rejected)
     if not rejected:
         return None
     raise ModelError(
@@ -140,18 +122,12 @@ def discard_checkpoint(path: Path) -> None:
         raise output_error(path, error) from error
 
 
-def clean(folder: Path) -> None:
-    """Delete the unfinished saves and deletions of killed processes; only for the holder of the run's lock."""
-    remove_leftovers(folder)
-
-
-def _retire(folder: Path, final: Path, keep: int) -> None:
-    """Delete every checkpoint but `final` and the `keep` - 1 newest ones of earlier steps. Raises OSError."""
-    step, _ = _order(final)
-    earlier = [path for path in _newest_first(folder) if _order(path)[0] < step]
-    kept = {final, *earlier[: keep - 1]}
-    for path in _newest_first(folder):
-        if path not in kept:
+def _retire(folder: Path, final: Path) -> None:
+    """Delete every checkpoint but `final` and the newest ones of earlier steps. Raises OSError."""
+    paths = _newest_first(folder)
+    earlier = [path for path in paths if _order(path)[0] < _order(final)[0]]
+    for path in paths:
+        if path not in (final, *earlier[: KEEP - 1]):
             discard(path)
 
 
@@ -162,9 +138,6 @@ def _newest_first(folder: Path) -> list[Path]:
     except FileNotFoundError:
         return []
     return sorted(found, key=_order, reverse=True)
-
-
-_NAME = re.compile(r"step-([0-9]{8,18})(?:\.([0-9]{1,9}))?")
 
 
 def _order(path: Path) -> tuple[int, int]:
@@ -192,15 +165,12 @@ def _seal(manifest: Mapping[str, JSON]) -> bytes:
     return _SEAL % hashlib.sha256(body).hexdigest().encode("ascii") + body
 
 
-def _unseal(data: bytes, path: Path) -> object:
+def _unseal(data: bytes, path: Path) -> Any:
     """The manifest of `_seal`. Raises ModelError before anything is parsed if a single byte differs."""
     body = data[_SEAL_BYTES:]
     if data != _SEAL % hashlib.sha256(body).hexdigest().encode("ascii") + body:
         raise ModelError(f"{path}: its SHA-256 does not match")
-    try:
-        return json.loads(b"{" + body)
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: is not JSON") from error
+    return json.loads(b"{" + body)
 
 
 def _read(path: Path) -> Checkpoint:
@@ -220,4 +190,4 @@ def _read(path: Path) -> Checkpoint:
         case _:
             raise ModelError(f"{source}: its format is not known to this version")
     tensors = read_safetensors(path / TENSORS, sha256=str(files.get(TENSORS)), finite=False)
-    return Checkpoint(_order(path)[0], tensors, state)
+    return Checkpoint(_order(path)[0], tensors, state, path)

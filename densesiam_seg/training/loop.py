@@ -23,7 +23,7 @@ from densesiam_seg.errors import InputError, NumericError
 from densesiam_seg.events import EpochRecord, Progress, StepRecord
 from densesiam_seg.images.store import Batch, ImageStore, epoch_batches, on_device
 from densesiam_seg.io.devices import autocast
-from densesiam_seg.methods.interface import Method, Objective
+from densesiam_seg.methods.method import Method, Objective
 from densesiam_seg.network.model import DenseSiam
 
 IN_USE = 0.001
@@ -35,8 +35,8 @@ READ_SECONDS = 0.25
 
 
 @dataclass(frozen=True)
-class Done:
-    """A step whose results may still be under way."""
+class UnreadStep:
+    """A step that was made; on a GPU its results may not be there yet."""
 
     step: int
     epoch: int
@@ -141,49 +141,48 @@ class Training:
                 yield Progress(what, images, self.steps_per_epoch * self.config.batch_size)
             pinned = self.device.type == "cuda"
             batches = self.method.batches(self.store, groups[done:], pinned=pinned)
-            waiting: list[Done] = []
+            unread: list[UnreadStep] = []
             for batch in on_device(batches, self.device):
-                if not waiting:
+                if not unread:
                     began = time.perf_counter()
-                waiting.append(self._advance(batch, epoch))
-                self.step += 1
+                unread.append(self._advance(batch, epoch))
                 last = self.step % self.steps_per_epoch == 0
                 if last or time.perf_counter() - began >= self.read_seconds:
-                    records = self._read(waiting, began)
-                    waiting = []
+                    records = self._read(unread, began)
+                    unread = []
                     if last:
                         self.last_epoch = self.sums.record(self.step, epoch)
                         self.sums = EpochSums()
                     yield from records
-            if self.last_epoch:
-                yield self.last_epoch
+            assert self.last_epoch is not None
+            yield self.last_epoch
 
-    def _read(self, waiting: Sequence[Done], began: float) -> list[StepRecord]:
-        """The records of finished steps, added to the epoch's sums. Raises NumericError."""
+    def _read(self, unread: Sequence[UnreadStep], began: float) -> list[StepRecord]:
+        """The records of steps, added to the epoch's sums. Raises NumericError."""
         # Two copies from the device for all of them.
-        numbers = torch.stack([_numbers(done) for done in waiting]).tolist()
-        histograms = torch.stack([done.result.histogram for done in waiting]).tolist()
-        seconds = (time.perf_counter() - began) / len(waiting)
+        numbers = torch.stack([_numbers(step) for step in unread]).tolist()
+        histograms = torch.stack([step.result.histogram for step in unread]).tolist()
+        seconds = (time.perf_counter() - began) / len(unread)
         records = []
-        for done, (sound, agreement, spread, *losses), histogram in zip(
-            waiting, numbers, histograms, strict=True
+        for step, (sound, agreement, spread, *losses), histogram in zip(
+            unread, numbers, histograms, strict=True
         ):
             if not sound:
-                raise self._diverged(done)
+                raise self._diverged(step)
             record = StepRecord(
-                done.step,
-                done.epoch,
-                losses=dict(zip([*done.result.parts, "total"], losses, strict=True)),
+                step.step,
+                step.epoch,
+                losses=dict(zip([*step.result.parts, "total"], losses, strict=True)),
                 agreement=agreement,
                 seconds=seconds,
-                disjoint=done.result.disjoint,
-                spread=None if done.result.spread is None else spread,
+                disjoint=step.result.disjoint,
+                spread=None if step.result.spread is None else spread,
             )
             self.sums.add(record, histogram)
             records.append(record)
         return records
 
-    def _advance(self, batch: Batch, epoch: int) -> Done:
+    def _advance(self, batch: Batch, epoch: int) -> UnreadStep:
         """One optimiser step.
 
         Raises NumericError, with the weights as they were, when something is not finite and results are read at once.
@@ -195,12 +194,13 @@ class Training:
             result = self.method.objective(batch.images, batch.indices, epoch)
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(self.scaler.scale(result.total))
-        done = Done(self.step + 1, epoch, batch, result, self._sound(result))
-        if not self.read_seconds and not done.sound:
-            raise self._diverged(done)
+        step = UnreadStep(self.step + 1, epoch, batch, result, self._sound(result))
+        if not self.read_seconds and not step.sound:
+            raise self._diverged(step)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return done
+        self.step += 1
+        return step
 
     def _sound(self, result: Objective) -> Tensor:
         sound = torch.isfinite(result.total.detach())
@@ -210,12 +210,12 @@ class Training:
             sound = sound & torch.isfinite(torch.nn.utils.get_total_norm(gradients))
         return sound
 
-    def _diverged(self, done: Done) -> NumericError:
-        indices = done.batch.indices
+    def _diverged(self, step: UnreadStep) -> NumericError:
+        indices = step.batch.indices
         names = ", ".join(self.store.manifest.names[index] for index in indices[:4])
         more = ", …" if len(indices) > 4 else ""
         return NumericError(
-            f"loss or gradient is not finite at step {done.step} (batch with {names}{more}); "
+            f"loss or gradient is not finite at step {step.step} (batch with {names}{more}); "
             "the last checkpoint is kept: lower --learning-rate or use --precision fp32"
         )
 
@@ -237,30 +237,17 @@ class Training:
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Take over what `state` returned for a network of the same architecture."""
-        self.network.load_state_dict(
-            {
-                name.removeprefix("network."): value
-                for name, value in tensors.items()
-                if name.startswith("network.")
-            }
-        )
+        self.network.load_state_dict(_below("network.", tensors))
         parameters = dict(self.network.named_parameters())
-        for name, value in tensors.items():
-            if name.startswith("optimizer."):
-                _, moment, name = name.split(".", 2)
-                parameter = parameters[name]
-                # A moment's memory layout is the parameter's: another one would add up in another order. Adam's count
-                # of steps is no moment and stays on the processor.
-                same = value.shape == parameter.shape
-                kept = torch.empty_like(parameter).copy_(value) if same else value.clone()
-                self.optimizer.state[parameter][moment] = kept
-        self.method.restore(
-            {
-                name.removeprefix("method."): value
-                for name, value in tensors.items()
-                if name.startswith("method.")
-            }
-        )
+        for name, value in _below("optimizer.", tensors).items():
+            moment, _, owner = name.partition(".")
+            parameter = parameters[owner]
+            # A moment's memory layout is the parameter's: another one would add up in another order. Adam's count of
+            # steps is no moment and stays on the processor.
+            same = value.shape == parameter.shape
+            kept = torch.empty_like(parameter).copy_(value) if same else value.clone()
+            self.optimizer.state[parameter][moment] = kept
+        self.method.restore(_below("method.", tensors))
         self.step = state["step"]
         self.sums = EpochSums(**state["sums"])
         self.last_epoch = EpochRecord(**state["last_epoch"]) if state["last_epoch"] else None
@@ -268,11 +255,15 @@ class Training:
             self.scaler.load_state_dict(state["scaler"])
 
 
-def _numbers(done: Done) -> Tensor:
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): value for n, value in tensors.items() if n.startswith(prefix)}
+
+
+def _numbers(step: UnreadStep) -> Tensor:
     """What is read of a step, as one vector: soundness, agreement, spread (or 0), the losses and their total."""
-    result = done.result
+    result = step.result
     spread = torch.zeros_like(result.agreement) if result.spread is None else result.spread
-    values = [done.sound, result.agreement, spread, *result.parts.values(), result.total.detach()]
+    values = [step.sound, result.agreement, spread, *result.parts.values(), result.total.detach()]
     return torch.stack([value.float() for value in values])
 
 

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import json
-import time
 import tomllib
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 import densesiam_seg
 from densesiam_seg.config import RunConfig, TrainConfig, with_settings
-from densesiam_seg.errors import (
-    DenseSiamError,
-    InputError,
-    ModelError,
-    StoppedError,
-    UsageError,
-)
+from densesiam_seg.errors import DenseSiamError, InputError, ModelError, StoppedError, UsageError
 from densesiam_seg.events import Event, Notice, Progress, Trained
 from densesiam_seg.images.manifest import Manifest
-from densesiam_seg.images.store import Fit, ImageStore
+from densesiam_seg.images.store import ImageStore
 from densesiam_seg.io.devices import available_cores, make_repeatable, pick_device, pick_precision
 from densesiam_seg.io.environment import compare_fingerprints, environment, fingerprint
 from densesiam_seg.io.files import replace_json, replace_text
@@ -32,42 +25,28 @@ from densesiam_seg.io.records import Records, truncate_to_step
 from densesiam_seg.io.run_directory import read_status, require_space, write_status
 from densesiam_seg.io.signals import StopRequest
 from densesiam_seg.methods.densesiam import Siamese
-from densesiam_seg.methods.feature_cache import StageCache
-from densesiam_seg.methods.interface import Method
+from densesiam_seg.methods.stage_cache import StageCache
 from densesiam_seg.network.model import DenseSiam
 from densesiam_seg.presets import Preset
 from densesiam_seg.training.checkpoint import discard_checkpoint, load_checkpoint, space_needed
 from densesiam_seg.training.loop import Training
-from densesiam_seg.training.weights import SCRATCH, load_encoder
+from densesiam_seg.training.recipes import CONFIGS, FITS, Command, build_method, choose_settings
+from densesiam_seg.training.weights import SCRATCH, copy_network, load_encoder
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """What tells the kinds of run apart: training and pre-training."""
-
-    command: Literal["train", "pretrain"]
-    config: type[RunConfig]
-    preset: Callable[[Preset | None, int, bool, Mapping[str, Any]], tuple[Preset, RunConfig]]
-    """Name, images, whether there is a GPU, and settings given → the preset's name and settings."""
-    fit: Fit
-    build: Callable[[RunConfig, ImageStore, torch.device, torch.dtype], Method]
-    """Settings → the method with its network, all initial weights being functions of the seed."""
-    with_weights: Mapping[str, Any] = field(default_factory=dict)
-    """Settings that are others where weights were found that no mixture taught, but for what is given."""
+SUMMARY = (
+    *("method", "prior", "correspondence", "image_size", "batch_size", "epochs"),
+    *("clusters", "categories", "backbone", "features", "seed"),
+)
+"""The settings that the first line of a run tells."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run under way: what it does, its folder, and what may end it early."""
+    """A run under way: its command, its folder, and a signal that may end it early."""
 
-    recipe: Recipe
+    command: Command
     folder: Path
     stop: StopRequest
-    began: float
-    max_time: float | None
-
-    def out_of_time(self) -> bool:
-        return self.max_time is not None and time.monotonic() - self.began >= self.max_time
 
     def require_going_on(self) -> None:
         if self.stop:
@@ -81,8 +60,8 @@ class Run:
 def fresh(
     run: Run,
     manifest: Manifest,
-    name: Preset | None,
-    settings: Mapping[str, Any],
+    preset: Preset | None,
+    given: Mapping[str, Any],
     max_bad: float,
     initial: tuple[DenseSiam, str] | None,
 ) -> Generator[Event, None, Training]:
@@ -91,57 +70,59 @@ def fresh(
     `initial` is a trained network to take the weights from, with the path it came from.
     """
     write_status(run.folder, "running")
-    device = pick_device(settings.get("device", "auto"))
+    device = pick_device(given.get("device", "auto"))
     gpu = device.type == "cuda"
-    name, base = run.recipe.preset(name, len(manifest), gpu, settings)
-    config = with_settings(base, settings)
-    store = _store(run, manifest, config)
+    name, config = choose_settings(run.command, preset, len(manifest), gpu, given)
+    store = _store(run.command, manifest, config)
     yield from _decode(store, run)
     yield from _report_skipped(run.folder, store.manifest, max_bad)
-
     # Files that turned out bad change how many steps an epoch has.
-    def settled(given: Mapping[str, Any]) -> RunConfig:
-        return with_settings(run.recipe.preset(name, len(store), gpu, given)[1], given)
-
-    config = settled(settings)
-    training = _build(run, config, store, device)
-    done, learned = _weights_of(training.network, config, initial)
-    if learned:
-        # Only now is it known whether there are weights: `auto` takes what can be had.
-        config = settled({**run.recipe.with_weights, **settings})
+    _, config = choose_settings(run.command, name, len(store), gpu, given)
+    training = _build(config, store, device)
+    if initial:
+        told = copy_network(training.network, *initial)
+        learned = initial[0].mixture is None
+    else:
+        told = load_encoder(training.network.encoder, config.backbone, config.weights)
+        learned = not told.endswith(SCRATCH)
+    if learned and run.command == "train" and "prior" not in given:
+        # Weights know more than colours do, and the plain method is what is published for them. Only now is it known
+        # whether there are weights: `auto` takes what can be had.
+        plain = {**given, "prior": "none"}
+        _, config = choose_settings(run.command, name, len(store), gpu, plain)
         if config != training.config:
-            first = training.network
-            training = _build(run, config, store, device)
-            _take_over(training.network, first, "")
+            loaded = training.network
+            training = _build(config, store, device)
+            copy_network(training.network, loaded, "")
     replace_text(
         run.folder / "config.toml",
         f"# preset {name}, densesiam-seg {densesiam_seg.__version__}\n{config.to_toml()}",
     )
     replace_json(run.folder / "dataset.json", store.manifest.to_dict())
-    yield Notice(f"preset {name}: {_summary(config)}")
-    yield Notice(done)
-    if config.freeze and done.endswith(SCRATCH):
+    replace_json(run.folder / "env.json", {**environment(), "fingerprint": numerics(training)})
+    summary = [f"{each} {getattr(config, each)}" for each in SUMMARY if hasattr(config, each)]
+    yield Notice(f"preset {name}: {', '.join(summary)}")
+    yield Notice(told)
+    if config.freeze and told.endswith(SCRATCH):
         yield Notice("the frozen backbone is untrained; give it --weights", warning=True)
-    facts = environment()
-    replace_json(run.folder / "env.json", {**facts, "fingerprint": numerics(training, facts)})
     require_space(run.folder, space_needed(training.state()[0]))
     yield from _keep_stages(training, run)
     return training
 
 
-def resumed(run: Run, settings: Mapping[str, Any]) -> Generator[Event, None, Training | None]:
+def resumed(run: Run, given: Mapping[str, Any]) -> Generator[Event, None, Training | None]:
     """The run in its folder, as its last sound checkpoint left it; None when it had finished.
 
-    Raises UsageError for `settings` that are not the run's, and ModelError for images or checkpoints that are no
+    Raises UsageError for settings `given` that are not the run's, and ModelError for images or checkpoints that are no
     longer what they were.
     """
     config, manifest = _read_run(run)
-    changed = [name for name, value in settings.items() if getattr(config, name) != value]
-    if changed:
-        raise UsageError(
-            f"--resume: {changed[0]} is {getattr(config, changed[0])!r} in {run.folder}; a resumed run keeps its "
-            "settings, so leave that option out or start a new run with --init-from"
-        )
+    for name, value in given.items():
+        if getattr(config, name) != value:
+            raise UsageError(
+                f"--resume: {name} is {getattr(config, name)!r} in {run.folder}; a resumed run keeps its settings, so "
+                "leave that option out or start a new run with --init-from"
+            )
     if read_status(run.folder).get("status") == "done":
         yield Notice("this run had finished; nothing to do")
         yield Trained(run.folder, run.folder / "model", None, complete=True)
@@ -153,13 +134,13 @@ def resumed(run: Run, settings: Mapping[str, Any]) -> Generator[Event, None, Tra
             f"began, first {edited[0]}; put them back, or start a new run with --init-from {run.folder}"
         )
     write_status(run.folder, "running")
-    store = _store(run, manifest, config)
+    store = _store(run.command, manifest, config)
     yield from _decode(store, run)
     if len(store) != len(manifest):
         raise ModelError(
             f"{store.manifest.skipped[-1].path}: was read before and cannot be now; put it back"
         )
-    training = _build(run, config, store, pick_device(config.device))
+    training = _build(config, store, pick_device(config.device))
     loaded = load_checkpoint(run.folder / "checkpoints")
     if loaded is None:
         raise ModelError(
@@ -168,12 +149,40 @@ def resumed(run: Run, settings: Mapping[str, Any]) -> Generator[Event, None, Tra
     for path, why in loaded.rejected:
         yield Notice(f"{path}: damaged checkpoint passed over and deleted ({why})", warning=True)
         discard_checkpoint(path)
-    _require_fit(training, loaded.checkpoint.tensors, loaded.path)
-    training.restore(loaded.checkpoint.tensors, loaded.checkpoint.state)
-    yield from _warn_of_other_bits(loaded.checkpoint.state, training)
+    _require_fit(training, loaded.tensors, loaded.path)
+    training.restore(loaded.tensors, loaded.state)
+    differences = compare_fingerprints(loaded.state["fingerprint"], numerics(training))
+    if differences:
+        yield Notice(f"resume is not bit-exact: {', '.join(differences)}", warning=True)
     truncate_to_step(run.folder / "metrics.jsonl", training.step)
     yield from _keep_stages(training, run)
     return training
+
+
+def numerics(training: Training) -> dict[str, Any]:
+    """What the last bits of the run's results depend on."""
+    precision = str(training.precision).removeprefix("torch.")
+    return fingerprint(environment(), device=training.device.type, precision=precision)
+
+
+def _store(command: Command, manifest: Manifest, config: RunConfig) -> ImageStore:
+    return ImageStore(
+        manifest,
+        2 * config.image_size,
+        fit=FITS[command],
+        workers=config.workers,
+        max_pixels=config.max_pixels,
+        keep=config.cache,
+        caches=Path(config.cache_dir),
+    )
+
+
+def _build(config: RunConfig, store: ImageStore, device: torch.device) -> Training:
+    torch.set_num_threads(config.threads or available_cores())
+    make_repeatable(device)
+    precision = pick_precision(config.precision, device)
+    method = build_method(config, store, device, precision)
+    return Training(method, config, store, device, precision)
 
 
 def _decode(store: ImageStore, run: Run) -> Iterator[Event]:
@@ -182,9 +191,31 @@ def _decode(store: ImageStore, run: Run) -> Iterator[Event]:
         run.require_going_on()
         yield Progress("reading images", done, total)
     if store.file is not None:
-        shown = _shown(store.file.stat().st_size)
+        size = _shown(store.file.stat().st_size)
         yield Notice(
-            f"decoded images lie in {store.file} ({shown}) for this and later runs; delete it at any time"
+            f"decoded images lie in {store.file} ({size}) for this and later runs; delete it at any time"
+        )
+
+
+def _report_skipped(folder: Path, manifest: Manifest, max_bad: float) -> Iterator[Event]:
+    """Write the list of skipped files and tell of it. Raises InputError when too few images are left."""
+    skipped = manifest.skipped
+    with Records(folder / "skipped.jsonl") as records:
+        for item in skipped:
+            records.append({"path": item.path, "reason": item.reason, "message": item.message})
+    if not skipped:
+        return
+    for item in skipped[:10]:
+        yield Notice(f"skipped ({item.reason}): {item.message}", warning=True)
+    total = len(skipped) + len(manifest)
+    yield Notice(
+        f"{len(skipped)} of {total} files were skipped; all are listed in {folder / 'skipped.jsonl'}",
+        warning=True,
+    )
+    if not len(manifest) or len(skipped) / total > max_bad:
+        raise InputError(
+            f"{manifest.root}: {len(skipped)} of {total} files cannot be used (first: {skipped[0].message}); "
+            + ("give at least one image" if not len(manifest) else "mend them or raise --max-bad")
         )
 
 
@@ -217,58 +248,20 @@ def _keep_stages(training: Training, run: Run) -> Iterator[Event]:
     method.kept = cache
 
 
-def _report_skipped(folder: Path, manifest: Manifest, max_bad: float) -> Iterator[Event]:
-    """Write the list of skipped files and tell of it. Raises InputError when too few images are left."""
-    skipped = manifest.skipped
-    with Records(folder / "skipped.jsonl") as records:
-        for item in skipped:
-            records.append({"path": item.path, "reason": item.reason, "message": item.message})
-    if not skipped:
-        return
-    for item in skipped[:10]:
-        yield Notice(f"skipped ({item.reason}): {item.message}", warning=True)
-    total = len(skipped) + len(manifest)
-    yield Notice(
-        f"{len(skipped)} of {total} files were skipped; all are listed in {folder / 'skipped.jsonl'}",
-        warning=True,
-    )
-    if not len(manifest) or len(skipped) / total > max_bad:
-        raise InputError(
-            f"{manifest.root}: {len(skipped)} of {total} files cannot be used (first: {skipped[0].message}); "
-            + ("give at least one image" if not len(manifest) else "mend them or raise --max-bad")
-        )
+def _shown(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
-def _store(run: Run, manifest: Manifest, config: RunConfig) -> ImageStore:
-    return ImageStore(
-        manifest,
-        2 * config.image_size,
-        fit=run.recipe.fit,
-        workers=config.workers,
-        max_pixels=config.max_pixels,
-        keep=config.cache,
-        caches=Path(config.cache_dir),
-    )
-
-
-def _build(run: Run, config: RunConfig, store: ImageStore, device: torch.device) -> Training:
-    torch.set_num_threads(config.threads or available_cores())
-    make_repeatable(device)
-    precision = pick_precision(config.precision, device)
-    method = run.recipe.build(config, store, device, precision)
-    return Training(method, config, store, device, precision)
-
-
-def numerics(training: Training, facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What the last bits of the run's results depend on; `facts` are those of `environment()`."""
-    device, precision = training.device.type, str(training.precision).removeprefix("torch.")
-    return fingerprint(facts or environment(), device=device, precision=precision)
-
-
-def _warn_of_other_bits(state: Mapping[str, Any], training: Training) -> Iterator[Event]:
-    differences = compare_fingerprints(state["fingerprint"], numerics(training))
-    if differences:
-        yield Notice(f"resume is not bit-exact: {', '.join(differences)}", warning=True)
+def _read_run(run: Run) -> tuple[RunConfig, Manifest]:
+    """Settings and images of a run that is to go on. Raises ModelError when they are not there or not sound."""
+    try:
+        settings = tomllib.loads((run.folder / "config.toml").read_text(encoding="utf-8"))
+        listed = json.loads((run.folder / "dataset.json").read_text(encoding="utf-8"))
+        return with_settings(CONFIGS[run.command](), settings), Manifest.from_dict(listed)
+    except (OSError, ValueError, TypeError, KeyError, DenseSiamError) as error:
+        raise ModelError(
+            f"{run.folder}: no run of {run.command} to resume here ({error}); start a new one without --resume"
+        ) from error
 
 
 def _require_fit(training: Training, tensors: Mapping[str, torch.Tensor], path: Path) -> None:
@@ -278,80 +271,3 @@ def _require_fit(training: Training, tensors: Mapping[str, torch.Tensor], path: 
             raise ModelError(
                 f"{path}: {name} does not fit the run's config.toml; restore that file"
             )
-
-
-def _read_run(run: Run) -> tuple[RunConfig, Manifest]:
-    """Settings and images of a run that is to go on. Raises ModelError when they are not there or not sound."""
-    folder = run.folder
-    try:
-        config = with_settings(
-            run.recipe.config(),
-            tomllib.loads((folder / "config.toml").read_text(encoding="utf-8")),
-        )
-        manifest = Manifest.from_dict(
-            json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-        )
-    except (OSError, ValueError, TypeError, KeyError, DenseSiamError) as error:
-        raise ModelError(
-            f"{folder}: no run of {run.recipe.command} to resume here ({error}); start a new one without --resume"
-        ) from error
-    return config, manifest
-
-
-def _weights_of(
-    network: DenseSiam, config: RunConfig, initial: tuple[DenseSiam, str] | None
-) -> tuple[str, bool]:
-    """Give a network its first weights; a line that tells them, and whether they were learned without a mixture."""
-    if initial:
-        return _take_over(network, *initial), initial[0].mixture is None
-    done = load_encoder(network.encoder, config.backbone, config.weights)
-    return done, not done.endswith(SCRATCH)
-
-
-def _take_over(network: DenseSiam, source: DenseSiam, path: str) -> str:
-    """Copy every part of a trained network that fits; returns a line that says which did not."""
-    if source.architecture.backbone != network.architecture.backbone:
-        raise ModelError(
-            f"--init-from {path}: its backbone is {source.architecture.backbone}, not {network.architecture.backbone}; "
-            f"give --backbone {source.architecture.backbone}"
-        )
-    target, trained = network.state_dict(), source.state_dict()
-    shapes = {name: value.shape for name, value in trained.items()}
-    new = sorted({_part(name) for name in target if target[name].shape != shapes.get(name)})
-    for name, value in target.items():
-        if _part(name) not in new:
-            value.copy_(trained[name])
-    # A mixture is fitted anew before the first step in any case, and usual shares follow it within some steps.
-    told = [part for part in new if part not in ("mixture", "usual")]
-    return f"initial weights: {path}" + (f" (new: {', '.join(told)})" if told else "")
-
-
-def _part(name: str) -> str:
-    """The head, or the half of the encoder, that a tensor belongs to: parts are taken whole."""
-    parts = name.split(".")
-    return ".".join(parts[:2] if parts[0] == "encoder" else parts[:1])
-
-
-def _shown(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
-
-
-def _summary(config: RunConfig) -> str:
-    shown = (
-        "method",
-        "prior",
-        "correspondence",
-        "image_size",
-        "batch_size",
-        "epochs",
-        "clusters",
-        "categories",
-        "backbone",
-        "features",
-        "seed",
-    )
-    return ", ".join(
-        f"{field.name} {getattr(config, field.name)}"
-        for field in fields(config)
-        if field.name in shown
-    )

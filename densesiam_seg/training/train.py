@@ -1,79 +1,230 @@
-"""`train`: a folder of images → a run directory with a model that segments."""
+"""The use cases `train` and `pretrain`: a folder of images → a run directory with a model.
+
+A run is a stream of events: its settings and place are checked, `setup` makes a `Training` ready, `loop` trains it, and
+the model is saved.
+"""
 
 from __future__ import annotations
 
+import math
+import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import torch
+import densesiam_seg
+from densesiam_seg.errors import DenseSiamError, OutputError, StoppedError, UsageError
+from densesiam_seg.events import EpochRecord, Event, Notice, Progress, Started, StepRecord, Trained
+from densesiam_seg.images.scan import scan
+from densesiam_seg.io.devices import pick_device
+from densesiam_seg.io.files import output_error, remove_leftovers
+from densesiam_seg.io.lock import run_lock
+from densesiam_seg.io.records import Records
+from densesiam_seg.io.run_directory import Status, new_run_folder, read_status, write_status
+from densesiam_seg.io.signals import stop_requests
+from densesiam_seg.network.encoder import require_backbone
+from densesiam_seg.presets import Preset
+from densesiam_seg.training.checkpoint import save_checkpoint
+from densesiam_seg.training.loop import Training
+from densesiam_seg.training.recipes import Command, choose_settings
+from densesiam_seg.training.setup import Run, fresh, numerics, resumed
+from densesiam_seg.training.snapshot import draw_clusters, segmenter_of
+from densesiam_seg.training.weights import load_network, require_source
 
-from densesiam_seg.config import RunConfig, TrainConfig
-from densesiam_seg.events import Event, Trained
-from densesiam_seg.images.store import ImageStore
-from densesiam_seg.methods.densesiam import Siamese
-from densesiam_seg.methods.interface import Method
-from densesiam_seg.methods.picie import PiCIE
-from densesiam_seg.network.model import Architecture, build_network
-from densesiam_seg.presets import Preset, train_preset
-from densesiam_seg.training.run import run_events
-from densesiam_seg.training.setup import Recipe
+Images = str | Path | Sequence[str | Path]
+"""Files, folders, globs or lists of images."""
+
+SAVE_SECONDS = 60.0
+"""Wall time between checkpoints. It moves no result: any step can be resumed from."""
 
 
-def train(
-    images: str | Path | Sequence[str | Path],
-    out: str | Path | None = None,
-    **options: Any,
-) -> Trained:
+def train(images: Images, out: str | Path | None = None, **options: Any) -> Trained:
     """Train on unlabelled images and return where the model lies; options are those of `training_events`."""
-    inputs = [images] if isinstance(images, str | Path) else list(images)
-    *_, last = deque(training_events(inputs, out=out, **options), maxlen=1)
+    return _end(training_events(images, out=out, **options))
+
+
+def pretrain(images: Images, out: str | Path | None = None, **options: Any) -> Trained:
+    """Pre-train on unlabelled images and return where the model lies; options are those of `pretraining_events`."""
+    return _end(pretraining_events(images, out=out, **options))
+
+
+def training_events(images: Images, **options: Any) -> Iterator[Event]:
+    """Train to segment, one event at a time; the options are `run_events`'s and the fields of `TrainConfig`."""
+    return run_events("train", images, **options)
+
+
+def pretraining_events(images: Images, **options: Any) -> Iterator[Event]:
+    """Pre-train, one event at a time; the options are `run_events`'s and the fields of `PretrainConfig`."""
+    return run_events("pretrain", images, **options)
+
+
+def _end(events: Iterator[Event]) -> Trained:
+    (last,) = deque(events, maxlen=1)
     assert isinstance(last, Trained)
     return last
 
 
-def training_events(images: Sequence[str | Path], **options: Any) -> Iterator[Event]:
-    """Train to segment, one event at a time; the options are `run_events`'s and the fields of `TrainConfig`."""
-    return run_events(RECIPE, images, **options)
+def run_events(
+    command: Command,
+    images: Images,
+    *,
+    out: str | Path | None = None,
+    preset: Preset | None = None,
+    max_time: float | None = None,
+    max_bad: float = 1.0,
+    init_from: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    **settings: Any,
+) -> Iterator[Event]:
+    """Train in a run directory, one event at a time; the last event is `Trained`.
+
+    `settings` are fields of the command's config that differ from the preset's. `max_time` (seconds) ends training
+    early with a model. `max_bad` is the share of unusable files above which the run is refused. With `resume` the run
+    in `out` (else the latest one) goes on to the same final weights; `images` may then be empty and nothing may change.
+    Raises a DenseSiamError; a stop signal raises StoppedError after saving.
+    """
+    if resume and (init_from or overwrite or preset):
+        raise UsageError(
+            "--resume goes on with the same run; leave out --init-from, --overwrite and --preset"
+        )
+    # Refuse wrong settings before anything is written; the number of images does not matter for that.
+    _, checked = choose_settings(command, preset, 0, False, settings)
+    if not resume:
+        pick_device(checked.device)
+        require_backbone(checked.backbone, checked.image_size)
+        require_source(checked.weights)
+        initial = (load_network(Path(init_from)), str(init_from)) if init_from else None
+        manifest = scan([images] if isinstance(images, str | Path) else images)
+    folder = new_run_folder(command, Path(out) if out else None, overwrite=overwrite, resume=resume)
+    with run_lock(folder), stop_requests() as stop:
+        run = Run(command, folder, stop)
+        deadline = math.inf if max_time is None else time.monotonic() + max_time
+        remove_leftovers(folder)
+        remove_leftovers(folder / "checkpoints")
+        try:
+            prepared = (
+                resumed(run, settings)
+                if resume
+                else fresh(run, manifest, preset, settings, max_bad, initial)
+            )
+            for event in _fit(run, prepared, deadline):
+                if isinstance(event, Notice | Started | EpochRecord):
+                    _log(folder / "train.log", str(event))
+                yield event
+        except BaseException as error:
+            status: Status = "stopped" if isinstance(error, StoppedError) else "failed"
+            code = error.exit_code if isinstance(error, DenseSiamError) else 1
+            # A refused resume leaves a finished run finished. On a full disk the status cannot be written either; the
+            # first error is the one to report.
+            if read_status(folder).get("status") != "done":
+                with suppress(OutputError):
+                    write_status(
+                        folder, status, reason=str(error) or type(error).__name__, exit_code=code
+                    )
+            raise
 
 
-def _preset(
-    name: Preset | None, images: int, gpu: bool, settings: Mapping[str, Any]
-) -> tuple[Preset, TrainConfig]:
-    # A method that is no word is refused with the other settings.
-    method = str(settings.get("method", "densesiam"))
-    # A backbone worth freezing knows more than colours do.
-    prior = settings.get("prior", "none" if settings.get("freeze") else "mixture") != "none"
-    return train_preset(name, images, gpu=gpu, method=method, prior=prior)
+def _log(path: Path, text: str) -> None:
+    line = f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}".replace("\n", "\\n")
+    try:
+        with path.open("a", encoding="utf-8", errors="backslashreplace") as log:
+            print(line, file=log)
+    except OSError as error:
+        raise output_error(path, error) from error
 
 
-def _build(
-    config: RunConfig, store: ImageStore, device: torch.device, precision: torch.dtype
-) -> Method:
-    assert isinstance(config, TrainConfig)
-    architecture = Architecture(
-        config.backbone,
-        config.channels,
-        config.clusters,
-        config.over_clusters,
-        image_head=bool(config.image_weight),
-        mixture=config.prior == "mixture",
+def _fit(
+    run: Run, prepared: Generator[Event, None, Training | None], deadline: float
+) -> Iterator[Event]:
+    """Train to the end, a signal or the deadline; checkpoints as time goes by, the model at the end."""
+    training = yield from prepared
+    if training is None:
+        return
+    fingerprint = numerics(training)
+
+    def save() -> float:
+        tensors, state = training.state()
+        state["fingerprint"] = fingerprint
+        save_checkpoint(run.folder / "checkpoints", tensors, state, step=training.step)
+        return time.monotonic()
+
+    def stop_if_asked() -> None:
+        if run.stop:
+            save()
+            raise StoppedError(
+                f"stopped after step {training.step} of {training.total_steps}; go on with "
+                f"densesiam-seg {run.command} --resume --out {run.folder}",
+                run.stop.number,
+            )
+
+    # The first checkpoint shows that the place can be written, and makes the initial weights part of the run.
+    saved = save()
+    yield Started(
+        run.folder, training.config, len(training.store), training.step, training.total_steps
     )
-    network = build_network(architecture, config.seed)
-    if config.freeze:
-        network.encoder.freeze()
-    if config.method in ("picie", "mdc"):
-        return PiCIE(network, config, device, precision)
-    return Siamese(network, config)
+    with Records(run.folder / "metrics.jsonl") as records:
+        for record in training.records():
+            if isinstance(record, Progress):
+                yield record
+                stop_if_asked()
+                continue
+            kind = "step" if isinstance(record, StepRecord) else "epoch"
+            records.append({"record": kind, **asdict(record)})
+            yield record
+            if isinstance(record, EpochRecord):
+                yield from _after_epoch(run, training, record)
+            elif record.step < training.step or training.step % training.steps_per_epoch == 0:
+                continue  # further records of this state come next, and would be lost by a stop in between
+            stop_if_asked()
+            if time.monotonic() >= deadline:
+                break
+            if time.monotonic() - saved > SAVE_SECONDS:
+                saved = save()
+    save()
+    yield _finish(run, training)
 
 
-RECIPE = Recipe(
-    "train",
-    TrainConfig,
-    _preset,
-    "crop",
-    _build,
-    # Weights know more than colours do, and the plain method is what is published for them.
-    with_weights={"prior": "none"},
-)
+def _after_epoch(run: Run, training: Training, record: EpochRecord) -> Iterator[Event]:
+    """Warn of a collapse, and draw a picture where one is asked for."""
+    if record.collapsed():
+        yield Notice(_collapse(record), warning=True)
+    every = training.config.visualize_every
+    if every and (record.epoch + 1) % every == 0:
+        path = run.folder / "report" / f"epoch-{record.epoch + 1:04}.png"
+        draw_clusters(training, path)
+        yield Notice(f"picture: {path}")
+
+
+def _collapse(record: EpochRecord) -> str:
+    if record.spread is not None:
+        return (
+            f"the representation is collapsing onto one direction (spread {record.spread:.3f}, healthy is near 1); "
+            "lower --learning-rate or give larger batches"
+        )
+    return (
+        f"clusters are collapsing: {record.clusters_in_use} of {len(record.shares)} in use, the largest has "
+        f"{100 * max(record.shares):.0f} % of the pixels; try fewer --clusters or --balance inverse"
+    )
+
+
+def _finish(run: Run, training: Training) -> Trained:
+    """Save the model and how the run ended."""
+    facts = {
+        "command": run.command,
+        "version": densesiam_seg.__version__,
+        "images": len(training.store),
+        "steps": training.step,
+        "epochs": round(training.step / training.steps_per_epoch, 2),
+        "seed": training.config.seed,
+    }
+    model = run.folder / "model"
+    segmenter_of(training, range(len(training.store)), facts).save(model)
+    complete = training.step >= training.total_steps
+    status: Status = "done" if complete else "stopped"
+    write_status(run.folder, status, reason="" if complete else "time limit", exit_code=0)
+    return Trained(run.folder, model, training.last_epoch, complete)

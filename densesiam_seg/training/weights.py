@@ -7,7 +7,6 @@ found to be stored uncompressed, so that a small file cannot become a large one.
 from __future__ import annotations
 
 import hashlib
-import http.client
 import shutil
 import urllib.request
 import warnings
@@ -40,31 +39,14 @@ def load_encoder(encoder: Encoder, name: str, weights: str) -> str:
     official checkpoints), or a run or model directory of this program, whose decoder is taken over too where it has the
     same channels. Raises UsageError and ModelError.
     """
-    backbone = encoder.backbone
     if weights == "none":
         return f"weights: none, {SCRATCH}"
     if weights in ("auto", "imagenet"):
-        if isinstance(backbone, TimmBackbone):
-            return _fetch_timm(backbone, name, needed=weights == "imagenet")
-        try:
-            path = _cached(name)
-        except (OSError, http.client.HTTPException) as error:
-            reason = str(getattr(error, "reason", None) or error) or type(error).__name__
-            if weights == "imagenet":
-                raise ModelError(
-                    f"ImageNet weights of {name}: neither cached nor fetched ({reason}); give --weights FILE or none"
-                ) from error
-            return f"weights: ImageNet's are neither cached nor to be fetched ({reason}), {SCRATCH}"
-        try:
-            _fill(backbone.plain, _read_archive(path), path)
-        except ModelError as error:
-            raise ModelError(
-                f"{path}: the cached ImageNet weights are damaged; delete that file"
-            ) from error
-        return f"weights: ImageNet, {path}"
+        return _fill_published(encoder.backbone, name, needed=weights == "imagenet")
     path = _given(weights)
     if path.is_dir():
-        return _take_over(encoder, name, path)
+        return _copy_encoder(encoder, name, path)
+    backbone = encoder.backbone
     tensors = read_safetensors(path) if path.suffix == ".safetensors" else _read_archive(path)
     if isinstance(backbone, TimmBackbone):
         try:
@@ -79,6 +61,36 @@ def load_encoder(encoder: Encoder, name: str, weights: str) -> str:
     return f"weights: {path}"
 
 
+def load_network(path: Path) -> DenseSiam:
+    """The network of a run or model directory. Raises ModelError."""
+    network: DenseSiam = Segmenter.load(path, device="cpu", precision="fp32").network
+    return network
+
+
+def copy_network(network: DenseSiam, source: DenseSiam, path: str) -> str:
+    """Copy every part of a trained network that fits; returns a line that says which did not. Raises ModelError."""
+    if source.architecture.backbone != network.architecture.backbone:
+        raise ModelError(
+            f"--init-from {path}: its backbone is {source.architecture.backbone}, not {network.architecture.backbone}; "
+            f"give --backbone {source.architecture.backbone}"
+        )
+    target, trained = network.state_dict(), source.state_dict()
+    shapes = {name: value.shape for name, value in trained.items()}
+    new = sorted({_part(name) for name in target if target[name].shape != shapes.get(name)})
+    for name, value in target.items():
+        if _part(name) not in new:
+            value.copy_(trained[name])
+    # A mixture is fitted anew before the first step in any case, and usual shares follow it within some steps.
+    told = [part for part in new if part not in ("mixture", "usual")]
+    return f"initial weights: {path}" + (f" (new: {', '.join(told)})" if told else "")
+
+
+def _part(name: str) -> str:
+    """The head, or the half of the encoder, that a tensor belongs to: parts are taken whole."""
+    parts = name.split(".")
+    return ".".join(parts[:2] if parts[0] == "encoder" else parts[:1])
+
+
 def require_source(weights: str) -> None:
     """Refuse `weights` that nothing can come of, before any other work is done.
 
@@ -88,21 +100,33 @@ def require_source(weights: str) -> None:
     if weights not in ("auto", "imagenet", "none"):
         path = _given(weights)
         if path.is_dir():
-            _network(path)
+            load_network(path)
 
 
-def _fetch_timm(backbone: TimmBackbone, name: str, *, needed: bool) -> str:
+def _fill_published(backbone: Backbone | TimmBackbone, name: str, *, needed: bool) -> str:
+    """Fill the backbone with the weights that its library publishes; raises ModelError where they are `needed`."""
+    whose = "timm's" if isinstance(backbone, TimmBackbone) else "ImageNet's"
     try:
-        backbone.fetch()
+        if isinstance(backbone, TimmBackbone):
+            backbone.fetch()
+            return f"weights: timm's, {name}"
+        path = _cached(name)
     except Exception as error:
-        # The Hub's library, its network and timm raise unrelated classes.
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        # The Hub's library, timm and what fetches files raise unrelated classes.
+        text = str(getattr(error, "reason", None) or error)
+        reason = next(iter(text.splitlines()), type(error).__name__)
         if needed:
             raise ModelError(
-                f"weights of {name}: neither cached nor fetched ({reason}); give --weights FILE or none"
+                f"{whose} weights of {name}: neither cached nor fetched ({reason}); give --weights FILE or none"
             ) from error
-        return f"weights: timm's are neither cached nor to be fetched ({reason}), {SCRATCH}"
-    return f"weights: timm's, {name}"
+        return f"weights: {whose} are neither cached nor to be fetched ({reason}), {SCRATCH}"
+    try:
+        _fill(backbone.plain, _read_archive(path), path)
+    except ModelError as error:
+        raise ModelError(
+            f"{path}: the cached ImageNet weights are damaged; delete that file"
+        ) from error
+    return f"weights: ImageNet, {path}"
 
 
 def _given(weights: str) -> Path:
@@ -116,14 +140,9 @@ def _given(weights: str) -> Path:
     return path
 
 
-def _network(path: Path) -> DenseSiam:
-    network: DenseSiam = Segmenter.load(path, device="cpu", precision="fp32").network
-    return network
-
-
-def _take_over(encoder: Encoder, name: str, path: Path) -> str:
+def _copy_encoder(encoder: Encoder, name: str, path: Path) -> str:
     """Copy the encoder of a run or model directory, the decoder only where its tensors fit."""
-    source = _network(path)
+    source = load_network(path)
     found = source.architecture.backbone
     if found != name:
         raise ModelError(
@@ -152,17 +171,14 @@ def _cached(name: str) -> Path:
             shutil.copyfileobj(answer, file)
         # torchvision's file names end in the first digits of their sha256.
         expected = path.stem.rpartition("-")[2]
-        if not _sha256(part).startswith(expected):
+        with part.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if not digest.startswith(expected):
             raise OSError(f"{url}: the fetched file's sha256 does not start with {expected}")
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
     return path
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_archive(path: Path) -> dict[str, Tensor]:
