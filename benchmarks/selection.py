@@ -80,8 +80,8 @@ def main() -> None:
         print(f"{name}, mean of {len(runs)} runs: " + told(mean))
     report = {
         "dataset": task.dataset.title,
-        "split": task.found.split,
-        "images": len(task.found),
+        "split": task.samples.split,
+        "images": len(task.samples),
         "protocol": task.protocol.describe(rows[0]["side"]),
         "over_clusters": arguments.over_clusters,
         "seed": arguments.seed,
@@ -94,16 +94,16 @@ def main() -> None:
 
 def limited(task: Benchmark, limit: int | None) -> Benchmark:
     """The task with some of its images."""
-    items, count = task.found.items, len(task.found)
+    items, count = task.samples.items, len(task.samples)
     wanted = min(limit or count, count)
     some = [items[place * count // wanted] for place in range(wanted)]
-    return replace(task, found=replace(task.found, items=type(items)(some)))
+    return replace(task, samples=replace(task.samples, items=type(items)(some)))
 
 
 def judged_and_scored(path: Path, task: Benchmark, fine: int, seed: int) -> list[dict[str, Any]]:
     """A row for each candidate of a run, the head first."""
     segmenter = Segmenter.load(path)
-    manifest = scan([str(item.image) for item in task.found.items])
+    manifest = scan([str(item.image) for item in task.samples.items])
     own = segmenter.card.clusters
     found = list(candidates(segmenter, manifest, READOUTS, [own], fine, seed=seed))
     merged = next(each for each in found if each.merges is not None)
@@ -113,7 +113,7 @@ def judged_and_scored(path: Path, task: Benchmark, fine: int, seed: int) -> list
     return [
         {
             "readout": candidate.segmenter.readout,
-            "side": task.image_size or segmenter.card.image_size,
+            "side": task.side(segmenter),
             **asdict(candidate.judgement),
             "mean_iou": evaluation.scores.mean_iou,
             "pixel_accuracy": evaluation.scores.pixel_accuracy,
@@ -129,12 +129,10 @@ def by_labels(task: Benchmark, segmenter: Segmenter, choice: Choice) -> list[Eva
     """Every candidate scored in one pass."""
     read = [candidate.segmenter for candidate in choice.candidates]
     events = scoring_events(
-        task.dataset,
-        task.found,
+        task,
         read_masks(segmenter, [each.read_out for each in read]),
         [Reading(each.card.clusters, each.readout) for each in read],
-        protocol=task.protocol,
-        side=task.image_size or segmenter.card.image_size,
+        task.side(segmenter),
     )
     return [event for event in events if isinstance(event, Evaluation)]
 

@@ -14,25 +14,23 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from densesiam_seg.datasets.declaration import Dataset, load_dataset
 from densesiam_seg.datasets.labels import read_label
-from densesiam_seg.datasets.reader import Samples, samples
 from densesiam_seg.datasets.scenes import CLASSES, COLOURS, write_scenes
-from densesiam_seg.evaluation.baselines import colour_position_masks
+from densesiam_seg.evaluation.baselines import colour_position_points, kmeans_masks
 from densesiam_seg.evaluation.evaluate import (
-    PROTOCOLS,
+    Benchmark,
     Evaluation,
-    Masker,
-    evaluate,
-    evaluation_events,
-    segmenter_masks,
-    shown,
+    Reading,
+    benchmark,
+    scoring_events,
+    segmenter_events,
 )
 from densesiam_seg.evaluation.metrics import Matching
-from densesiam_seg.events import Event, Notice, Trained
+from densesiam_seg.evaluation.protocol import PROTOCOLS, MasksOf, masks_made_by, shown
+from densesiam_seg.events import Event, Notice, Progress, Trained
 from densesiam_seg.images.decode import load_image
 from densesiam_seg.images.scan import scan
-from densesiam_seg.inference.predict import predict
+from densesiam_seg.inference.predict import plan, predict_events
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.files import replace_file, replace_text
 from densesiam_seg.io.run_directory import new_run_folder, write_status
@@ -83,19 +81,17 @@ def demo_events(
         yield event
 
     segmenter = Segmenter.load(trained.model)
-    dataset = load_dataset(declared)
-    found = samples(dataset, data)
-    learned_masks = segmenter_masks(segmenter)
+    task = benchmark(declared, data)
     baseline_masks = _baseline(training, seed)
-    learned = evaluate(declared, data, segmenter)
-    baseline = _score(
-        dataset, found, baseline_masks, segmenter.card.image_size, "colour + position"
-    )
+    reading = Reading(len(CLASSES), "colour + position")
+    learned = _last(segmenter_events(segmenter, task))
+    baseline = _last(scoring_events(task, baseline_masks, [reading], task.side(segmenter)))
 
-    predict(segmenter, scan([data / "images" / "val"]), folder / "masks", overlays=True)
+    work = plan(scan([data / "images" / "val"]), folder / "masks", overlays=True)
+    list(predict_events(segmenter, work, overlays=True))
     picture = folder / "demo.png"
-    ways = [(learned_masks, learned.matching), (baseline_masks, baseline.matching)]
-    rows = [_row(index, dataset, found, segmenter, ways) for index in range(PICTURED)]
+    ways = [(masks_made_by(segmenter), learned.matching), (baseline_masks, baseline.matching)]
+    rows = [_row(index, task, segmenter, ways) for index in range(PICTURED)]
     titles = ("image", "densesiam-seg", "k-means colour + xy", "truth")
     sheet = comparison(titles, rows, list(zip(CLASSES, COLOURS, strict=True)))
     replace_file(picture, encode_png(sheet))
@@ -139,37 +135,32 @@ def scenes_toml() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _baseline(folder: Path, seed: int) -> Masker:
+def _baseline(folder: Path, seed: int) -> MasksOf:
     manifest = scan([folder])
 
     def images() -> Iterable[Tensor]:
         return (load_image(manifest.path(index))[:, ::2, ::2] for index in range(len(manifest)))
 
-    return colour_position_masks(images, len(manifest), len(CLASSES), seed=seed)
+    return kmeans_masks(colour_position_points, images, len(manifest), len(CLASSES), seed=seed)
 
 
-def _score(dataset: Dataset, found: Samples, masks: Masker, side: int, readout: str) -> Evaluation:
-    *_, result = evaluation_events(
-        dataset, found, masks, clusters=len(CLASSES), readout=readout, protocol=PROTOCOL, side=side
-    )
+def _last(events: Iterable[Progress | Evaluation]) -> Evaluation:
+    *_, result = events
     assert isinstance(result, Evaluation)
     return result
 
 
 def _row(
-    index: int,
-    dataset: Dataset,
-    found: Samples,
-    segmenter: Segmenter,
-    ways: list[tuple[Masker, Matching]],
+    index: int, task: Benchmark, segmenter: Segmenter, ways: list[tuple[MasksOf, Matching]]
 ) -> list[NDArray[np.uint8]]:
     """One scene, each way's clusters in the colours of the classes they match, and the truth."""
-    sample = found.items[index]
-    image, _ = shown(sample, dataset, PROTOCOL, segmenter.card.image_size)
-    label = read_label(dataset, sample.label)
+    sample = task.samples.items[index]
+    image, _ = shown(sample, task.dataset, PROTOCOL, task.side(segmenter))
+    label = read_label(task.dataset, sample.label)
     pictures = [load_image(sample.image).permute(1, 2, 0).numpy()]
-    for mask_of, matching in ways:
-        mask = mask_of(image, PROTOCOL, *image.shape[-2:])
+    for masks_of, matching in ways:
+        size = (image.shape[-2], image.shape[-1])
+        mask = masks_of(image[None], PROTOCOL, [size])[0][0]
         pictures.append(colourise(np.asarray(matching.cluster_to_class)[mask], _colours()))
     return [*pictures, colourise(label, _colours())]
 

@@ -18,7 +18,8 @@ from rows import ROWS, ablation_rows
 from tasks import Task, load_task, pictured
 
 from densesiam_seg.errors import DenseSiamError
-from densesiam_seg.evaluation.evaluate import Evaluation, scoring_events, shown
+from densesiam_seg.evaluation.evaluate import Benchmark, Evaluation, scoring_events
+from densesiam_seg.evaluation.protocol import shown
 from densesiam_seg.io.environment import environment
 from densesiam_seg.io.files import replace_json
 
@@ -83,15 +84,8 @@ def finish(order: dict[str, Any]) -> dict[str, Any]:
 
 def score(task: Task, made: Made) -> Evaluation:
     """One confusion matrix over the whole scored split, and one matching."""
-    *_, evaluation = scoring_events(
-        task.dataset,
-        task.scored,
-        made.masks_of,
-        [made.reading],
-        protocol=task.protocol,
-        side=task.side,
-        allow_missing=True,
-    )
+    scored = Benchmark(task.dataset, task.scored, task.protocol, allow_missing=True)
+    *_, evaluation = scoring_events(scored, made.masks_of, [made.reading], task.side)
     assert isinstance(evaluation, Evaluation)
     return evaluation
 

@@ -12,7 +12,7 @@ from PIL import Image
 from report import Line
 from tasks import Task
 
-from densesiam_seg.evaluation.evaluate import shown
+from densesiam_seg.evaluation.protocol import shown
 from densesiam_seg.pictures.masks import Colour, colourise, palette
 from densesiam_seg.pictures.sheet import comparison
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,18 +21,10 @@ from densesiam_seg.evaluation.baselines import (
     position_masks,
     untrained_segmenter,
 )
-from densesiam_seg.evaluation.evaluate import (
-    Mask,
-    Masker,
-    Protocol,
-    Reading,
-    known_classes,
-    read_masks,
-    shown,
-)
-from densesiam_seg.evaluation.protocol import MasksOf, masks_made_by
+from densesiam_seg.evaluation.evaluate import Reading, known_classes
+from densesiam_seg.evaluation.protocol import MasksOf, masks_made_by, read_masks, shown
+from densesiam_seg.inference.options import Refinement
 from densesiam_seg.inference.segmenter import Segmenter
-from densesiam_seg.inference.test_time import Refinement
 from densesiam_seg.io.files import discard
 from densesiam_seg.presets import train_preset
 
@@ -68,7 +60,7 @@ Maker = Callable[[Setting], Made]
 
 def one_class(setting: Setting) -> Made:
     """One cluster everywhere, with the class that suits it best."""
-    return Made(_one_by_one(one_mask()), Reading(1, "none"))
+    return Made(one_mask(), Reading(1, "none"))
 
 
 def frequent_labels(setting: Setting) -> Made:
@@ -77,7 +69,7 @@ def frequent_labels(setting: Setting) -> Made:
     labels = (shown(each, task.dataset, task.protocol, task.side)[1] for each in task.train)
     masks = position_masks(labels, len(task.dataset.classes))
     known = known_classes(len(task.dataset.classes))
-    return Made(_one_by_one(masks), Reading(task.clusters, "labels of the training split", known))
+    return Made(masks, Reading(task.clusters, "labels of the training split", known))
 
 
 def kmeans_of(points: Points, readout: str) -> Maker:
@@ -87,7 +79,7 @@ def kmeans_of(points: Points, readout: str) -> Maker:
         task = setting.task
         images = task.training_images()
         masks = kmeans_masks(points, lambda: images, len(images), task.clusters, seed=setting.seed)
-        return Made(_one_by_one(masks), Reading(task.clusters, readout))
+        return Made(masks, Reading(task.clusters, readout))
 
     return make
 
@@ -115,7 +107,7 @@ def mixture_of(readout: str, **options: Any) -> Maker:
         masks = mixture_masks(
             lambda: images, len(images), task.clusters, seed=setting.seed, **options
         )
-        return Made(_one_by_one(masks), Reading(task.clusters, readout))
+        return Made(masks, Reading(task.clusters, readout))
 
     return make
 
@@ -194,15 +186,3 @@ def _read_out(segmenter: Segmenter, refine: str = "auto") -> Made:
     how = Refinement(refine=refine).settled(segmenter.card.refine)
     readout = f"{segmenter.card.readout}{how.describe()}"
     return Made(masks_made_by(segmenter, how), Reading(segmenter.card.clusters, readout))
-
-
-def _one_by_one(mask_of: Masker) -> MasksOf:
-    """Masks of several images from a maker of one."""
-
-    def masks_of(
-        images: Tensor, protocol: Protocol, sizes: Sequence[tuple[int, int]]
-    ) -> list[list[Mask]]:
-        pairs = zip(images, sizes, strict=False)
-        return [[mask_of(image, protocol, *size)] for image, size in pairs]
-
-    return masks_of

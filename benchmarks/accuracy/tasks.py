@@ -14,8 +14,7 @@ from torch import Tensor
 from densesiam_seg.datasets.declaration import Dataset, load_dataset
 from densesiam_seg.datasets.reader import Samples, samples
 from densesiam_seg.demo import DECLARED, SETTINGS, write_dataset
-from densesiam_seg.evaluation.evaluate import PROTOCOLS, Protocol
-from densesiam_seg.evaluation.protocol import shown_image
+from densesiam_seg.evaluation.protocol import PROTOCOLS, Protocol, shown_image
 from densesiam_seg.images.decode import image_size, load_image
 
 SIDE = 160

@@ -24,46 +24,16 @@ from densesiam_seg.datasets.reader import Sample, Samples, samples
 from densesiam_seg.errors import ImageError, InputError, UsageError
 from densesiam_seg.evaluation.metrics import Counts, Matching, Scores, confusion, match, score
 from densesiam_seg.evaluation.protocol import (
-    PROTOCOLS,
-    Mask,
-    Masker,
     MasksOf,
     Protocol,
-    ReadOut,
-    dense_features,
     masks_made_by,
     pick_protocol,
-    read_masks,
-    segmenter_masks,
     shown,
 )
 from densesiam_seg.events import Progress
-from densesiam_seg.inference.refinement import AS_TRAINED, Refinement
+from densesiam_seg.inference.options import AS_TRAINED, Refinement
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.parallel import on_own_cores
-
-__all__ = [
-    "PROTOCOLS",
-    "Benchmark",
-    "Evaluation",
-    "Mask",
-    "Masker",
-    "Protocol",
-    "ReadOut",
-    "Reading",
-    "benchmark",
-    "dense_features",
-    "evaluate",
-    "evaluation_events",
-    "known_classes",
-    "pick_protocol",
-    "read_masks",
-    "scoring_events",
-    "segmenter_events",
-    "segmenter_masks",
-    "shown",
-]
-
 
 TOGETHER = 4
 """Images that pass the network at once where they are of one size: they share the laying out of its weights, which
@@ -85,11 +55,16 @@ class Benchmark:
     """What models are scored on; complete before any of them is loaded."""
 
     dataset: Dataset
-    found: Samples
+    samples: Samples
     protocol: Protocol
-    image_size: int | None
+    image_size: int | None = None
     """None: the model's own."""
-    allow_missing: bool
+    allow_missing: bool = False
+    """Count images that cannot be read as missing; else they are errors."""
+
+    def side(self, segmenter: Segmenter) -> int:
+        """The shorter side of the images as a segmenter is shown them."""
+        return self.image_size or segmenter.card.image_size
 
 
 @dataclass(frozen=True)
@@ -161,8 +136,8 @@ def benchmark(
     chosen = pick_protocol(declared.protocol if protocol is None else protocol)
     if image_size is not None and not 32 <= image_size <= 4096:
         raise UsageError(f"--image-size {image_size}: must be 32 to 4096")
-    found = samples(declared, root, split, list_file=list_file, allow_missing=allow_missing)
-    return Benchmark(declared, found, chosen, image_size, allow_missing)
+    scored = samples(declared, root, split, list_file=list_file, allow_missing=allow_missing)
+    return Benchmark(declared, scored, chosen, image_size, allow_missing)
 
 
 def segmenter_events(
@@ -170,72 +145,29 @@ def segmenter_events(
 ) -> Iterator[Progress | Evaluation]:
     """Score a segmenter as it is read out; the last event is the `Evaluation`."""
     how = refinement.settled(segmenter.card.refine)
-    return scoring_events(
-        task.dataset,
-        task.found,
-        masks_made_by(segmenter, how),
-        [Reading(segmenter.card.clusters, segmenter.readout)],
-        protocol=task.protocol,
-        side=task.image_size or segmenter.card.image_size,
-        allow_missing=task.allow_missing,
-        on_top=how.describe(),
-    )
-
-
-def evaluation_events(
-    dataset: Dataset,
-    found: Samples,
-    mask_of: Masker,
-    *,
-    clusters: int,
-    readout: str,
-    protocol: Protocol,
-    side: int,
-    allow_missing: bool = False,
-    matching: Matching | None = None,
-) -> Iterator[Progress | Evaluation]:
-    """Score masks over a set: one confusion matrix, one matching; the last event is the `Evaluation`.
-
-    `matching` None is the best one for the whole set. Raises as `scoring_events` does.
-    """
-
-    def masks_of(
-        images: Tensor, protocol: Protocol, sizes: Sequence[tuple[int, int]]
-    ) -> list[list[Mask]]:
-        pairs = zip(images, sizes, strict=False)
-        return [[mask_of(image, protocol, *size)] for image, size in pairs]
-
-    return scoring_events(
-        dataset,
-        found,
-        masks_of,
-        [Reading(clusters, readout, matching)],
-        protocol=protocol,
-        side=side,
-        allow_missing=allow_missing,
-    )
+    reading = Reading(segmenter.card.clusters, segmenter.readout)
+    masks = masks_made_by(segmenter, how)
+    return scoring_events(task, masks, [reading], task.side(segmenter), on_top=how.describe())
 
 
 def scoring_events(
-    dataset: Dataset,
-    found: Samples,
+    task: Benchmark,
     masks_of: MasksOf,
     readings: Sequence[Reading],
-    *,
-    protocol: Protocol,
     side: int,
-    allow_missing: bool = False,
+    *,
     on_top: str = "",
 ) -> Iterator[Progress | Evaluation]:
     """Score several masks of each image in one pass; the last events are an `Evaluation` for each of `readings`.
 
-    `on_top` tells what `masks_of` does beyond the protocol, since numbers with and without it differ.
+    Images are shown with the shorter side `side`. `on_top` tells what `masks_of` does beyond the protocol.
 
     `masks_of` is called from several threads at once, with `TOGETHER` images where these are of one size (the last one
     repeated where there are fewer), else with one. Raises ImageError for an image that cannot be read (counted as
     missing with `allow_missing`) and InputError for a label that does not fit its image or its dataset, always the
-    first such error in the order of `found`.
+    first such error in the order of the samples.
     """
+    dataset, scored, protocol = task.dataset, task.samples, task.protocol
     classes = len(dataset.classes)
 
     def read(sample: Sample) -> tuple[Tensor, NDArray[np.uint8]] | InputError:
@@ -250,8 +182,9 @@ def scoring_events(
             # The last bits of a forward pass may depend on the size of its batch, so there are two sizes: 1 and this.
             images += images[-1:] * (TOGETHER - len(images))
         sizes = [(label.shape[0], label.shape[1]) for _, label in pairs]
-        found_masks = masks_of(torch.stack(images), protocol, sizes)
-        for (_, label), masks in zip(pairs, found_masks, strict=True):
+        for (_, label), masks in zip(
+            pairs, masks_of(torch.stack(images), protocol, sizes), strict=True
+        ):
             yield [
                 confusion(label, mask, classes, reading.clusters)
                 for reading, mask in zip(readings, masks, strict=True)
@@ -266,29 +199,29 @@ def scoring_events(
 
     counts = [np.zeros((classes, reading.clusters), np.int64) for reading in readings]
     unreadable: list[str] = []
-    groups = (found.items[first : first + TOGETHER] for first in range(0, len(found), TOGETHER))
+    groups = (scored.items[first : first + TOGETHER] for first in range(0, len(scored), TOGETHER))
     with closing(on_own_cores(work, groups)) as results:
-        one_by_one = zip(found.items, chain.from_iterable(results), strict=True)
+        one_by_one = zip(scored.items, chain.from_iterable(results), strict=True)
         for done, (sample, result) in enumerate(one_by_one, 1):
             if isinstance(result, InputError):
                 unusable = not isinstance(result, ImageError) or result.path == str(sample.label)
-                if unusable or not allow_missing:
+                if unusable or not task.allow_missing:
                     raise result
                 unreadable.append(sample.name)
             else:
                 for total, more in zip(counts, result, strict=True):
                     total += more
-            yield Progress("scoring", done, len(found))
+            yield Progress("scoring", done, len(scored))
     for reading, total in zip(readings, counts, strict=True):
         matching = reading.matching or match(total)
         yield Evaluation(
             dataset=dataset.title,
-            split=found.split,
+            split=scored.split,
             protocol=protocol.describe(side) + on_top,
-            images=len(found) - len(unreadable),
-            expected=found.expected,
-            missing=(*found.missing, *unreadable),
-            digest=found.digest,
+            images=len(scored) - len(unreadable),
+            expected=scored.expected,
+            missing=(*scored.missing, *unreadable),
+            digest=scored.digest,
             clusters=reading.clusters,
             readout=reading.readout,
             matching=matching,

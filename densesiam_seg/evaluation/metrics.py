@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from densesiam_seg.clustering.agreement import best_pairs
+from densesiam_seg.datasets.declaration import IGNORE
 from densesiam_seg.errors import InputError
 
 Counts = NDArray[np.int64]
@@ -60,21 +61,15 @@ class Scores:
 
 
 def confusion(
-    labels: NDArray[Any], predictions: NDArray[Any], classes: int, clusters: int, ignore: int = 255
+    labels: NDArray[Any], predictions: NDArray[Any], classes: int, clusters: int
 ) -> Counts:
-    """Pixels of each class in each cluster (N K), from integer arrays of one shape.
+    """Pixels of each class in each cluster (N K), from integer arrays of one shape; pixels labelled 255 are left out.
 
-    Pixels labelled `ignore` are left out. Other labels must be in 0..N-1 and their predictions in
-    0..K-1; unchecked, such a pixel would be counted in a wrong cell.
+    Other labels must be in 0..N-1 and their predictions in 0..K-1, else the caller has made a mistake.
     """
     assert labels.shape == predictions.shape, (labels.shape, predictions.shape)
     counts = _padded_counts(labels, predictions, classes, clusters)
-    ignored = 0
-    if 0 <= ignore < classes:
-        counts[ignore] = 0
-    else:
-        ignored = int(np.count_nonzero(labels == ignore))
-    assert counts[classes].sum() == ignored, "label out of range"
+    assert counts[classes].sum() == np.count_nonzero(labels == IGNORE), "label out of range"
     assert not counts[:classes, clusters].any(), "prediction out of range"
     return np.ascontiguousarray(counts[:classes, :clusters])
 

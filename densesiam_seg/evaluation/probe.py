@@ -13,7 +13,7 @@ from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,21 +22,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from densesiam_seg.clustering.kmeans import Centroids, kmeans, unit_features
-from densesiam_seg.datasets.declaration import IGNORE, Dataset
+from densesiam_seg.datasets.declaration import IGNORE
 from densesiam_seg.datasets.reader import Sample, Samples, samples
 from densesiam_seg.errors import InputError, NumericError, UsageError
 from densesiam_seg.evaluation.evaluate import (
+    Benchmark,
     Evaluation,
-    Protocol,
     Reading,
-    ReadOut,
     benchmark,
-    dense_features,
     known_classes,
-    read_masks,
     scoring_events,
-    shown,
 )
+from densesiam_seg.evaluation.protocol import ReadOut, dense_features, read_masks, shown
 from densesiam_seg.events import Progress
 from densesiam_seg.inference.centroids import SAMPLE
 from densesiam_seg.inference.segmenter import Segmenter
@@ -44,8 +41,7 @@ from densesiam_seg.io.devices import available_cores
 from densesiam_seg.io.parallel import ahead
 from densesiam_seg.io.randomness import Stream, generator
 
-Kind = Literal["both", "linear", "kmeans"]
-
+KINDS = ("both", "linear", "kmeans")
 VALUES = 2**27
 """Numbers that the sample of features may hold: a million pixels of 128 channels, 512 MiB in fp32."""
 BATCH = 2**20
@@ -76,15 +72,6 @@ class Probe:
         }
 
 
-def probe(
-    model: str | Path | Segmenter, dataset: str | Path, root: str | Path, **options: Any
-) -> Probe:
-    """Probe a model's frozen features on a labelled dataset; options and errors are those of `ready_probe`."""
-    *_, result = ready_probe(model, dataset, root, **options)
-    assert isinstance(result, Probe)
-    return result
-
-
 def ready_probe(
     model: str | Path | Segmenter,
     dataset: str | Path,
@@ -106,8 +93,8 @@ def ready_probe(
     and `protocol`, and the model's own `image_size`. Raises UsageError for options without a meaning, InputError for
     splits without labels, and ModelError for a model that is refused.
     """
-    if kind not in get_args(Kind):
-        raise UsageError(f"--kind {kind}: give one of {', '.join(get_args(Kind))}")
+    if kind not in KINDS:
+        raise UsageError(f"--kind {kind}: give one of {', '.join(KINDS)}")
     if clusters is not None and kind == "linear":
         raise UsageError("--clusters belongs to the k-means probe; give --kind both or kmeans")
     if clusters is not None and not 1 <= clusters <= 4096:
@@ -117,85 +104,72 @@ def ready_probe(
         train = samples(task.dataset, root, train_split)
     except InputError as error:
         raise InputError(f"probe needs labelled images: {error}") from error
-    _check_apart(train, task.found)
+    require_apart(train, task.samples)
     segmenter = model
     if not isinstance(segmenter, Segmenter):
         segmenter = Segmenter.load(segmenter, device=device, precision=precision)
-    return probe_events(
-        segmenter,
-        task.dataset,
-        train,
-        task.found,
-        protocol=task.protocol,
-        side=image_size or segmenter.card.image_size,
-        kind=cast(Kind, kind),
-        clusters=clusters,
-        seed=seed,
-    )
+    return probe_events(segmenter, task, train, kind=kind, clusters=clusters, seed=seed)
+
+
+def require_apart(train: Samples, scored: Samples) -> None:
+    """Raises UsageError for an image of both sets."""
+    shared = {each.image for each in train} & {each.image for each in scored}
+    if shared:
+        raise UsageError(
+            f"--train-split {train.split} and --split {scored.split} share {len(shared)} images ({min(shared)}); "
+            "a probe scored on what it has learned from means nothing, give splits that share none"
+        )
 
 
 def probe_events(
     segmenter: Segmenter,
-    dataset: Dataset,
+    task: Benchmark,
     train: Samples,
-    scored: Samples,
     *,
-    protocol: Protocol,
-    side: int,
-    kind: Kind = "both",
+    kind: str = "both",
     clusters: int | None = None,
     seed: int = 0,
 ) -> Iterator[Progress | Probe]:
-    """Learn both probes from `train` and score them on `scored`; the last event is the `Probe`.
+    """Learn one of `KINDS` of probes from `train` and score it on a task; the last event is the `Probe`.
 
     The linear probe's class ids are scored as they are. The k-means probe has `clusters` clusters (None: as many as
-    there are classes), which are matched with the classes on `scored`: no label of `train` has a part in it.
+    there are classes), which are matched with the classes on the scored set: no label of `train` has a part in it.
 
-    Raises UsageError for images that both sets hold, InputError for a train set without a labelled pixel or with fewer
-    pixels than clusters, and NumericError for features that are not finite.
+    Raises InputError for a train set without a labelled pixel or with fewer pixels than clusters, and NumericError for
+    features that are not finite.
     """
     started = time.process_time()
-    _check_apart(train, scored)
-    features, labels = yield from sample_points(
-        segmenter, dataset, train, protocol, side, seed=seed
-    )
+    classes, side = len(task.dataset.classes), task.side(segmenter)
+    features, labels = yield from sample_points(segmenter, task, train, seed=seed)
     read_outs: list[ReadOut] = []
     readings: list[Reading] = []
     if kind != "kmeans":
-        classes = len(dataset.classes)
         weight, bias = yield from fit_linear(features, labels, classes)
         read_outs.append(lambda maps: F.conv2d(maps.float(), weight, bias))
         name = f"linear probe, supervised: uses the labels of the {train.split} split"
         readings.append(Reading(classes, name, known_classes(classes)))
     if kind != "linear":
-        count = clusters or len(dataset.classes)
+        count = clusters or classes
         yield Progress("k-means", 0, 1)
         read_outs.append(segmenter.with_centroids(cluster(features, count, seed=seed)).read_out)
         yield Progress("k-means", 1, 1)
         readings.append(Reading(count, "k-means probe, label-free: labels only match and score"))
     del features, labels
-    found: list[Evaluation] = []
-    masks_of = read_masks(segmenter, read_outs)
-    for event in scoring_events(dataset, scored, masks_of, readings, protocol=protocol, side=side):
+    scores: list[Evaluation] = []
+    for event in scoring_events(task, read_masks(segmenter, read_outs), readings, side):
         if isinstance(event, Evaluation):
-            found.append(event)
+            scores.append(event)
         else:
             yield event
     yield Probe(
-        linear=found[0] if kind != "kmeans" else None,
-        kmeans=found[-1] if kind != "linear" else None,
+        linear=scores[0] if kind != "kmeans" else None,
+        kmeans=scores[-1] if kind != "linear" else None,
         seconds=time.process_time() - started,
     )
 
 
 def sample_points(
-    segmenter: Segmenter,
-    dataset: Dataset,
-    train: Samples,
-    protocol: Protocol,
-    side: int,
-    *,
-    seed: int,
+    segmenter: Segmenter, task: Benchmark, train: Samples, *, seed: int
 ) -> Generator[Progress, None, tuple[Tensor, Tensor]]:
     """Returns features (P, C) and their labels (P,) uint8 of all images, or an equal share of each image's.
 
@@ -204,13 +178,13 @@ def sample_points(
     """
 
     def load(sample: Sample) -> tuple[Tensor, NDArray[np.uint8]]:
-        return shown(sample, dataset, protocol, side)
+        return shown(sample, task.dataset, task.protocol, task.side(segmenter))
 
     features: list[Tensor] = []
     labels: list[Tensor] = []
     for group in _groups(ahead(load, train.items, available_cores())):
         pictures = torch.stack([image for image, _ in group])
-        maps = segmenter.learned(dense_features(segmenter, pictures, protocol))
+        maps = segmenter.learned(dense_features(segmenter, pictures, task.protocol))
         finite = maps.isfinite().flatten(1).all(1)
         if not finite.all():
             bad = train.items[len(features) + int(finite.int().argmin())]
@@ -274,13 +248,8 @@ def fit_linear(
         schedule.step()
         if (step + 1) % REPORT == 0:
             yield Progress("linear probe", step + 1, STEPS)
-    return folded(weight.detach(), bias.detach(), mean, deviation)
-
-
-def folded(weight: Tensor, bias: Tensor, mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight (N, C) and bias (N,) for (f - mean) / deviation → weight (N, C, 1, 1) and bias (N,) for f itself."""
-    scaled = weight / deviation
-    return scaled[:, :, None, None], bias - scaled @ mean
+    scaled = weight.detach() / deviation
+    return scaled[:, :, None, None], bias.detach() - scaled @ mean
 
 
 def cluster(features: Tensor, clusters: int, *, seed: int) -> Centroids:
@@ -307,13 +276,3 @@ def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
     variance, mean = torch.var_mean(features.float(), 0, correction=0)
     real = variance > 1e-8 * (variance + mean.square())
     return mean, torch.where(real, variance, 1.0).sqrt()
-
-
-def _check_apart(train: Samples, scored: Samples) -> None:
-    """Raises UsageError for an image of both sets."""
-    shared = {each.image for each in train} & {each.image for each in scored}
-    if shared:
-        raise UsageError(
-            f"--train-split {train.split} and --split {scored.split} share {len(shared)} images ({min(shared)}); "
-            "a probe scored on what it has learned from means nothing, give splits that share none"
-        )

@@ -5,7 +5,7 @@ Axes: B images, C channels, h w features, K clusters, H W label size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -22,11 +22,13 @@ from densesiam_seg.datasets.labels import read_label
 from densesiam_seg.datasets.reader import Sample
 from densesiam_seg.errors import InputError, UsageError
 from densesiam_seg.images.decode import load_image
-from densesiam_seg.inference.refinement import AS_TRAINED, Refinement, refined
+from densesiam_seg.inference.options import AS_TRAINED, Refinement
+from densesiam_seg.inference.refinement import refined
 from densesiam_seg.inference.segmenter import Segmenter, working_size
 from densesiam_seg.inference.upsampling import upsample_argmax
 from densesiam_seg.io.parallel import turns
 
+Size = tuple[int, int]
 Mask = NDArray[np.integer]
 
 
@@ -34,7 +36,7 @@ Mask = NDArray[np.integer]
 class Protocol:
     """How images meet labels. `crop`: a centre square of the shorter side, else the whole image."""
 
-    name: Literal["picie", "stego", "full-image"]
+    name: str
     resize: Literal["bilinear", "nearest"]
     crop: bool
     upsample: Literal["logits", "features"]
@@ -48,9 +50,12 @@ class Protocol:
 
 
 PROTOCOLS = {
-    "picie": Protocol("picie", "bilinear", True, "logits", False),
-    "stego": Protocol("stego", "nearest", True, "features", True),
-    "full-image": Protocol("full-image", "bilinear", False, "logits", False),
+    each.name: each
+    for each in (
+        Protocol("picie", "bilinear", crop=True, upsample="logits", flip=False),
+        Protocol("stego", "nearest", crop=True, upsample="features", flip=True),
+        Protocol("full-image", "bilinear", crop=False, upsample="logits", flip=False),
+    )
 }
 
 
@@ -61,10 +66,8 @@ def pick_protocol(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
-Masker = Callable[[Tensor, Protocol, int, int], Mask]
-"""(uint8 image (3, h, w) as the protocol shows it, protocol, H, W) → cluster ids (H, W)."""
-MasksOf = Callable[[Tensor, Protocol, Sequence[tuple[int, int]]], Sequence[Sequence[Mask]]]
-"""(uint8 images (B, 3, h, w) as the protocol shows them, protocol, H, W of each) → of each image its masks (H, W).
+MasksOf = Callable[[Tensor, Protocol, Sequence[Size]], Sequence[Sequence[Mask]]]
+"""(uint8 images (B, 3, h, w) as the protocol shows them, protocol, H W of each) → of each image its masks (H, W).
 
 Images beyond those whose size is given only fill the batch.
 """
@@ -75,7 +78,10 @@ ReadOut = Callable[[Tensor], Tensor]
 def shown(
     sample: Sample, dataset: Dataset, protocol: Protocol, side: int
 ) -> tuple[Tensor, NDArray[np.uint8]]:
-    """Image and label as a protocol shows them: uint8 (3, h, w), and class ids (H, W) with 255 ignored."""
+    """Image and label as a protocol shows them: uint8 (3, h, w), and class ids (H, W) with 255 ignored.
+
+    Raises ImageError for a file that cannot be read and InputError for a label that fits neither image nor dataset.
+    """
     image = load_image(sample.image)
     label = read_label(dataset, sample.label)
     height, width = image.shape[-2:]
@@ -84,10 +90,10 @@ def shown(
             f"{sample.label}: is {label.shape[1]}x{label.shape[0]} but its image is {width}x{height}; "
             "give labels of the images' own size"
         )
-    if not protocol.crop:
-        return shown_image(image, protocol, side), label
-    size = _cover(height, width, side)
-    return shown_image(image, protocol, side), _nearest(label, *size)[_window(size, side)]
+    if protocol.crop:
+        size = _cover(height, width, side)
+        label = _nearest(label, *size)[_window(size, side)]
+    return shown_image(image, protocol, side), label
 
 
 def shown_image(image: Tensor, protocol: Protocol, side: int) -> Tensor:
@@ -99,24 +105,24 @@ def shown_image(image: Tensor, protocol: Protocol, side: int) -> Tensor:
     return _resized(image, *size, protocol.resize)[:, *_window(size, side)]
 
 
-def _window(size: tuple[int, int], side: int) -> tuple[slice, slice]:
+def _window(size: Size, side: int) -> tuple[slice, slice]:
     """Rows and columns of the centre square, where a rest of one pixel falls as torchvision lets it."""
     top, left = round((size[0] - side) / 2), round((size[1] - side) / 2)
     return slice(top, top + side), slice(left, left + side)
 
 
-def _cover(height: int, width: int, side: int) -> tuple[int, int]:
+def _cover(height: int, width: int, side: int) -> Size:
     """The size whose shorter side is `side`, the longer one rounded down as torchvision does."""
     if height <= width:
         return side, int(side * width / height)
     return int(side * height / width), side
 
 
-def _resized(image: Tensor, height: int, width: int, filter_: str) -> Tensor:
+def _resized(image: Tensor, height: int, width: int, resize: str) -> Tensor:
     """uint8 (3, H, W) → (3, height, width); bilinear is antialiased as Pillow's is."""
     if image.shape[-2:] == (height, width):
         return image
-    if filter_ == "nearest":
+    if resize == "nearest":
         pixels = _nearest(image.permute(1, 2, 0).numpy(), height, width)
         return torch.from_numpy(pixels).permute(2, 0, 1)
     return F.interpolate(image[None], (height, width), mode="bilinear", antialias=True)[0]
@@ -130,6 +136,16 @@ def _nearest(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.u
     return np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST))
 
 
+def one_by_one(mask_of: Callable[[Tensor, int, int], Mask]) -> MasksOf:
+    """Masks that are made of one image alone, from (uint8 image (3, h, w), H, W), whatever the protocol."""
+
+    def masks_of(images: Tensor, protocol: Protocol, sizes: Sequence[Size]) -> list[list[Mask]]:
+        pairs = zip(images, sizes, strict=False)
+        return [[mask_of(image, *size)] for image, size in pairs]
+
+    return masks_of
+
+
 def masks_made_by(segmenter: Segmenter, refinement: Refinement = AS_TRAINED) -> MasksOf:
     """A segmenter's masks under any protocol, refined as its card says unless `refinement` says otherwise."""
     how = refinement.settled(segmenter.card.refine)
@@ -138,36 +154,16 @@ def masks_made_by(segmenter: Segmenter, refinement: Refinement = AS_TRAINED) -> 
     )
 
 
-def segmenter_masks(segmenter: Segmenter) -> Masker:
-    """The same, one image at a time."""
-    masks_of = masks_made_by(segmenter)
-
-    def mask_of(image: Tensor, protocol: Protocol, height: int, width: int) -> Mask:
-        return masks_of(image[None], protocol, [(height, width)])[0][0]
-
-    return mask_of
-
-
 def read_masks(segmenter: Segmenter, read_outs: Sequence[ReadOut]) -> MasksOf:
-    """Makes a mask of each read-out from the same features, under any protocol; for any number of threads."""
-    turn = turns(segmenter.device)
-
-    def masks_of(
-        images: Tensor, protocol: Protocol, sizes: Sequence[tuple[int, int]]
-    ) -> list[list[Mask]]:
-        with turn:
-            features = dense_features(segmenter, images, protocol)
-            return [
-                [upsample_argmax(each, *size).cpu().numpy() for each in scores]
-                for scores, size in zip(scores_of(features, protocol, sizes), sizes, strict=True)
-            ]
+    """A mask of each read-out from the same features, under any protocol; for any number of threads."""
 
     def scores_of(
-        features: Tensor, protocol: Protocol, sizes: Sequence[tuple[int, int]]
-    ) -> Iterator[list[Tensor]]:
+        images: Tensor, protocol: Protocol, sizes: Sequence[Size]
+    ) -> Iterator[Sequence[Tensor]]:
+        features = dense_features(segmenter, images, protocol)
         if protocol.upsample == "logits":
-            scores = [read_out(features) for read_out in read_outs]
-            yield from ([each[place] for each in scores] for place in range(len(sizes)))
+            scores = [read_out(features)[: len(sizes)] for read_out in read_outs]
+            yield from zip(*scores, strict=True)
             return
         for place, size in enumerate(sizes):
             # Full-sized features are large, so there are those of one image at a time.
@@ -175,38 +171,45 @@ def read_masks(segmenter: Segmenter, read_outs: Sequence[ReadOut]) -> MasksOf:
             full = F.interpolate(own, size, mode="bilinear")
             yield [read_out(full)[0] for read_out in read_outs]
 
-    return masks_of
+    return _largest(segmenter, scores_of)
 
 
 def refined_masks(segmenter: Segmenter, refinement: Refinement) -> MasksOf:
     """A segmenter's masks with passes and edges on top of any protocol, which makes each of the passes."""
-    turn = turns(segmenter.device)
-
-    def masks_of(
-        images: Tensor, protocol: Protocol, sizes: Sequence[tuple[int, int]]
-    ) -> list[list[Mask]]:
-        with turn:
-            found = scores_of(images, protocol, sizes)
-            return [
-                [upsample_argmax(scores, *size).cpu().numpy()]
-                for scores, size in zip(found, sizes, strict=True)
-            ]
 
     def scores_of(
-        images: Tensor, protocol: Protocol, sizes: Sequence[tuple[int, int]]
-    ) -> Iterator[Tensor]:
-        def at(size: tuple[int, int] | None, shown: Tensor) -> Tensor:
+        images: Tensor, protocol: Protocol, sizes: Sequence[Size]
+    ) -> Iterator[Sequence[Tensor]]:
+        def at(size: Size | None, shown: Tensor) -> Tensor:
             features = dense_features(segmenter, shown, protocol)
             if size is not None:
                 features = F.interpolate(features.float(), size, mode="bilinear")
             return segmenter.soft(segmenter.read_out(features))
 
         if protocol.upsample == "logits":
-            yield from refined(images, partial(at, None), refinement, len(sizes))[: len(sizes)]
+            scores = refined(images, partial(at, None), refinement, len(sizes))
+            yield from ([each] for each in scores[: len(sizes)])
             return
         for place, size in enumerate(sizes):
             # One image at a time, as in `read_masks`.
-            yield refined(images[place : place + 1], partial(at, size), refinement)[0]
+            yield [refined(images[place : place + 1], partial(at, size), refinement)[0]]
+
+    return _largest(segmenter, scores_of)
+
+
+def _largest(
+    segmenter: Segmenter,
+    scores_of: Callable[[Tensor, Protocol, Sequence[Size]], Iterable[Sequence[Tensor]]],
+) -> MasksOf:
+    """Masks of the cluster with the largest of the scores (K, h, w) that `scores_of` gives for each image."""
+    turn = turns(segmenter.device)
+
+    def masks_of(images: Tensor, protocol: Protocol, sizes: Sequence[Size]) -> list[list[Mask]]:
+        with turn:
+            return [
+                [upsample_argmax(each, *size).cpu().numpy() for each in scores]
+                for scores, size in zip(scores_of(images, protocol, sizes), sizes, strict=True)
+            ]
 
     return masks_of
 

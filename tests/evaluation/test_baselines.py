@@ -13,9 +13,9 @@ from densesiam_seg.datasets.scenes import scene
 from densesiam_seg.errors import InputError
 from densesiam_seg.evaluation import baselines
 from densesiam_seg.evaluation.baselines import (
+    Points,
     appearance_points,
     colour_points,
-    colour_position_masks,
     colour_position_points,
     kmeans_masks,
     mixture_masks,
@@ -24,9 +24,16 @@ from densesiam_seg.evaluation.baselines import (
     position_masks,
     untrained_segmenter,
 )
-from densesiam_seg.evaluation.evaluate import PROTOCOLS
+from densesiam_seg.evaluation.protocol import PROTOCOLS, Mask, MasksOf
 
-PROTOCOL = PROTOCOLS["picie"]
+
+def mask_of(masks_of: MasksOf, image: Tensor, height: int, width: int) -> Mask:
+    """The mask of one image."""
+    return masks_of(image[None], PROTOCOLS["picie"], [(height, width)])[0][0]
+
+
+def scenes(count: int, side: int = 24) -> list[Tensor]:
+    return [torch.from_numpy(scene(0, k, side)[0]).permute(2, 0, 1) for k in range(count)]
 
 
 def halves(left: tuple[int, int, int], right: tuple[int, int, int], side: int = 8) -> Tensor:
@@ -52,10 +59,6 @@ class TestPoints:
         torch.testing.assert_close(points[5, :3] * 255, torch.tensor([5.0, 13.0, 21.0]))
         assert points[5, 3:].tolist() == [0.75, 0.375]
 
-    def test_colour_alone(self) -> None:
-        image = torch.from_numpy(scene(0, 1, 16)[0]).permute(2, 0, 1)
-        torch.testing.assert_close(colour_points(image), colour_position_points(image)[:, :3])
-
 
 class TestPatchPoints:
     def test_against_plain_loops(self) -> None:
@@ -70,27 +73,27 @@ class TestPatchPoints:
             expected = [*patch.mean(1), *patch.std(1), (row + 0.5) / 13, (column + 0.5) / 17]
             np.testing.assert_allclose(points[row, column].numpy(), expected, atol=2e-4)
 
-    def test_a_plain_image_deviates_nowhere(self) -> None:
-        points = patch_position_points(torch.full((3, 6, 9), 200, dtype=torch.uint8))
-        assert float(points[:, 3:6].max()) < 1e-3
-        torch.testing.assert_close(points[:, :3], torch.full((54, 3), 200 / 255))
 
-
-class TestMasks:
-    def test_two_colours_in_two_halves(self) -> None:
-        images = [halves((250, 10, 10), (10, 10, 240)), halves((240, 20, 0), (0, 0, 250))]
-        mask_of = colour_position_masks(lambda: images, 2, 2, seed=0)
-        for image in images:
-            mask = mask_of(image, PROTOCOL, 8, 8)
-            assert (mask.shape, mask.dtype) == ((8, 8), np.dtype(np.int32))
-            assert len(np.unique(mask[:, :4])) == len(np.unique(mask[:, 4:])) == 1
-            assert mask[0, 0] != mask[0, 4]
+class TestKmeansMasks:
+    @pytest.mark.parametrize("points", [colour_points, colour_position_points])
+    def test_two_colours_in_two_halves(self, points: Points) -> None:
+        """Without position a colour is one cluster wherever it lies."""
+        images = [halves((250, 10, 10), (10, 10, 240)), halves((10, 10, 240), (250, 10, 10))]
+        masks_of = kmeans_masks(
+            points, lambda: images[: 1 + (points is colour_points)], 2, 2, seed=0
+        )
+        mask = mask_of(masks_of, images[0], 8, 8)
+        assert (mask.shape, mask.dtype) == ((8, 8), np.dtype(np.int32))
+        assert len(np.unique(mask[:, :4])) == len(np.unique(mask[:, 4:])) == 1
+        assert mask[0, 0] != mask[0, 4]
+        if points is colour_points:
+            np.testing.assert_array_equal(mask_of(masks_of, images[1], 8, 8), mask[:, ::-1])
 
     def test_every_channel_counts_in_units_of_its_deviation(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Deviations over all pixels of all images, by numpy; a constant channel is not divided by nothing."""
-        images = [torch.from_numpy(scene(0, i, 24)[0]).permute(2, 0, 1).clone() for i in range(3)]
+        images = [image.clone() for image in scenes(3)]
         for image in images:
             image[2] = 77
         every = torch.cat([colour_position_points(image) for image in images]).double().numpy()
@@ -103,53 +106,30 @@ class TestMasks:
             return assign(points, centres)
 
         monkeypatch.setattr(baselines, "assign", spy)
-        mask_of = colour_position_masks(lambda: images, 3, 3, seed=0)
-        mask_of(images[0], PROTOCOL, 24, 24)
+        masks_of = kmeans_masks(colour_position_points, lambda: images, 3, 3, seed=0)
+        mask_of(masks_of, images[0], 24, 24)
         np.testing.assert_allclose(seen[0].numpy(), every[: 24 * 24] / deviation, atol=1e-5)
 
-    def test_equal_for_a_seed(self) -> None:
-        images = [torch.from_numpy(scene(0, i, 24)[0]).permute(2, 0, 1) for i in range(2)]
-        first, again = (colour_position_masks(lambda: images, 2, 4, seed=5) for _ in range(2))
-        np.testing.assert_array_equal(
-            first(images[1], PROTOCOL, 24, 24), again(images[1], PROTOCOL, 24, 24)
+    def test_equal_for_a_seed_and_stretched_to_a_label_of_another_size(self) -> None:
+        """Each pixel of a larger mask is the one under its centre."""
+        images = scenes(2)
+        first, again = (
+            kmeans_masks(colour_position_points, lambda: images, 2, 4, seed=5) for _ in range(2)
         )
-
-    def test_a_label_of_another_size(self) -> None:
-        """Each pixel of the doubled mask is the one under its centre."""
-        images = [halves((250, 10, 10), (10, 10, 240))]
-        mask_of = colour_position_masks(lambda: images, 1, 3, seed=0)
-        own = mask_of(images[0], PROTOCOL, 8, 8)
-        np.testing.assert_array_equal(
-            mask_of(images[0], PROTOCOL, 16, 24), own.repeat(2, axis=0).repeat(3, axis=1)
-        )
+        own = mask_of(first, images[1], 24, 24)
+        np.testing.assert_array_equal(own, mask_of(again, images[1], 24, 24))
+        large = own.repeat(2, axis=0).repeat(3, axis=1)
+        np.testing.assert_array_equal(mask_of(first, images[1], 48, 72), large)
 
     def test_more_clusters_than_pixels(self) -> None:
         with pytest.raises(InputError, match="cannot make 100 clusters"):
-            colour_position_masks(lambda: [halves((1, 2, 3), (4, 5, 6))], 1, 100, seed=0)
-
-
-class TestKmeansMasks:
-    def test_colour_alone_does_not_see_where(self) -> None:
-        """Two images with their halves swapped: a colour is one cluster wherever it lies."""
-        images = [halves((250, 10, 10), (10, 10, 240)), halves((10, 10, 240), (250, 10, 10))]
-        mask_of = kmeans_masks(colour_points, lambda: images, 2, 2, seed=0)
-        first, second = (mask_of(image, PROTOCOL, 8, 8) for image in images)
-        np.testing.assert_array_equal(first, second[:, ::-1])
-        assert len(np.unique(first)) == 2
-
-    def test_colour_and_position_is_one_of_them(self) -> None:
-        images = [torch.from_numpy(scene(0, i, 24)[0]).permute(2, 0, 1) for i in range(2)]
-        named = colour_position_masks(lambda: images, 2, 4, seed=5)
-        plain = kmeans_masks(colour_position_points, lambda: images, 2, 4, seed=5)
-        np.testing.assert_array_equal(
-            named(images[0], PROTOCOL, 24, 24), plain(images[0], PROTOCOL, 24, 24)
-        )
+            kmeans_masks(colour_points, lambda: [halves((1, 2, 3), (4, 5, 6))], 1, 100, seed=0)
 
 
 @pytest.mark.usefixtures("slim")
 class TestUntrained:
     def test_its_network_is_that_of_the_seed(self) -> None:
-        images = [torch.from_numpy(scene(0, i, 32)[0]).permute(2, 0, 1) for i in range(2)]
+        images = scenes(2, 32)
         first, again, other = (
             untrained_segmenter(lambda: images, 2, 4, side=32, seed=seed) for seed in (3, 3, 4)
         )
@@ -162,38 +142,32 @@ class TestUntrained:
         assert not torch.equal(weights[0][name], weights[2][name])
 
 
-class TestOneMask:
-    def test_one_cluster_of_any_size(self) -> None:
-        mask = one_mask()(halves((1, 2, 3), (4, 5, 6)), PROTOCOL, 5, 7)
-        assert (mask.shape, mask.dtype) == ((5, 7), np.dtype(np.int32))
-        assert not mask.any()
+def test_one_cluster_of_any_size() -> None:
+    mask = mask_of(one_mask(), halves((1, 2, 3), (4, 5, 6)), 5, 7)
+    assert (mask.shape, mask.dtype) == ((5, 7), np.dtype(np.int32))
+    assert not mask.any()
 
 
-class TestPositionMasks:
-    def test_three_labels_by_hand(self) -> None:
-        """Majority, a tie, an ignored vote, and a place that is ignored in all: there the commonest class of all."""
-        labels = [
-            np.array([[0, 2, 1], [255, 1, 2]], np.uint8),
-            np.array([[0, 1, 1], [255, 255, 2]], np.uint8),
-            np.array([[1, 255, 0], [255, 1, 2]], np.uint8),
-        ]
-        mask_of = position_masks(iter(labels), 3)
-        mask = mask_of(torch.zeros(3, 2, 3, dtype=torch.uint8), PROTOCOL, 2, 3)
-        assert mask.tolist() == [[0, 1, 1], [1, 1, 2]]
-        assert mask.dtype == np.int32
-
-    def test_another_size(self) -> None:
-        mask_of = position_masks([np.array([[0, 1]], np.uint8)], 2)
-        mask = mask_of(torch.zeros(3, 1, 2, dtype=torch.uint8), PROTOCOL, 2, 4)
-        assert mask.tolist() == [[0, 0, 1, 1]] * 2
+def test_frequent_labels_of_each_position_by_hand() -> None:
+    """Majority, a tie, an ignored vote, and a place that is ignored in all: there the commonest class of all."""
+    labels = [
+        np.array([[0, 2, 1], [255, 1, 2]], np.uint8),
+        np.array([[0, 1, 1], [255, 255, 2]], np.uint8),
+        np.array([[1, 255, 0], [255, 1, 2]], np.uint8),
+    ]
+    masks_of = position_masks(iter(labels), 3)
+    image = torch.zeros(3, 2, 3, dtype=torch.uint8)
+    mask = mask_of(masks_of, image, 2, 3)
+    assert mask.tolist() == [[0, 1, 1], [1, 1, 2]]
+    assert mask.dtype == np.int32
+    assert mask_of(masks_of, image, 2, 6)[0].tolist() == [0, 0, 1, 1, 1, 1]
 
 
 class TestMixture:
     def test_halves_are_told_apart(self) -> None:
         plain = halves((190, 60, 40), (40, 60, 190), 32)
         images = [(plain * light).to(torch.uint8) for light in (0.5, 0.75, 1.0, 1.3)]
-        mask_of = mixture_masks(lambda: images, 4, 2, seed=0)
-        mask = mask_of(images[0], PROTOCOL, 64, 64)
+        mask = mask_of(mixture_masks(lambda: images, 4, 2, seed=0), images[0], 64, 64)
         assert mask.shape == (64, 64)
         assert len(np.unique(mask[:, :28])) == len(np.unique(mask[:, 36:])) == 1
         assert mask[0, 0] != mask[0, -1]
@@ -203,8 +177,8 @@ class TestMixture:
         image = halves((200, 60, 40), (40, 60, 200), 32)
         image[:, :, 14:18] = image[:, :, 31:]
         mask = {
-            refine: mixture_masks(lambda: [image] * 3, 3, 2, seed=0, refine=refine)(
-                image, PROTOCOL, 32, 32
+            refine: mask_of(
+                mixture_masks(lambda: [image] * 3, 3, 2, seed=0, refine=refine), image, 32, 32
             )
             for refine in ("none", "pamr")
         }
@@ -213,7 +187,7 @@ class TestMixture:
         assert wrong["pamr"] < wrong["none"]
 
     def test_each_place_is_repeated_over_its_pixels(self) -> None:
-        image = torch.from_numpy(scene(0, 1, 32)[0]).permute(2, 0, 1)
+        image = scenes(2, 32)[1]
         points = appearance_points(image).view(8, 4, 8, 4, -1)
         assert torch.equal(points, points[:, :1, :, :1].expand_as(points))
         places = appearance(image[None] / 255, (8, 8))[0, GIST:].permute(1, 2, 0)

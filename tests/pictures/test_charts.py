@@ -21,9 +21,9 @@ def drawn(*values: list[float]) -> Axes:
 def dots(axes: Axes, colour: str) -> list[tuple[float, float]]:
     """Value and row of every dot of a colour."""
     lines = [
-        line for line in axes.lines if line.get_color() == colour and line.get_marker() in "o."
+        line for line in axes.lines if line.get_color() == colour and line.get_marker() != "|"
     ]
-    return [(float(x), float(y)) for line in lines for x, y in line.get_xydata()]
+    return [(float(x), float(y)) for line in lines for x, y in np.asarray(line.get_xydata())]
 
 
 def test_every_row_has_its_mean() -> None:
