@@ -21,7 +21,7 @@ from densesiam_seg.cli import (
     train,
     visualize,
 )
-from densesiam_seg.errors import DenseSiamError
+from densesiam_seg.errors import DenseSiamError, one_line
 
 app = typer.Typer(
     name="densesiam-seg",
@@ -89,7 +89,7 @@ def main() -> None:
 
 def _run(debug: bool) -> int:
     try:
-        code = app(standalone_mode=False)
+        code = app(standalone_mode=False, prog_name="densesiam-seg")
         return code if isinstance(code, int) else 0
     except typer.TyperException as error:
         if debug:
@@ -109,9 +109,7 @@ def _run(debug: bool) -> int:
 
 
 def _fail(name: str, message: str, code: int) -> int:
-    # File names may hold newlines, a terminal's control codes, and bytes that are not text.
-    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
-    print(f"error[{name}]: {text}", file=sys.stderr)
+    print(f"error[{name}]: {one_line(message)}", file=sys.stderr)
     return code
 
 

@@ -22,6 +22,7 @@ from rich.progress import Progress as ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from densesiam_seg.errors import one_line
 from densesiam_seg.events import (
     EpochRecord,
     Notice,
@@ -34,6 +35,7 @@ from densesiam_seg.io.files import replace_text, to_json
 
 if TYPE_CHECKING:
     from densesiam_seg.evaluation.evaluate import Evaluation
+    from densesiam_seg.evaluation.metrics import Scores
     from densesiam_seg.images.manifest import Skipped
     from densesiam_seg.inference.selection import Choice
 
@@ -48,7 +50,7 @@ class Console:
     def say(self, text: str, *, warning: bool = False) -> None:
         """One line on stderr; warnings also when quiet."""
         # As Text, since Rich would read names such as [red].jpg and :cat:.jpg as markup.
-        line = Text(_printable(text))
+        line = Text(one_line(text))
         if warning:
             self.terminal.print(Text.assemble(("warning:", "yellow"), " ", line))
         elif not self.quiet:
@@ -145,10 +147,7 @@ class Console:
             print(f"absent classes, left out of the means: {', '.join(scores.absent)}")
         kinds = [("things", scores.things_iou), ("stuff", scores.stuff_iou)]
         parts = "".join(f", {name} {value:.2f}" for name, value in kinds if value is not None)
-        print(
-            f"mean IoU {scores.mean_iou:.2f}{parts}; mean accuracy {scores.mean_accuracy:.2f}; "
-            f"pixel accuracy {scores.pixel_accuracy:.2f}"
-        )
+        print(means(scores, parts))
 
 
 class _Bar:
@@ -169,10 +168,13 @@ class _Bar:
         self.progress.update(self.task, completed=done, description=what, note=note)
 
 
+def means(scores: Scores, parts: str = "") -> str:
+    """The means over classes and pixels; `parts` follow the first."""
+    return (
+        f"mean IoU {scores.mean_iou:.2f}{parts}; mean accuracy {scores.mean_accuracy:.2f}; "
+        f"pixel accuracy {scores.pixel_accuracy:.2f}"
+    )
+
+
 def _percent(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f}"
-
-
-def _printable(text: str) -> str:
-    """One line: file names may hold newlines, a terminal's control codes, and bytes that are not text."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

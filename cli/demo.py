@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
-from densesiam_seg.cli.options import Json, Out, Overwrite, Quiet
+from densesiam_seg.cli.options import Json, Out, Overwrite, Quiet, recipe_option
 from densesiam_seg.cli.settings import Settings, takes
-from densesiam_seg.config import RECIPE, RunConfig
+from densesiam_seg.config import RunConfig
 
 
 @takes(settings=Settings(RunConfig, ("seed",)))
@@ -19,8 +17,7 @@ def command(
     json: Json = False,
     quiet: Quiet = False,
     epochs: Annotated[
-        int | None,
-        typer.Option("--epochs", min=1, help="Passes over the scenes.", rich_help_panel=RECIPE),
+        int | None, recipe_option("--epochs", min=1, help="Passes over the scenes.")
     ] = None,
     settings: dict[str, int],
 ) -> None:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import Annotated
 
 from densesiam_seg.cli.options import (
-    WORK,
+    DATASETS,
     DatasetArgument,
     Json,
     JsonFile,
@@ -24,15 +21,12 @@ from densesiam_seg.cli.options import (
     ScoringSize,
     Split,
     TrainSplit,
+    io_option,
+    recipe_option,
     require_new,
 )
 from densesiam_seg.cli.settings import machine, takes
-from densesiam_seg.config import RECIPE, RunConfig
-
-if TYPE_CHECKING:
-    from densesiam_seg.cli.console import Console
-    from densesiam_seg.evaluation.probe import Probe
-    from densesiam_seg.events import Progress
+from densesiam_seg.config import RunConfig
 
 
 @takes(reading=ReadoutOptions, refining=RefineOptions, settings=machine("seed"))
@@ -43,16 +37,10 @@ def evaluate(
     model: Model = None,
     split: Split = None,
     list_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--list", help="File naming the images to score, one a line.", rich_help_panel=WORK
-        ),
+        Path | None, io_option("--list", help="File naming the images to score, one a line.")
     ] = None,
     allow_missing: Annotated[
-        bool,
-        typer.Option(
-            "--allow-missing", help="Go on without images that are missing.", rich_help_panel=WORK
-        ),
+        bool, io_option("--allow-missing", help="Go on without images that are missing.")
     ] = False,
     out: JsonFile = None,
     overwrite: Overwrite = False,
@@ -100,14 +88,7 @@ def evaluate(
 @takes(settings=machine("seed"))
 def probe(
     run: RunArgument,
-    dataset: Annotated[
-        str,
-        typer.Option(
-            "--dataset",
-            help="coco-stuff, cityscapes, potsdam, camvid, or your own .toml.",
-            rich_help_panel=WORK,
-        ),
-    ],
+    dataset: Annotated[str, io_option("--dataset", help=DATASETS)],
     root: Root,
     *,
     split: Split = None,
@@ -118,21 +99,17 @@ def probe(
     quiet: Quiet = False,
     kind: Annotated[
         str,
-        typer.Option(
+        recipe_option(
             "--kind",
             help="linear: learned from labels. kmeans: label-free. both: one after the other.",
-            rich_help_panel=RECIPE,
         ),
     ] = "both",
     protocol: ScoringProtocol = None,
     image_size: ScoringSize = None,
     clusters: Annotated[
         int | None,
-        typer.Option(
-            "--clusters",
-            "-k",
-            help="Clusters of the k-means probe; default the number of classes.",
-            rich_help_panel=RECIPE,
+        recipe_option(
+            "--clusters", "-k", help="Clusters of the k-means probe; default the number of classes."
         ),
     ] = None,
     settings: RunConfig,
@@ -141,8 +118,8 @@ def probe(
     require_new(out, overwrite)
 
     # Only now, as torch comes with it, which mistakes need not wait for.
-    from densesiam_seg.cli.console import Console
-    from densesiam_seg.evaluation.probe import ready_probe
+    from densesiam_seg.cli.console import Console, means
+    from densesiam_seg.evaluation.probe import Probe, ready_probe
 
     events = ready_probe(
         run,
@@ -158,15 +135,7 @@ def probe(
         device=settings.device,
         precision=settings.precision,
     )
-    _show_probe(Console(quiet=quiet), events, json=json, out=out)
-
-
-def _show_probe(
-    console: Console, events: Iterable[Progress | Probe], *, json: bool, out: Path | None
-) -> None:
-    """Draw a probe; its tables go to stdout, being the command's data, and then both numbers with what each used."""
-    from densesiam_seg.evaluation.probe import Probe
-
+    console = Console(quiet=quiet)
     result = console.follow(events)[-1]
     assert isinstance(result, Probe)
     if json:
@@ -177,11 +146,6 @@ def _show_probe(
             console.scores(each)
             print()
         for each in found:
-            scores = each.scores
-            print(each.readout)
-            print(
-                f"    mean IoU {scores.mean_iou:.2f}; mean accuracy {scores.mean_accuracy:.2f}; "
-                f"pixel accuracy {scores.pixel_accuracy:.2f}"
-            )
+            print(f"{each.readout}\n    {means(each.scores)}")
     console.say(f"processor time: {result.seconds:.0f} s")
     console.keep(result.to_dict(), out)

@@ -5,26 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from densesiam_seg.cli.options import WORK, Json, Overwrite, Quiet, RunArgument
+from densesiam_seg.cli.options import Json, Overwrite, Quiet, RunArgument, io_option
 
 
 def command(
     run: RunArgument,
-    out: Annotated[
-        Path,
-        typer.Option(
-            "--out", "-o", help="File to write: .pth or .safetensors.", rich_help_panel=WORK
-        ),
-    ],
+    out: Annotated[Path, io_option("--out", "-o", help="File to write: .pth or .safetensors.")],
     backbone: Annotated[
         bool,
-        typer.Option(
-            "--backbone",
-            help="Export the backbone as a state dict of torchvision or timm.",
-            rich_help_panel=WORK,
-        ),
+        io_option("--backbone", help="Export the backbone as a state dict of torchvision or timm."),
     ] = False,
     overwrite: Overwrite = False,
     json: Json = False,
@@ -44,7 +33,7 @@ def command(
 
     require_export_target(out, overwrite=overwrite)
     segmenter = Segmenter.load(run, device="cpu", precision="fp32")
-    export_backbone(segmenter, out, overwrite=overwrite)
+    export_backbone(segmenter, out)
     name = segmenter.card.architecture.backbone
     console = Console(quiet=quiet)
     if json:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,118 +13,67 @@ import typer
 from densesiam_seg.cli.settings import number_or_auto
 from densesiam_seg.config import RECIPE, RunConfig
 from densesiam_seg.errors import UsageError
+from densesiam_seg.presets import Preset
 
-WORK = "Input and output"
+io_option = partial(typer.Option, rich_help_panel="Input and output")
+recipe_option = partial(typer.Option, rich_help_panel=RECIPE)
 
-ImagesArgument = Annotated[
-    list[str],
-    typer.Argument(
-        help="Folders, files, globs, .txt lists of paths, or - for a list on stdin.",
-        show_default=False,
-    ),
-]
+IMAGES = typer.Argument(
+    help="Folders, files, globs, .txt lists of paths, or - for a list on stdin.", show_default=False
+)
+DATASETS = "coco-stuff, cityscapes, potsdam, camvid, or your own .toml."
+
+ImagesArgument = Annotated[list[str], IMAGES]
 RunArgument = Annotated[
-    Path,
-    typer.Argument(help="Run or model directory of train or pretrain.", show_default=False),
+    Path, typer.Argument(help="Run or model directory of train or pretrain.", show_default=False)
 ]
-DatasetArgument = Annotated[
-    str,
-    typer.Argument(
-        help="coco-stuff, cityscapes, potsdam, camvid, or your own .toml.", show_default=False
-    ),
-]
-Root = Annotated[
-    Path, typer.Option("--root", help="Folder that holds the dataset.", rich_help_panel=WORK)
-]
+DatasetArgument = Annotated[str, typer.Argument(help=DATASETS, show_default=False)]
+Root = Annotated[Path, io_option("--root", help="Folder that holds the dataset.")]
 Split = Annotated[
-    str | None,
-    typer.Option("--split", help="Split to score; default val. Join with +.", rich_help_panel=WORK),
+    str | None, io_option("--split", help="Split to score; default val. Join with +.")
 ]
 TrainSplit = Annotated[
-    str,
-    typer.Option(
-        "--train-split", help="Split whose labels the linear probe learns.", rich_help_panel=WORK
-    ),
+    str, io_option("--train-split", help="Split whose labels the linear probe learns.")
 ]
 ScoringProtocol = Annotated[
     str | None,
-    typer.Option(
-        "--protocol",
-        help="picie, stego or full-image; default the dataset's.",
-        rich_help_panel=RECIPE,
-    ),
+    recipe_option("--protocol", help="picie, stego or full-image; default the dataset's."),
 ]
 ScoringSize = Annotated[
-    int | None,
-    typer.Option(
-        "--image-size", help="Shorter side in pixels; default the model's.", rich_help_panel=RECIPE
-    ),
+    int | None, recipe_option("--image-size", help="Shorter side in pixels; default the model's.")
 ]
 Out = Annotated[
-    Path | None,
-    typer.Option(
-        "--out", "-o", help="Where to write; default runs/COMMAND/TIMESTAMP.", rich_help_panel=WORK
-    ),
+    Path | None, io_option("--out", "-o", help="Where to write; default runs/COMMAND/TIMESTAMP.")
 ]
 JsonFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--out", "-o", help="Also write the JSON object to this file.", rich_help_panel=WORK
-    ),
+    Path | None, io_option("--out", "-o", help="Also write the JSON object to this file.")
 ]
 Overwrite = Annotated[
-    bool,
-    typer.Option(
-        "--overwrite", help="Replace what an earlier run wrote there.", rich_help_panel=WORK
-    ),
+    bool, io_option("--overwrite", help="Replace what an earlier run wrote there.")
 ]
 Resume = Annotated[
     bool,
-    typer.Option(
-        "--resume",
-        help="Go on with the run in --out (else the latest), to the same weights.",
-        rich_help_panel=WORK,
+    io_option(
+        "--resume", help="Go on with the run in --out (else the latest), to the same weights."
     ),
 ]
 ConfigFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--config", help="TOML file of settings; options win over it.", rich_help_panel=WORK
-    ),
+    Path | None, io_option("--config", help="TOML file of settings; options win over it.")
 ]
-Json = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel=WORK)
-]
-Quiet = Annotated[
-    bool,
-    typer.Option("--quiet", "-q", help="Print warnings and errors only.", rich_help_panel=WORK),
-]
+Json = Annotated[bool, io_option("--json", help="Print one JSON object on stdout.")]
+Quiet = Annotated[bool, io_option("--quiet", "-q", help="Print warnings and errors only.")]
 Model = Annotated[
     Path | None,
-    typer.Option(
-        "--model",
-        "-m",
-        help="Run or model directory; default the latest run under runs/.",
-        rich_help_panel=WORK,
-    ),
+    io_option("--model", "-m", help="Run or model directory; default the latest run under runs/."),
 ]
-
-
-class PresetName(StrEnum):
-    """Presets, as typer wants them."""
-
-    fast = "fast"
-    balanced = "balanced"
-    paper = "paper"
 
 
 PresetChoice = Annotated[
-    PresetName | None,
-    typer.Option(
+    Preset | None,
+    recipe_option(
         "--preset",
         help="fast: minutes on a laptop. balanced: the default. paper: the paper's recipe (the default for 10,000 "
         "images or more on a GPU).",
-        rich_help_panel=RECIPE,
     ),
 ]
 
@@ -152,34 +101,24 @@ HelpAll = Annotated[
 class RunOptions:
     """What `train` and `pretrain` take beside their settings."""
 
-    images: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="Folders, files, globs, .txt lists of paths, or - for a list on stdin.",
-            show_default=False,
-        ),
-    ] = None
+    images: Annotated[list[str] | None, IMAGES] = None
     out: Out = None
     overwrite: Overwrite = False
     resume: Resume = False
     config: ConfigFile = None
     init_from: Annotated[
         Path | None,
-        typer.Option(
-            "--init-from",
-            help="Start from the weights of another run or model.",
-            rich_help_panel=WORK,
-            hidden=True,
+        io_option(
+            "--init-from", help="Start from the weights of another run or model.", hidden=True
         ),
     ] = None
     max_bad: Annotated[
         float,
-        typer.Option(
+        io_option(
             "--max-bad",
             min=0,
             max=1,
             help="Refuse when more than this share of the files is unusable.",
-            rich_help_panel=WORK,
             hidden=True,
         ),
     ] = 1.0
@@ -189,11 +128,7 @@ class RunOptions:
     preset: PresetChoice = None
     max_time: Annotated[
         str | None,
-        typer.Option(
-            "--max-time",
-            help="Stop with a model after this long: 90s, 15m, 2h.",
-            rich_help_panel=RECIPE,
-        ),
+        recipe_option("--max-time", help="Stop with a model after this long: 90s, 15m, 2h."),
     ] = None
 
 
@@ -203,36 +138,31 @@ class ReadoutOptions:
 
     readout: Annotated[
         str,
-        typer.Option(
+        recipe_option(
             "--readout",
             help="head: the learned clusters. kmeans: k-means of the features, any K. merge: many of those, joined to "
             "K. auto: the one on which changed views agree best; the head where training started from a mixture.",
-            rich_help_panel=RECIPE,
         ),
     ] = "head"
     clusters: Annotated[
         str | None,
-        typer.Option(
+        recipe_option(
             "--clusters",
             "-k",
             help="Clusters of a read-out by kmeans or merge; auto chooses among 4 to 32 as --readout auto does.",
-            rich_help_panel=RECIPE,
         ),
     ] = None
     fit_images: Annotated[
         list[str] | None,
-        typer.Option(
+        recipe_option(
             "--fit-images",
             help="Images for kmeans, merge and auto; default those of the training run.",
-            rich_help_panel=RECIPE,
         ),
     ] = None
     over_clusters: Annotated[
         int | None,
-        typer.Option(
-            "--over-clusters",
-            help="Clusters that a merge begins with; 200 unless given.",
-            rich_help_panel=RECIPE,
+        recipe_option(
+            "--over-clusters", help="Clusters that a merge begins with; 200 unless given."
         ),
     ] = None
 
@@ -262,35 +192,28 @@ class RefineOptions:
     """What is done at test time beyond one pass of the image."""
 
     flip: Annotated[
-        bool,
-        typer.Option(
-            "--flip",
-            help="Average the scores of each image and its mirror image.",
-            rich_help_panel=RECIPE,
-        ),
+        bool, recipe_option("--flip", help="Average the scores of each image and its mirror image.")
     ] = False
     scales: Annotated[
         str | None,
-        typer.Option(
+        recipe_option(
             "--scales",
             metavar="FACTOR,…",
             help="Average the scores of each image at these scales, such as 0.75,1,1.25.",
-            rich_help_panel=RECIPE,
         ),
     ] = None
     refine: Annotated[
         str,
-        typer.Option(
+        recipe_option(
             "--refine",
             help="Sharpen edges by the image: none, guided (a guided filter), pamr, or auto: as the model was trained "
             "for, which is pamr where training started from a mixture, else none.",
-            rich_help_panel=RECIPE,
         ),
     ] = "auto"
 
     def refinement(self) -> Any:
         """The `Refinement` that they mean. Raises UsageError."""
-        from densesiam_seg.inference.test_time import refinement
+        from densesiam_seg.inference.options import refinement
 
         return refinement(self.flip, self.scales, self.refine)
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from densesiam_seg.cli.options import (
-    WORK,
     ImagesArgument,
     Json,
     Model,
@@ -19,6 +18,7 @@ from densesiam_seg.cli.options import (
     Quiet,
     ReadoutOptions,
     RefineOptions,
+    io_option,
 )
 from densesiam_seg.cli.settings import machine, number_or_auto, takes
 from densesiam_seg.config import MACHINE, RunConfig
@@ -37,19 +37,11 @@ def command(
     model: Model = None,
     out: Out = None,
     overlay: Annotated[
-        bool,
-        typer.Option(
-            "--overlay",
-            help="Also write each image with its mask laid over it.",
-            rich_help_panel=WORK,
-        ),
+        bool, io_option("--overlay", help="Also write each image with its mask laid over it.")
     ] = False,
     overwrite: Overwrite = False,
     resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume", help="Keep masks that exist, do the missing ones.", rich_help_panel=WORK
-        ),
+        bool, io_option("--resume", help="Keep masks that exist, do the missing ones.")
     ] = False,
     json: Json = False,
     quiet: Quiet = False,

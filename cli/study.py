@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from densesiam_seg.cli.options import (
-    WORK,
     ConfigFile,
     DatasetArgument,
     Json,
@@ -22,9 +20,11 @@ from densesiam_seg.cli.options import (
     ScoringProtocol,
     Split,
     TrainSplit,
+    io_option,
+    recipe_option,
 )
 from densesiam_seg.cli.settings import Settings, takes
-from densesiam_seg.config import RECIPE, PretrainConfig, read_config
+from densesiam_seg.config import PretrainConfig, read_config
 
 if TYPE_CHECKING:
     from densesiam_seg.cli.console import Console
@@ -45,15 +45,7 @@ SETTINGS = (
     "threads",
 )
 """Settings that no row of a study decides."""
-
-
-class StudyName(StrEnum):
-    """The ablations, as typer wants them."""
-
-    correspondence = "correspondence"
-    sampling = "sampling"
-    similarity = "similarity"
-    losses = "losses"
+StudyName = Literal["correspondence", "sampling", "similarity", "losses"]
 
 
 @takes(settings=Settings(PretrainConfig, SETTINGS))
@@ -66,11 +58,10 @@ def command(
     *,
     images: Annotated[
         list[str] | None,
-        typer.Option(
+        io_option(
             "--images",
             help="Unlabelled images to pre-train on: a folder, file, glob or list, several times if need be; "
             "default those of the train split.",
-            rich_help_panel=WORK,
         ),
     ] = None,
     out: Out = None,
@@ -82,12 +73,7 @@ def command(
     json: Json = False,
     quiet: Quiet = False,
     seeds: Annotated[
-        int,
-        typer.Option(
-            "--seeds",
-            help="Runs of each row: with --seed and the seeds after it.",
-            rich_help_panel=RECIPE,
-        ),
+        int, recipe_option("--seeds", help="Runs of each row: with --seed and the seeds after it.")
     ] = 3,
     preset: PresetChoice = None,
     protocol: ScoringProtocol = None,
@@ -104,7 +90,7 @@ def command(
     from densesiam_seg.studies.study import study_events
 
     events = study_events(
-        study.value,
+        study,
         dataset,
         root,
         images=images or [],
@@ -113,7 +99,7 @@ def command(
         train_split=train_split,
         protocol=protocol,
         out=out,
-        preset=preset.value if preset else None,
+        preset=preset,
         resume=resume,
         overwrite=overwrite,
         **given | settings,

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from densesiam_seg.cli.options import (
-    WORK,
     ImagesArgument,
     Json,
     Overwrite,
     Quiet,
     ReadoutOptions,
     RunArgument,
+    io_option,
 )
 from densesiam_seg.cli.settings import machine, takes
 from densesiam_seg.config import RunConfig
@@ -25,6 +25,7 @@ from densesiam_seg.events import Predicted
 if TYPE_CHECKING:
     from densesiam_seg.cli.console import Console
     from densesiam_seg.images.manifest import Skipped
+    from densesiam_seg.inference.visualize import Drawing
 
 SHEET = "Sheet"
 
@@ -34,10 +35,9 @@ def command(
     run: RunArgument,
     images: ImagesArgument,
     *,
-    out: Annotated[
-        Path,
-        typer.Option("--out", "-o", help="PNG file to write.", rich_help_panel=WORK),
-    ] = Path("visualize.png"),
+    out: Annotated[Path, io_option("--out", "-o", help="PNG file to write.")] = Path(
+        "visualize.png"
+    ),
     overwrite: Overwrite = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -60,8 +60,7 @@ def command(
         ),
     ] = 8,
     columns: Annotated[
-        int,
-        typer.Option("--columns", min=1, help="Images side by side.", rich_help_panel=SHEET),
+        int, typer.Option("--columns", min=1, help="Images side by side.", rich_help_panel=SHEET)
     ] = 1,
     reading: ReadoutOptions,
     settings: RunConfig,
@@ -70,11 +69,7 @@ def command(
     reading.count()
     from densesiam_seg.cli.console import Console
     from densesiam_seg.images.scan import scan
-    from densesiam_seg.inference.visualize import (
-        require_picture_target,
-        spread,
-        visualization_events,
-    )
+    from densesiam_seg.inference.visualize import draw_files, require_picture_target, spread
 
     console = Console(quiet=quiet)
     manifest = scan(images)
@@ -85,30 +80,34 @@ def command(
     console.skipped(manifest.skipped)
     if len(sources) < len(every):
         console.say(f"drawing {len(sources)} of {len(every)} images; --limit N draws more")
-    events = visualization_events(
+    drawing, errors = draw_files(
         segmenter,
         sources,
         shown=clusters_shown or (),
         columns=columns,
         max_pixels=settings.max_pixels,
     )
-    _show(console, console.follow(events), manifest.skipped, out, json=json)
+    reasons = {error.path: error for error in errors}
+    results = [Predicted(source, None, reasons.get(source)) for source in sources]
+    _show(console, drawing, results, manifest.skipped, out, json=json)
 
 
 def _show(
-    console: Console, events: Sequence[Any], skipped: Sequence[Skipped], out: Path, *, json: bool
+    console: Console,
+    drawing: Drawing | None,
+    results: Sequence[Predicted],
+    skipped: Sequence[Skipped],
+    out: Path,
+    *,
+    json: bool,
 ) -> None:
     """Write the sheet and tell of it; raises the error that the command ends with."""
     from densesiam_seg.inference.predict import overall_error
-    from densesiam_seg.inference.visualize import Drawing, Drawn
     from densesiam_seg.io.files import make_folder, replace_file
     from densesiam_seg.pictures.masks import encode_png
 
-    drawn = [event for event in events if isinstance(event, Drawn)]
-    results = [Predicted(event.image, None, event.error) for event in drawn]
     failed = [result for result in results if result.error is not None]
-    drawing = next((event for event in events if isinstance(event, Drawing)), None)
-    if len(drawn) > 1:
+    if len(results) > 1:
         console.failed(failed)
     if drawing is not None:
         make_folder(out.parent)
@@ -117,7 +116,7 @@ def _show(
         console.data(
             {
                 "picture": str(out) if drawing else None,
-                "images": [event.image for event in drawn if event.error is None],
+                "images": [each.image for each in results if each.error is None],
                 "shown": drawing.shown if drawing else [],
                 "clusters": [
                     {"id": cluster.id, "name": cluster.name, "share": cluster.share}

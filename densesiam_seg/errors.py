@@ -96,3 +96,8 @@ class StoppedError(DenseSiamError):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+
+def one_line(text: str) -> str:
+    """`text` with escapes for what a line cannot hold: names of files may have newlines and control codes in them."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -1,52 +1,49 @@
-"""`evaluate`: scores of a labelled set on the command line."""
+"""`evaluate` and `probe`: scores of a labelled set on the command line."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from program import Cli, refused
 
-from densesiam_seg.datasets.scenes import CLASSES, write_scenes
-from densesiam_seg.demo import scenes_toml
+from densesiam_seg.datasets.scenes import CLASSES
 from densesiam_seg.errors import InputError
-from densesiam_seg.evaluation.evaluate import PROTOCOLS, evaluate
-from densesiam_seg.inference import readout
+from densesiam_seg.evaluation import probe as probe_module
+from densesiam_seg.evaluation.evaluate import evaluate
+from densesiam_seg.evaluation.probe import Probe, ready_probe
+from densesiam_seg.evaluation.protocol import PROTOCOLS
+from densesiam_seg.inference.options import Refinement
 from densesiam_seg.inference.segmenter import Segmenter
-from densesiam_seg.inference.test_time import Refinement
 
-Cli = Callable[..., tuple[int, str, str]]
+MACHINE = ("--device", "cpu", "--precision", "fp32")
+SUPERVISED = "linear probe, supervised: uses the labels of the train split"
+LABEL_FREE = "k-means probe, label-free: labels only match and score"
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three labelled scenes of 48 pixels, and their declaration."""
-    folder = tmp_path_factory.mktemp("scenes")
-    write_scenes(folder, 3, seed=4, side=48, split="val")
-    (folder / "scenes.toml").write_text(scenes_toml())
-    return folder
+@pytest.fixture
+def data(labelled_scenes: Path) -> Path:
+    return labelled_scenes
 
 
 @pytest.fixture
 def run(cli: Cli, data: Path, model_folder: Path) -> Cli:
-    def evaluate(*arguments: object) -> tuple[int, str, str]:
-        where = ("--root", data, "--model", model_folder)
-        machine = ("--device", "cpu", "--precision", "fp32")
-        return cli("evaluate", data / "scenes.toml", *where, *machine, *arguments)
-
-    return evaluate
+    where = (data / "scenes.toml", "--root", data, "--model", model_folder)
+    return lambda *arguments: cli("evaluate", *where, *MACHINE, *arguments)
 
 
-def refused(found: tuple[int, str, str], code: int, name: str, words: str) -> None:
-    assert found[:2] == (code, "")
-    assert found[2].startswith(f"error[{name}]: ")
-    assert len(found[2].splitlines()) == 1
-    assert words in found[2]
+@pytest.fixture
+def run_probe(cli: Cli, data: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """A probe that learns in few steps."""
+    monkeypatch.setattr(probe_module, "STEPS", 50)
+    where = (model_folder, "--dataset", data / "scenes.toml", "--root", data)
+    return lambda *arguments: cli("probe", *where, *MACHINE, *arguments)
 
 
-class TestScores:
+class TestEvaluate:
     @pytest.mark.parametrize("protocol", PROTOCOLS)
     def test_json_is_the_python_result(
         self, run: Cli, data: Path, segmenter: Segmenter, protocol: str
@@ -64,85 +61,45 @@ class TestScores:
         assert f"protocol {PROTOCOLS['picie'].describe(32)}; matching hungarian" in out
         assert out.splitlines()[-1].startswith("mean IoU ")
 
-    def test_the_result_also_in_a_file(self, run: Cli, tmp_path: Path) -> None:
-        assert run("--out", tmp_path / "r.json")[0] == 0
-        value = json.loads((tmp_path / "r.json").read_text())
-        assert len(value["counts"]) == len(CLASSES)
-        found = run("--out", tmp_path / "r.json")
-        refused(found, 2, "usage", f"--out {tmp_path / 'r.json'}: exists already")
-        assert run("--out", tmp_path / "r.json", "--overwrite")[0] == 0
-
-    def test_a_kmeans_readout(self, run: Cli, data: Path) -> None:
-        options = ("--readout", "kmeans", "-k", "9", "--fit-images", data / "images")
-        code, out, _ = run("--json", *options)
+    @pytest.mark.parametrize(
+        ("readout", "clusters", "name", "matching"),
+        [
+            (("kmeans", "-k", "9"), 9, "kmeans", "many-to-one"),
+            (("merge", "-k", "4", "--over-clusters", "20"), 4, "merge of 20", "hungarian"),
+        ],
+    )
+    def test_other_readouts(
+        self, run: Cli, data: Path, readout: tuple[str], clusters: int, name: str, matching: str
+    ) -> None:
+        fit = ("--fit-images", data / "images" / "val")
+        code, out, _ = run("--json", "--readout", *readout, *fit)
         value = json.loads(out)
-        assert (code, value["clusters"], value["readout"]) == (0, 9, "kmeans")
-        assert value["matching"]["kind"] == "many-to-one"
-
-    def test_a_merge(self, run: Cli, data: Path) -> None:
-        options = ("--readout", "merge", "-k", "4", "--over-clusters", "20")
-        code, out, _ = run("--json", *options, "--fit-images", data / "images")
-        value = json.loads(out)
-        assert (code, value["clusters"], value["readout"]) == (0, 4, "merge of 20")
-        assert value["matching"]["kind"] == "hungarian"
+        assert (code, value["clusters"], value["readout"]) == (0, clusters, name)
+        assert value["matching"]["kind"] == matching
 
     def test_passes_and_edges_stand_beside_the_protocol(
         self, run: Cli, data: Path, segmenter: Segmenter
     ) -> None:
-        code, out, _ = run("--json", "--flip", "--scales", "0.75,1", "--refine", "pamr")
+        options = ("--flip", "--scales", "0.75,1", "--refine", "pamr")
+        code, out, _ = run("--json", *options)
         how = Refinement(True, (0.75, 1.0), "pamr")
         expected = evaluate(data / "scenes.toml", data, segmenter, refinement=how)
         value = json.loads(out)
-        assert code == 0
-        assert value["counts"] == expected.counts.tolist()
+        assert (code, value["counts"]) == (0, expected.counts.tolist())
         assert value["protocol"] == PROTOCOLS["picie"].describe(32) + how.describe()
-        assert how.describe() in run("--flip", "--scales", "0.75,1", "--refine", "pamr")[1]
-
-    def test_what_the_read_out_is_asked_for(
-        self, cli: Cli, data: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-
-        def record(*arguments: Any, **options: Any) -> Segmenter:
-            options.pop("tell")
-            calls.append((arguments, options))
-            raise InputError("enough")
-
-        monkeypatch.setattr(readout, "load_with_readout", record)
-        where = (data / "scenes.toml", "--root", data)
-        cli("evaluate", *where)
-        cli(
-            "evaluate", *where, "-m", "m", "--readout", "merge", "-k", "9", "--fit-images", "a",
-            "--over-clusters", "50", "--seed", "7", "--device", "cpu", "--precision", "bf16",
-        )  # fmt: skip
-        assert calls == [
-            (
-                (None, "head", None, None),
-                {"over_clusters": None, "seed": 0, "device": "auto", "precision": "auto"},
-            ),
-            (
-                (Path("m"), "merge", 9, ["a"]),
-                {"over_clusters": 50, "seed": 7, "device": "cpu", "precision": "bf16"},
-            ),
-        ]
+        assert how.describe() in run(*options)[1]
 
     def test_a_choice_is_told(self, run: Cli, data: Path) -> None:
-        fit = ("--readout", "auto", "--over-clusters", "20", "--fit-images", data / "images")
-        code, out, error = run(*fit, "--json")
+        fit = ("--over-clusters", "9", "--fit-images", data / "images" / "val")
+        code, out, error = run("--readout", "auto", *fit, "--json")
         assert code == 0
         lines = error.splitlines()
         assert [line.split(":")[0] for line in lines[:-1]] == [
-            f"candidate {name}, 5 clusters" for name in ("head", "kmeans", "merge of 20")
+            f"candidate {name}, 5 clusters" for name in ("head", "kmeans", "merge of 9")
         ]
-        assert lines[-1].removeprefix("chosen without labels: ") in error.replace("candidate ", "")
-        value = json.loads(out)
-        assert lines[-1].startswith(f"chosen without labels: {value['readout']}, ")
-
-    def test_a_chosen_number_of_clusters(self, run: Cli, data: Path) -> None:
-        fit = ("--readout", "merge", "--clusters", "auto", "--fit-images", data / "images")
-        code, out, error = run(*fit, "--over-clusters", "9", "--json")
-        assert (code, error.count("candidate merge of 9")) == (0, 4)
-        assert f"of 9, {json.loads(out)['clusters']} clusters" in error.splitlines()[-1]
+        chosen = lines[-1].removeprefix("chosen without labels: ")
+        assert chosen.startswith(f"{json.loads(out)['readout']}, ")
+        assert f"candidate {chosen}" in error
 
     def test_size_and_list(self, run: Cli, tmp_path: Path) -> None:
         (tmp_path / "some.txt").write_text("0002\n")
@@ -159,43 +116,35 @@ class TestScores:
         assert (code, json.loads(out)["missing"]) == (0, ["0009"])
         assert error == "warning: 1 images were missing, first 0009\n"
 
-
-class TestRefusals:
     @pytest.mark.parametrize(
-        ("arguments", "code", "name", "words"),
+        ("arguments", "words"),
         [
-            (["--protocol", "voc"], 2, "usage", "--protocol voc: give one of picie, stego"),
-            (["--image-size", "8"], 2, "usage", "--image-size 8: must be 32 to 4096"),
-            (["--split", "test"], 2, "usage", "no split 'test'; give one of val, train"),
-            (["--split", "train"], 3, "input", "no folder images/train"),
-            (["--readout", "tree"], 2, "usage", "give head, kmeans, merge or auto"),
-            (["-k", "some"], 2, "usage", "--clusters some: give a whole number or auto"),
-            (["-k", "auto"], 2, "usage", "belong to --readout kmeans, merge and auto"),
-            (["--scales", "1,1"], 2, "usage", "give 1 to 8 different factors"),
-            (["--refine", "crf"], 2, "usage", "give one of auto, none, guided, pamr"),
-            (["--precision", "fp8"], 2, "usage", "--precision fp8"),
-            (["--list", "/nowhere.txt"], 3, "input", "no such list file"),
+            (["--protocol", "voc"], "--protocol voc"),
+            (["--image-size", "8"], "--image-size 8"),
+            (["--split", "test"], "no split 'test'; give one of val, train"),
+            (["--readout", "tree"], "give head, kmeans, merge or auto"),
+            (["-k", "some"], "--clusters some"),
+            (["-k", "auto"], "belong to --readout kmeans, merge and auto"),
+            (["--scales", "1,1"], "different factors"),
+            (["--refine", "crf"], "give one of auto, none, guided, pamr"),
+            (["--precision", "fp8"], "precision = 'fp8'"),
         ],
     )
-    def test_options(
-        self, run: Cli, arguments: list[str], code: int, name: str, words: str
-    ) -> None:
-        refused(run(*arguments), code, name, words)
+    def test_wrong_options(self, run: Cli, arguments: list[str], words: str) -> None:
+        refused(run(*arguments), 2, "usage", words)
 
     def test_datasets_and_roots(self, cli: Cli, tmp_path: Path, model_folder: Path) -> None:
-        found = cli("evaluate", "mine", "--root", tmp_path, "-m", model_folder)
+        where = ("--root", tmp_path, "-m", model_folder)
+        found = cli("evaluate", "mine", *where)
         refused(found, 2, "usage", "no dataset is named 'mine'; give camvid, cityscapes")
-        found = cli("evaluate", tmp_path / "mine.toml", "--root", tmp_path, "-m", model_folder)
+        found = cli("evaluate", tmp_path / "mine.toml", *where)
         refused(found, 3, "input", "mine.toml: No such file")
-        found = cli("evaluate", "camvid", "--root", tmp_path, "-m", model_folder)
+        found = cli("evaluate", "camvid", *where)
         refused(found, 3, "input", f"{tmp_path}: no folder images/val or val")
 
     def test_models(self, cli: Cli, data: Path, tmp_path: Path) -> None:
         where = (data / "scenes.toml", "--root", data)
-        found = cli("evaluate", *where, "-m", tmp_path)
-        refused(found, 4, "model", "no model here")
-        (tmp_path / "config.json").write_text("{}")
-        refused(cli("evaluate", *where, "-m", tmp_path), 4, "model", "not a model of this program")
+        refused(cli("evaluate", *where, "-m", tmp_path), 4, "model", "no model here")
 
     def test_labels_that_do_not_fit(
         self, cli: Cli, data: Path, tmp_path: Path, model_folder: Path
@@ -205,3 +154,116 @@ class TestRefusals:
         where = ("--root", data, "-m", model_folder, "--device", "cpu")
         found = cli("evaluate", tmp_path / "other.toml", *where)
         refused(found, 3, "input", "0001.png: label values without a meaning")
+
+
+class TestProbe:
+    @pytest.mark.parametrize("protocol", PROTOCOLS)
+    def test_json_is_the_python_result(
+        self, run_probe: Cli, data: Path, segmenter: Segmenter, protocol: str
+    ) -> None:
+        code, out, error = run_probe("--json", "-q", "--protocol", protocol)
+        assert (code, error) == (0, "")
+        *_, expected = ready_probe(segmenter, data / "scenes.toml", data, protocol=protocol)
+        assert isinstance(expected, Probe)
+        assert expected.linear is not None and expected.kmeans is not None
+        found = json.loads(out)
+        assert found["linear"]["counts"] == expected.linear.counts.tolist()
+        assert found["kmeans"]["counts"] == expected.kmeans.counts.tolist()
+        assert found["linear"]["protocol"] == PROTOCOLS[protocol].describe(32)
+        used = [
+            (found[kind]["supervised"], found[kind]["readout"]) for kind in ("linear", "kmeans")
+        ]
+        assert used == [(True, SUPERVISED), (False, LABEL_FREE)]
+
+    def test_the_tables_then_both_numbers_and_what_each_used(self, run_probe: Cli) -> None:
+        code, out, error = run_probe()
+        assert code == 0
+        assert error.startswith("processor time: ")
+        assert len(error.splitlines()) == 1
+        assert out.count(f"protocol {PROTOCOLS['picie'].describe(32)}; matching ") == 2
+        lines = out.splitlines()
+        assert (lines[-4], lines[-2]) == (SUPERVISED, LABEL_FREE)
+        assert all(line.startswith("    mean IoU ") for line in (lines[-3], lines[-1]))
+
+    def test_one_kind_equal_for_a_seed(self, run_probe: Cli) -> None:
+        first, again, other = (
+            run_probe("--kind", "kmeans", "-k", 9, "-q", "--seed", seed) for seed in (3, 3, 4)
+        )
+        assert (first[0], first[2]) == (0, "")
+        assert first == again != other
+        assert SUPERVISED not in first[1]
+        assert first[1].splitlines()[-2] == LABEL_FREE
+
+    def test_what_is_asked_for(
+        self, cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        calls: list[Any] = []
+
+        def record(*arguments: Any, **options: Any) -> Any:
+            calls.append((*arguments, options))
+            raise InputError("enough")
+
+        monkeypatch.setattr(probe_module, "ready_probe", record)
+        command = ("probe", "run", "--dataset", "camvid", "--root", tmp_path)
+        cli(*command)
+        cli(
+            *command, "--split", "test", "--train-split", "val", "--kind", "kmeans", "--protocol", "stego",
+            "--image-size", "64", "-k", "9", "--seed", "7", "--device", "cpu", "--precision", "bf16",
+        )  # fmt: skip
+        defaults = {
+            "train_split": "train", "split": None, "protocol": None, "image_size": None, "kind": "both",
+            "clusters": None, "seed": 0, "device": "auto", "precision": "auto",
+        }  # fmt: skip
+        given = {
+            "train_split": "val", "split": "test", "protocol": "stego", "image_size": 64, "kind": "kmeans",
+            "clusters": 9, "seed": 7, "device": "cpu", "precision": "bf16",
+        }  # fmt: skip
+        where = (Path("run"), "camvid", tmp_path)
+        assert calls == [(*where, defaults), (*where, given)]
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["--kind", "tree"], "--kind tree: give one of both, linear, kmeans"),
+            (["--kind", "linear", "-k", "4"], "--clusters belongs to the k-means probe"),
+            (["--clusters", "0"], "--clusters 0"),
+            (["--protocol", "voc"], "--protocol voc"),
+            (["--split", "train"], "--train-split train and --split train share 4"),
+            (["--precision", "fp8"], "precision = 'fp8'"),
+        ],
+    )
+    def test_wrong_options(self, run_probe: Cli, arguments: list[str], words: str) -> None:
+        refused(run_probe(*arguments), 2, "usage", words)
+
+    def test_data_without_labels(
+        self, cli: Cli, data: Path, tmp_path: Path, model_folder: Path
+    ) -> None:
+        (tmp_path / "images").symlink_to(data / "images")
+        found = cli("probe", model_folder, "--dataset", data / "scenes.toml", "--root", tmp_path)
+        refused(found, 3, "input", f"probe needs labelled images: {tmp_path}: no folder labels/val")
+
+    def test_models(self, cli: Cli, data: Path, tmp_path: Path) -> None:
+        where = ("--dataset", data / "scenes.toml", "--root", data)
+        refused(cli("probe", tmp_path, *where), 4, "model", "no model here")
+
+    def test_a_diverged_model(self, run_probe: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+        def features(*arguments: Any) -> torch.Tensor:
+            return torch.full((len(arguments[1]), 8, 8, 8), torch.nan)
+
+        monkeypatch.setattr(probe_module, "dense_features", features)
+        refused(run_probe(), 6, "numeric", "its features are not finite")
+
+
+@pytest.mark.parametrize("command", ["run", "run_probe"])
+def test_the_result_also_in_a_file(
+    request: pytest.FixtureRequest, tmp_path: Path, command: str
+) -> None:
+    """It has been shown where the file cannot be written."""
+    run = request.getfixturevalue(command)
+    path = tmp_path / "r.json"
+    code, out, _ = run("--out", path, "--json")
+    assert (code, json.loads(path.read_text())) == (0, json.loads(out))
+    refused(run("--out", path), 2, "usage", f"--out {path}: exists already")
+    assert run("--out", path, "--overwrite")[0] == 0
+    code, out, _ = run("--out", path / "deeper.json", "-q")
+    assert (code, "mean IoU" in out.splitlines()[-1]) == (5, True)

@@ -7,50 +7,40 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from program import Cli, refused
 
-from densesiam_seg.errors import InputError
-from densesiam_seg.inference import readout
+from densesiam_seg.inference.options import Refinement
 from densesiam_seg.inference.segmenter import Segmenter
-from densesiam_seg.inference.test_time import Refinement
-
-Cli = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
 def images(image_folder: Path, tmp_path: Path) -> Path:
     """A folder of three images of one's own."""
-    for name in ("00.jpg", "01.png"):
-        (tmp_path / "images" / "deep").mkdir(parents=True, exist_ok=True)
-        shutil.copy(image_folder / name, tmp_path / "images" / name)
-    shutil.copy(image_folder / "02.jpg", tmp_path / "images" / "deep" / "02.jpg")
+    (tmp_path / "images" / "deep").mkdir(parents=True)
+    for name, target in (("00.jpg", ""), ("01.png", ""), ("02.jpg", "deep")):
+        shutil.copy(image_folder / name, tmp_path / "images" / target / name)
     return tmp_path / "images"
 
 
 @pytest.fixture
 def predict(cli: Cli, model_folder: Path) -> Cli:
-    def run(*arguments: object) -> tuple[int, str, str]:
-        options = ("--model", model_folder, "--device", "cpu", "--precision", "fp32")
-        return cli("predict", *arguments, *options)
-
-    return run
+    machine = ("--device", "cpu", "--precision", "fp32")
+    return lambda *arguments: cli("predict", *arguments, "--model", model_folder, *machine)
 
 
 def files(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-def refused(found: tuple[int, str, str], code: int, name: str, words: str) -> None:
-    assert found[:2] == (code, "")
-    assert found[2].startswith(f"error[{name}]: ")
-    assert len(found[2].splitlines()) == 1
-    assert words in found[2]
+def mask_of(path: Path) -> np.ndarray:
+    with Image.open(path) as mask:
+        assert mask.mode == "P"
+        return np.asarray(mask)
 
 
 class TestMasks:
@@ -59,14 +49,14 @@ class TestMasks:
     ) -> None:
         mask = tmp_path / "mask.png"
         assert predict(images / "01.png", "--out", mask) == (0, "", f"1 mask written: {mask}\n")
-        with Image.open(mask) as picture:
-            assert (picture.mode, picture.size) == ("P", (64, 64))
-            found = np.asarray(picture)
-        np.testing.assert_array_equal(found, segmenter.predict(images / "01.png"))
+        np.testing.assert_array_equal(mask_of(mask), segmenter.predict(images / "01.png"))
 
-    def test_a_folder(self, predict: Cli, images: Path, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("batch", [(), ("-b", "auto"), ("-b", "2"), ("-b", "64")])
+    def test_a_folder(
+        self, predict: Cli, images: Path, tmp_path: Path, batch: tuple[str, ...]
+    ) -> None:
         out = tmp_path / "out"
-        assert predict(images, "-o", out) == (0, "", f"3 masks written: {out}\n")
+        assert predict(images, "-o", out, *batch) == (0, "", f"3 masks written: {out}\n")
         assert files(out) == {"00.png", "01.png", "deep/02.png"}
 
     def test_a_glob_and_a_list_and_several(
@@ -85,40 +75,36 @@ class TestMasks:
         assert predict("-", "-o", tmp_path / "out")[0] == 0
         assert files(tmp_path / "out") == {"00.png", "01.png"}
 
-    def test_overlays(self, predict: Cli, images: Path, tmp_path: Path) -> None:
-        assert predict(images / "00.jpg", "-o", tmp_path / "out", "--overlay")[0] == 0
-        assert files(tmp_path / "out") == {"00.png", "00_overlay.jpg"}
-
-    def test_without_a_place_under_runs(
+    def test_overlays_and_without_a_place_under_runs(
         self, predict: Cli, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)
-        assert predict(images / "00.jpg")[0] == 0
+        assert predict(images / "00.jpg", "--overlay")[0] == 0
         (run,) = (tmp_path / "runs" / "predict").iterdir()
-        assert files(run) == {"00.png"}
+        assert files(run) == {"00.png", "00_overlay.jpg"}
 
     def test_json(self, predict: Cli, images: Path, tmp_path: Path) -> None:
-        code, out, error = predict(images, "-o", tmp_path / "out", "--json", "-q")
-        assert (code, error) == (0, "")
-        value = json.loads(out)
-        assert value["masks"][0] == {
-            "image": str(images / "00.jpg"),
-            "mask": str(tmp_path / "out" / "00.png"),
-        }
-        assert (len(value["masks"]), value["failed"], value["skipped"]) == (3, [], [])
-
-    def test_kmeans_of_any_number(self, predict: Cli, images: Path, tmp_path: Path) -> None:
         out = tmp_path / "out"
-        options = ("--readout", "kmeans", "-k", "9", "--fit-images", images, "--seed", "1")
-        assert predict(images, "-o", out, *options)[0] == 0
-        with Image.open(out / "00.png") as mask:
-            assert int(np.asarray(mask).max()) < 9
+        code, text, error = predict(images, "-o", out, "--json", "-q")
+        assert (code, error) == (0, "")
+        value = json.loads(text)
+        first = {"image": str(images / "00.jpg"), "mask": str(out / "00.png")}
+        assert (value["masks"][0], len(value["masks"])) == (first, 3)
+        assert (value["failed"], value["skipped"], value["kept"]) == ([], [], 0)
 
-    def test_a_merge_of_any_number(self, predict: Cli, images: Path, tmp_path: Path) -> None:
-        options = ("--readout", "merge", "-k", "3", "--over-clusters", "20", "--fit-images", images)
-        assert predict(images, "-o", tmp_path / "out", *options)[0] == 0
-        with Image.open(tmp_path / "out" / "00.png") as mask:
-            assert int(np.asarray(mask).max()) < 3
+    @pytest.mark.parametrize(
+        ("readout", "clusters"),
+        [
+            (("kmeans", "-k", "9", "--seed", "1"), 9),
+            (("merge", "-k", "3", "--over-clusters", "20"), 3),
+        ],
+    )
+    def test_other_readouts(
+        self, predict: Cli, images: Path, tmp_path: Path, readout: tuple[str], clusters: int
+    ) -> None:
+        out = tmp_path / "out"
+        assert predict(images, "-o", out, "--readout", *readout, "--fit-images", images)[0] == 0
+        assert mask_of(out / "00.png").max() < clusters
 
     def test_passes_and_edges(
         self, predict: Cli, images: Path, tmp_path: Path, segmenter: Segmenter
@@ -126,15 +112,8 @@ class TestMasks:
         options = ("--flip", "--scales", "0.75,1", "--refine", "guided")
         assert predict(images / "01.png", "-o", tmp_path / "m.png", *options)[0] == 0
         how = Refinement(True, (0.75, 1.0), "guided")
-        with Image.open(tmp_path / "m.png") as mask:
-            expected = segmenter.predict(images / "01.png", refinement=how)
-            np.testing.assert_array_equal(np.asarray(mask), expected)
-
-    @pytest.mark.parametrize("size", ["auto", "2", "64"])
-    def test_batches(self, predict: Cli, images: Path, tmp_path: Path, size: str) -> None:
-        out = tmp_path / "out"
-        assert predict(images, "-o", out, "-b", size) == (0, "", f"3 masks written: {out}\n")
-        assert files(out) == {"00.png", "01.png", "deep/02.png"}
+        expected = segmenter.predict(images / "01.png", refinement=how)
+        np.testing.assert_array_equal(mask_of(tmp_path / "m.png"), expected)
 
     def test_a_second_time(self, predict: Cli, images: Path, tmp_path: Path) -> None:
         out = tmp_path / "out"
@@ -143,57 +122,25 @@ class TestMasks:
         (out / "01.png").unlink()
         code, _, error = predict(images, "-o", out, "--resume")
         assert (code, error) == (0, f"1 mask written, 2 kept: {out / '01.png'}\n")
-        assert predict(images, "-o", out, "--resume")[0] == 0
+        code, _, error = predict(images, "-o", out, "--resume")
+        assert (code, error) == (0, f"0 masks written, 3 kept: {out}\n")
         assert predict(images, "-o", out, "--overwrite") == (0, "", f"3 masks written: {out}\n")
-
-
-class TestOptions:
-    def test_what_the_read_out_is_asked_for(
-        self, cli: Cli, images: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-
-        def record(*arguments: Any, **options: Any) -> Segmenter:
-            options.pop("tell")
-            calls.append((arguments, options))
-            raise InputError("enough")
-
-        monkeypatch.setattr(readout, "load_with_readout", record)
-        cli("predict", images / "00.jpg")
-        cli(
-            "predict", images / "00.jpg", "-m", "m", "--readout", "merge", "-k", "9", "--fit-images", "a",
-            "--fit-images", "b", "--over-clusters", "50", "--seed", "7", "--device", "cpu", "--precision", "bf16",
-        )  # fmt: skip
-        assert calls == [
-            (
-                (None, "head", None, None),
-                {"over_clusters": None, "seed": 0, "device": "auto", "precision": "auto"},
-            ),
-            (
-                (Path("m"), "merge", 9, ["a", "b"]),
-                {"over_clusters": 50, "seed": 7, "device": "cpu", "precision": "bf16"},
-            ),
-        ]
-
-    def test_an_overlay_that_exists_is_refused_before_any_work(
-        self, predict: Cli, images: Path, tmp_path: Path
-    ) -> None:
-        (tmp_path / "out").mkdir()
-        (tmp_path / "out" / "00_overlay.jpg").touch()
-        found = predict(images / "00.jpg", "-o", tmp_path / "out", "--overlay")
-        refused(found, 2, "usage", "00_overlay.jpg: exists already")
-        assert predict(images / "00.jpg", "-o", tmp_path / "out")[0] == 0
 
 
 class TestBadInput:
     def test_bad_files_among_good_ones(self, predict: Cli, images: Path, tmp_path: Path) -> None:
         (images / "bad.jpg").write_bytes(b"junk")
         (images / "dangling.png").symlink_to("nowhere")
-        code, out, error = predict(images, "-o", tmp_path / "out", "--json")
+        out = tmp_path / "out"
+        code, text, error = predict(images, "-o", out, "--json")
         assert code == 9
-        assert error.splitlines()[-1].startswith("error[partial]: 2 of 5 images failed")
-        assert files(tmp_path / "out") == {"00.png", "01.png", "deep/02.png", "failed.jsonl"}
-        value = json.loads(out)
+        lines = error.splitlines()
+        assert lines[0].startswith("warning: skipped (dangling-link): ")
+        assert lines[1].startswith(f"warning: failed: {images / 'bad.jpg'}: ")
+        assert lines[2:-1] == [f"3 masks written: {out}"]
+        assert lines[-1].startswith("error[partial]: 2 of 5 images failed")
+        assert files(out) == {"00.png", "01.png", "deep/02.png", "failed.jsonl"}
+        value = json.loads(text)
         assert [item["image"] for item in value["failed"]] == [str(images / "bad.jpg")]
         assert [item["reason"] for item in value["skipped"]] == ["dangling-link"]
 
@@ -235,55 +182,54 @@ class TestBadInput:
 
 
 class TestRefusals:
-    def test_models(self, cli: Cli, images: Path, tmp_path: Path) -> None:
-        image, mask = images / "00.jpg", tmp_path / "m.png"
-        options = (image, "-o", mask, "--device", "cpu")
-        found = cli("predict", *options, "--model", tmp_path / "none")
+    def test_models(
+        self, cli: Cli, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        command = ("predict", images / "00.jpg", "-o", tmp_path / "m.png", "--device", "cpu")
+        found = cli(*command, "--model", tmp_path / "none")
         refused(found, 4, "model", "none: no model here")
         (tmp_path / "foreign").mkdir()
         (tmp_path / "foreign" / "config.json").write_text('{"model_type": "vit"}')
-        found = cli("predict", *options, "--model", tmp_path / "foreign")
+        found = cli(*command, "--model", tmp_path / "foreign")
         refused(found, 4, "model", "not a model of this program")
         (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-        found = cli("predict", *options, "--model", tmp_path / "run")
-        refused(found, 4, "model", "--resume --out")
-        assert not mask.exists()
-
-    def test_no_run_yet(
-        self, cli: Cli, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+        refused(cli(*command, "--model", tmp_path / "run"), 4, "model", "--resume --out")
         monkeypatch.chdir(tmp_path)
-        refused(cli("predict", images / "00.jpg"), 4, "model", "train one first")
+        refused(cli(*command), 4, "model", "train one first")
+        assert not (tmp_path / "m.png").exists()
 
-    def test_an_input_is_not_overwritten(self, predict: Cli, images: Path) -> None:
+    def test_places(self, predict: Cli, images: Path, tmp_path: Path) -> None:
         before = (images / "01.png").read_bytes()
         found = predict(images, "-o", images, "--overwrite")
         refused(found, 2, "usage", "would overwrite an input image")
         assert (images / "01.png").read_bytes() == before
-
-    def test_many_images_and_one_mask(self, predict: Cli, images: Path, tmp_path: Path) -> None:
         refused(predict(images, "-o", tmp_path / "m.png"), 2, "usage", "give a folder")
-
-    def test_a_place_that_cannot_be_written(
-        self, predict: Cli, images: Path, tmp_path: Path
-    ) -> None:
-        (tmp_path / "file").touch()
-        found = predict(images / "00.jpg", "-o", tmp_path / "file" / "m.png")
+        (tmp_path / "00_overlay.jpg").touch()
+        found = predict(images / "00.jpg", "-o", tmp_path, "--overlay")
+        refused(found, 2, "usage", "00_overlay.jpg: exists already")
+        found = predict(images / "00.jpg", "-o", tmp_path / "00_overlay.jpg" / "m.png")
         refused(found, 5, "output", "cannot be written")
 
-    def test_options(self, predict: Cli, cli: Cli, images: Path, model_folder: Path) -> None:
-        image = images / "00.jpg"
-        refused(predict(image, "-k", "3"), 2, "usage", "belong to --readout kmeans")
-        refused(predict(image, "--readout", "tree"), 2, "usage", "give head, kmeans, merge or auto")
-        refused(predict(image, "--over-clusters", "9"), 2, "usage", "belongs to --readout merge")
-        refused(predict(image, "--scales", "0"), 2, "usage", "--scales 0: must be 0.25 to 4")
-        refused(
-            predict(image, "--refine", "crf"), 2, "usage", "give one of auto, none, guided, pamr"
-        )
-        refused(predict(image, "-b", "all"), 2, "usage", "--batch-size all: give a whole number")
-        refused(predict(image, "-b", "0"), 2, "usage", "--batch-size 0: must be 1 to 1024, or auto")
-        for option in ("--device", "--precision"):
-            found = cli("predict", image, "-m", model_folder, option, "foo")
-            refused(found, 2, "usage", f"{option} foo: ")
-        found = predict(image, "--readout", "kmeans")
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (("-k", "3"), "belong to --readout kmeans"),
+            (("--readout", "tree"), "give head, kmeans, merge or auto"),
+            (("--over-clusters", "9"), "belongs to --readout merge"),
+            (("--scales", "0"), "--scales 0: must be 0.25 to 4"),
+            (("--refine", "crf"), "give one of auto, none, guided, pamr"),
+            (("-b", "all"), "--batch-size all"),
+            (("-b", "0"), "--batch-size 0: must be 1 to 1024"),
+            (("--device", "foo"), "--device foo"),
+            (("--precision", "foo"), "precision = 'foo'"),
+        ],
+    )
+    def test_options(
+        self, cli: Cli, images: Path, model_folder: Path, arguments: tuple[str, str], words: str
+    ) -> None:
+        found = cli("predict", images / "00.jpg", "-m", model_folder, *arguments)
+        refused(found, 2, "usage", words)
+
+    def test_kmeans_needs_images(self, predict: Cli, images: Path) -> None:
+        found = predict(images / "00.jpg", "--readout", "kmeans")
         refused(found, 3, "input", "--fit-images")

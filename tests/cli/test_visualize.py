@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from program import Cli, refused
 
-from densesiam_seg.errors import InputError
-from densesiam_seg.inference import readout
 from densesiam_seg.inference.segmenter import Segmenter
-from densesiam_seg.inference.visualize import visualize as draw
+from densesiam_seg.inference.visualize import draw_files
 
-Cli = Callable[..., tuple[int, str, str]]
 NAMES = ("00.jpg", "01.png", "02.jpg")
 
 
@@ -32,26 +29,22 @@ def images(image_folder: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def visualize(cli: Cli, model_folder: Path) -> Cli:
-    def run(*arguments: object) -> tuple[int, str, str]:
-        options = ("--device", "cpu", "--precision", "fp32")
-        return cli("visualize", model_folder, *arguments, *options)
+    machine = ("--device", "cpu", "--precision", "fp32")
+    return lambda *arguments: cli("visualize", model_folder, *arguments, *machine)
 
-    return run
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "sheet.png"
 
 
 def shows(path: Path, segmenter: Segmenter, *images: Path, **options: Any) -> None:
     """The file is the sheet of those images."""
     with Image.open(path) as found:
         assert found.format == "PNG"
-        wanted = draw(segmenter, images, **options)
-        np.testing.assert_array_equal(np.asarray(found), np.asarray(wanted))
-
-
-def refused(found: tuple[int, str, str], code: int, name: str, words: str) -> None:
-    assert found[:2] == (code, "")
-    assert found[2].startswith(f"error[{name}]: ")
-    assert len(found[2].splitlines()) == 1
-    assert words in found[2]
+        drawing, _ = draw_files(segmenter, [str(image) for image in images], **options)
+        assert drawing is not None
+        np.testing.assert_array_equal(np.asarray(found), np.asarray(drawing.picture))
 
 
 class TestSheet:
@@ -70,29 +63,22 @@ class TestSheet:
         assert (tmp_path / "visualize.png").is_file()
 
     def test_which_and_how(
-        self, visualize: Cli, images: Path, tmp_path: Path, segmenter: Segmenter
+        self, visualize: Cli, images: Path, out: Path, segmenter: Segmenter
     ) -> None:
-        out = tmp_path / "sheet.png"
         options = ("--clusters-shown", "3,cluster_00", "--clusters-shown", 1, "--columns", 2)
         assert visualize(images, "-o", out, "-q", *options) == (0, "", "")
         paths = [images / name for name in NAMES]
         shows(out, segmenter, *paths, shown=["3", "0", "1"], columns=2)
 
     def test_a_few_of_many(
-        self, visualize: Cli, images: Path, image_folder: Path, tmp_path: Path, segmenter: Segmenter
+        self, visualize: Cli, images: Path, out: Path, segmenter: Segmenter
     ) -> None:
-        out = tmp_path / "sheet.png"
         code, _, error = visualize(images, "-o", out, "--limit", 2)
-        assert code == 0
-        assert error.splitlines() == [
-            "drawing 2 of 3 images; --limit N draws more",
-            f"picture: {out}",
-        ]
+        told = ["drawing 2 of 3 images; --limit N draws more", f"picture: {out}"]
+        assert (code, error.splitlines()) == (0, told)
         shows(out, segmenter, images / "00.jpg", images / "01.png")
-        assert "drawing 8 of 12 images" in visualize(image_folder, "-o", tmp_path / "b.png")[2]
 
-    def test_json(self, visualize: Cli, images: Path, tmp_path: Path, segmenter: Segmenter) -> None:
-        out = tmp_path / "sheet.png"
+    def test_json(self, visualize: Cli, images: Path, out: Path, segmenter: Segmenter) -> None:
         shown = ("--clusters-shown", "3")
         code, text, error = visualize(images, "-o", out, "--json", "-q", *shown)
         assert (code, error) == (0, "")
@@ -104,15 +90,12 @@ class TestSheet:
         assert [(item["id"], item["name"]) for item in value["clusters"]] == list(enumerate(names))
         assert sum(item["share"] for item in value["clusters"]) == pytest.approx(1)
 
-    def test_kmeans_of_any_number(self, visualize: Cli, images: Path, tmp_path: Path) -> None:
-        out = tmp_path / "sheet.png"
+    def test_kmeans_of_any_number(self, visualize: Cli, images: Path, out: Path) -> None:
         options = ("--readout", "kmeans", "-k", 7, "--fit-images", images, "--json")
         code, text, _ = visualize(images, "-o", out, "--clusters-shown", "6", *options)
-        assert code == 0
-        assert len(json.loads(text)["clusters"]) == 7
+        assert (code, len(json.loads(text)["clusters"])) == (0, 7)
 
-    def test_a_second_time(self, visualize: Cli, images: Path, tmp_path: Path) -> None:
-        out = tmp_path / "sheet.png"
+    def test_a_second_time(self, visualize: Cli, images: Path, out: Path) -> None:
         assert visualize(images, "-o", out)[0] == 0
         before = out.read_bytes()
         refused(visualize(images, "-o", out), 2, "usage", "exists already; give --overwrite")
@@ -120,43 +103,12 @@ class TestSheet:
         assert out.read_bytes() != before
 
 
-def test_what_the_read_out_is_asked_for(
-    cli: Cli, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-
-    def record(*arguments: Any, **options: Any) -> Segmenter:
-        options.pop("tell")
-        calls.append((arguments, options))
-        raise InputError("enough")
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(readout, "load_with_readout", record)
-    cli("visualize", "run", images)
-    cli(
-        "visualize", "run", images, "--readout", "merge", "-k", "9", "--over-clusters", "50", "--fit-images", "a",
-            "--fit-images", "b",
-        "--seed", "7", "--device", "cpu", "--precision", "bf16",
-    )  # fmt: skip
-    assert calls == [
-        (
-            (Path("run"), "head", None, None),
-            {"over_clusters": None, "seed": 0, "device": "auto", "precision": "auto"},
-        ),
-        (
-            (Path("run"), "merge", 9, ["a", "b"]),
-            {"over_clusters": 50, "seed": 7, "device": "cpu", "precision": "bf16"},
-        ),
-    ]
-
-
 class TestBadInput:
     def test_bad_files_among_good_ones(
-        self, visualize: Cli, images: Path, tmp_path: Path, segmenter: Segmenter
+        self, visualize: Cli, images: Path, out: Path, segmenter: Segmenter
     ) -> None:
         (images / "bad.jpg").write_bytes(b"junk")
         (images / "dangling.png").symlink_to("nowhere")
-        out = tmp_path / "sheet.png"
         code, text, error = visualize(images, "-o", out, "--json")
         assert code == 9
         lines = error.splitlines()
@@ -170,10 +122,9 @@ class TestBadInput:
         assert [item["reason"] for item in value["skipped"]] == ["dangling-link"]
         assert value["images"] == [str(images / name) for name in NAMES]
 
-    def test_only_bad_files(self, visualize: Cli, tmp_path: Path) -> None:
+    def test_only_bad_files(self, visualize: Cli, tmp_path: Path, out: Path) -> None:
         for name in ("a.jpg", "b.jpg"):
             (tmp_path / name).touch()
-        out = tmp_path / "sheet.png"
         code, text, error = visualize(tmp_path / "a.jpg", tmp_path / "b.jpg", "-o", out, "--json")
         assert code == 3
         assert error.splitlines()[-1].startswith("error[input]: none of the 2 images")
@@ -181,27 +132,16 @@ class TestBadInput:
         assert (value["picture"], value["images"], value["clusters"]) == (None, [], [])
         assert not out.exists()
 
-    def test_a_single_bad_file(self, visualize: Cli, tmp_path: Path) -> None:
+    def test_a_single_bad_file(self, visualize: Cli, tmp_path: Path, out: Path) -> None:
         (tmp_path / "bad.jpg").write_bytes(b"junk")
-        found = visualize(tmp_path / "bad.jpg", "-o", tmp_path / "sheet.png")
-        refused(found, 3, "image", "bad.jpg: is not a JPEG")
+        refused(visualize(tmp_path / "bad.jpg", "-o", out), 3, "image", "bad.jpg: is not a JPEG")
 
-    def test_too_large(self, visualize: Cli, images: Path, tmp_path: Path) -> None:
-        out = tmp_path / "sheet.png"
+    def test_too_large(self, visualize: Cli, images: Path, out: Path) -> None:
         found = visualize(images / "00.jpg", "-o", out, "--max-pixels", 4095)
         refused(found, 3, "image", "--max-pixels")
 
-    def test_nothing_there(self, visualize: Cli, tmp_path: Path) -> None:
-        refused(visualize(tmp_path / "none.jpg"), 3, "input", "no such file or folder")
-
 
 class TestRefusals:
-    def test_categories(self, visualize: Cli, images: Path, tmp_path: Path) -> None:
-        out = tmp_path / "sheet.png"
-        found = visualize(images, "-o", out, "--clusters-shown", "0,5")
-        refused(found, 2, "usage", "--clusters-shown 5: no such cluster; give ids from 0 to 4")
-        assert not out.exists()
-
     def test_places(self, visualize: Cli, images: Path, tmp_path: Path) -> None:
         refused(visualize(images, "-o", tmp_path), 2, "usage", "give a file name ending in .png")
         found = visualize(images, "-o", images / "01.png", "--overwrite")
@@ -210,15 +150,14 @@ class TestRefusals:
         found = visualize(images, "-o", tmp_path / "file" / "sheet.png")
         refused(found, 5, "output", "cannot be written")
 
-    def test_options(self, visualize: Cli, images: Path, tmp_path: Path) -> None:
-        out = ("-o", tmp_path / "sheet.png")
-        refused(visualize(images, *out, "--limit", 0), 2, "usage", "Invalid value for '--limit'")
-        refused(visualize(images, *out, "--columns", 0), 2, "usage", "'--columns'")
-        refused(visualize(images, *out, "-k", 3), 2, "usage", "belong to --readout kmeans")
+    def test_options(self, visualize: Cli, images: Path, out: Path) -> None:
+        found = visualize(images, "-o", out, "--clusters-shown", "0,5")
+        refused(found, 2, "usage", "--clusters-shown 5: no such cluster; give ids from 0 to 4")
+        found = visualize(images, "-o", out, "-k", 3)
+        refused(found, 2, "usage", "belong to --readout kmeans")
+        assert not out.exists()
 
-    def test_models(self, cli: Cli, images: Path, tmp_path: Path) -> None:
-        out = ("-o", tmp_path / "sheet.png", "--device", "cpu")
-        refused(cli("visualize", tmp_path / "none", images, *out), 4, "model", "no model here")
-        (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-        found = cli("visualize", tmp_path / "run", images, *out)
-        refused(found, 4, "model", "this run has not finished")
+    def test_inputs(self, cli: Cli, visualize: Cli, images: Path, tmp_path: Path) -> None:
+        refused(visualize(tmp_path / "none.jpg"), 3, "input", "no such file or folder")
+        found = cli("visualize", tmp_path / "none", images, "-o", tmp_path / "sheet.png")
+        refused(found, 4, "model", "no model here")

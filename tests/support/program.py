@@ -1,0 +1,47 @@
+"""What the tests of the commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from densesiam_seg.config import RunConfig
+
+Result = tuple[int, str, str]
+"""Exit code, stdout, stderr."""
+Cli = Callable[..., Result]
+
+
+def refused(found: Result, code: int, name: str, words: str) -> None:
+    """Nothing on stdout, and on stderr the one line of the error."""
+    assert found[:2] == (code, "")
+    assert found[2].startswith(f"error[{name}]: ")
+    assert len(found[2].splitlines()) == 1
+    assert words in found[2]
+
+
+def options(settings: Mapping[str, Any]) -> list[str]:
+    """The settings as options of the command line."""
+    return [word for name, value in settings.items() for word in _option(name, value)]
+
+
+def _option(name: str, value: Any) -> Iterator[str]:
+    option = name.replace("_", "-")
+    if isinstance(value, bool):
+        yield f"--{option}" if value else f"--no-{option}"
+    else:
+        yield from (f"--{option}", str(value))
+
+
+def other_values(config: type[RunConfig]) -> dict[str, Any]:
+    """For every setting another value than its default, of its type."""
+    hints = get_type_hints(config)
+    return {name: _other(hints[name], default) for name, default in vars(config()).items()}
+
+
+def _other(hint: Any, default: Any) -> Any:
+    if get_origin(hint) is Literal:
+        return next(value for value in get_args(hint) if value != default)
+    if hint is str:
+        return "resnet34"
+    return not default if hint is bool else default + hint(4)
