@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -51,7 +50,14 @@ def kmeans(points: Tensor, clusters: int, *, seed: int, restarts: int = 1) -> Ce
     """
     import faiss
 
-    data = _checked(points)
+    features = points.detach().float().cpu().contiguous()
+    # A single pass without copies; no comparison with NaN is true.
+    lowest, highest = torch.aminmax(features) if features.numel() else torch.zeros(2)
+    if not (float(lowest) >= -LARGEST and float(highest) <= LARGEST):
+        raise NumericError(
+            "k-means: features are not finite or exceed 1e6; the model has diverged, train it with a lower rate"
+        )
+    data = features.numpy()
     if clusters < 1 or len(data) < clusters:
         raise InputError(
             f"k-means: {len(data)} points cannot make {clusters} clusters; give more images or lower --clusters "
@@ -77,7 +83,7 @@ def kmeans(points: Tensor, clusters: int, *, seed: int, restarts: int = 1) -> Ce
     )
     machine.train(data)
     centres = torch.from_numpy(np.array(machine.centroids, np.float32))
-    counts = torch.bincount(assign(torch.from_numpy(data), centres), minlength=clusters)
+    counts = torch.bincount(assign(features, centres), minlength=clusters)
     return Centroids(centres, counts)
 
 
@@ -100,15 +106,3 @@ def assign(points: Tensor, centres: Tensor) -> Tensor:
         for part in torch.split(points, BLOCK)
     ]
     return torch.cat(parts)
-
-
-def _checked(points: Tensor) -> NDArray[np.float32]:
-    data = points.detach().float().cpu().contiguous()
-    if data.numel():
-        # A single pass without copies; NaN passes through, and no comparison with it is true.
-        lowest, highest = torch.aminmax(data)
-        if not (float(lowest) >= -LARGEST and float(highest) <= LARGEST):
-            raise NumericError(
-                "k-means: features are not finite or exceed 1e6; the model has diverged, train it with a lower rate"
-            )
-    return data.numpy()

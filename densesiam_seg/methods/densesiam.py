@@ -23,7 +23,7 @@ from densesiam_seg.methods.losses import (
     region_embeddings,
     region_loss,
 )
-from densesiam_seg.methods.method import Method, Objective, Terms, weighted_sum
+from densesiam_seg.methods.method import Method, Objective, Terms, weighted
 from densesiam_seg.methods.mixture_prior import fit_mixture, prior_shares
 from densesiam_seg.methods.stage_cache import StageCache
 from densesiam_seg.network.model import SHARPNESS, DenseSiam, matched
@@ -96,41 +96,24 @@ def objective(
         if prior is not None:
             network.count(z)
             terms["prior"] = 1.0, prior_loss(SHARPNESS * z, torch.cat((prior, prior)))
-        terms |= _pixel_terms(network, features, z, winners, config, regions=regions)
-    total, parts = weighted_sum(terms, features.device)
-    return Objective(total, parts, agreement, histogram, spread=spread)
-
-
-def _pixel_terms(
-    network: DenseSiam,
-    features: Tensor,
-    z: Tensor,
-    winners: Tensor,
-    config: TrainConfig,
-    *,
-    regions: bool,
-) -> Terms:
-    """The losses of pixels and regions."""
-    # Before anything else is computed from z: the order of these decides in which order its gradients are added up.
-    views = z.chunk(2)
-    weight_k, weight_a = pixel_weights(config.clusters, config.over_clusters)
-    terms: Terms = {}
-    if config.pixel_weight:
-        loss = _siamese_loss(z, nn.Identity(), network.predictor, config)
-        terms["pixel"] = config.pixel_weight * weight_k, loss
-    if config.over_cluster_weight:
-        assert network.over_projector is not None and network.over_predictor is not None
-        loss = _siamese_loss(features, network.over_projector, network.over_predictor, config)
-        terms["over_cluster"] = config.over_cluster_weight * weight_a, loss
-    if config.segmentation_weight:
-        loss = _segmentation_loss(views, winners, config)
-        terms["segmentation"] = config.segmentation_weight, loss
-    if regions and config.region_weight:
-        embeddings = region_embeddings if config.exact() else fused.region_embeddings
-        stop = config.region_stop_gradient
-        loss = region_loss(network, embeddings(z, features), stop_gradient=stop)
-        terms["region"] = config.region_weight, loss
-    return terms
+        # Before any other loss: this order decides in which order the gradients of z are added up.
+        views = z.chunk(2)
+        weight_k, weight_a = pixel_weights(config.clusters, config.over_clusters)
+        if config.pixel_weight:
+            loss = _siamese_loss(z, nn.Identity(), network.predictor, config)
+            terms["pixel"] = config.pixel_weight * weight_k, loss
+        if config.over_cluster_weight:
+            assert network.over_projector is not None and network.over_predictor is not None
+            loss = _siamese_loss(features, network.over_projector, network.over_predictor, config)
+            terms["over_cluster"] = config.over_cluster_weight * weight_a, loss
+        if config.segmentation_weight:
+            loss = _segmentation_loss(views, winners, config)
+            terms["segmentation"] = config.segmentation_weight, loss
+        if regions and config.region_weight:
+            embed = region_embeddings if config.exact() else fused.region_embeddings
+            loss = region_loss(network, embed(z, features), config.region_stop_gradient)
+            terms["region"] = config.region_weight, loss
+    return weighted(terms, agreement, histogram, spread=spread)
 
 
 def _siamese_loss(

@@ -136,7 +136,7 @@ def region_embeddings(z: Tensor, features: Tensor, used: Tensor | None = None) -
     return shares @ features.float().flatten(2).mT
 
 
-def region_loss(network: DenseSiam, embeddings: Tensor, *, stop_gradient: bool = True) -> Tensor:
+def region_loss(network: DenseSiam, embeddings: Tensor, stop_gradient: bool = True) -> Tensor:
     """RegionSim of embeddings (2B, K, C): region n of one view must find region n of the other among its image's K.
 
     With predictions q and projections u it is the mean of both directions; similarities are cosines over TEMPERATURE.

@@ -36,10 +36,19 @@ class Objective:
     """Deviation of the L2-normalised projections times √dimensions: 1 is healthy, 0 collapsed (SimSiam, figure 2)."""
 
 
-def weighted_sum(terms: Terms, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
-    """Total and parts of an objective."""
-    total = sum((weight * loss for weight, loss in terms.values()), torch.zeros((), device=device))
-    return total, {name: loss.detach() for name, (_, loss) in terms.items()}
+def weighted(
+    terms: Terms,
+    agreement: Tensor,
+    histogram: Tensor,
+    *,
+    disjoint: int = 0,
+    spread: Tensor | None = None,
+) -> Objective:
+    """The objective of some losses, added up in their order."""
+    zero = torch.zeros((), device=agreement.device)
+    total = sum((weight * loss for weight, loss in terms.values()), zero)
+    parts = {name: loss.detach() for name, (_, loss) in terms.items()}
+    return Objective(total, parts, agreement, histogram, disjoint, spread)
 
 
 class Method(ABC):

@@ -22,7 +22,7 @@ from densesiam_seg.methods.losses import (
     region_loss,
     spread,
 )
-from densesiam_seg.methods.method import Method, Objective, Terms, weighted_sum
+from densesiam_seg.methods.method import Method, Objective, Terms, weighted
 from densesiam_seg.methods.sampling import grid_draws, pool
 from densesiam_seg.network.model import DenseSiam
 from densesiam_seg.views.pair import IndependentPair, independent_views
@@ -52,52 +52,35 @@ def pretext_objective(
     """Losses of one pair of views. A loss whose weight is 0 is not computed."""
     features = network.encoder(torch.cat((views.image_1, views.image_2)))
     terms: Terms = {}
-    agreement = torch.zeros((), device=features.device)
+    agreement, dispersion = torch.zeros((), device=features.device), None
     histogram = torch.zeros(0, dtype=torch.int64, device=features.device)
-    disjoint, dispersion = 0, None
-
+    disjoint = 0
     if config.image_weight:
         loss, agreement, dispersion = image_loss(network, features)
         terms["image"] = config.image_weight, loss
     if config.dense():
-        maps = features.chunk(2)
-        places = STRATEGIES[config.correspondence](
-            (views.geometry_1, views.geometry_2),
-            (maps[0].detach(), maps[1].detach()),
-            config,
-            draws,
-        )
-        samples = torch.cat((pool(maps[0], places.places_1), pool(maps[1], places.places_2)))
+        maps_1, maps_2 = features.chunk(2)
+        crops, maps = (views.geometry_1, views.geometry_2), (maps_1.detach(), maps_2.detach())
+        places = STRATEGIES[config.correspondence](crops, maps, config, draws)
+        samples = torch.cat((pool(maps_1, places.places_1), pool(maps_2, places.places_2)))
         # One location's head sees one location alone, so the heads run on the samples and not on the whole map.
         z = _rows(network.projector, samples)
-        terms |= _dense_terms(network, samples, z, places, config)
+        if config.pixel_weight:
+            p = _rows(network.predictor, z)
+            loss = linked_loss(p, z, places.weight, config.similarity)
+            terms["pixel"] = config.pixel_weight, loss
+        if config.region_weight and bool(places.linked.any()):
+            linked = places.linked.repeat(2)
+            # Places are the pixels of a map of width 1.
+            parts = (z[linked].mT, samples[linked].mT, places.used[linked])
+            embeddings = region_embeddings(*(part.unsqueeze(-1) for part in parts))
+            loss = region_loss(network, embeddings, config.region_stop_gradient)
+            terms["region"] = config.region_weight, loss
         with torch.no_grad():
             agreement, histogram = _health(z, places, config.categories)
             dispersion = spread(z.flatten(0, 1)) if dispersion is None else dispersion
             disjoint = int((~places.linked).sum())
-    total, parts = weighted_sum(terms, features.device)
-    return Objective(total, parts, agreement, histogram, disjoint, dispersion)
-
-
-def _dense_terms(
-    network: DenseSiam, samples: Tensor, z: Tensor, places: Correspondence, config: PretrainConfig
-) -> Terms:
-    """The losses of sampled places (2B, N, C) with projections z (2B, N, K)."""
-    terms: Terms = {}
-    if config.pixel_weight:
-        p = _rows(network.predictor, z)
-        loss = linked_loss(p, z, places.weight, config.similarity)
-        terms["pixel"] = config.pixel_weight, loss
-    if config.region_weight and bool(places.linked.any()):
-        linked = places.linked.repeat(2)
-        embeddings = region_embeddings(
-            z[linked].mT.unsqueeze(-1),
-            samples[linked].mT.unsqueeze(-1),
-            places.used[linked].unsqueeze(-1),
-        )
-        loss = region_loss(network, embeddings, stop_gradient=config.region_stop_gradient)
-        terms["region"] = config.region_weight, loss
-    return terms
+    return weighted(terms, agreement, histogram, disjoint=disjoint, spread=dispersion)
 
 
 def _rows(head: nn.Module, rows: Tensor) -> Tensor:

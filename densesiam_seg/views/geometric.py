@@ -28,13 +28,7 @@ REACH = math.ceil(_CUT * BLUR_SIGMA[1])
 
 
 def bilinear_matrix(
-    start: Tensor,
-    extent: Tensor,
-    flip: Tensor,
-    source: int,
-    target: int,
-    *,
-    antialias: bool = False,
+    start: Tensor, extent: Tensor, flip: Tensor, source: int, target: int, antialias: bool = False
 ) -> Tensor:
     """(B, target, source) weights of a bilinear resize of the window [start, start + extent] of a unit interval.
 
@@ -53,13 +47,13 @@ def bilinear_matrix(
 
 
 def crop_matrices(
-    geometry: Geometry, source: int, target: int, *, antialias: bool = False
+    geometry: Geometry, source: int, target: int, antialias: bool = False
 ) -> tuple[Tensor, Tensor]:
     """A_y and A_x, each (B, target, source): crop, bilinear resize to `target`, flip of a square map."""
     y, x = geometry.axes()
     return (
-        bilinear_matrix(*y, source, target, antialias=antialias),
-        bilinear_matrix(*x, source, target, antialias=antialias),
+        bilinear_matrix(*y, source, target, antialias),
+        bilinear_matrix(*x, source, target, antialias),
     )
 
 
@@ -104,7 +98,7 @@ def _positions(start: Tensor, extent: Tensor, flip: Tensor, source: int, target:
 
 def _gaussian(sigma: Tensor, pixels: Tensor) -> Tensor:
     """Weights (B, …) of neighbours this many pixels away, 1 for the pixel itself."""
-    # At one hundredth of a pixel the neighbour's weight underflows to 0, so the matrix is exactly the identity.
+    # At a hundredth of a pixel the neighbour's weight underflows to 0, so the matrix is exactly the identity.
     scale = -0.5 / sigma.clamp(min=0.01).square()
     kernel = torch.exp(scale.view(-1, 1) * pixels.square())
     # The far tails are denormal numbers, which slow a matrix product down five times and add nothing.
@@ -136,14 +130,10 @@ class Bands:
             yield target, slice(first, end), weights
 
 
-def resize_bands(
-    start: Tensor, extent: Tensor, flip: Tensor, source: int, target: int, *, antialias: bool
-) -> Bands:
-    """`bilinear_matrix` as bands."""
+def resize_bands(start: Tensor, extent: Tensor, flip: Tensor, source: int, target: int) -> Bands:
+    """`bilinear_matrix` with `antialias` as bands."""
     position = _positions(start, extent, flip, source, target)
-    width = (extent * source / target).clamp(min=1) if antialias else torch.ones_like(extent)
-    if not antialias:
-        position = position.clamp_(0, source - 1)
+    width = (extent * source / target).clamp(min=1)
     begins, spans = _spans(position, width, source)
     pixels = begins.unsqueeze(-1) + torch.arange(_widest(spans))
     weights = 1 - (position.unsqueeze(-1) - pixels).abs() / width.view(-1, 1, 1)
@@ -184,7 +174,7 @@ def resample_read(
 ) -> None:
     """A_y F A_xᵀ of one image F (C, H, W), given the `part` of it that is read, into `out` (C, T, T).
 
-    `room` is memory for 2·C·T·W numbers: with its own each image would wait for the system to hand out pages.
+    `room` is memory for 2·C·T·W numbers: each image's own would have to be asked of the system.
     """
     channels, high, wide = part.shape
     target = out.shape[-1]

@@ -187,9 +187,7 @@ def _crop_then_colour_fast(
 ) -> None:
     """The same with no work on pixels that nothing reads."""
     source, target = images.shape[-1], views.shape[-1]
-    rows, columns = (
-        resize_bands(*axis, source, target, antialias=True) for axis in geometry.axes()
-    )
+    rows, columns = (resize_bands(*axis, source, target) for axis in geometry.axes())
     never = torch.zeros_like(geometry.flip)
     blur = blurred_bands(never, torch.ones_like(never), never, photometry.sigma, target, target)
     floats, room = torch.empty(3 * source**2), torch.empty(6 * source * target)
