@@ -11,24 +11,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import PIL
 import torch
 from torch import Tensor
 
 from densesiam_seg.images.manifest import Manifest, Skipped
-from densesiam_seg.io.files import make_folder, open_regular, replace_json, replacing
+from densesiam_seg.io.files import JSON, make_folder, open_regular, replace_json, replacing
 
 _FORMAT = 1
 
 
 @dataclass(frozen=True)
-class Cached:
+class CachedSquares:
     """Squares (N, 3, S, S) that lie in a file, their images' widths over heights, and files that are no images."""
 
     squares: Tensor
@@ -45,75 +45,52 @@ class Cached:
         return digest.hexdigest() == self.sha256
 
 
-@dataclass(frozen=True)
-class Cache:
-    """Where the squares of a manifest are, or would be."""
+def cache_file(folder: Path, manifest: Manifest, *, side: int, fit: str, max_pixels: int) -> Path:
+    """Where the squares of these images in this form, as this version decodes them, are or would be."""
+    facts = [_FORMAT, PIL.__version__, manifest.root, manifest.digest, side, fit, max_pixels]
+    key = hashlib.sha256(json.dumps(facts).encode("ascii")).hexdigest()[:32]
+    return folder / f"{key}.u8"
 
-    folder: Path
-    key: str
 
-    @classmethod
-    def of(cls, folder: Path, manifest: Manifest, *, side: int, fit: str, max_pixels: int) -> Cache:
-        """The cache of these images in this form, as this version decodes them."""
-        facts = [_FORMAT, PIL.__version__, manifest.root, manifest.digest, side, fit, max_pixels]
-        return cls(folder, hashlib.sha256(json.dumps(facts).encode("ascii")).hexdigest()[:32])
-
-    @property
-    def pixels(self) -> Path:
-        """The file of squares."""
-        return self.folder / f"{self.key}.u8"
-
-    def open(self, side: int) -> Cached | None:
-        """Map the squares, not yet verified; None where there are none or the two files do not fit together."""
-        try:
-            with open_regular(self._facts) as file:
-                facts: dict[str, Any] = json.load(file)
-            with open_regular(self.pixels) as file:
-                size = file.seek(0, 2)
-            aspects = [float(aspect) for aspect in facts["aspects"]]
-            skipped = [Skipped(**item) for item in facts["skipped"]]
-            shape = (len(aspects), 3, side, side)
-            if size != len(aspects) * 3 * side**2 or not size:
-                return None
-            squares = torch.from_file(str(self.pixels), False, size, dtype=torch.uint8)
-            return Cached(squares.view(shape), aspects, skipped, str(facts["sha256"]))
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError):
+def read_cache(path: Path, side: int) -> CachedSquares | None:
+    """Map the squares, not yet verified; None where there are none or the two files do not fit together."""
+    try:
+        with open_regular(path.with_suffix(".json")) as file:
+            facts: dict[str, Any] = json.load(file)
+        with open_regular(path) as file:
+            size = file.seek(0, 2)
+        aspects = [float(aspect) for aspect in facts["aspects"]]
+        skipped = [Skipped(**item) for item in facts["skipped"]]
+        if size != len(aspects) * 3 * side**2 or not size:
             return None
-
-    @contextmanager
-    def writing(self) -> Iterator[CacheWriter]:
-        """Collect squares; the cache is there once the block ends. Raises OutputError."""
-        make_folder(self.folder)
-        with replacing(self.pixels, sync=False) as file:
-            writer = CacheWriter(file)
-            yield writer
-        replace_json(
-            self._facts,
-            {
-                "sha256": writer.digest.hexdigest(),
-                "aspects": writer.aspects,
-                "skipped": [asdict(item) for item in writer.skipped],
-            },
-            sync=False,
-        )
-
-    @property
-    def _facts(self) -> Path:
-        return self.folder / f"{self.key}.json"
+        squares = torch.from_file(str(path), False, size, dtype=torch.uint8)
+        squares = squares.view(len(aspects), 3, side, side)
+        return CachedSquares(squares, aspects, skipped, str(facts["sha256"]))
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError):
+        return None
 
 
-class CacheWriter:
-    """Appends what was decoded to the file of squares."""
+@contextmanager
+def writing_cache(
+    path: Path, aspects: list[float], skipped: list[Skipped]
+) -> Iterator[Callable[[int, Tensor], None]]:
+    """Gives what appends a square, by its number; the cache is there once the block ends. Raises OutputError.
 
-    def __init__(self, file: BinaryIO) -> None:
-        self.digest = hashlib.sha256()
-        self.aspects: list[float] = []
-        self.skipped: list[Skipped] = []
-        self._file = file
+    `aspects` and `skipped` are written as they are then.
+    """
+    digest = hashlib.sha256()
+    make_folder(path.parent)
+    with replacing(path, sync=False) as file:
 
-    def add(self, square: Tensor, aspect: float) -> None:
-        """One image, uint8 (3, S, S)."""
-        data = square.contiguous().numpy().data
-        self._file.write(data)
-        self.digest.update(data)
-        self.aspects.append(aspect)
+        def write(number: int, square: Tensor) -> None:
+            data = square.contiguous().numpy().data
+            file.write(data)
+            digest.update(data)
+
+        yield write
+    facts: JSON = {
+        "sha256": digest.hexdigest(),
+        "aspects": aspects,
+        "skipped": [asdict(item) for item in skipped],
+    }
+    replace_json(path.with_suffix(".json"), facts, sync=False)

@@ -1,7 +1,7 @@
-"""Images and labels as arrays, decoded safely: whatever is wrong with a file is an `ImageError` that names it.
+"""Images as tensors, decoded safely: whatever is wrong with a file is an `ImageError` that names it.
 
-H W: height and width after the EXIF orientation. Of an animation the first frame counts. `pixels` tells how values
-become 0…255.
+H W: height and width after the EXIF orientation. Of an animation the first frame counts. `images.pixels` tells how
+values become 0…255.
 """
 
 from __future__ import annotations
@@ -14,28 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from densesiam_seg.images.labels import LabelArray, label_values, refused_label, stored_layout
-from densesiam_seg.images.opening import (
-    FORMATS,
-    MAX_PIXELS,
-    SUFFIXES,
-    opened,
-    upright,
-    upright_size,
-)
-from densesiam_seg.images.samples import channels, eight_bit, gain, rgb_planes
-
-__all__ = [
-    "FORMATS",
-    "MAX_PIXELS",
-    "SUFFIXES",
-    "image_size",
-    "load_image",
-    "load_label",
-    "load_reduced",
-    "load_square",
-    "load_stretched",
-]
+from densesiam_seg.images.opening import MAX_PIXELS, opened, upright, upright_size
+from densesiam_seg.images.pixels import channels, eight_bit, gain, rgb_planes
 
 # Up to this aspect ratio an image is resized whole and then cropped, which gives torchvision's
 # pixels to the bit; beyond it the whole resized image would be large and mostly thrown away.
@@ -57,11 +37,8 @@ def load_reduced(
     """Decode the whole image to uint8 (3, h, w), contiguous; also its own height and width (H, W).
 
     A JPEG is decoded at 1/2, 1/4 or 1/8 size (rounded up) where both its sides stay at least `side`; of any other
-    file h w are H W.
-
-    Raises `ImageError`.
+    file h w are H W. Raises `ImageError`.
     """
-    assert side > 0
     with opened(path, max_pixels) as image:
         size = upright_size(image)
         image.draft(None, (side, side))
@@ -72,11 +49,8 @@ def load_square(path: str | os.PathLike[str], side: int, *, max_pixels: int = MA
     """Decode to uint8 (3, side, side): shorter side resized to `side`, then the centre cut out.
 
     Bilinear with antialiasing, sizes and offsets rounded as torchvision's Resize and CenterCrop do.
-    A JPEG is decoded at 1/2, 1/4 or 1/8 size where both its sides stay at least `side`.
-
-    Raises `ImageError`.
+    A JPEG is decoded at 1/2, 1/4 or 1/8 size where both its sides stay at least `side`. Raises `ImageError`.
     """
-    assert side > 0
     with opened(path, max_pixels) as image:
         height, width = upright_size(image)
         image.draft(None, (side, side))
@@ -91,10 +65,8 @@ def load_stretched(
     """Decode the whole image to uint8 (3, side, side), whatever its shape; also its own width over height.
 
     Bilinear with antialiasing; a JPEG is decoded at reduced size where both its sides stay at least `side`.
-
     Raises `ImageError`.
     """
-    assert side > 0
     with opened(path, max_pixels) as image:
         height, width = upright_size(image)
         image.draft(None, (side, side))
@@ -103,28 +75,8 @@ def load_stretched(
         return _planar(whole.resize((side, side), Image.Resampling.BILINEAR)), width / height
 
 
-def load_label(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> LabelArray:
-    """Decode a label file exactly: class indices (H, W), uint8 or int32, or colours uint8 (H, W, 3).
-
-    Palette images give their indices, 1-, 2- and 4-bit grey the stored numbers, 16 and 32 bit
-    int32. An alpha channel must be opaque and is dropped. An EXIF orientation, which labels
-    normally lack, is applied as it is to images, so that a pair written by one tool still fits.
-
-    Raises `ImageError`, also for what cannot hold exact values: JPEG, floats, other colour spaces.
-    """
-    name = os.fspath(path)
-    with opened(path, max_pixels) as image:
-        if image.format == "JPEG":
-            raise refused_label(name, "is a JPEG, whose lossy coding changes label values")
-        layout = stored_layout(image)  # decoding forgets it
-        return label_values(upright(image), layout, name)
-
-
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Height and width that `load_image` would give, read from the header alone.
-
-    Raises `ImageError`.
-    """
+    """Height and width that `load_image` would give, read from the header alone. Raises `ImageError`."""
     with opened(path, None) as image:
         return upright_size(image)
 

@@ -9,16 +9,14 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from array import array
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import islice
+from itertools import compress
 from typing import Any
 
-import numpy as np
-
 from densesiam_seg.errors import InputError
-from densesiam_seg.images.columns import BLOCK, Integers, Names, encoded
 
 
 @dataclass(frozen=True, order=True)
@@ -38,27 +36,18 @@ class Manifest:
     """N files below `root`.
 
     `names`: N paths relative to `root`, with `/`, sorted by code point, unique.
-    `sizes` in bytes and `mtimes_ms` in milliseconds, N each. All three are kept as columns, which equal tuples.
+    `sizes` in bytes and `mtimes_ms` in milliseconds, N each.
     `skipped`: what was left out for a reason, sorted. `ignored`: how many files in scanned folders
     have other suffixes. `repeated`: how many further names lead to a file that is already taken.
     """
 
     root: str
-    names: Sequence[str]
-    sizes: Sequence[int]
-    mtimes_ms: Sequence[int]
+    names: tuple[str, ...]
+    sizes: array[int]
+    mtimes_ms: array[int]
     skipped: tuple[Skipped, ...] = ()
     ignored: int = field(default=0, compare=False)
     repeated: int = field(default=0, compare=False)
-
-    def __post_init__(self) -> None:
-        # A million tuple items would take several times the memory of the files' names.
-        for column, compact in (
-            ("names", Names.of(self.names)),
-            ("sizes", Integers.of(self.sizes)),
-            ("mtimes_ms", Integers.of(self.mtimes_ms)),
-        ):
-            object.__setattr__(self, column, compact)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -67,9 +56,8 @@ class Manifest:
     def digest(self) -> str:
         """SHA-256 over every (name, size, time); the root is left out, so data may be moved."""
         total = hashlib.sha256()
-        lines = (f"{name}\0{size} {mtime}\n" for name, size, mtime in self._rows())
-        while block := "".join(islice(lines, BLOCK)):
-            total.update(encoded(block))
+        for name, size, mtime in self._rows():
+            total.update(f"{name}\0{size} {mtime}\n".encode("utf-8", "surrogatepass"))
         return total.hexdigest()
 
     def path(self, index: int) -> str:
@@ -79,13 +67,12 @@ class Manifest:
     def without(self, skipped: Iterable[Skipped]) -> Manifest:
         """Leave out the files that `skipped` names, and note them in `Manifest.skipped`."""
         more = {item.path: item for item in skipped}
-        kept = np.fromiter((name not in more for name in self.names), np.bool_, len(self))
-        places = np.flatnonzero(kept)
+        kept = [name not in more for name in self.names]
         return replace(
             self,
-            names=Names.of(self.names).take(places),
-            sizes=Integers.of(self.sizes).take(places),
-            mtimes_ms=Integers.of(self.mtimes_ms).take(places),
+            names=tuple(compress(self.names, kept)),
+            sizes=array("q", compress(self.sizes, kept)),
+            mtimes_ms=array("q", compress(self.mtimes_ms, kept)),
             skipped=tuple(sorted({*self.skipped, *more.values()})),
         )
 
@@ -123,9 +110,9 @@ class Manifest:
         try:
             manifest = cls(
                 str(data["root"]),
-                Names.of(str(name) for name in data["names"]),
-                Integers.of(int(size) for size in data["sizes"]),
-                Integers.of(int(mtime) for mtime in data["mtimes_ms"]),
+                tuple(map(str, data["names"])),
+                array("q", map(int, data["sizes"])),
+                array("q", map(int, data["mtimes_ms"])),
                 tuple(Skipped(**item) for item in data["skipped"]),
                 int(data["ignored"]),
                 int(data["repeated"]),

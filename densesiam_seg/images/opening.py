@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from PIL import (
 )
 
 from densesiam_seg.errors import ImageError
+from densesiam_seg.io.files import NotRegularError, open_regular
 
 MAX_PIXELS = 89_000_000
 SUFFIXES = frozenset(
@@ -72,7 +72,7 @@ def opened(path: str | os.PathLike[str], max_pixels: int | None) -> Iterator[Ima
     name = os.fspath(path)
     _ignore_pillow_warnings()
     try:
-        with _open_regular(name) as file:
+        with open_regular(Path(name)) as file:
             image = _read_header(file, name)
             if max_pixels is not None and image.width * image.height > max_pixels:
                 raise ImageError(
@@ -129,31 +129,10 @@ def _ignore_pillow_warnings() -> None:
         cast("list[object]", warnings.filters).insert(0, _PILLOW_WARNINGS)
 
 
-def _open_regular(name: str) -> BinaryIO:
-    """Open a regular file; nothing else is opened, as a FIFO or a device could block or act."""
-    _require_regular(name, Path(name).stat())
-    # The name may have changed hands since: do not block on what is there now, and look again.
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    file = os.fdopen(os.open(name, flags), "rb")
-    try:
-        _require_regular(name, os.fstat(file.fileno()))
-    except BaseException:
-        file.close()
-        raise
-    return file
-
-
-def _require_regular(name: str, status: os.stat_result) -> None:
-    if stat.S_ISDIR(status.st_mode):
-        raise ImageError(name, "not-regular", "is a folder, not an image", "name a file in it")
-    if not stat.S_ISREG(status.st_mode):
-        raise ImageError(name, "not-regular", "is not a regular file", "remove it")
-    if status.st_size == 0:
-        raise ImageError(name, "empty", "is empty (0 bytes)", "copy it again or remove it")
-
-
 def _read_header(file: BinaryIO, name: str) -> ImageFile.ImageFile:
     start = file.read(16)
+    if not start:
+        raise ImageError(name, "empty", "is empty (0 bytes)", "copy it again or remove it")
     for signatures, reader in _READERS.values():
         if start.startswith(signatures) and (start[:4] != b"RIFF" or start[8:12] == b"WEBP"):
             file.seek(0)
@@ -174,6 +153,10 @@ def _translated(name: str, error: Exception) -> ImageError:
         return ImageError(name, "too-large", "does not fit in memory", "shrink it or remove it")
     if isinstance(error, Image.DecompressionBombError):
         return ImageError(name, "too-large", f"is too large ({text})", "convert it to TIFF")
+    if isinstance(error, NotRegularError):
+        if Path(name).is_dir():
+            return ImageError(name, "not-regular", "is a folder, not an image", "name a file in it")
+        return ImageError(name, "not-regular", "is not a regular file", "remove it")
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return ImageError(name, "missing", "does not exist", "check the name")
     if isinstance(error, PermissionError):

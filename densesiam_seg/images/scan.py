@@ -5,13 +5,12 @@ from __future__ import annotations
 import glob
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from densesiam_seg.errors import InputError
-from densesiam_seg.images.candidates import Found, inside
+from densesiam_seg.images.candidates import Candidates
 from densesiam_seg.images.manifest import Manifest
 from densesiam_seg.images.opening import SUFFIXES
 from densesiam_seg.io.files import open_regular
@@ -39,16 +38,15 @@ def scan(inputs: Sequence[str | os.PathLike[str]]) -> Manifest:
     assert not isinstance(inputs, str | os.PathLike), "inputs is a sequence of paths"
     if not inputs:
         raise InputError("no input given; name image files, folders, globs or lists")
-    first, *more = inputs
-    found = _meant_by(os.fspath(first))
-    for item in more:
-        found.merge(_meant_by(os.fspath(item)))
+    found, *more = (_meant_by(os.fspath(item)) for item in inputs)
+    for other in more:
+        found.merge(other)
     if not found.names:
         raise InputError(f"{found.skipped[0].message}; no other image was found")
     return found.manifest()
 
 
-def _meant_by(item: str) -> Found:
+def _meant_by(item: str) -> Candidates:
     """What one input means. Raises `InputError` where that is nothing."""
     if item == "-":
         if sys.stdin is None:
@@ -59,8 +57,8 @@ def _meant_by(item: str) -> Found:
     path = Path(_absolute(str(Path.cwd()), item))
     if glob.has_magic(item) and not os.path.lexists(path):
         return _matched(item, path)
-    if _is_folder(path):
-        found = Found(path.as_posix())
+    if os.path.isdir(path):  # noqa: PTH112
+        found = Candidates(_inside(path.as_posix()))
         _walk(path.as_posix(), found)
         return _not_empty(item, found)
     if path.suffix.lower() == ".txt":
@@ -69,91 +67,51 @@ def _meant_by(item: str) -> Found:
                 return _listed(item, lines, str(path.parent))
         except OSError as error:
             raise InputError(f"{item}: cannot be read ({error.strerror}); check it") from error
-    found = Found(path.parent.as_posix())
+    found = Candidates(_inside(path.parent.as_posix()))
     if found.add(path.name) == "dangling-link" and not path.is_symlink():
         raise InputError(f"{item}: no such file or folder; check the path")
     return found
 
 
-def _walk(top: str, found: Found, wanted: Callable[[str], bool] | None = None) -> None:
+def _walk(top: str, found: Candidates, wanted: Callable[[str], bool] | None = None) -> None:
     """Take the images below a folder that are not hidden, and whose names are `wanted`.
 
-    What cannot be entered, or not be read to its end, is noted in `found` instead.
+    A folder that cannot be entered, or not be read to its end, is skipped whole.
     """
-    assert found.root is not None
-    cut = len(inside(found.root))
-    waiting = [top]
-    while waiting:
-        folder = waiting.pop()
-        part = Found(found.root)
-        try:
-            with _listing(folder) as entries:
-                folders = _take(entries, inside(folder)[cut:], part, wanted)
-        except OSError as error:
-            found.refuse(folder, error)
-        else:
-            found.extend(part)
-            waiting += [inside(folder) + name for name in folders]
+
+    def refuse(error: OSError) -> None:
+        found.refuse(_with_slashes(error.filename), error)
+
+    for folder, folders, files in os.walk(top, onerror=refuse):
+        start = _inside(_with_slashes(folder))[len(found.root) :]
+        for name in files:
+            if not name.startswith(".") and (wanted is None or wanted(start + name)):
+                found.add_image(start + name)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found.links += sum(Path(folder, name).is_symlink() for name in folders)
 
 
-@contextmanager
-def _listing(folder: str) -> Iterator[Iterator[os.DirEntry[str]]]:
-    """The entries of a folder."""
-    if os.scandir not in os.supports_fd:
-        with os.scandir(folder) as entries:
-            yield entries
-        return
-    # Where the folder is open, the system need not follow its path anew for every file.
-    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        with os.scandir(number) as entries:
-            yield entries
-    finally:
-        os.close(number)
-
-
-def _take(
-    entries: Iterable[os.DirEntry[str]],
-    start: str,
-    found: Found,
-    wanted: Callable[[str], bool] | None,
-) -> list[str]:
-    """Take the images of one folder, under names that begin with `start`; returns the folders in it."""
-    folders: list[str] = []
-    for entry in entries:
-        name = entry.name
-        if name.startswith("."):
-            continue
-        if not _is_folder(entry):
-            if wanted is None or wanted(start + name):
-                found.add_image(start + name, entry)
-        elif entry.is_symlink():
-            found.links += 1
-        else:
-            folders.append(name)
-    return folders
-
-
-def _matched(item: str, path: Path) -> Found:
+def _matched(item: str, path: Path) -> Candidates:
     """What a glob pattern selects."""
     parts = path.parts
     fixed = 1
-    while fixed < len(parts) and (
-        not glob.has_magic(parts[fixed]) or _is_folder(Path(*parts[: fixed + 1]))
-    ):
+    while fixed < len(parts):
+        literal = Path(*parts[: fixed + 1])
+        if glob.has_magic(literal.name) and not os.path.isdir(literal):  # noqa: PTH112
+            break
         fixed += 1
     root, pattern = Path(*parts[:fixed]), parts[fixed:]
-    if not _is_folder(root):
+    if not os.path.isdir(root):  # noqa: PTH112
         raise InputError(f"{item}: no such folder {root}; check the pattern")
     top = root.as_posix()
-    found = Found(top)
+    found = Candidates(_inside(top))
     if "**" in pattern:
         _walk(top, found, lambda name: _fits(name.split("/"), pattern))
         return _not_empty(item, found)
     # `Path.glob` would select hidden files as well.
     for match in glob.iglob(str(Path(*pattern)), root_dir=root):  # noqa: PTH207
         name = _with_slashes(match)
-        here = inside(top) + name
+        here = found.root + name
         if not os.path.isdir(here):  # noqa: PTH112
             found.add_image(name)
         elif os.path.islink(here):  # noqa: PTH114
@@ -172,9 +130,9 @@ def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
     return bool(parts) and fnmatchcase(parts[0], head) and _fits(parts[1:], tail)
 
 
-def _listed(label: str, lines: Iterable[bytes], folder: str) -> Found:
+def _listed(label: str, lines: Iterable[bytes], folder: str) -> Candidates:
     """The files that a list names."""
-    found = Found()
+    found = Candidates()
     missing: list[str] = []
     count = 0
     for number, raw in enumerate(lines, 1):
@@ -203,7 +161,7 @@ def _listed(label: str, lines: Iterable[bytes], folder: str) -> Found:
     return found
 
 
-def _not_empty(item: str, found: Found) -> Found:
+def _not_empty(item: str, found: Candidates) -> Candidates:
     """`found` again. Raises `InputError`, telling what is there instead, where it holds no image."""
     if found.names or found.skipped:
         return found
@@ -216,22 +174,13 @@ def _not_empty(item: str, found: Found) -> Found:
     )
 
 
-def _is_folder(path: Path | os.DirEntry[str]) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:  # a folder above it may not be entered
-        return False
-
-
 def _absolute(folder: str, text: str) -> str:
     """Absolute, with `/`, and without `..`, as names in a manifest must never lead out of its root."""
     # A `Path` for each of a million lines would take longer than to ask for the files' sizes.
-    joined = os.path.join(folder, text)  # noqa: PTH118
-    if ".." not in text:
+    joined = _with_slashes(os.path.join(folder, text))  # noqa: PTH118
+    if ".." not in joined.split("/"):
         return _with_slashes(os.path.normpath(joined))
     path = Path(joined)
-    if ".." not in path.parts:
-        return path.as_posix()
     try:
         path = path.resolve() if path.name == ".." else path.parent.resolve() / path.name
     except (OSError, RuntimeError) as error:
@@ -241,3 +190,8 @@ def _absolute(folder: str, text: str) -> str:
 
 def _with_slashes(path: str) -> str:
     return path.replace(os.sep, "/")
+
+
+def _inside(folder: str) -> str:
+    """What the paths of files in a folder begin with."""
+    return folder.rstrip("/") + "/"

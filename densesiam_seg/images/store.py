@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from densesiam_seg.errors import ImageError, UsageError
-from densesiam_seg.images.cache import Cache, Cached
+from densesiam_seg.images.cache import cache_file, read_cache, writing_cache
 from densesiam_seg.images.decode import load_square, load_stretched
 from densesiam_seg.images.manifest import Manifest, Skipped
 from densesiam_seg.io.devices import available_cores, free_memory
 from densesiam_seg.io.files import free_space
 from densesiam_seg.io.parallel import ahead
-from densesiam_seg.io.randomness import permutation
+from densesiam_seg.io.randomness import Stream, generator
 
 MEMORY_SHARE = 0.25
 """Share of the machine's free memory that decoded images may take before they go to the disk."""
@@ -84,43 +84,30 @@ class ImageStore:
         Bad files leave the manifest for its list of skipped ones, so that positions never shift during training.
         Raises UsageError where there is no room for what `keep` asks for.
         """
-        cache = Cache.of(
-            self.caches,
-            self.manifest,
-            side=self.side,
-            fit=self.fit,
-            max_pixels=self.max_pixels,
+        path = cache_file(
+            self.caches, self.manifest, side=self.side, fit=self.fit, max_pixels=self.max_pixels
         )
         if self.keep in ("auto", "disk"):
-            known = cache.open(self.side)
+            known = read_cache(path, self.side)
             if known is not None and (yield from known.verify()):
-                self._adopt(cache, known)
+                self.file, self._squares = path, known.squares
+                self._settle(known.aspects, known.skipped)
                 return
-        keep = self._place()
-        if keep == "disk":
-            with cache.writing() as writer:
-                yield from self._look(writer.add, writer.skipped)
-            known = cache.open(self.side)
-            if known is not None:
-                self._adopt(cache, known)
-            else:
-                self.manifest = self.manifest.without(writer.skipped)
-            return
-        count = len(self) if keep == "ram" else 0
-        squares = torch.empty((count, 3, self.side, self.side), dtype=torch.uint8)
         aspects: list[float] = []
         skipped: list[Skipped] = []
-
-        def take(square: Tensor, aspect: float) -> None:
-            if keep == "ram":
-                squares[len(aspects)] = square
-            aspects.append(aspect)
-
-        yield from self._look(take, skipped)
-        self.manifest = self.manifest.without(skipped)
-        self.aspects = torch.tensor(aspects)
-        if keep == "ram":
+        keep = self._place()
+        if keep == "disk":
+            with writing_cache(path, aspects, skipped) as write:
+                yield from self._look(write, aspects, skipped)
+            if (known := read_cache(path, self.side)) is not None:
+                self.file, self._squares = path, known.squares
+        elif keep == "ram":
+            squares = torch.empty((len(self), 3, self.side, self.side), dtype=torch.uint8)
+            yield from self._look(squares.__setitem__, aspects, skipped)
             self._squares = squares[: len(aspects)]
+        else:
+            yield from self._look(lambda number, square: None, aspects, skipped)
+        self._settle(aspects, skipped)
 
     def batches(
         self, groups: Sequence[tuple[int, ...]], *, pinned: bool = False
@@ -159,21 +146,23 @@ class ImageStore:
             return "ram"
         return "disk" if needed <= DISK_SHARE * free_space(self.caches) else "none"
 
-    def _adopt(self, cache: Cache, known: Cached) -> None:
-        self.manifest = self.manifest.without(known.skipped)
-        self.aspects = torch.tensor(known.aspects)
-        self.file, self._squares = cache.pixels, known.squares
+    def _settle(self, aspects: list[float], skipped: list[Skipped]) -> None:
+        self.manifest = self.manifest.without(skipped)
+        self.aspects = torch.tensor(aspects)
 
-    def _look(self, take: Callable[[Tensor, float], None], skipped: list[Skipped]) -> Iterator[int]:
-        """Decode every image once, for `take` or, where that fails, for the list of skipped ones."""
-        count = len(self.manifest)
-        for done, (index, decoded) in enumerate(
-            zip(range(count), self._decode(range(count)), strict=True), 1
-        ):
-            if isinstance(decoded, ImageError):
-                skipped.append(Skipped(self.manifest.names[index], decoded.reason, str(decoded)))
+    def _look(
+        self, take: Callable[[int, Tensor], None], aspects: list[float], skipped: list[Skipped]
+    ) -> Iterator[int]:
+        """Decode every image once, for `take` with its number or, where that fails, for the list of skipped ones."""
+        names = self.manifest.names
+        decoded = self._decode(range(len(names)))
+        for done, (name, found) in enumerate(zip(names, decoded, strict=True), 1):
+            if isinstance(found, ImageError):
+                skipped.append(Skipped(name, found.reason, str(found)))
             else:
-                take(*decoded)
+                square, aspect = found
+                take(len(aspects), square)
+                aspects.append(aspect)
             yield done
 
     def _decode(self, indices: Sequence[int]) -> Iterator[tuple[Tensor, float] | ImageError]:
@@ -223,5 +212,5 @@ def _sound(decoded: tuple[Tensor, float] | ImageError) -> Tensor:
 
 def epoch_batches(images: int, batch_size: int, *, seed: int, epoch: int) -> list[tuple[int, ...]]:
     """Positions of each full batch of an epoch; the remainder of the permutation waits for another epoch."""
-    order = permutation(seed, epoch, images).tolist()
+    order = generator(seed, Stream.ORDER, epoch).permutation(images).tolist()
     return [tuple(order[i : i + batch_size]) for i in range(0, images - batch_size + 1, batch_size)]

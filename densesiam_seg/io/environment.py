@@ -5,25 +5,15 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 
-_PACKAGES = (
-    "densesiam-seg",
-    "torch",
-    "torchvision",
-    "faiss-gpu",
-    "faiss-cpu",
-    "numpy",
-    "scipy",
-    "pillow",
-    "safetensors",
-    "timm",
-)
 _NUMERIC = ("machine", "cpu_capability", "threads", "cuda")
 _NUMERIC_PACKAGES = ("torch", "torchvision", "faiss-gpu", "faiss-cpu", "numpy", "pillow")
+_PACKAGES = (*_NUMERIC_PACKAGES, "densesiam-seg", "scipy", "safetensors", "timm")
 
 
 def environment() -> dict[str, Any]:
@@ -31,11 +21,15 @@ def environment() -> dict[str, Any]:
 
     Absent packages are left out of "packages".
     """
+    packages = {}
+    for name in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            packages[name] = version(name)
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "machine": platform.machine(),
-        "packages": {name: found for name in _PACKAGES if (found := _version(name)) is not None},
+        "packages": packages,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -44,37 +38,27 @@ def environment() -> dict[str, Any]:
     }
 
 
-def fingerprint(
-    facts: Mapping[str, Any], *, device: str, precision: str, **more: str | int
-) -> dict[str, Any]:
+def fingerprint(facts: Mapping[str, Any], *, device: str, precision: str) -> dict[str, Any]:
     """The part of `facts`, from `environment()`, that changes the last bits of a result, and how the run uses it.
 
-    `more` names further numeric facts, such as workers or world size. The devices count only for a run that uses one.
+    The names of GPUs count only for a run that uses one.
     """
     packages = facts["packages"]
     found = {name: facts[name] for name in _NUMERIC if name != "cuda" or device != "cpu"}
     found |= {name: packages[name] for name in _NUMERIC_PACKAGES if name in packages}
-    return found | {"device": device, "precision": precision} | more
+    return found | {"device": device, "precision": precision}
 
 
 def compare_fingerprints(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """One text such as "threads 2 -> 1" for every difference; an empty list promises equal bits."""
     return [
-        f"{name} {_shown(saved, name)} -> {_shown(now, name)}"
+        f"{name} {_shown(saved.get(name))} -> {_shown(now.get(name))}"
         for name in sorted(saved.keys() | now.keys())
-        if name not in saved or name not in now or saved[name] != now[name]
+        if saved.get(name) != now.get(name)
     ]
 
 
-def _shown(values: Mapping[str, Any], name: str) -> str:
-    if name not in values:
-        return "none"
-    value = values[name]
-    return ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        value = ", ".join(map(str, value))
+    return "none" if value in (None, "") else str(value)

@@ -85,14 +85,14 @@ def replace_file(path: Path, data: bytes, *, sync: bool = True) -> None:
         file.write(data)
 
 
-def replace_text(path: Path, text: str, *, sync: bool = True) -> None:
+def replace_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8 to `path` wholly or not at all. Raises OutputError."""
-    replace_file(path, text.encode("utf-8"), sync=sync)
+    replace_file(path, text.encode("utf-8"))
 
 
 def replace_json(path: Path, value: JSON, *, sync: bool = True) -> None:
     """Write `value` as indented JSON to `path` wholly or not at all. Raises OutputError."""
-    replace_text(path, to_json(value, indent=2) + "\n", sync=sync)
+    replace_file(path, f"{to_json(value, indent=2)}\n".encode("ascii"), sync=sync)
 
 
 def to_json(value: JSON, *, indent: int | None = None) -> str:
@@ -147,11 +147,27 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+class NotRegularError(OSError):
+    """A folder, pipe or device where a file is wanted."""
+
+
 def open_regular(path: Path) -> BufferedReader:
-    """Open a file for reading; a pipe, which would wait for ever, a device or a folder raises OSError."""
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError(errno.EINVAL, "Not a regular file", str(path))
-    return path.open("rb")
+    """Open a file for reading; a pipe, which would wait for ever, a device or a folder raises NotRegularError."""
+    _require_regular(path, path.stat())
+    # The name may have changed hands since: do not block on what is there now, and look again.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    file = os.fdopen(os.open(path, flags), "rb")
+    try:
+        _require_regular(path, os.fstat(file.fileno()))
+    except NotRegularError:
+        file.close()
+        raise
+    return file
+
+
+def _require_regular(path: Path, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise NotRegularError(errno.EINVAL, "Not a regular file", str(path))
 
 
 def discard(path: Path) -> None:

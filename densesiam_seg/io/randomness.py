@@ -9,7 +9,6 @@ from __future__ import annotations
 from enum import IntEnum
 
 import numpy as np
-from numpy.typing import NDArray
 
 
 class Stream(IntEnum):
@@ -30,11 +29,6 @@ def generator(
     return np.random.Generator(
         np.random.Philox(key=[seed, round_], counter=[0, int(stream), view, image])
     )
-
-
-def permutation(seed: int, epoch: int, length: int) -> NDArray[np.int64]:
-    """The order in which an epoch visits `length` images."""
-    return generator(seed, Stream.ORDER, epoch).permutation(length)
 
 
 def torch_seed(seed: int, stream: Stream) -> int:

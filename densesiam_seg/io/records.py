@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from densesiam_seg.errors import InputError
@@ -34,20 +33,11 @@ class Records:
         except OSError as error:
             raise output_error(self._path, error) from error
 
-    def close(self) -> None:
-        """Close the file; a second time is no error."""
-        self._file.close()
-
     def __enter__(self) -> Records:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -59,22 +49,15 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     return [record for _, record in _lines(path)]
 
 
-def truncate_records(path: Path, keep: Callable[[dict[str, Any]], bool]) -> int:
-    """Drop a torn last line and every record that `keep` refuses; returns how many records stay.
+def truncate_to_step(path: Path, step: int) -> None:
+    """Keep the records whose "step" is at most `step`, and those without one.
 
     A resumed run calls this before it appends, or it would hold the steps after its checkpoint twice. Raises
     InputError, OutputError.
     """
-    if not path.exists():
-        return 0
-    kept = [line for line, record in _lines(path) if keep(record)]
-    replace_file(path, b"".join(kept))
-    return len(kept)
-
-
-def truncate_to_step(path: Path, step: int) -> int:
-    """Keep the records whose "step" is at most `step`, and those without one; returns how many stay."""
-    return truncate_records(path, lambda record: bool(record.get("step", step) <= step))
+    if path.exists():
+        kept = [line for line, record in _lines(path) if record.get("step", step) <= step]
+        replace_file(path, b"".join(kept))
 
 
 def _cut_torn_line(path: Path) -> None:

@@ -26,7 +26,7 @@ from densesiam_seg.io.files import (
     replace_text,
     temporary_name,
 )
-from densesiam_seg.io.lock import LOCK, RunLock
+from densesiam_seg.io.lock import LOCK, run_lock
 
 Status: TypeAlias = Literal["running", "done", "stopped", "failed"]
 
@@ -34,23 +34,13 @@ RUNS = Path("runs")
 LATEST = "latest"
 STATUS = "run.json"
 RUN_NAMES = frozenset(
-    {
-        "config.toml",
-        "env.json",
-        "dataset.json",
-        "metrics.jsonl",
-        "train.log",
-        STATUS,
-        "skipped.jsonl",
-        "checkpoints",
-        "model",
-        "report",
-    }
+    {"config.toml", "env.json", "dataset.json", "metrics.jsonl", "train.log", "skipped.jsonl"}
+    | {STATUS, "checkpoints", "model", "report"}
 )
 """Everything that a training run writes into its folder, beside its lock: all that --overwrite may delete."""
 
 _PROGRAM = "densesiam-seg"
-_STAMP = re.compile(r"([0-9]{8}-[0-9]{6})(?:-([0-9]{1,6}))?")
+_STAMP = re.compile(r"[0-9]{8}-[0-9]{6}(-[0-9]{1,6})?")
 
 
 def new_run_folder(
@@ -59,7 +49,6 @@ def new_run_folder(
     *,
     overwrite: bool,
     resume: bool,
-    now: datetime | None = None,
     names: Collection[str] = RUN_NAMES,
 ) -> Path:
     """The folder for a run of `command`, ready to be locked; afterwards it holds `run.json`, which marks it as ours.
@@ -71,12 +60,13 @@ def new_run_folder(
     """
     if overwrite and resume:
         raise UsageError("--overwrite and --resume contradict each other; give one of them")
-    if resume:
-        folder = out if out is not None else latest_run(command)
-        _require_ours(folder, f"--out {folder}: holds no run to resume; leave --resume out")
-        return folder
     base = RUNS / command
-    folder = out if out is not None else _stamped_folder(base, now or datetime.now())
+    if resume:
+        folder = out if out is not None else _latest_run(base)
+        if not read_status(folder):
+            raise UsageError(f"--out {folder}: holds no run to resume; leave --resume out")
+        return folder
+    folder = out if out is not None else _stamped_folder(base)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -84,7 +74,7 @@ def new_run_folder(
             raise OutputError(f"{folder}: is not a folder; choose another --out") from error
         raise output_error(folder, error) from error
     if overwrite:
-        with RunLock(folder):
+        with run_lock(folder):
             _empty(folder, names)
             write_status(folder, "running")
     else:
@@ -95,23 +85,14 @@ def new_run_folder(
     return folder
 
 
-def latest_run(command: str = "train", base: Path = RUNS) -> Path:
-    """The run of `command` that `latest` points to, else the newest by its name. Raises UsageError without one."""
-    folder = base / command
-    for path in [*_pointed(folder), *sorted(_stamped(folder), key=_order, reverse=True)]:
-        if (path / STATUS).is_file():
-            return path
-    raise UsageError(f"{folder}: no run to resume; leave --resume out or name one with --out")
-
-
-def latest_model(base: Path = RUNS) -> Path:
-    """The run below `base` whose model was written last, by whatever name. Raises ModelError when there is none."""
-    models = [*base.glob("*/model/config.json"), *base.glob("*/*/model/config.json")]
+def latest_model() -> Path:
+    """The run below `runs` whose model was written last, by whatever name. Raises ModelError when there is none."""
+    models = [*RUNS.glob("*/model/config.json"), *RUNS.glob("*/*/model/config.json")]
     # `latest` is a link to a run that is listed under its own name too.
     own = [path for path in models if not path.parents[1].is_symlink()]
     if not own:
         raise ModelError(
-            f"{base}: no run with a model; train one first (densesiam-seg train IMAGES) "
+            f"{RUNS}: no run with a model; train one first (densesiam-seg train IMAGES) "
             "or name one with --model"
         )
     return max(own, key=lambda path: (path.stat().st_mtime_ns, str(path))).parents[1]
@@ -193,11 +174,10 @@ def _empty(folder: Path, names: Collection[str]) -> None:
                 f"--out {folder}: holds {foreign[0]!a}, which no run wrote; "
                 "--overwrite deletes only runs, so choose another folder or move that away"
             )
-        if held:
-            _require_ours(
-                folder,
-                f"--out {folder}: holds no {STATUS} of {_PROGRAM}, so these may be other people's "
-                "files; choose another folder",
+        if held and not read_status(folder):
+            raise UsageError(
+                f"--out {folder}: holds no {STATUS} of {_PROGRAM}, so these may be other "
+                "people's files; choose another folder"
             )
         # The mark goes last: an interrupted deletion can be taken up again.
         for path in sorted(held, key=lambda path: path.name == STATUS):
@@ -212,14 +192,9 @@ def _held(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.name != LOCK and not is_leftover(p))
 
 
-def _require_ours(folder: Path, message: str) -> None:
-    if not read_status(folder):
-        raise UsageError(message)
-
-
-def _stamped_folder(base: Path, now: datetime) -> Path:
+def _stamped_folder(base: Path) -> Path:
     """A folder named by the time that did not exist before; the second one of a second ends in -2."""
-    stamp = f"{now:%Y%m%d-%H%M%S}"
+    stamp = f"{datetime.now():%Y%m%d-%H%M%S}"
     try:
         base.mkdir(parents=True, exist_ok=True)
         for number in itertools.count(1):
@@ -235,7 +210,7 @@ def _stamped_folder(base: Path, now: datetime) -> Path:
 def _point_latest(base: Path, name: str) -> None:
     """Let `latest` mean the run `name`: a relative link, or its name in a file where links are not allowed.
 
-    It is a convenience: where neither can be written, `latest_run` goes by the names.
+    It is a convenience: where neither can be written, `_latest_run` goes by the names.
     """
     link = temporary_name(base / LATEST)
     try:
@@ -248,26 +223,16 @@ def _point_latest(base: Path, name: str) -> None:
             replace_text(base / LATEST, name + "\n")
 
 
-def _pointed(folder: Path) -> list[Path]:
-    """The run that `latest` names, if it does."""
-    pointer = folder / LATEST
-    try:
-        name = (
-            str(pointer.readlink()) if pointer.is_symlink() else pointer.read_text("utf-8").strip()
-        )
-    except (OSError, ValueError):
-        return []
-    return [folder / name] if _STAMP.fullmatch(name) else []
-
-
-def _stamped(folder: Path) -> list[Path]:
-    try:
-        return [path for path in folder.iterdir() if _STAMP.fullmatch(path.name)]
-    except OSError:
-        return []
-
-
-def _order(path: Path) -> tuple[str, int]:
-    match = _STAMP.fullmatch(path.name)
-    assert match is not None, path
-    return match[1], int(match[2] or 1)
+def _latest_run(base: Path) -> Path:
+    """The run that `latest` names, else the newest by its own name. Raises UsageError without one."""
+    runs = [path for path in base.glob("*") if _STAMP.fullmatch(path.name)]
+    runs.sort(key=lambda path: [int(part) for part in path.name.split("-")], reverse=True)
+    pointer = base / LATEST
+    with suppress(OSError, ValueError):
+        name = str(pointer.readlink()) if pointer.is_symlink() else pointer.read_text("utf-8")
+        if _STAMP.fullmatch(name.strip()):
+            runs.insert(0, base / name.strip())
+    for path in runs:
+        if (path / STATUS).is_file():
+            return path
+    raise UsageError(f"{base}: no run to resume; leave --resume out or name one with --out")

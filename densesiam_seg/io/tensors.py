@@ -45,7 +45,7 @@ _DTYPES = {
 
 
 def layout(tensors: Mapping[str, Tensor]) -> Layout:
-    """Shape and dtype of every tensor: what `check_tensors` and `read_safetensors` compare a file with."""
+    """Shape and dtype of every tensor: what `read_safetensors` compares a file with."""
     return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
 
 
@@ -69,12 +69,11 @@ def read_safetensors(
     expected: Layout | None = None,
     finite: bool = True,
     sha256: str | None = None,
-    max_header: int = MAX_HEADER,
 ) -> dict[str, Tensor]:
     """The tensors of a file, each in memory of its own on the CPU.
 
     Where `sha256` is given, the file must have it before anything else is looked at. No data is read before the header
-    is within `max_header` bytes, consistent with the size of the file and equal to `expected` (where given). With
+    is within `MAX_HEADER` bytes, consistent with the size of the file and equal to `expected` (where given). With
     `finite`, a NaN or an infinity is refused. Raises ModelError.
     """
     try:
@@ -82,13 +81,15 @@ def read_safetensors(
             if sha256 is not None and hashlib.file_digest(file, "sha256").hexdigest() != sha256:
                 raise _damaged(path, "its SHA-256 is not the one recorded when it was written")
             file.seek(0)
-            found = _read_header(file, max_header)
+            found = _read_header(file)
             if expected is not None:
                 _compare(found, expected, path)
             file.seek(0)
             tensors = safetensors.torch.load(file.read())
         for name, tensor in tensors.items():
-            if finite and not _all_finite(tensor):
+            # A sum is finite only if all its terms are, and takes a fraction of the time; large terms may overflow it.
+            quick = tensor.dtype == torch.float32 and bool(tensor.sum().isfinite())
+            if finite and not quick and not tensor.isfinite().all():
                 raise _damaged(path, f"tensor {_shorten(name)} holds NaN or infinite values")
         return tensors
     except OSError as error:
@@ -101,23 +102,11 @@ def read_safetensors(
         raise _damaged(path, f"it is no sound safetensors file ({_shorten(str(error))})") from error
 
 
-def _all_finite(tensor: Tensor) -> bool:
-    # A sum is finite only if all its terms are, and takes a fraction of the time; large terms may still overflow it.
-    if tensor.dtype == torch.float32 and tensor.sum().isfinite():
-        return True
-    return bool(tensor.isfinite().all())
-
-
-def check_tensors(found: Mapping[str, Tensor], expected: Layout, source: Path) -> None:
-    """Raises ModelError naming the first tensor of `source` that is missing, unknown or of another shape or dtype."""
-    _compare(layout(found), expected, source)
-
-
-def _read_header(file: BufferedReader, max_header: int) -> Layout:
+def _read_header(file: BufferedReader) -> Layout:
     """What the header promises; the library then checks it against the data. Raises ValueError and others."""
     length = int.from_bytes(file.read(8), "little")
-    if length > max_header:
-        raise ValueError(f"its header claims {length} bytes, more than {max_header} allowed")
+    if length > MAX_HEADER:
+        raise ValueError(f"its header claims {length} bytes, more than {MAX_HEADER} allowed")
     text = file.read(length).decode("utf-8")
     if not text.startswith("{"):
         raise ValueError("its header is not a JSON object")

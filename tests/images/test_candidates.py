@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
+from collections.abc import Callable
 from pathlib import Path
-from typing import cast
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from image_files import touch
 
 from densesiam_seg.errors import InputError
-from densesiam_seg.images.candidates import Found
+from densesiam_seg.images.candidates import Candidates
+from densesiam_seg.images.manifest import Skipped
 from densesiam_seg.images.scan import scan
-
-
-def touch(folder: Path, *names: str) -> None:
-    """Make files that differ in size."""
-    for index, name in enumerate(names):
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(bytes(index))
 
 
 def test_what_is_no_regular_file_is_skipped_with_a_reason(tmp_path: Path) -> None:
@@ -77,85 +74,66 @@ def test_only_unusable_files(tmp_path: Path) -> None:
         scan([tmp_path])
 
 
-def test_an_entry_that_is_gone_before_it_is_looked_at(tmp_path: Path) -> None:
-    touch(tmp_path, "sub/a.jpg", "sub/b.jpg")
-    with os.scandir(tmp_path / "sub") as listing:
-        entries = list(listing)
-    (tmp_path / "sub" / "a.jpg").unlink()
-    found = Found(str(tmp_path))
-    for entry in entries:
-        found.add_image(f"sub/{entry.name}", entry)
-    files = found.manifest()
-    assert files.names == ("sub/b.jpg",)
-    message = f"{tmp_path}/sub/a.jpg: is a link to nothing; remove it"
-    assert [item.message for item in files.skipped] == [message]
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes all files seem to have this size, time in seconds, device and inode."""
+
+    def pretend(size: int, time: int, device: int, inode: int) -> None:
+        values = (0o100644, inode, device, 1, 0, 0, size, time, time, time)
+        found = os.stat_result(values, {"st_mtime_ns": 10**9 * time})
+        monkeypatch.setattr(os, "stat", lambda path: found)
+
+    return pretend
 
 
-class Entry:
-    """An entry of a folder that tells what it is told to."""
-
-    def __init__(self, size: int, time: int, device: int, inode: int) -> None:
-        self.values = (0o100644, inode, device, 1, 0, 0, size, time, time, time)
-
-    def stat(self) -> os.stat_result:
-        return os.stat_result(self.values, {"st_mtime_ns": 10**9 * self.values[-1]})
-
-
-def add_entry(found: Found, name: str, *values: int) -> None:
-    found.add(name, cast("os.DirEntry[str]", Entry(*values)))
-
-
-def test_an_entry_that_does_not_tell_which_file_it_is(tmp_path: Path) -> None:
-    """As on Windows, where files of one size and time must not be taken for one."""
-    found = Found(str(tmp_path))
-    for name in ("a.jpg", "b.jpg"):
-        (tmp_path / name).write_bytes(b"same")
-        os.utime(tmp_path / name, (5, 5))
-        add_entry(found, name, 4, 5, 0, 0)
-    files = found.manifest()
-    assert files.names == ("a.jpg", "b.jpg")
-    assert files.repeated == 0
-
-
-def test_inodes_handed_out_twice() -> None:
+def test_inodes_handed_out_twice(disk: Callable[..., None]) -> None:
     """Files are the same where device, size and time agree as well."""
-    found = Found("/data")
-    add_entry(found, "g.jpg", 4, 5, 2**64 - 1, 2**64 - 1)
-    add_entry(found, "f.jpg", 4, 6, 1, 7)
-    add_entry(found, "e.jpg", 3, 5, 1, 7)
-    add_entry(found, "d.jpg", 4, 5, 1, 8)
-    add_entry(found, "c.jpg", 4, 5, 2, 7)
-    add_entry(found, "b.jpg", 4, 5, 1, 7)
-    add_entry(found, "a.jpg", 4, 5, 1, 7)
+    found = Candidates("/data/")
+    for name, *identity in (
+        ("g.jpg", 4, 5, 2**64 - 1, 2**64 - 1),
+        ("f.jpg", 4, 6, 1, 7),
+        ("e.jpg", 3, 5, 1, 7),
+        ("d.jpg", 4, 5, 1, 8),
+        ("c.jpg", 4, 5, 2, 7),
+        ("b.jpg", 4, 5, 1, 7),
+        ("a.jpg", 4, 5, 1, 7),
+    ):
+        disk(*identity)
+        found.add(name)
     files = found.manifest()
     assert files.names == ("a.jpg", "c.jpg", "d.jpg", "e.jpg", "f.jpg", "g.jpg")
-    assert files.sizes == (4, 4, 4, 3, 4, 4)
-    assert files.mtimes_ms == (5000, 5000, 5000, 5000, 6000, 5000)
+    assert files.sizes.tolist() == [4, 4, 4, 3, 4, 4]
+    assert files.mtimes_ms.tolist() == [5000, 5000, 5000, 5000, 6000, 5000]
     assert files.repeated == 1
 
 
-def test_of_two_looks_at_one_path_the_last_counts() -> None:
-    found = Found("/data")
-    add_entry(found, "a.jpg", 4, 5, 1, 7)
-    add_entry(found, "b.jpg", 4, 5, 1, 8)
-    add_entry(found, "a.jpg", 6, 9, 1, 9)
+def test_of_two_looks_at_one_path_the_last_counts(disk: Callable[..., None]) -> None:
+    found = Candidates("/data/")
+    for name, *identity in (
+        ("a.jpg", 4, 5, 1, 7),
+        ("b.jpg", 4, 5, 1, 8),
+        ("a.jpg", 6, 9, 1, 9),
+    ):
+        disk(*identity)
+        found.add(name)
     files = found.manifest()
-    assert (files.names, files.sizes, files.repeated) == (("a.jpg", "b.jpg"), (6, 4), 0)
+    assert (files.names, files.sizes.tolist()) == (("a.jpg", "b.jpg"), [6, 4])
+    assert files.repeated == 0
 
 
 def test_suffixes(tmp_path: Path) -> None:
     names = ("a.jpg", "a.b.JPG", "sub.jpg/file", "sub.x/b.png", ".jpg", "sub/.png", "a.", "a.txt")
     touch(tmp_path, *names)
-    found = Found(str(tmp_path))
+    found = Candidates(f"{tmp_path}/")
     for name in names:
         found.add_image(name)
     assert found.others == {"without a suffix": 4, ".txt": 1}
     assert found.manifest().names == ("a.b.JPG", "a.jpg", "sub.x/b.png")
 
 
-def test_what_several_inputs_found(tmp_path: Path) -> None:
+def test_what_several_inputs_mean(tmp_path: Path) -> None:
     touch(tmp_path, "a/1.jpg", "b/c/2.jpg")
-    found, other, nothing = (Found(str(tmp_path / name)) for name in ("a", "b", "a"))
+    found, other, nothing = (Candidates(f"{tmp_path}/{name}/") for name in ("a", "b", "a"))
     found.add_image("1.jpg")
     other.add_image("c/2.jpg")
     nothing.add_image("gone.jpg")
@@ -163,4 +141,17 @@ def test_what_several_inputs_found(tmp_path: Path) -> None:
     found.merge(nothing)
     files = found.manifest()
     assert (files.root, files.names) == (str(tmp_path), ("a/1.jpg", "b/c/2.jpg"))
-    assert [item.path for item in files.skipped] == ["a/gone.jpg"]
+    message = f"{tmp_path}/a/gone.jpg: is a link to nothing; remove it"
+    assert files.skipped == (Skipped("a/gone.jpg", "dangling-link", message),)
+
+
+letters = st.sampled_from(["a", "b", "/", ".", "\n", "\x7f", "é", "\udcff", "\ue000", "😀"])
+
+
+@given(st.lists(st.text(letters, min_size=1, max_size=12), min_size=1, max_size=20))
+def test_names_are_sorted_as_strings_are(names: list[str]) -> None:
+    found = Candidates("/data/")
+    found.names = names
+    for inode in range(len(names)):
+        found.identities += struct.pack("=qqQQ", 1, 1, 1, inode)
+    assert found.manifest().names == tuple(sorted(set(names)))

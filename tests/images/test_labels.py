@@ -2,55 +2,19 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
+from image_files import bare_png, noise, reason_of, saved
 from PIL import Image
 
-from densesiam_seg.errors import ImageError
-from densesiam_seg.images.decode import load_label
-
-Bytes = npt.NDArray[np.uint8]
-
-
-def noise(height: int, width: int, channels: int = 3, seed: int = 0) -> Bytes:
-    shape = (height, width, channels) if channels > 1 else (height, width)
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-
-
-def saved(folder: Path, name: str, image: Image.Image, **options: Any) -> Path:
-    path = folder / name
-    image.save(path, **options)
-    return path
-
-
-def reason_of(read: Callable[..., object], *arguments: object) -> str:
-    with pytest.raises(ImageError) as caught:
-        read(*arguments)
-    assert "\n" not in str(caught.value)
-    assert str(caught.value).startswith(caught.value.path)
-    return caught.value.reason
-
-
-def png_chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def bare_png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    start = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header)
-    return start + png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
+from densesiam_seg.images.labels import load_label
 
 
 def test_label_indices_are_exact(tmp_path: Path) -> None:
     indices = noise(5, 6, 1)
-    grey = saved(tmp_path, "l.png", Image.fromarray(indices))
+    grey = saved(tmp_path, "l.png", indices)
     coloured = Image.fromarray(indices, "P")
     coloured.putpalette(noise(1, 256).tobytes())
     for path in (
@@ -87,11 +51,11 @@ def test_label_colours_and_alpha(tmp_path: Path) -> None:
     colours = noise(4, 4)
     opaque = np.dstack([colours, np.full((4, 4), 255, np.uint8)])
     for name, array in (("rgb.png", colours), ("rgba.png", opaque)):
-        label = load_label(saved(tmp_path, name, Image.fromarray(array)))
+        label = load_label(saved(tmp_path, name, array))
         assert label.dtype == np.uint8
         np.testing.assert_array_equal(label, colours)
     opaque[1, 1, 3] = 254
-    clear = saved(tmp_path, "clear.png", Image.fromarray(opaque))
+    clear = saved(tmp_path, "clear.png", opaque)
     assert reason_of(load_label, clear) == "bad-values"
     for alpha, good in ((255, True), (0, False)):
         grey = np.dstack([colours[..., 0], np.full((4, 4), alpha, np.uint8)])
@@ -122,6 +86,6 @@ def test_label_of_sixteen_and_thirty_two_bits(tmp_path: Path) -> None:
     deep = np.array([[0, 300], [65535, 3]], np.uint16)
     wide = np.array([[0, 70_000], [-1, 3]], np.int32)
     for name, values in (("a.png", deep), ("a.tif", deep), ("b.tif", wide)):
-        label = load_label(saved(tmp_path, name, Image.fromarray(values)))
+        label = load_label(saved(tmp_path, name, values))
         assert label.dtype == np.int32
         np.testing.assert_array_equal(label, values)

@@ -2,130 +2,96 @@
 
 from __future__ import annotations
 
-import io
 import os
 import struct
 import threading
 import time
 import warnings
-import zlib
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
-import numpy.typing as npt
 import pytest
-from PIL import ExifTags, Image, ImageFile, PngImagePlugin
+from image_files import (
+    Bytes,
+    bare_png,
+    encoded,
+    noise,
+    pixels_of,
+    png_chunk,
+    reason_of,
+    saved,
+    turned,
+)
+from PIL import Image, PngImagePlugin
 
 from densesiam_seg.errors import ImageError
-from densesiam_seg.images.decode import image_size, load_image, load_label, load_square
+from densesiam_seg.images.decode import image_size, load_image, load_square
+from densesiam_seg.images.labels import load_label
 from densesiam_seg.images.opening import FORMATS, SUFFIXES
-
-Bytes = npt.NDArray[np.uint8]
-
-
-def noise(height: int, width: int, channels: int = 3, seed: int = 0) -> Bytes:
-    shape = (height, width, channels) if channels > 1 else (height, width)
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-
-
-def saved(folder: Path, name: str, image: Image.Image, **options: Any) -> Path:
-    path = folder / name
-    image.save(path, **options)
-    return path
-
-
-def reason_of(read: Callable[..., object], *arguments: object) -> str:
-    with pytest.raises(ImageError) as caught:
-        read(*arguments)
-    assert "\n" not in str(caught.value)
-    assert str(caught.value).startswith(caught.value.path)
-    return caught.value.reason
-
-
-def channels_last(path: Path) -> Bytes:
-    return load_image(path).permute(1, 2, 0).numpy()
-
-
-def png_chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def bare_png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    start = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header)
-    return start + png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
-
-
-def encoded(image: Image.Image, format_name: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format_name, **options)
-    return buffer.getvalue()
 
 
 def test_suffixes_belong_to_the_formats() -> None:
-    assert set(FORMATS) == {"JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF"}
     known = Image.registered_extensions()
     assert {known[suffix] for suffix in SUFFIXES} == {*FORMATS, "MPO", "DIB"}
 
 
-def test_exif_orientations(tmp_path: Path) -> None:
-    """Each stored array is what the camera would write so that the picture looks as `upright`."""
-    upright = noise(3, 4)
-    stored = {
-        1: upright,
-        2: upright[:, ::-1],
-        3: upright[::-1, ::-1],
-        4: upright[::-1],
-        5: upright.transpose(1, 0, 2),
-        6: np.rot90(upright, 1),
-        7: upright[::-1, ::-1].transpose(1, 0, 2),
-        8: np.rot90(upright, -1),
-    }
-    for orientation, array in stored.items():
-        exif = Image.Exif()
-        exif[ExifTags.Base.Orientation] = orientation
-        picture = Image.fromarray(np.ascontiguousarray(array))
-        for name in ("a.png", "a.webp", "a.tif"):
-            path = saved(tmp_path, f"{orientation}{name}", picture, exif=exif, lossless=True)
-            assert image_size(path) == (3, 4)
-            np.testing.assert_array_equal(channels_last(path), upright, f"{orientation} {name}")
-            np.testing.assert_array_equal(load_label(path), upright)
-            np.testing.assert_array_equal(load_square(path, 3), load_image(path)[:, :, :3])
-        path = saved(tmp_path, f"{orientation}.jpg", picture, exif=exif)
-        raw = saved(tmp_path, f"{orientation}-raw.jpg", picture)
-        assert image_size(path) == (3, 4)
-        flat = load_image(path).float().mean((1, 2)) - load_image(raw).float().mean((1, 2))
-        assert flat.abs().max() < 1e-3
+UPRIGHT = noise(3, 4)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "stored"),
+    [
+        (1, UPRIGHT),
+        (2, UPRIGHT[:, ::-1]),
+        (3, UPRIGHT[::-1, ::-1]),
+        (4, UPRIGHT[::-1]),
+        (5, UPRIGHT.transpose(1, 0, 2)),
+        (6, np.rot90(UPRIGHT, 1)),
+        (7, UPRIGHT[::-1, ::-1].transpose(1, 0, 2)),
+        (8, np.rot90(UPRIGHT, -1)),
+    ],
+)
+def test_what_a_camera_stores_is_shown_upright(
+    tmp_path: Path, orientation: int, stored: Bytes
+) -> None:
+    picture = Image.fromarray(np.ascontiguousarray(stored))
+    exif = turned(orientation)
+    for name in ("a.png", "a.webp", "a.tif"):
+        path = saved(tmp_path, name, picture, exif=exif, lossless=True)
+        np.testing.assert_array_equal(pixels_of(path), UPRIGHT)
+        np.testing.assert_array_equal(load_label(path), UPRIGHT)
+        np.testing.assert_array_equal(load_square(path, 3), load_image(path)[:, :, :3])
+    raw = pixels_of(saved(tmp_path, "raw.jpg", picture)).astype(int)
+    found = pixels_of(saved(tmp_path, "a.jpg", picture, exif=exif))
+    assert found.shape == (3, 4, 3)
+    assert abs(found.mean((0, 1)) - raw.mean((0, 1))).max() < 1e-3
 
 
 def test_damaged_exif_is_no_reason_to_refuse(tmp_path: Path) -> None:
-    picture = Image.fromarray(noise(3, 4))
-    path = saved(tmp_path, "a.png", picture, exif=b"Exif\0\0junk that is no TIFF")
-    np.testing.assert_array_equal(channels_last(path), np.asarray(picture))
+    path = saved(tmp_path, "a.png", noise(3, 4), exif=b"Exif\0\0junk that is no TIFF")
+    np.testing.assert_array_equal(pixels_of(path), noise(3, 4))
 
 
-def test_not_images(tmp_path: Path) -> None:
-    page = tmp_path / "page.jpg"
-    page.write_text("<!DOCTYPE html><html></html>")
-    assert reason_of(load_image, page) == "not-an-image"
-    vector = tmp_path / "drawing.png"
-    vector.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
-    assert reason_of(load_image, vector) == "not-an-image"
-    sound = tmp_path / "sound.webp"
-    sound.write_bytes(b"RIFF\x24\0\0\0WAVEfmt ")
-    assert reason_of(load_image, sound) == "not-an-image"
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"<!DOCTYPE html><html></html>", "not-an-image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not-an-image"),
+        (b"RIFF\x24\0\0\0WAVEfmt ", "not-an-image"),
+        (b"", "empty"),
+    ],
+)
+def test_not_images(tmp_path: Path, content: bytes, reason: str) -> None:
+    path = tmp_path / "page.jpg"
+    path.write_bytes(content)
+    assert reason_of(load_image, path) == reason
 
 
 def test_files_that_cannot_be_opened(tmp_path: Path) -> None:
-    empty = tmp_path / "empty.jpg"
-    empty.touch()
-    dangling = tmp_path / "dangling.jpg"
+    dangling, pipe = tmp_path / "dangling.jpg", tmp_path / "pipe.jpg"
     dangling.symlink_to(tmp_path / "nowhere.jpg")
-    pipe = tmp_path / "pipe.jpg"
     os.mkfifo(pipe)
-    assert reason_of(load_image, empty) == "empty"
     assert reason_of(load_image, dangling) == "missing"
     assert reason_of(load_image, tmp_path / "nothing.jpg") == "missing"
     assert reason_of(load_image, tmp_path) == "not-regular"
@@ -133,93 +99,64 @@ def test_files_that_cannot_be_opened(tmp_path: Path) -> None:
     assert reason_of(load_image, "nul\0.jpg") == "corrupt"
 
 
-def test_a_pipe_put_in_place_after_the_first_look_does_not_block(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    good = saved(tmp_path, "good.png", Image.new("RGB", (2, 2)))
-    pipe = tmp_path / "pipe.png"
-    os.mkfifo(pipe)
-    regular = good.stat()
-    monkeypatch.setattr(Path, "stat", lambda self: regular)
-    assert reason_of(load_image, pipe) == "not-regular"
-
-
-def test_no_permission(tmp_path: Path) -> None:
-    path = saved(tmp_path, "a.png", Image.new("RGB", (2, 2)))
-    path.chmod(0)
-    if os.access(path, os.R_OK):
-        pytest.skip("this user may read everything")
-    assert reason_of(load_image, path) == "permission"
-
-
-def test_system_errors_become_image_errors(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    path = saved(tmp_path, "a.png", Image.new("RGB", (2, 2)))
-    for error, reason in (
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
         (PermissionError(13, "Permission denied"), "permission"),
         (OSError(5, "Input/output error"), "unreadable"),
         (MemoryError(), "too-large"),
         (RecursionError("deep"), "corrupt"),
-    ):
+    ],
+)
+def test_other_errors_become_image_errors(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception, reason: str
+) -> None:
+    path = saved(tmp_path, "a.png", Image.new("RGB", (2, 2)))
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load_prepare", Mock(side_effect=error))
+    assert reason_of(load_image, path) == reason
 
-        def fail(self: ImageFile.ImageFile, error: Exception = error) -> None:
-            raise error
 
-        monkeypatch.setattr(PngImagePlugin.PngImageFile, "load_prepare", fail)
-        assert reason_of(load_image, path) == reason
-
-
-def test_truncated_files(tmp_path: Path) -> None:
-    picture = Image.fromarray(noise(64, 64))
-    for name in ("a.jpg", "a.png", "a.tif", "a.bmp"):
-        path = saved(tmp_path, name, picture)
-        path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
-        assert reason_of(load_image, path) == reason_of(load_square, path, 8) == "truncated"
-        if name != "a.jpg":
-            assert reason_of(load_label, path) == "truncated"
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif", "a.bmp"])
+def test_truncated_files(tmp_path: Path, name: str) -> None:
+    path = saved(tmp_path, name, noise(64, 64))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    assert reason_of(load_image, path) == reason_of(load_square, path, 8) == "truncated"
+    if name != "a.jpg":
+        assert reason_of(load_label, path) == "truncated"
 
 
 def test_huge_headers_are_refused_before_decoding(tmp_path: Path) -> None:
     bitmap = bytearray(encoded(Image.new("RGB", (2, 2)), "BMP"))
     bitmap[18:26] = struct.pack("<ii", 60_000, 50_000)
-    files = {"a.bmp": bytes(bitmap), "a.png": bare_png(60_000, 50_000, 8, 2, b"")}
-    for name, data in files.items():
-        path = tmp_path / name
+    path = tmp_path / "a"
+    for data in (bytes(bitmap), bare_png(60_000, 50_000, 8, 2, b"")):
         path.write_bytes(data)
         assert reason_of(load_image, path) == reason_of(load_label, path) == "too-large"
         assert reason_of(load_square, path, 8) == "too-large"
         assert image_size(path) == (50_000, 60_000)
 
 
-def test_size_limit_counts_pixels(tmp_path: Path) -> None:
-    path = saved(tmp_path, "a.png", Image.new("L", (20, 10)))
-    assert load_image(path, max_pixels=200).shape == (3, 10, 20)
-    with pytest.raises(ImageError, match=r"20 x 10 pixels, more than 199 in all.*--max-pixels"):
-        load_image(path, max_pixels=199)
-
-
-def test_our_limit_may_exceed_that_of_pillow(
+def test_the_limit_counts_pixels_and_may_exceed_that_of_pillow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    picture = Image.fromarray(noise(64, 64))
-    paths = [saved(tmp_path, f"a{suffix}", picture) for suffix in (".png", ".jpg", ".tif", ".bmp")]
-    paths.append(saved(tmp_path, "b.tif", picture, compression="tiff_lzw"))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    paths = [saved(tmp_path, f"a{suffix}", noise(20, 10)) for suffix in (".png", ".jpg", ".bmp")]
+    paths.append(saved(tmp_path, "a.tif", noise(20, 10)))
+    paths.append(saved(tmp_path, "b.tif", noise(20, 10), compression="tiff_lzw"))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
     for path in paths:
-        assert load_image(path).shape == (3, 64, 64)
-        assert load_square(path, 16).shape == (3, 16, 16)
-        assert image_size(path) == (64, 64)
-    assert Image.MAX_IMAGE_PIXELS == 100
-
-
-def animation_without_frames() -> bytes:
-    """A PNG that makes Pillow warn: its acTL chunk promises no frame."""
-    data = encoded(Image.new("RGB", (3, 3)), "PNG")
-    return data[:33] + png_chunk(b"acTL", struct.pack(">II", 0, 0)) + data[33:]
+        assert load_image(path, max_pixels=200).shape == (3, 20, 10)
+        assert load_square(path, 5).shape == (3, 5, 5)
+        assert image_size(path) == (20, 10)
+        with pytest.raises(ImageError, match=r"more than 199 in all.*--max-pixels"):
+            load_image(path, max_pixels=199)
+    assert Image.MAX_IMAGE_PIXELS == 50
 
 
 def test_pillow_warnings_are_ignored_and_those_of_others_kept(tmp_path: Path) -> None:
+    data = encoded(Image.new("RGB", (3, 3)), "PNG")
+    no_frames = png_chunk(b"acTL", struct.pack(">II", 0, 0))  # an animation without any
     path = tmp_path / "a.png"
-    path.write_bytes(animation_without_frames())
+    path.write_bytes(data[:33] + no_frames + data[33:])
     with pytest.warns(UserWarning, match="Invalid APNG"), Image.open(path) as image:
         image.load()
     failures: list[BaseException] = []
@@ -241,15 +178,8 @@ def test_pillow_warnings_are_ignored_and_those_of_others_kept(tmp_path: Path) ->
             time.sleep(0)
         for thread in threads:
             thread.join()
+        filters = len(warnings.filters)
+        decode()
+        assert len(warnings.filters) == filters  # they do not pile up
     assert not failures
-    assert {str(warning.message) for warning in seen} == {"mine"}
-    assert len(seen) == 30
-
-
-def test_filters_do_not_pile_up(tmp_path: Path) -> None:
-    path = saved(tmp_path, "a.png", Image.new("RGB", (2, 2)))
-    load_image(path)
-    before = len(warnings.filters)
-    for _ in range(5):
-        load_image(path)
-    assert len(warnings.filters) == before
+    assert [str(warning.message) for warning in seen] == ["mine"] * 30

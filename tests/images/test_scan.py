@@ -6,23 +6,17 @@ import io
 import json
 import os
 import tracemalloc
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Self
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
+from image_files import touch
 
 from densesiam_seg.errors import InputError
 from densesiam_seg.images.manifest import Manifest, Skipped
 from densesiam_seg.images.scan import scan
-
-
-def touch(folder: Path, *names: str) -> None:
-    """Make files that differ in size."""
-    for index, name in enumerate(names):
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(bytes(index))
 
 
 def message_of(*inputs: str | os.PathLike[str]) -> str:
@@ -264,40 +258,6 @@ def test_odd_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert scan(["l.txt"]).names == ("[/red].jpg", os.fsdecode(b"bad\xff.jpg"))
 
 
-class Entries:
-    """A folder as `os.scandir` would list it; with an `error`, one that cannot be read to its end."""
-
-    def __init__(self, names: Iterable[str], error: OSError | None = None) -> None:
-        self.names = names
-        self.error = error
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def __iter__(self) -> Iterator[Entry]:
-        yield from map(Entry, self.names)
-        if self.error is not None:
-            raise self.error
-
-
-class Entry:
-    """One file; the number at the end of its stem makes it differ from others."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def is_dir(self) -> bool:
-        return False
-
-    def stat(self) -> os.stat_result:
-        number = int(self.name[-13:-4])
-        values = (0o100644, number + 1, 7, 1, 0, 0, 3_000_000, 0, 0, 0)
-        return os.stat_result(values, {"st_mtime_ns": 10**18 + number})
-
-
 def test_a_folder_that_cannot_be_read_to_its_end_is_skipped_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -305,9 +265,12 @@ def test_a_folder_that_cannot_be_read_to_its_end_is_skipped_whole(
     scandir = os.scandir
 
     def fail(folder: str) -> object:
-        if folder.endswith("failing"):
-            return Entries(["photograph_000000000.jpg"], OSError(5, "Input/output error"))
-        return scandir(folder)
+        if not folder.endswith("failing"):
+            return scandir(folder)
+        entry = SimpleNamespace(name="a.jpg", is_dir=lambda: False)
+        entries = MagicMock()
+        entries.__next__.side_effect = [entry, OSError(5, "Input/output error", folder)]
+        return entries
 
     monkeypatch.setattr(os, "scandir", fail)
     files = scan([tmp_path])
@@ -317,15 +280,22 @@ def test_a_folder_that_cannot_be_read_to_its_end_is_skipped_whole(
 
 
 def test_memory_for_each_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "folder/with/a/name/of/usual/length"
-    folder.mkdir(parents=True)
-    names = [f"photograph_{number:09d}.jpg" for number in reversed(range(20_000))]
-    monkeypatch.setattr(os, "scandir", lambda _: Entries(names))
-    scan([folder])  # lets Python's own tables of strings grow, which happens in large steps
+    count = 20_000
+    listed = [f"photograph_{number:09d}.jpg" for number in reversed(range(count))]
+
+    def look(path: str) -> os.stat_result:
+        number = int(path[-13:-4])
+        values = (0o100644, number + 1, 7, 1, 0, 0, 3_000_000, 0, 0, 0)
+        return os.stat_result(values, {"st_mtime_ns": 10**18 + number})
+
+    folder = f"{tmp_path}/folder/with/a/name/of/usual/length"
+    monkeypatch.setattr(os, "walk", lambda top, onerror: [(folder, [], listed)])
+    monkeypatch.setattr(os.path, "isdir", lambda path: True)
+    monkeypatch.setattr(os, "stat", look)
     tracemalloc.start()
-    files = scan([folder])
+    files = scan([tmp_path])
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert len(files) == 20_000
-    assert files.names[0] == "photograph_000000000.jpg"
-    assert peak / len(files) < 250
+    assert len(files) == count
+    assert files.names[0] == "folder/with/a/name/of/usual/length/photograph_000000000.jpg"
+    assert peak / count < 250

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from densesiam_seg.errors import OutputError
 from densesiam_seg.io.files import (
+    NotRegularError,
     discard,
     is_leftover,
     make_folder,
@@ -36,11 +37,10 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.mark.parametrize("sync", [True, False])
-def test_replace_file_creates_and_replaces(tmp_path: Path, sync: bool) -> None:
+def test_replace_file_creates_and_replaces(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     for data in (b"first", b"", b"second and longer"):
-        replace_file(path, data, sync=sync)
+        replace_file(path, data)
         assert path.read_bytes() == data
     assert names(tmp_path) == ["a.bin"]
 
@@ -97,11 +97,8 @@ def test_a_failing_call_is_an_output_error_with_its_reason(
     replace_file(path, b"old")
     with monkeypatch.context() as patch:
         patch.setattr(os, call, fail)
-        with pytest.raises(
-            OutputError, match=r"a: cannot be written \(No space left.*free some space"
-        ) as caught:
+        with pytest.raises(OutputError, match=r"a: .*No space left.*free some space"):
             replace_file(path, b"new")
-    assert caught.value.exit_code == 5
     assert path.read_bytes() == b"old"
     assert names(tmp_path) == ["a"]
 
@@ -109,6 +106,8 @@ def test_a_failing_call_is_an_output_error_with_its_reason(
 def test_impossible_places_are_output_errors_that_name_them(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     (tmp_path / "folder").mkdir()
+    with pytest.raises(NotRegularError):
+        open_regular(tmp_path / "folder")
     for path, reason in (
         (tmp_path / "absent" / "a", "No such file"),
         (tmp_path / "file" / "a", "Not a directory"),
@@ -127,9 +126,23 @@ def test_devices_and_pipes_are_neither_replaced_nor_waited_for(tmp_path: Path) -
     for path in (pipe, tmp_path / "link", Path("/dev/null")):
         with pytest.raises(OutputError, match="device or pipe"):
             replace_file(path, b"x")
-        with pytest.raises(OSError, match="Not a regular file"):
+        with pytest.raises(NotRegularError):
             open_regular(path)
     assert names(tmp_path) == ["link", "pipe"]
+
+
+@posix
+def test_a_pipe_put_in_place_after_the_first_look_does_not_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    os.mkfifo(tmp_path / "pipe")
+    with open_regular(tmp_path / "a") as file:
+        assert file.read() == b"abc"
+    regular = (tmp_path / "a").stat()
+    monkeypatch.setattr(Path, "stat", lambda self: regular)
+    with pytest.raises(NotRegularError):
+        open_regular(tmp_path / "pipe")
 
 
 def test_a_name_of_255_bytes_can_be_replaced(tmp_path: Path) -> None:
@@ -148,18 +161,11 @@ def test_make_folder_creates_parents_and_names_what_is_in_the_way(tmp_path: Path
             make_folder(path)
 
 
-def test_open_regular_reads(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"abc")
-    with open_regular(tmp_path / "a") as file:
-        assert file.read() == b"abc"
-
-
 def test_json_is_ascii_and_keeps_names_that_are_not_text(tmp_path: Path) -> None:
     value = {"path": "bad\udcff.jpg", "name": "grün\n"}
     replace_json(tmp_path / "a.json", value)
     data = (tmp_path / "a.json").read_bytes()
     assert data.isascii()
-    assert data.endswith(b"}\n")
     assert json.loads(data) == value
 
 

@@ -37,7 +37,7 @@ from densesiam_seg.evaluation.probe import Probe
 from densesiam_seg.events import EpochRecord, Notice, Progress, Started, StepRecord, Trained
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.files import make_folder
-from densesiam_seg.io.lock import RunLock
+from densesiam_seg.io.lock import run_lock
 from densesiam_seg.io.run_directory import write_status
 from densesiam_seg.studies import row as studyrow
 from densesiam_seg.studies import study
@@ -286,7 +286,7 @@ class TestRefusals:
 
     def test_a_folder_in_use(self, stage: Stage, run: Run, out: Path) -> None:
         run(seeds=1)
-        with RunLock(out), pytest.raises(BusyError):
+        with run_lock(out), pytest.raises(BusyError):
             run(seeds=1, resume=True)
 
     def test_nobodys_files_are_deleted(self, stage: Stage, run: Run, out: Path) -> None:

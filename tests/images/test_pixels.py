@@ -3,58 +3,15 @@
 from __future__ import annotations
 
 import tracemalloc
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
-import torch
+from image_files import noise, pixels_of, reason_of, saved
 from PIL import Image
 
-from densesiam_seg.errors import ImageError
-from densesiam_seg.images import samples as pixels
-from densesiam_seg.images.decode import image_size, load_image, load_square
-
-Bytes = npt.NDArray[np.uint8]
-
-
-def noise(height: int, width: int, channels: int = 3, seed: int = 0) -> Bytes:
-    shape = (height, width, channels) if channels > 1 else (height, width)
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-
-
-def saved(folder: Path, name: str, image: Image.Image, **options: Any) -> Path:
-    path = folder / name
-    image.save(path, **options)
-    return path
-
-
-def reason_of(read: Callable[..., object], *arguments: object) -> str:
-    with pytest.raises(ImageError) as caught:
-        read(*arguments)
-    assert "\n" not in str(caught.value)
-    assert str(caught.value).startswith(caught.value.path)
-    return caught.value.reason
-
-
-def pixels_of(path: Path) -> Bytes:
-    """(H, W, 3), with the promises about the tensor checked."""
-    tensor = load_image(path)
-    assert tensor.dtype == torch.uint8
-    assert tensor.is_contiguous()
-    assert tuple(tensor.shape) == (3, *image_size(path))
-    return tensor.permute(1, 2, 0).numpy()
-
-
-def test_channels_are_the_colours_or_the_grey_thrice() -> None:
-    colours = noise(5, 7)
-    found = [np.asarray(channel) for channel in pixels.channels(Image.fromarray(colours))]
-    np.testing.assert_array_equal(np.stack(found, axis=2), colours)
-    grey = noise(5, 7, channels=1)
-    for channel in pixels.channels(Image.fromarray(grey)):
-        np.testing.assert_array_equal(np.asarray(channel), grey)
+from densesiam_seg.images import pixels
+from densesiam_seg.images.decode import load_image, load_square
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
@@ -68,9 +25,7 @@ def test_large_picture_spans_several_strips(
 ) -> None:
     monkeypatch.setattr(pixels, "_STRIP_PIXELS", 7 * 11)
     colours = noise(50, 11)
-    np.testing.assert_array_equal(
-        pixels_of(saved(tmp_path, "a.png", Image.fromarray(colours))), colours
-    )
+    np.testing.assert_array_equal(pixels_of(saved(tmp_path, "a.png", colours)), colours)
     deep = np.linspace(0, 65535, 550).astype(np.int32).reshape(50, 11)
     grey = pixels_of(saved(tmp_path, "a.tif", Image.fromarray(deep, "I")))[..., 0]
     np.testing.assert_array_equal(grey, np.rint(deep / 257))
@@ -123,7 +78,7 @@ def test_alpha_is_laid_over_white(tmp_path: Path) -> None:
     rgba = np.array([[[10, 20, 30, 255], [10, 20, 30, 0], [0, 255, 100, 51]]], np.uint8)
     expected = [[[10, 20, 30], [255, 255, 255], [204, 255, 224]]]
     for name in ("a.png", "a.tif", "a.webp"):
-        path = saved(tmp_path, name, Image.fromarray(rgba), lossless=True, exact=True)
+        path = saved(tmp_path, name, rgba, lossless=True, exact=True)
         np.testing.assert_array_equal(pixels_of(path), expected)
     grey = Image.fromarray(np.array([[[80, 255], [80, 0]]], np.uint8), "LA")
     path = saved(tmp_path, "la.png", grey)
@@ -141,19 +96,19 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path: Path) -> None:
     deep = np.array([[0, 128, 129, 257], [300, 32768, 65406, 65535]], np.uint16)
     expected = [[0, 0, 1, 1], [1, 128, 254, 255]]  # 32768 / 257 = 127.502
     for name in ("a.png", "a.tif"):
-        path = saved(tmp_path, name, Image.fromarray(deep))
+        path = saved(tmp_path, name, deep)
         np.testing.assert_array_equal(pixels_of(path)[..., 1], expected)
     big_endian = saved(
         tmp_path, "b.tif", Image.frombytes("I;16B", (4, 2), deep.astype(">u2").tobytes())
     )
     np.testing.assert_array_equal(pixels_of(big_endian)[..., 1], expected)
-    clear = saved(tmp_path, "c.png", Image.fromarray(deep), transparency=300)
+    clear = saved(tmp_path, "c.png", deep, transparency=300)
     np.testing.assert_array_equal(pixels_of(clear)[..., 1], [[0, 0, 1, 1], [255, 128, 254, 255]])
 
 
 def test_all_sixteen_bit_values_round_to_the_nearest(tmp_path: Path) -> None:
     deep = np.arange(65536, dtype=np.uint16).reshape(256, 256)
-    grey = pixels_of(saved(tmp_path, "a.png", Image.fromarray(deep)))[..., 0]
+    grey = pixels_of(saved(tmp_path, "a.png", deep))[..., 0]
     np.testing.assert_array_equal(grey, (deep.astype(int) + 128) // 257)
 
 
@@ -163,7 +118,7 @@ def test_thirty_two_bit_integers(tmp_path: Path) -> None:
         pixels_of(saved(tmp_path, "a.tif", good))[..., 0], [[0, 1], [255, 2]]
     )
     for number, wrong in enumerate((-1, 65536)):
-        path = saved(tmp_path, f"{number}.tif", Image.fromarray(np.array([[0, wrong]], np.int32)))
+        path = saved(tmp_path, f"{number}.tif", np.array([[0, wrong]], np.int32))
         assert reason_of(load_image, path) == "bad-values"
 
 
@@ -180,7 +135,7 @@ def test_thirty_two_bit_integers(tmp_path: Path) -> None:
     ],
 )
 def test_floats(tmp_path: Path, values: list[float], expected: list[int] | None) -> None:
-    path = saved(tmp_path, "a.tif", Image.fromarray(np.array([values], np.float32)))
+    path = saved(tmp_path, "a.tif", np.array([values], np.float32))
     if expected is None:
         assert reason_of(load_image, path) == "bad-values"
         assert reason_of(load_square, path, 2) == "bad-values"
