@@ -1,14 +1,13 @@
-"""The events of a run: their text for people."""
+"""The events of a run: their text for people, and when an epoch has collapsed."""
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import pytest
 
-from densesiam_seg.config import PretrainConfig, TrainConfig
-from densesiam_seg.events import Event, Notice, Progress, Started, Trained
+from densesiam_seg.config import PretrainConfig, RunConfig, TrainConfig
+from densesiam_seg.events import EpochRecord, Notice, Started
 
 
 def test_a_notice_is_its_text_and_a_warning_says_so() -> None:
@@ -16,29 +15,44 @@ def test_a_notice_is_its_text_and_a_warning_says_so() -> None:
     assert str(Notice("collapsing", warning=True)) == "warning: collapsing"
 
 
-def test_a_start_tells_how_much_there_is_to_do() -> None:
-    started = Started(Path("runs/a"), TrainConfig(epochs=3), images=40, step=0, total_steps=30)
-    assert str(started) == "training on 40 images, 3 epochs, 30 steps, into runs/a"
-    started = dataclasses.replace(started, config=PretrainConfig())
-    assert str(started) == "training on 40 images, 100 epochs, 30 steps, into runs/a"
+@pytest.mark.parametrize(
+    ("config", "step", "text"),
+    [
+        (TrainConfig(), 0, "training on 40 images, 10 epochs, 30 steps, into runs/a"),
+        (
+            PretrainConfig(),
+            12,
+            "training on 40 images, 100 epochs, 30 steps from step 12, into runs/a",
+        ),
+    ],
+)
+def test_a_start_tells_how_much_there_is_to_do(config: RunConfig, step: int, text: str) -> None:
+    assert str(Started(Path("runs/a"), config, images=40, step=step, total_steps=30)) == text
 
 
-def test_a_resumed_start_tells_from_where() -> None:
-    started = Started(Path("runs/a"), TrainConfig(epochs=3), images=40, step=12, total_steps=30)
-    assert str(started) == "training on 40 images, 3 epochs, 30 steps from step 12, into runs/a"
+def epoch(shares: list[float], spread: float | None = None, disjoint: int = 0) -> EpochRecord:
+    used = sum(share > 0 for share in shares)
+    losses = {"pixel": 0.25, "total": 1.0}
+    return EpochRecord(3, 0, losses, 0.9, used, 0.8, shares, disjoint, spread)
+
+
+def test_an_epoch_tells_what_is_known() -> None:
+    first = "epoch 1: loss 1.000 (pixel 0.250), views agree 90 %"
+    assert str(epoch([0.5, 0.5, 0.0])) == f"{first}, clusters in use 2/3"
+    assert str(epoch([], 0.75, 2)) == f"{first}, spread 0.75, 2 pairs of views without overlap"
 
 
 @pytest.mark.parametrize(
-    "event",
+    ("shares", "spread", "collapsed"),
     [
-        Notice("a"),
-        Progress("reading images", 1, 2),
-        Progress("features of the frozen backbone", 1, 2),
-        Progress("clustering for epoch 1", 1, 2),
-        Trained(Path("r"), Path("r/model"), None, complete=False),
+        ([0.4, 0.6, 0.0, 0.0], None, False),
+        ([1.0, 0.0, 0.0], None, True),
+        ([0.91, 0.05, 0.04], None, True),
+        ([0.4, 0.6, 0.0, 0.0, 0.0], None, True),
+        ([], None, False),
+        ([1.0, 0.0, 0.0], 0.3, False),
+        ([0.4, 0.6], 0.29, True),
     ],
 )
-def test_events_are_values(event: Event) -> None:
-    assert event == dataclasses.replace(event)
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        event.text = "b"  # type: ignore[misc, union-attr]
+def test_collapsed(shares: list[float], spread: float | None, collapsed: bool) -> None:
+    assert epoch(shares, spread).collapsed() is collapsed
