@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from zipfile import ZipFile
 
 import pytest
 
@@ -18,11 +20,8 @@ from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.training.train import pretrain, train
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture(scope="module")
-def project() -> dict[str, Any]:
-    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PACKAGE = ROOT / "densesiam_seg"
+ROOMS = {path.name: path for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()}
 
 
 def test_the_public_names() -> None:
@@ -54,37 +53,19 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("module", ["inference.segmenter", "evaluation.evaluate", "training.train"])
-def test_the_public_names_load_no_more_than_they_need(module: str) -> None:
+def test_the_public_names_load_no_more_than_they_need() -> None:
     """FAISS and SciPy come with their first use; torchvision, and torch's compiler with it, with the first network."""
     code = (
-        f"import sys, densesiam_seg.{module}, densesiam_seg.cli.console;"
+        "import sys, densesiam_seg.training.train, densesiam_seg.evaluation.evaluate, densesiam_seg.cli.console;"
         "heavy = {'faiss', 'scipy', 'torchvision', 'torch._dynamo', 'torch._inductor', 'sympy', 'triton'};"
         "assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_one_version(project: dict[str, Any]) -> None:
-    assert densesiam_seg.__version__ == project["project"]["version"] == version("densesiam-seg")
-
-
-def test_the_packages_are_those_of_the_tree(project: dict[str, Any]) -> None:
-    """Every folder with modules of the package is listed, under the place where it really lies."""
-    package = ROOT / "densesiam_seg"
-    inside = [path for path in package.iterdir() if path.is_dir() and path.name != "__pycache__"]
-    tools = project["tool"]["setuptools"]
-    assert tools["packages"] == [
-        "densesiam_seg",
-        *sorted(f"densesiam_seg.{p.name}" for p in inside),
-    ]
-    places = {
-        "densesiam_seg": "densesiam_seg",
-        "densesiam_seg.cli": "cli",
-        "densesiam_seg.datasets": "datasets",
-    }
-    assert tools["package-dir"] == places
-    assert all((path / "__init__.py").is_file() for path in inside)
+def test_one_version() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert densesiam_seg.__version__ == project["version"] == version("densesiam-seg")
 
 
 def test_the_links_show_the_folders_at_the_root() -> None:
@@ -95,28 +76,11 @@ def test_the_links_show_the_folders_at_the_root() -> None:
         assert link.resolve() == ROOT / name
 
 
-def test_data_files_are_packed(project: dict[str, Any]) -> None:
-    data = project["tool"]["setuptools"]["package-data"]
-    assert data == {"densesiam_seg": ["py.typed"], "densesiam_seg.datasets": ["*.toml"]}
-    assert (ROOT / "densesiam_seg" / "py.typed").is_file()
-    others = {path.suffix for path in (ROOT / "datasets").iterdir() if path.is_file()}
-    assert others == {".py", ".toml"}
-
-
-def test_the_program_starts_at_main(project: dict[str, Any]) -> None:
-    assert project["project"]["scripts"] == {"densesiam-seg": "densesiam_seg.cli.app:main"}
-
-
 def test_tests_mirror_rooms_and_files() -> None:
     """Each file has its test in the folder of its room, and each test its file."""
-    folders = {"": ROOT / "densesiam_seg"} | {
-        path.name: path
-        for path in (ROOT / "densesiam_seg").iterdir()
-        if (path / "__init__.py").is_file()
-    }
     modules = {
         f"{room}/test_{module.name}".lstrip("/")
-        for room, folder in folders.items()
+        for room, folder in {"": PACKAGE, **ROOMS}.items()
         for module in folder.glob("*.py")
         if module.name != "__init__.py"
     }
@@ -124,18 +88,60 @@ def test_tests_mirror_rooms_and_files() -> None:
         f"benchmarks/test_{main.parent.name}.py"
         for main in (ROOT / "benchmarks").glob("*/__main__.py")
     }
-    tests = {
-        path.relative_to(ROOT / "tests").as_posix() for path in (ROOT / "tests").rglob("test_*.py")
-    }
+    folder = ROOT / "tests"
+    tests = {path.relative_to(folder).as_posix() for path in folder.rglob("test_*.py")}
     assert modules - tests == set()
     assert tests - modules - benchmarks <= {"test_package.py", "datasets/test_benchmarks.py"}
 
 
 def test_rooms_are_small() -> None:
-    rooms = [
-        path for path in (ROOT / "densesiam_seg").iterdir() if (path / "__init__.py").is_file()
-    ]
-    assert len(rooms) <= 13
-    assert {
-        room.name: len([*room.glob("*.py")]) - 1 for room in rooms if len([*room.glob("*.py")]) > 13
-    } == {}
+    files = {name: len([*path.glob("*.py")]) - 1 for name, path in ROOMS.items()}
+    assert len(files) <= 13
+    assert {name: count for name, count in files.items() if count > 12} == {}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of a copy of the sources, since a build leaves files beside them."""
+    copy = tmp_path_factory.mktemp("sources")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy / name)
+    for name in ("densesiam_seg", "cli", "datasets"):
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=ignore)
+    options = ["--no-deps", "--no-build-isolation", "--disable-pip-version-check", "--quiet"]
+    command = [sys.executable, "-m", "pip", "wheel", *options, "--wheel-dir", copy / "dist", copy]
+    run = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    (found,) = (copy / "dist").glob("*.whl")
+    return found
+
+
+def test_the_wheel_holds_every_package_and_nothing_else(wheel: Path) -> None:
+    wanted = {"densesiam_seg/py.typed"}
+    for room, folder in {"": PACKAGE, **ROOMS}.items():
+        files = (path for path in folder.iterdir() if path.suffix in (".py", ".toml"))
+        wanted |= {(Path("densesiam_seg") / room / path.name).as_posix() for path in files}
+    with ZipFile(wheel) as archive:
+        names = archive.namelist()
+        (entry_points,) = (name for name in names if name.endswith("/entry_points.txt"))
+        program = archive.read(entry_points).decode()
+    about = entry_points.removesuffix("entry_points.txt")
+    assert {name for name in names if not name.startswith(about)} == wanted
+    assert "densesiam-seg = densesiam_seg.cli.app:main" in program
+    assert f"{about}licenses/LICENSE" in names
+
+
+@pytest.mark.slow
+def test_the_wheel_works_where_nothing_else_is_installed(wheel: Path, tmp_path: Path) -> None:
+    """Downloads about 3 GB from the package index."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+    def run(*command: object) -> None:
+        subprocess.run([*map(str, command)], cwd=tmp_path, env=environment, check=True)
+
+    programs = tmp_path / "venv" / ("Scripts" if os.name == "nt" else "bin")
+    run(sys.executable, "-m", "venv", tmp_path / "venv")
+    run(programs / "python", "-m", "pip", "install", "--quiet", wheel)
+    run(programs / "densesiam-seg", "demo", "--epochs", "2", "--out", "demo")
+    assert (tmp_path / "demo" / "demo.png").is_file()
