@@ -56,7 +56,6 @@ def test_against_loops() -> None:
         for row in range(height):
             for column in range(width):
                 own = [(2 * row + i, 2 * column + j) for i in (0, 1) for j in (0, 1)]
-                expected: list[float] = []
                 means: list[list[float]] = []
                 colours: list[list[float]] = []
                 spreads: list[list[float]] = []
@@ -97,24 +96,13 @@ def test_a_change_of_light_leaves_bright_colours_nearly_alone() -> None:
     assert float(own[:, 2:6].abs().max()) < 0.1
 
 
-def test_mirrored_images_have_mirrored_maps() -> None:
-    images = noise(24, 40)
-    maps, mirrored = appearance(images, (6, 10)), appearance(images.flip(-1), (6, 10)).flip(-1)
-    torch.testing.assert_close(maps[:, :-1], mirrored[:, :-1], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(maps[:, -1], -mirrored[:, -1])
-
-
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 12), st.integers(1, 12))
 @settings(deadline=None, max_examples=30)
 def test_any_size_is_finite(height: int, width: int, rows: int, columns: int) -> None:
-    maps = appearance(noise(height, width), (rows, columns))
+    # Some pixels are black and some white.
+    maps = appearance((2 * noise(height, width) - 0.5).clamp(0, 1), (rows, columns))
     assert maps.shape == (2, CHANNELS, rows, columns)
     assert bool(maps.isfinite().all())
-
-
-@pytest.mark.parametrize("value", [0.0, 1.0])
-def test_black_and_white_are_finite(value: float) -> None:
-    assert bool(appearance(torch.full((1, 3, 16, 16), value), (4, 4)).isfinite().all())
 
 
 def test_autocast_rounds_nothing() -> None:

@@ -14,6 +14,7 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from densesiam_seg.clustering import merging
 from densesiam_seg.clustering.merging import (
     Contacts,
+    Merges,
     contacts,
     cut,
     is_partition,
@@ -24,6 +25,10 @@ from densesiam_seg.clustering.merging import (
 
 def centres_of(count: int, seed: int = 0) -> NDArray[np.float64]:
     return np.random.default_rng(seed).normal(size=(count, 5))
+
+
+def nothing(count: int) -> Contacts:
+    return Contacts(np.zeros((count, count)), np.zeros((count, count)))
 
 
 def slow_tree(
@@ -61,11 +66,6 @@ class TestContacts:
         borders = np.array([3, 2, 3, 0])
         np.testing.assert_allclose(found.expected, np.outer(borders, borders) / 8)
 
-    def test_one_cluster_everywhere_touches_nothing(self) -> None:
-        found = contacts(np.zeros((3, 4), np.uint8), 2)
-        assert not found.seen.any()
-        assert not found.expected.any()
-
     def test_clusters_that_share_no_image_are_not_expected_to_touch(self) -> None:
         one, two = contacts(np.array([[0, 1]]), 4), contacts(np.array([[2, 3]]), 4)
         both = one + two
@@ -78,7 +78,7 @@ class TestMergeTree:
     def test_without_contacts_it_is_wards(self, seed: int) -> None:
         """SciPy's, for clusters of one size."""
         centres = centres_of(20, seed)
-        tree = merge_tree(centres, np.full(20, 7))
+        tree = merge_tree(centres, np.full(20, 7), nothing(20))
         expected = linkage(centres, "ward")
         for clusters in range(1, 21):
             labels = fcluster(expected, clusters, "maxclust")
@@ -106,7 +106,7 @@ class TestMergeTree:
 
     def test_an_empty_one_joins_its_neighbour(self) -> None:
         centres = np.array([[0.0], [10.0], [9.0], [30.0]])
-        tree = merge_tree(centres, np.array([500, 500, 0, 500]))
+        tree = merge_tree(centres, np.array([500, 500, 0, 500]), nothing(4))
         assert cut(tree, 3) == ((0,), (1, 2), (3,))
 
     def test_what_is_given_stays_as_it_is(self) -> None:
@@ -117,7 +117,7 @@ class TestMergeTree:
 
     @pytest.mark.parametrize("count", [1, 2])
     def test_few(self, count: int) -> None:
-        tree = merge_tree(centres_of(count), np.ones(count, np.int64))
+        tree = merge_tree(centres_of(count), np.ones(count, np.int64), nothing(count))
         assert tree.tolist() == [[0, 1]][: count - 1]
         assert tree.shape == (count - 1, 2)
 
@@ -132,7 +132,7 @@ class TestCut:
 
     @given(st.integers(2, 12), st.integers(0, 99))
     def test_fewer_clusters_only_join(self, count: int, seed: int) -> None:
-        tree = merge_tree(centres_of(count, seed), np.arange(count))
+        tree = merge_tree(centres_of(count, seed), np.arange(count), nothing(count))
         assert is_tree(tree)
         cuts = [cut(tree, clusters) for clusters in range(count, 0, -1)]
         for groups, fewer in pairwise(cuts):
@@ -142,31 +142,22 @@ class TestCut:
 
 
 class TestSoundness:
-    @pytest.mark.parametrize(
-        "tree",
-        [
-            [[0, 0]],
-            [[0, 2]],
-            [[-1, 0]],
-            [[0, 1], [0, 2]],
-            [[0, 3], [1, 2]],
-            [[0, 4], [1, 2]],
-            [[5, 1], [0, 2]],
-        ],
-    )
-    def test_no_trees(self, tree: list[list[int]]) -> None:
-        assert not is_tree(np.array(tree))
-
-    @pytest.mark.parametrize(
-        "tree", [[[0, 1]], [[1, 0]], [[1, 2], [3, 0]], [[0, 1], [2, 3], [4, 5]]]
-    )
-    def test_trees(self, tree: list[list[int]]) -> None:
-        assert is_tree(np.array(tree))
+    def test_trees(self) -> None:
+        for tree in ([[0, 1]], [[1, 0]], [[1, 2], [3, 0]], [[0, 1], [2, 3], [4, 5]]):
+            assert is_tree(np.array(tree))
         assert is_tree(np.empty((0, 2), np.int64))
-
-    @pytest.mark.parametrize("groups", [[[0], []], [[0], [0]], [[0], [2]], [[1]], [[-1, 0]]])
-    def test_no_partitions(self, groups: list[list[int]]) -> None:
-        assert not is_partition(groups)
+        for tree in (
+            *([[0, 0]], [[0, 2]], [[-1, 0]], [[0, 1], [0, 2]]),
+            *([[0, 3], [1, 2]], [[0, 4], [1, 2]], [[5, 1], [0, 2]]),
+        ):
+            assert not is_tree(np.array(tree))
 
     def test_partitions(self) -> None:
         assert is_partition([[2, 0], [1]])
+        for groups in ([[0], []], [[0], [0]], [[0], [2]], [[1]], [[-1, 0]]):
+            assert not is_partition(groups)
+
+    def test_shares_are_of_all_points(self) -> None:
+        merges = Merges(np.array([[0, 1], [2, 3]]), np.array([1, 2, 5]))
+        assert merges.over_clusters == 3
+        assert merges.shares(((0, 1), (2,))) == [3 / 8, 5 / 8]

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from densesiam_seg.methods import losses
 from densesiam_seg.methods.losses import (
     Balance,
     Similarity,
     dissimilarity,
+    image_loss,
+    label_counts,
     linked_loss,
     pixel_loss,
     pixel_weights,
+    prior_loss,
     pseudo_label_loss,
     region_embeddings,
     region_loss,
-    segmentation_loss,
+    spread,
 )
+from densesiam_seg.network.model import Architecture, DenseSiam, build_network
 
 Array = NDArray[np.float64]
 
@@ -35,6 +42,11 @@ LN3, LN9 = math.log(3), math.log(9)
 def pixels(*columns: tuple[float, ...]) -> Tensor:
     """(1, K, 1, W): one tuple of K values per pixel."""
     return torch.tensor(columns).T[None, :, None, :].contiguous()
+
+
+def rows(*places: tuple[float, ...]) -> Tensor:
+    """(1, N, K): one tuple of K values per place."""
+    return torch.tensor(places)[None]
 
 
 def random_maps(count: int, seed: int, shape: tuple[int, ...] = (2, 4, 3, 5)) -> list[Tensor]:
@@ -66,38 +78,24 @@ def slow_dissimilarity(p: Tensor, z: Tensor, form: Similarity) -> float:
     return float(sum(terms) / len(terms))
 
 
-def rows(*places: tuple[float, ...]) -> Tensor:
-    """(1, N, K): one tuple of K values per place."""
-    return torch.tensor(places)[None]
-
-
-class Links(NamedTuple):
-    p_1: Tensor
-    z_1: Tensor
-    p_2: Tensor
-    z_2: Tensor
-    weight: Tensor
-
-
-def slow_linked(links: Links, form: Similarity) -> float:
+def slow_linked(p: Tensor, z: Tensor, weight: Tensor, form: Similarity) -> float:
     """The weighted mean over each image's links, then the mean over the images that have one."""
+
+    def apart(prediction: Tensor, target: Tensor) -> float:
+        one, two = (row.detach().view(1, -1, 1, 1) for row in (prediction, target))
+        return slow_dissimilarity(one, two, form)
+
+    (p_1, p_2), (z_1, z_2) = p.chunk(2), z.chunk(2)
     means = []
-    for b, weights in enumerate(links.weight.tolist()):
+    for b, weights in enumerate(weight.tolist()):
         total, count = 0.0, 0.0
         for n, row in enumerate(weights):
             for m, w in enumerate(row):
-                there = slow_dissimilarity(as_map(links.p_1[b, n]), as_map(links.z_2[b, m]), form)
-                back = slow_dissimilarity(as_map(links.p_2[b, m]), as_map(links.z_1[b, n]), form)
-                total += w * 0.5 * (there + back)
+                total += w * 0.5 * (apart(p_1[b, n], z_2[b, m]) + apart(p_2[b, m], z_1[b, n]))
                 count += w
         if count:
             means.append(total / count)
     return sum(means) / len(means)
-
-
-def as_map(row: Tensor) -> Tensor:
-    """One place's K values as a map of one pixel."""
-    return row.detach().view(1, -1, 1, 1)
 
 
 def slow_weights(labels: list[int], balance: Balance) -> list[float]:
@@ -107,10 +105,6 @@ def slow_weights(labels: list[int], balance: Balance) -> list[float]:
     if balance == "frequency":
         return [counts[label] / len(labels) for label in labels]
     return [len(labels) / (counts[label] * len(counts)) for label in labels]
-
-
-def slow_segmentation(z: Tensor, balance: Balance) -> float:
-    return slow_pseudo_labels(z, [int(column.argmax()) for column in columns_of(z)], balance)
 
 
 def slow_pseudo_labels(z: Tensor, labels: list[int], balance: Balance) -> float:
@@ -136,25 +130,25 @@ def slow_regions(z: Tensor, features: Tensor) -> Array:
     return out
 
 
-def slow_region_loss(q_1: Tensor, u_1: Tensor, q_2: Tensor, u_2: Tensor) -> float:
+def slow_region_loss(q: Tensor, u: Tensor) -> float:
     total = 0.0
-    for q, u in ((q_1, u_2), (q_2, u_1)):
-        rows = []
-        for predictions, projections in zip(q.double().numpy(), u.double().numpy(), strict=True):
-            for n, prediction in enumerate(predictions):
+    (q_1, q_2), (u_1, u_2) = q.chunk(2), u.chunk(2)
+    for predicted, projected in ((q_1, u_2), (q_2, u_1)):
+        terms = []
+        for queries, targets in zip(
+            predicted.double().numpy(), projected.double().numpy(), strict=True
+        ):
+            for n, query in enumerate(queries):
                 row = [
-                    float(prediction @ projection)
-                    / math.sqrt(float(prediction @ prediction))
-                    / math.sqrt(float(projection @ projection))
-                    / 0.1
-                    for projection in projections
+                    query @ target / math.sqrt(query @ query) / math.sqrt(target @ target) / 0.1
+                    for target in targets
                 ]
-                rows.append(-math.log(shares(np.array(row))[n]))
-        total += 0.5 * sum(rows) / len(rows)
+                terms.append(-math.log(shares(np.array(row))[n]))
+        total += 0.5 * sum(terms) / len(terms)
     return total
 
 
-class TestDissimilarity:
+class TestPixelLoss:
     def test_one_pixel_by_hand(self) -> None:
         even, leaning = pixels((0.0, 0.0)), pixels((LN3, 0.0))
         # softmax(leaning) = (¾, ¼), log softmax(even) = (-ln 2, -ln 2): D = ln 2.
@@ -163,12 +157,9 @@ class TestDissimilarity:
         assert dissimilarity(leaning, even).item() == pytest.approx(0.8369882, abs=1e-6)
         # With itself, the entropy: -¾ ln ¾ - ¼ ln ¼.
         assert dissimilarity(leaning, leaning).item() == pytest.approx(0.5623351, abs=1e-6)
-
-    def test_two_pixels_by_hand(self) -> None:
-        p = pixels((0.0, 0.0), (LN3, 0.0))
-        z = pixels((LN3, 0.0), (0.0, 0.0))
-        # The mean of the first two numbers above.
-        assert dissimilarity(p, z).item() == pytest.approx(0.7650677, abs=1e-6)
+        # Two views: the mean of the first two.
+        both = torch.cat((even, leaning))
+        assert pixel_loss(both, both).item() == pytest.approx(0.7650677, abs=1e-6)
 
     def test_cosine_by_hand(self) -> None:
         p = pixels((3.0, 4.0), (1.0, 0.0))
@@ -178,20 +169,23 @@ class TestDissimilarity:
         assert dissimilarity(p, 7 * p, "cosine").item() == pytest.approx(-1, abs=1e-6)
 
     @pytest.mark.parametrize("form", FORMS)
-    @pytest.mark.parametrize("seed", range(3))
-    def test_equals_a_slow_loop(self, form: Similarity, seed: int) -> None:
-        p, z = random_maps(2, seed)
-        expected = slow_dissimilarity(p, z, form)
-        assert dissimilarity(p, z, form).item() == pytest.approx(expected, abs=1e-5)
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_equals_a_slow_loop(self, form: Similarity, dtype: torch.dtype) -> None:
+        """In float32 whatever the precision of the maps."""
+        p, z = (maps.to(dtype) for maps in random_maps(2, 3))
+        (p_1, p_2), (z_1, z_2) = p.chunk(2), z.chunk(2)
+        expected = 0.5 * slow_dissimilarity(p_1, z_2, form)
+        expected += 0.5 * slow_dissimilarity(p_2, z_1, form)
+        loss = pixel_loss(p, z, form)
+        assert loss.dtype == torch.float32
+        assert loss.item() == pytest.approx(expected, abs=1e-5)
 
     @pytest.mark.parametrize("form", FORMS)
-    def test_no_gradient_passes_the_target(self, form: Similarity) -> None:
-        p, z = (maps.requires_grad_() for maps in random_maps(2, 0))
-        to_p, to_z = torch.autograd.grad(
-            dissimilarity(p, z, form), (p, z), allow_unused=True, retain_graph=True
-        )
+    def test_gradient_reaches_predictions_only(self, form: Similarity) -> None:
+        p, z = (maps.requires_grad_() for maps in random_maps(2, 4))
+        to_p, to_z = torch.autograd.grad(pixel_loss(p, z, form), (p, z), allow_unused=True)
         assert to_z is None
-        assert to_p.abs().max() > 1e-4
+        assert (to_p.abs().amax((1, 2, 3)) > 1e-4).all()
 
     def test_gradient_of_the_cross_entropy_form(self) -> None:
         """(softmax(p) - softmax(z)) / pixels."""
@@ -202,204 +196,221 @@ class TestDissimilarity:
         ]
         np.testing.assert_allclose(columns_of(gradient), expected, atol=1e-6)
 
-    def test_default_is_cross_entropy(self) -> None:
-        p, z = random_maps(2, 2)
-        assert dissimilarity(p, z).item() == dissimilarity(p, z, "cross-entropy").item()
-
-    @pytest.mark.parametrize("form", FORMS)
-    def test_half_precision_is_computed_in_float32(self, form: Similarity) -> None:
-        p, z = (maps.bfloat16() for maps in random_maps(2, 0))
-        loss = dissimilarity(p, z, form)
-        assert loss.dtype == torch.float32
-        assert loss.item() == pytest.approx(slow_dissimilarity(p, z, form), abs=1e-5)
-
     def test_large_logits_stay_finite(self) -> None:
         p, z = pixels((1e4, -1e4)), pixels((-1e4, 1e4))
         assert dissimilarity(p, z).item() == pytest.approx(2e4)
 
-
-class TestPixelLoss:
-    @pytest.mark.parametrize("form", FORMS)
-    def test_equals_a_slow_loop_and_is_symmetric(self, form: Similarity) -> None:
-        p_1, z_1, p_2, z_2 = random_maps(4, 3)
-        expected = 0.5 * slow_dissimilarity(p_1, z_2, form)
-        expected += 0.5 * slow_dissimilarity(p_2, z_1, form)
-        assert pixel_loss(p_1, z_1, p_2, z_2, form).item() == pytest.approx(expected, abs=1e-5)
-        assert pixel_loss(p_2, z_2, p_1, z_1, form).item() == pytest.approx(expected, abs=1e-5)
-
-    def test_by_hand(self) -> None:
-        even, leaning = pixels((0.0, 0.0)), pixels((LN3, 0.0))
-        # D(p₁, z₂) = D(even, leaning) = 0.6931472, D(p₂, z₁) = D(leaning, even) = 0.8369882.
-        loss = pixel_loss(even, even, leaning, leaning)
-        assert loss.item() == pytest.approx(0.7650677, abs=1e-6)
-
-    @pytest.mark.parametrize("form", FORMS)
-    def test_gradient_reaches_predictions_only(self, form: Similarity) -> None:
-        maps = [tensor.requires_grad_() for tensor in random_maps(4, 4)]
-        p_1, z_1, p_2, z_2 = maps
-        loss = pixel_loss(p_1, z_1, p_2, z_2, form)
-        gradients = torch.autograd.grad(loss, maps, allow_unused=True)
-        assert gradients[1] is None and gradients[3] is None
-        assert gradients[0].abs().max() > 1e-4 and gradients[2].abs().max() > 1e-4
-
-
-def random_links(seed: int, batch: int = 3, ends: tuple[int, int] = (4, 5)) -> Links:
-    """N and M places of six values; some weights are 0."""
-    source = torch.Generator().manual_seed(seed)
-    n, m = ends
-    p_1, z_1, p_2, z_2 = (
-        2 * torch.randn(batch, places, 6, generator=source) for places in (n, n, m, m)
-    )
-    weight = torch.rand(batch, n, m, generator=source)
-    return Links(p_1, z_1, p_2, z_2, torch.where(weight < 0.5, 0.0, 2 * weight))
-
-
-class TestLinkedLoss:
-    """PixSim of places that are linked one by one."""
-
-    EVEN, LEANING = (0.0, 0.0), (LN3, 0.0)
-
-    def test_by_hand(self) -> None:
-        """Two places of view 1, one of view 2, weights 1 and 3; the D are those of `TestDissimilarity`."""
-        p_1, z_1 = rows(self.EVEN, self.LEANING), rows(self.LEANING, self.EVEN)
-        p_2, z_2 = rows(self.LEANING), rows(self.EVEN)
-        weight = torch.tensor([[[1.0], [3.0]]])
-        # First link: ½ D(even, even) + ½ D(leaning, leaning) = ½ · (0.6931472 + 0.5623351) = 0.6277412.
-        # Second: ½ D(leaning, even) twice = 0.8369882. Mean: (0.6277412 + 3 · 0.8369882) / 4.
-        loss = linked_loss(p_1, z_1, p_2, z_2, weight)
-        assert loss.item() == pytest.approx(0.7846764, abs=1e-6)
-        only_first = linked_loss(p_1, z_1, p_2, z_2, torch.tensor([[[5.0], [0.0]]]))
-        assert only_first.item() == pytest.approx(0.6277412, abs=1e-6)
-        # From the other view's side it is the same sum.
-        turned = linked_loss(p_2, z_2, p_1, z_1, weight.mT)
-        assert turned.item() == pytest.approx(0.7846764, abs=1e-6)
-
-    def test_cosine_by_hand(self) -> None:
-        p_1, z_1 = rows((3.0, 4.0), (1.0, 0.0)), rows((1.0, 0.0), (0.0, 2.0))
-        p_2, z_2 = rows((0.0, 5.0)), rows((4.0, 3.0))
-        # First link: -½ (24/25 + 0) = -0.48. Second: -½ (0.8 + 1) = -0.9. Mean: (-0.48 - 0.9) / 2.
-        loss = linked_loss(p_1, z_1, p_2, z_2, torch.ones(1, 2, 1), "cosine")
-        assert loss.item() == pytest.approx(-0.69, abs=1e-6)
-
-    @pytest.mark.parametrize("form", FORMS)
-    def test_each_place_with_itself_is_the_pixel_loss(self, form: Similarity) -> None:
-        p_1, z_1, p_2, z_2 = random_maps(4, 5, (2, 4, 3, 5))
-        ends = [maps.flatten(2).mT for maps in (p_1, z_1, p_2, z_2)]
-        weight = torch.eye(15).expand(2, 15, 15)
-        links = Links(ends[0], ends[1], ends[2], ends[3], weight)
-        expected = pixel_loss(p_1, z_1, p_2, z_2, form)
-        assert linked_loss(*links, form).item() == pytest.approx(expected.item(), abs=1e-5)
-        # Only the weights' ratios count.
-        tripled = linked_loss(*links._replace(weight=3 * weight), form)
-        assert tripled.item() == pytest.approx(expected.item(), abs=1e-5)
-
-    @pytest.mark.parametrize("form", FORMS)
-    @pytest.mark.parametrize("seed", range(3))
-    def test_equals_a_slow_loop(self, form: Similarity, seed: int) -> None:
-        links = random_links(seed)
-        if seed == 2:
-            links.weight[1] = 0
-        expected = slow_linked(links, form)
-        assert linked_loss(*links, form).item() == pytest.approx(expected, abs=1e-5)
-
-    @pytest.mark.parametrize("form", FORMS)
-    def test_every_image_with_a_link_counts_alike(self, form: Similarity) -> None:
-        """One link of one image weighs as much as twenty of another; an image without any does not weigh."""
-        links = random_links(3)
-        links.weight[:] = 0
-        links.weight[0], links.weight[1, 2, 3] = 1.0, 0.01
-        one, two = (Links(*(field[b : b + 1] for field in links)) for b in (0, 1))
-        alone = linked_loss(*one, form), linked_loss(*two, form)
-        expected = (alone[0] + alone[1]) / 2
-        assert linked_loss(*links, form).item() == pytest.approx(expected.item(), abs=1e-5)
-
-    @pytest.mark.parametrize("form", FORMS)
-    @pytest.mark.parametrize("ends", [(4, 5), (0, 0)])
-    def test_no_links_make_zero_and_a_gradient_of_zero(
-        self, form: Similarity, ends: tuple[int, int]
-    ) -> None:
-        links = random_links(4, ends=ends)
-        links.weight[:] = 0
-        predictions = links.p_1.requires_grad_(), links.p_2.requires_grad_()
-        loss = linked_loss(*links, form)
-        assert loss.item() == 0
-        for gradient in torch.autograd.grad(loss, predictions):
-            assert (gradient == 0).all()
-
-    @pytest.mark.parametrize("form", FORMS)
-    def test_gradient_reaches_linked_predictions_only(self, form: Similarity) -> None:
-        links = random_links(5)
-        weight = links.weight
-        weight[1], weight[:, 2], weight[:, :, 3] = 0, 0, 0
-        places = [field.requires_grad_() for field in links[:4]]
-        loss = linked_loss(*links, form)
-        gradients = torch.autograd.grad(loss, places, allow_unused=True)
-        to_p_1, to_z_1, to_p_2, to_z_2 = gradients
-        assert to_z_1 is None and to_z_2 is None
-        for gradient, ends in ((to_p_1, weight.sum(2) > 0), (to_p_2, weight.sum(1) > 0)):
-            assert (gradient[~ends] == 0).all()
-            assert (gradient[ends].abs().amax(-1) > 1e-5).all()
-
-    @pytest.mark.parametrize("form", FORMS)
-    def test_autocast_changes_nothing(self, form: Similarity) -> None:
-        links = Links(*(field.bfloat16() for field in random_links(6)))
-        links = links._replace(weight=links.weight.float())
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = linked_loss(*links, form)
-        assert loss.dtype == torch.float32
-        assert torch.equal(loss, linked_loss(*links, form))
-        expected = slow_linked(links, form)
-        assert loss.item() == pytest.approx(expected, abs=1e-5)
-
-    def test_large_logits_stay_finite(self) -> None:
-        p, z = rows((1e4, -1e4)), rows((-1e4, 1e4))
-        assert linked_loss(p, z, p, z, torch.ones(1, 1, 1)).item() == pytest.approx(2e4)
-
-    def test_default_is_cross_entropy(self) -> None:
-        links = random_links(7)
-        assert linked_loss(*links).item() == linked_loss(*links, "cross-entropy").item()
-
-
-class TestPixelWeights:
-    def test_by_hand(self) -> None:
+    def test_weights_by_hand(self) -> None:
         # ln 27 = 3.2958369, ln 128 = 4.8520303, sum 8.1478672.
-        weight_k, weight_a = pixel_weights(27, 128)
-        assert weight_k == pytest.approx(0.5954970, abs=1e-6)
-        assert weight_a == pytest.approx(0.4045030, abs=1e-6)
+        assert pixel_weights(27, 128) == pytest.approx((0.5954970, 0.4045030), abs=1e-6)
         assert pixel_weights(5, 5) == (0.5, 0.5)
         # log 4 = 2 log 2
         assert pixel_weights(2, 4) == pytest.approx((2 / 3, 1 / 3))
 
 
-class TestSegmentation:
+def random_links(seed: int, batch: int = 3, places: int = 5) -> tuple[Tensor, Tensor, Tensor]:
+    """p and z of places with six values, and weights of which some are 0."""
+    source = torch.Generator().manual_seed(seed)
+    p, z = (2 * torch.randn(2 * batch, places, 6, generator=source) for _ in range(2))
+    weight = torch.rand(batch, places, places, generator=source)
+    return p, z, torch.where(weight < 0.5, 0.0, 2 * weight)
+
+
+@pytest.mark.parametrize("form", FORMS)
+class TestLinkedLoss:
+    """PixSim of places that are linked one by one."""
+
+    def test_each_place_with_itself_is_the_pixel_loss(self, form: Similarity) -> None:
+        p, z = random_maps(2, 5)
+        ends = [maps.flatten(2).mT for maps in (p, z)]
+        weight = torch.eye(15)[None]
+        expected = pytest.approx(pixel_loss(p, z, form).item(), abs=1e-5)
+        assert linked_loss(ends[0], ends[1], weight, form).item() == expected
+        # Only the weights' ratios count.
+        assert linked_loss(ends[0], ends[1], 3 * weight, form).item() == expected
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    @pytest.mark.parametrize("alone", [False, True])
+    def test_equals_a_slow_loop(self, form: Similarity, dtype: torch.dtype, alone: bool) -> None:
+        """With or without an image that has no link; autocast changes nothing."""
+        p, z, weight = random_links(2)
+        p, z = p.to(dtype), z.to(dtype)
+        weight[1] *= not alone
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = linked_loss(p, z, weight, form)
+        assert loss.dtype == torch.float32
+        assert loss.item() == pytest.approx(slow_linked(p, z, weight, form), abs=1e-5)
+
+    @pytest.mark.parametrize("places", [5, 0])
+    def test_no_links_make_zero_and_a_gradient_of_zero(self, form: Similarity, places: int) -> None:
+        p, z, weight = random_links(4, places=places)
+        loss = linked_loss(p.requires_grad_(), z, 0 * weight, form)
+        assert loss.item() == 0
+        (gradient,) = torch.autograd.grad(loss, p)
+        assert not gradient.any()
+
+    def test_gradient_reaches_linked_predictions_only(self, form: Similarity) -> None:
+        p, z, weight = random_links(5)
+        weight[1], weight[:, 2], weight[:, :, 3] = 0, 0, 0
+        loss = linked_loss(p.requires_grad_(), z.requires_grad_(), weight, form)
+        to_p, to_z = torch.autograd.grad(loss, (p, z), allow_unused=True)
+        assert to_z is None
+        linked = torch.cat((weight.sum(2) > 0, weight.sum(1) > 0))
+        assert (to_p[~linked] == 0).all()
+        assert (to_p[linked].abs().amax(-1) > 1e-5).all()
+
+
+def test_links_by_hand() -> None:
+    """Two places a view, of which both of view 1 are linked with the first of view 2, by weights 1 and 3."""
+    even, leaning = (0.0, 0.0), (LN3, 0.0)
+    p = torch.cat((rows(even, leaning), rows(leaning, even)))
+    z = torch.cat((rows(leaning, even), rows(even, even)))
+    # First link: ½ D(even, even) + ½ D(leaning, leaning) = ½ · (0.6931472 + 0.5623351) = 0.6277412.
+    # Second: ½ D(leaning, even) twice = 0.8369882. Mean: (0.6277412 + 3 · 0.8369882) / 4.
+    loss = linked_loss(p, z, torch.tensor([[[1.0, 0.0], [3.0, 0.0]]]))
+    assert loss.item() == pytest.approx(0.7846764, abs=1e-6)
+
+
+class Swap(nn.Module):
+    """Both values of each row in the other order: a predictor whose output is known."""
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return rows.flip(1)
+
+
+def network_of(predictor: nn.Module) -> Any:
+    """The projection of an image is the mean of its features itself."""
+    return SimpleNamespace(image_projector=nn.Identity(), image_predictor=predictor)
+
+
+def maps_of(*values: tuple[float, ...]) -> Tensor:
+    """Features (2B, C, 1, 1), view 1 first."""
+    return torch.tensor(values)[..., None, None]
+
+
+@pytest.fixture
+def network(slim: None) -> DenseSiam:
+    return build_network(Architecture(channels=8, clusters=2, image_head=True), seed=1).train()
+
+
+class TestImageLoss:
+    ROWS = ((3.0, 4.0), (1.0, 0.0), (4.0, 3.0), (0.0, 2.0))
+
+    def test_by_hand(self) -> None:
+        """Two images, z₁ = (3, 4) and (1, 0), z₂ = (4, 3) and (0, 2); the mean over all pixels is projected."""
+        noise = torch.randn(4, 2, 3, 5, generator=torch.Generator().manual_seed(0))
+        features = maps_of(*self.ROWS) + noise - noise.mean((2, 3), keepdim=True)
+        # A predictor that changes nothing: cosines 24/25 and 0 both ways.
+        loss, _, dispersion = image_loss(network_of(nn.Identity()), features)
+        assert loss.item() == pytest.approx(-0.48, abs=1e-6)
+        assert dispersion.item() == pytest.approx(spread(torch.tensor(self.ROWS)).item(), abs=1e-6)
+        # p₁ = (4, 3) and (0, 1) lie on z₂, and p₂ = (3, 4) and (2, 0) on z₁.
+        loss, _, _ = image_loss(network_of(Swap()), features)
+        assert loss.item() == pytest.approx(-1, abs=1e-6)
+
+    def test_agreement_is_the_share_of_images_found_again(self) -> None:
+        """View 1 of images 0 and 2 is most like view 2 of the same image; those of 1 and 3 are like 3 and 0."""
+        x, y, z = (1.0, 0.0, 0.0), (0.0, 5.0, 0.0), (0.0, 0.0, 0.1)
+        views_1, views_2 = (x, y, z, x), (x, (0.0, 0.0, -9.0), z, y)
+        _, agreement, _ = image_loss(network_of(nn.Identity()), maps_of(*views_1, *views_2))
+        assert agreement.item() == 0.5
+
+    def test_agreement_is_exact_under_autocast(self) -> None:
+        """Directions a hundredth apart, which three digits could not tell from each other."""
+        angles = torch.arange(12) * 0.01
+        directions = torch.stack((angles.cos(), angles.sin()), 1).repeat(2, 1)[..., None, None]
+        with torch.autocast("cpu", torch.bfloat16):
+            _, agreement, _ = image_loss(network_of(nn.Identity()), directions)
+        assert agreement.item() == 1
+
+    def test_equals_a_slow_loop_with_the_heads(self, network: DenseSiam) -> None:
+        """In training state, against float64; the projections of both views share batch statistics."""
+        features = torch.randn(10, 8, 4, 4, generator=torch.Generator().manual_seed(1))
+        exact = copy.deepcopy(network).double()
+        loss, agreement, dispersion = image_loss(network, features)
+        assert loss.requires_grad and loss.dtype == torch.float32
+        assert not agreement.requires_grad and not dispersion.requires_grad
+
+        assert exact.image_projector is not None and exact.image_predictor is not None
+        with torch.no_grad():
+            z = exact.image_projector(features.double().mean((2, 3)))
+            p = exact.image_predictor(z)
+
+        def cosine(a: Tensor, b: Tensor) -> float:
+            return float(a @ b / (a @ a).sqrt() / (b @ b).sqrt())
+
+        terms = [-0.5 * (cosine(p[i], z[5 + i]) + cosine(p[5 + i], z[i])) for i in range(5)]
+        assert loss.item() == pytest.approx(sum(terms) / 5, abs=1e-5)
+        found = [max(range(5), key=lambda j: cosine(z[i], z[5 + j])) == i for i in range(5)]
+        assert agreement.item() == pytest.approx(sum(found) / 5)
+        directions = p / (p * p).sum(1, keepdim=True).sqrt()
+        deviation = ((directions - directions.mean(0)) ** 2).mean(0).sqrt().mean()
+        assert dispersion.item() == pytest.approx(deviation.item() * math.sqrt(8), abs=1e-5)
+
+
+class TestSpread:
+    def test_by_hand(self) -> None:
+        # Each column is 0 and 1: deviation ½, times √2.
+        assert spread(torch.tensor([[1.0, 0.0], [0.0, 1.0]])).item() == pytest.approx(0.7071068)
+        # Columns 1 -1 0 0 and 0 0 1 -1, of whatever length: deviation √½, times √2.
+        axes = torch.tensor([[1.0, 0.0], [-7.0, 0.0], [0.0, 1.0], [0.0, -0.1]])
+        assert spread(axes).item() == pytest.approx(1)
+        assert spread(torch.zeros(3, 4)).item() == 0
+
+    @pytest.mark.parametrize("width", [2, 16, 128])
+    def test_falls_from_one_to_zero_with_what_rows_have_in_common(self, width: int) -> None:
+        directions = torch.randn(4000, width, generator=torch.Generator().manual_seed(width))
+        values = [spread(directions + common).item() for common in (0, 1, 3, 1000)]
+        assert values == sorted(values, reverse=True)
+        assert values[0] == pytest.approx(1, abs=0.02)
+        assert values[-1] == pytest.approx(0, abs=1e-2)
+
+
+class TestPseudoLabels:
     Z = pixels((LN3, 0.0), (LN3, 0.0), (LN3, 0.0), (0.0, LN9))
 
     @pytest.mark.parametrize(
-        ("balance", "expected"),
+        ("labels", "balance", "expected"),
         [
-            # Labels 0 0 0 1; cross-entropies -ln ¾ = 0.2876821 three times and -ln 0.9 = 0.1053605.
-            ("none", 0.2421017),
+            # Its own argmax 0 0 0 1; cross-entropies -ln ¾ = 0.2876821 three times and -ln 0.9 = 0.1053605.
+            (None, "none", 0.2421017),
             # Weights ¾ ¾ ¾ ¼: (0.75 · 0.8630462 + 0.25 · 0.1053605) / 4
-            ("frequency", 0.1684062),
+            (None, "frequency", 0.1684062),
             # Weights 4 / (3 · 2) = ⅔ three times and 4 / (1 · 2) = 2: (0.5753641 + 0.2107210) / 4
-            ("inverse", 0.1965213),
+            (None, "inverse", 0.1965213),
+            # Cross-entropies -ln ¼ = 1.3862944, -ln ¾ = 0.2876821, -ln ¼ and -ln 0.9 = 0.1053605.
+            ([1, 0, 1, 1], "none", 0.7914079),
+            # Weights ¼ for the 0 and ¾ for the others: (0.25 · 0.2876821 + 0.75 · 2.8779493) / 4
+            ([1, 0, 1, 1], "frequency", 0.5575956),
+            # Weights 4 / (1 · 2) = 2 and 4 / (3 · 2) = ⅔: (2 · 0.2876821 + ⅔ · 2.8779493) / 4
+            ([1, 0, 1, 1], "inverse", 0.6234993),
+            # One label for all, whatever the balance: the plain mean.
+            ([0, 0, 0, 0], "inverse", 0.7914079),
         ],
     )
-    def test_by_hand(self, balance: Balance, expected: float) -> None:
-        assert segmentation_loss(self.Z, balance).item() == pytest.approx(expected, abs=1e-6)
+    def test_by_hand(self, labels: list[int] | None, balance: Balance, expected: float) -> None:
+        given = None if labels is None else torch.tensor([[labels]])
+        loss = pseudo_label_loss(self.Z, given, balance)
+        assert loss.item() == pytest.approx(expected, abs=1e-6)
 
     @pytest.mark.parametrize("balance", BALANCES)
-    @pytest.mark.parametrize("seed", range(3))
-    def test_equals_a_slow_loop(self, balance: Balance, seed: int) -> None:
-        (z,) = random_maps(1, seed)
-        expected = slow_segmentation(z, balance)
-        assert segmentation_loss(z, balance).item() == pytest.approx(expected, abs=1e-5)
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_equals_a_slow_loop(self, balance: Balance, dtype: torch.dtype) -> None:
+        z = random_maps(1, 0)[0].to(dtype)
+        # Label 3 is that of no pixel.
+        labels = torch.randint(0, 3, (2, 3, 5), generator=torch.Generator().manual_seed(0))
+        for given in (labels, None):
+            used = z.argmax(1) if given is None else given
+            loss = pseudo_label_loss(z, given, balance)
+            assert loss.dtype == torch.float32
+            expected = slow_pseudo_labels(z, used.flatten().tolist(), balance)
+            assert loss.item() == pytest.approx(expected, abs=1e-5)
 
     @pytest.mark.parametrize("balance", BALANCES)
     def test_gradient_treats_labels_and_weights_as_constants(self, balance: Balance) -> None:
         """weight · (softmax(z) - one-hot label) / pixels."""
         (z,) = random_maps(1, 5)
-        (gradient,) = torch.autograd.grad(segmentation_loss(z.requires_grad_(), balance), z)
+        (gradient,) = torch.autograd.grad(pseudo_label_loss(z.requires_grad_(), balance=balance), z)
         columns = columns_of(z)
         labels = [int(column.argmax()) for column in columns]
         expected = [
@@ -410,136 +421,47 @@ class TestSegmentation:
         ]
         np.testing.assert_allclose(columns_of(gradient), expected, atol=1e-6)
 
-    def test_inverse_gives_each_label_in_use_the_same_weight(self) -> None:
-        (z,) = random_maps(1, 6, (2, 6, 4, 4))
-        z[:, 5] = -50  # a label that no pixel has takes nothing from the others
-        columns = columns_of(z)
-        labels = [int(column.argmax()) for column in columns]
-        losses = [
-            -math.log(shares(column)[label]) for column, label in zip(columns, labels, strict=True)
-        ]
-        used = sorted(set(labels))
-        assert len(used) > 2 and 5 not in used
-        per_label = [
-            np.mean([loss for loss, label in zip(losses, labels, strict=True) if label == k])
-            for k in used
-        ]
-        expected = float(np.mean(per_label))
-        assert segmentation_loss(z, "inverse").item() == pytest.approx(expected, abs=1e-5)
+    def test_without_balance_it_is_torchs_cross_entropy(self) -> None:
+        z, labels = random_maps(1, 9)[0], random_maps(1, 10)[0].argmax(1)
+        expected = cross_entropy(z, labels).item()
+        assert pseudo_label_loss(z, labels, "none").item() == pytest.approx(expected, abs=1e-6)
 
-    def test_one_label_for_all_is_the_plain_mean(self) -> None:
-        z = pixels((LN3, 0.0), (LN9, 0.0))
-        # (0.2876821 + 0.1053605) / 2
-        for balance in BALANCES:
-            assert segmentation_loss(z, balance).item() == pytest.approx(0.1965213, abs=1e-6)
-
-    def test_default_is_inverse(self) -> None:
-        assert segmentation_loss(self.Z).item() == segmentation_loss(self.Z, "inverse").item()
-
-    def test_half_precision_is_computed_in_float32(self) -> None:
-        (z,) = random_maps(1, 7)
-        loss = segmentation_loss(z.bfloat16())
-        assert loss.dtype == torch.float32
-        expected = slow_segmentation(z.bfloat16(), "inverse")
-        assert loss.item() == pytest.approx(expected, abs=1e-5)
+    def test_labels_are_counted_on_a_gpu_without_waiting(self) -> None:
+        """The other way of counting, on a device that is no processor."""
+        labels = torch.zeros(2, 3, dtype=torch.int64, device="meta")
+        assert label_counts(labels, 7).shape == (7,)
+        assert label_counts(torch.tensor([[0, 2], [2, 2]]), 4).tolist() == [1, 0, 3, 0]
 
 
-class TestPseudoLabels:
-    """Cross-entropy with labels that come from elsewhere."""
-
-    Z = pixels((LN3, 0.0), (LN3, 0.0), (LN3, 0.0), (0.0, LN9))
-
-    @pytest.mark.parametrize(
-        ("balance", "expected"),
-        [
-            # Labels 1 0 1 1; cross-entropies -ln ¼ = 1.3862944, -ln ¾ = 0.2876821, -ln ¼ and -ln 0.9 = 0.1053605.
-            ("none", 0.7914079),
-            # Weights ¼ for the 0 and ¾ for the others: (0.25 · 0.2876821 + 0.75 · 2.8779493) / 4
-            ("frequency", 0.5575956),
-            # Weights 4 / (1 · 2) = 2 and 4 / (3 · 2) = ⅔: (2 · 0.2876821 + ⅔ · 2.8779493) / 4
-            ("inverse", 0.6234993),
-        ],
-    )
-    def test_by_hand(self, balance: Balance, expected: float) -> None:
-        labels = torch.tensor([[[1, 0, 1, 1]]])
-        loss = pseudo_label_loss(self.Z, labels, balance)
-        assert loss.item() == pytest.approx(expected, abs=1e-6)
-
-    @pytest.mark.parametrize("balance", BALANCES)
-    @pytest.mark.parametrize("seed", range(3))
-    def test_equals_a_slow_loop(self, balance: Balance, seed: int) -> None:
-        (z,) = random_maps(1, seed)
-        source = torch.Generator().manual_seed(seed)
-        # Label 3 is that of no pixel.
-        labels = torch.randint(0, 3, (2, 3, 5), generator=source)
-        expected = slow_pseudo_labels(z, labels.flatten().tolist(), balance)
-        assert pseudo_label_loss(z, labels, balance).item() == pytest.approx(expected, abs=1e-5)
-
-    @pytest.mark.parametrize("balance", BALANCES)
-    def test_its_own_argmax_is_the_segmentation_loss(self, balance: Balance) -> None:
-        (z,) = random_maps(1, 8)
-        loss = pseudo_label_loss(z, z.argmax(1), balance)
-        assert loss.item() == pytest.approx(segmentation_loss(z, balance).item(), abs=1e-6)
-
-    def test_without_balance_it_is_torchs_cross_entropy_with_its_gradient(self) -> None:
-        z = random_maps(1, 9)[0].requires_grad_()
-        labels = random_maps(1, 10)[0].argmax(1)
-        losses = pseudo_label_loss(z, labels, "none"), cross_entropy(z, labels)
-        assert losses[0].item() == pytest.approx(losses[1].item(), abs=1e-6)
-        (one,), (two,) = (torch.autograd.grad(loss, z) for loss in losses)
-        torch.testing.assert_close(one, two, atol=1e-6, rtol=0)
-
-    def test_half_precision_is_computed_in_float32(self) -> None:
-        z = random_maps(1, 11)[0].bfloat16()
-        labels = random_maps(1, 12)[0].argmax(1)
-        loss = pseudo_label_loss(z, labels)
-        assert loss.dtype == torch.float32
-        expected = slow_pseudo_labels(z, labels.flatten().tolist(), "inverse")
-        assert loss.item() == pytest.approx(expected, abs=1e-5)
+def test_prior_loss_by_hand() -> None:
+    """Two clusters with logits (0, ln 3) have shares (¼, ¾)."""
+    z, given = pixels((0.0, LN3)), pixels((0.5, 0.5))
+    expected = -0.5 * math.log(0.25) - 0.5 * math.log(0.75)
+    assert prior_loss(z, given).item() == pytest.approx(expected)
 
 
-class TestRegions:
-    def test_embeddings_by_hand(self) -> None:
-        z = pixels((LN3, 0.0), (0.0, 0.0))  # shares (¾, ¼) and (½, ½)
-        features = pixels((4.0, 0.0, 1.0), (2.0, 8.0, 1.0))
-        # e[0] = ¾ · (4, 0, 1) + ½ · (2, 8, 1); e[1] = ¼ · (4, 0, 1) + ½ · (2, 8, 1)
-        torch.testing.assert_close(
-            region_embeddings(z, features), torch.tensor([[[4.0, 4.0, 1.25], [2.0, 4.0, 0.75]]])
-        )
-
-    def test_embeddings_equal_a_slow_loop(self) -> None:
-        (z,) = random_maps(1, 0)
-        (features,) = random_maps(1, 1, (2, 6, 3, 5))
-        out = region_embeddings(z, features)
-        assert out.shape == (2, 4, 6)
-        np.testing.assert_allclose(out.numpy(), slow_regions(z, features), atol=1e-5)
-
-    def test_embeddings_of_some_pixels_by_hand(self) -> None:
-        z = pixels((0.0, 0.0), (LN3, 0.0), (0.0, LN9))
+class TestRegionEmbeddings:
+    def test_by_hand(self) -> None:
+        z = pixels((0.0, 0.0), (LN3, 0.0), (0.0, LN9))  # shares (½, ½), (¾, ¼) and (⅒, ⁹⁄₁₀)
         features = pixels((4.0, 0.0), (2.0, 8.0), (100.0, 100.0))
         used = torch.tensor([[[True, True, False]]])
         # Region 0: ½ · (4, 0) + ¾ · (2, 8); region 1: ½ · (4, 0) + ¼ · (2, 8).
-        torch.testing.assert_close(
-            region_embeddings(z, features, used), torch.tensor([[[3.5, 6.0], [2.5, 2.0]]])
-        )
-        torch.testing.assert_close(
-            region_embeddings(z, features, ~used), torch.tensor([[[10.0, 10.0], [90.0, 90.0]]])
-        )
+        some, others = torch.tensor([[[3.5, 6.0], [2.5, 2.0]]]), torch.tensor([[[10.0], [90.0]]])
+        torch.testing.assert_close(region_embeddings(z, features, used), some)
+        torch.testing.assert_close(region_embeddings(z, features), some + others)
 
-    def test_embeddings_of_some_pixels_are_those_of_these_alone(self) -> None:
+    def test_equal_a_slow_loop(self) -> None:
         z, features = random_maps(1, 2)[0], random_maps(1, 3, (2, 6, 3, 5))[0]
         used = random_maps(1, 4, (2, 3, 5))[0] > 0
-        out = region_embeddings(z, features, used)
+        whole, some = region_embeddings(z, features), region_embeddings(z, features, used)
+        np.testing.assert_allclose(whole.numpy(), slow_regions(z, features), atol=1e-5)
         for b in range(2):
             alone = [maps[b : b + 1, :, used[b]].unsqueeze(-1) for maps in (z, features)]
-            np.testing.assert_allclose(out[b].numpy(), slow_regions(*alone)[0], atol=1e-5)
-        everywhere = torch.ones_like(used)
-        assert torch.equal(
-            region_embeddings(z, features, everywhere), region_embeddings(z, features)
-        )
-        assert (region_embeddings(z, features, ~everywhere) == 0).all()
+            np.testing.assert_allclose(some[b].numpy(), slow_regions(*alone)[0], atol=1e-5)
+        halves = region_embeddings(z.bfloat16(), features.bfloat16())
+        assert halves.dtype == torch.float32
 
-    def test_gradient_of_embeddings_is_zero_outside_the_pixels_used(self) -> None:
+    def test_gradient_reaches_shares_and_features_of_the_pixels_used(self) -> None:
         z, features = random_maps(1, 2)[0], random_maps(1, 3, (2, 6, 3, 5))[0]
         used = random_maps(1, 4, (2, 3, 5))[0] > 0
         inputs = z.requires_grad_(), features.requires_grad_()
@@ -548,59 +470,41 @@ class TestRegions:
             reached = gradient.abs().amax(1)
             assert (reached[~used] == 0).all() and (reached[used] > 0).all()
 
-    def test_gradient_of_embeddings_reaches_masks_and_features(self) -> None:
-        (z,) = random_maps(1, 2)
-        (features,) = random_maps(1, 3, (2, 6, 3, 5))
-        inputs = z.requires_grad_(), features.requires_grad_()
-        gradients = torch.autograd.grad(region_embeddings(*inputs).square().sum(), inputs)
-        assert all(gradient.abs().max() > 1e-3 for gradient in gradients)
 
-    def test_loss_by_hand(self) -> None:
+def regions(q: Tensor, u: Tensor, stop_gradient: bool = True) -> Tensor:
+    """The loss of heads that give these predictions and projections."""
+    heads: Any = SimpleNamespace(region_outputs=lambda embeddings: (u, q))
+    return region_loss(heads, torch.empty(0), stop_gradient)
+
+
+class TestRegionLoss:
+    def test_by_hand(self, monkeypatch: pytest.MonkeyPatch) -> None:
         eye = torch.eye(2)[None]
-        swapped = eye.flip(1)
-        # Scores (1, 0) per row over temperature 1: ln(1 + e⁻¹).
-        loss = region_loss(eye, eye, eye, eye, temperature=1)
-        assert loss.item() == pytest.approx(0.3132617, abs=1e-6)
-        # Over 0.1: ln(1 + e⁻¹⁰).
-        assert region_loss(eye, eye, eye, eye).item() == pytest.approx(4.53989e-5, abs=1e-7)
+        same, turned = torch.cat((eye, eye)), torch.cat((eye, eye.flip(1)))
+        # Scores (10, 0) per row: ln(1 + e⁻¹⁰).
+        assert regions(same, same).item() == pytest.approx(4.53989e-5, abs=1e-7)
+        monkeypatch.setattr(losses, "TEMPERATURE", 1.0)
+        # Scores (1, 0): ln(1 + e⁻¹).
+        assert regions(same, same).item() == pytest.approx(0.3132617, abs=1e-6)
         # View 2 swapped: both directions look for their row in the other's place, ln(1 + e).
-        loss = region_loss(eye, eye, swapped, swapped, temperature=1)
-        assert loss.item() == pytest.approx(1.3132617, abs=1e-6)
+        assert regions(turned, turned).item() == pytest.approx(1.3132617, abs=1e-6)
         # Only q₁ meets a swapped u₂; q₂ meets u₁ in place: the mean of the two.
-        loss = region_loss(eye, eye, eye, swapped, temperature=1)
-        assert loss.item() == pytest.approx(0.8132617, abs=1e-6)
+        assert regions(same, turned).item() == pytest.approx(0.8132617, abs=1e-6)
 
-    @pytest.mark.parametrize("seed", range(3))
-    def test_loss_equals_a_slow_loop(self, seed: int) -> None:
-        rows = random_maps(4, seed, (2, 4, 6))
-        loss = region_loss(*rows)
-        assert loss.item() == pytest.approx(slow_region_loss(*rows), abs=1e-5)
-
-    def test_loss_ignores_lengths(self) -> None:
-        rows = random_maps(4, 3, (2, 4, 6))
-        lengths = [row.new_tensor([0.1, 1.0, 5.0, 30.0]).view(1, 4, 1) for row in rows]
-        scaled = region_loss(*(row * length for row, length in zip(rows, lengths, strict=True)))
-        assert scaled.item() == pytest.approx(region_loss(*rows).item(), abs=1e-5)
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_equals_a_slow_loop_and_ignores_lengths(self, dtype: torch.dtype) -> None:
+        q, u = (maps.to(dtype) for maps in random_maps(2, 1, (4, 4, 6)))
+        loss = regions(q, u)
+        assert loss.dtype == torch.float32
+        assert loss.item() == pytest.approx(slow_region_loss(q, u), abs=1e-5)
+        lengths = torch.tensor([0.125, 1.0, 4.0, 32.0], dtype=dtype).view(4, 1)
+        assert regions(lengths * q, u / lengths).item() == pytest.approx(loss.item(), abs=1e-5)
 
     def test_stop_gradient(self) -> None:
-        rows = [row.requires_grad_() for row in random_maps(4, 4, (2, 4, 6))]
-        stopped, free = (region_loss(*rows, stop_gradient=stop) for stop in (True, False))
+        q, u = (maps.requires_grad_() for maps in random_maps(2, 4, (4, 4, 6)))
+        stopped, free = (regions(q, u, stop) for stop in (True, False))
         assert stopped.item() == free.item()
-        q_1, u_1, q_2, u_2 = torch.autograd.grad(stopped, rows, allow_unused=True)
-        assert u_1 is None and u_2 is None
-        assert q_1.abs().max() > 1e-3 and q_2.abs().max() > 1e-3
-        free_q_1, free_u_1, free_q_2, free_u_2 = torch.autograd.grad(free, rows)
-        assert torch.equal(q_1, free_q_1) and torch.equal(q_2, free_q_2)
-        assert free_u_1.abs().max() > 1e-3 and free_u_2.abs().max() > 1e-3
-
-    def test_stop_gradient_is_the_default(self) -> None:
-        rows = [row.requires_grad_() for row in random_maps(4, 5, (1, 3, 4))]
-        _, u_1, _, u_2 = torch.autograd.grad(region_loss(*rows), rows, allow_unused=True)
-        assert u_1 is None and u_2 is None
-
-    def test_half_precision_is_computed_in_float32(self) -> None:
-        rows = [row.bfloat16() for row in random_maps(4, 6, (2, 4, 6))]
-        loss = region_loss(*rows)
-        assert loss.dtype == torch.float32
-        assert loss.item() == pytest.approx(slow_region_loss(*rows), abs=1e-5)
-        assert region_embeddings(*(row[..., None] for row in rows[:2])).dtype == torch.float32
+        to_q, to_u = torch.autograd.grad(stopped, (q, u), allow_unused=True)
+        free_q, free_u = torch.autograd.grad(free, (q, u))
+        assert to_u is None and torch.equal(to_q, free_q)
+        assert to_q.abs().max() > 1e-3 and free_u.abs().max() > 1e-3
