@@ -148,20 +148,16 @@ def test_auto_is_memory_then_disk_then_nothing(
 ) -> None:
     """5 squares of 3 x 32 x 32 bytes: four times that of memory, or else twice that of disk."""
     need = 5 * 3 * SIDE**2
+    expected = pixels(store_of(folder, "none"))
+    assert not (folder.parent / "caches").exists()
     kinds = []
     for memory, disk in [(4 * need, 0), (4 * need - 1, 2 * need - 1), (0, 2 * need)]:
         monkeypatch.setattr(batches, "free_memory", Mock(return_value=memory))
         monkeypatch.setattr(batches, "free_space", Mock(return_value=disk))
         store = store_of(folder, "auto")
         kinds.append((store._squares is not None, store.file is not None))
+        assert torch.equal(pixels(store), expected)
     assert kinds == [(True, False), (False, False), (True, True)]
-
-
-def test_none_decodes_every_time(folder: Path) -> None:
-    store = store_of(folder, "none")
-    assert store._squares is None and store.file is None
-    assert torch.equal(pixels(store), pixels(store_of(folder, "ram")))
-    assert not store.caches.exists()
 
 
 def test_places_without_room(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

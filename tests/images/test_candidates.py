@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
@@ -61,64 +61,55 @@ def test_copies_are_different_files(tmp_path: Path) -> None:
     assert scan([tmp_path]).names == ("a.jpg", "b.jpg")
 
 
-def test_several_inputs_have_a_common_root(tmp_path: Path) -> None:
-    touch(tmp_path, "a/b/1.jpg", "a/bc/2.jpg", "a/bc/d/3.jpg")
-    files = scan([tmp_path / "a" / "bc" / "d", tmp_path / "a" / "b" / "1.jpg"])
-    assert files.root == str(tmp_path / "a")
-    assert files.names == ("b/1.jpg", "bc/d/3.jpg")
-
-
 def test_only_unusable_files(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     with pytest.raises(InputError, match=r"pipe\.jpg: is not a regular file"):
         scan([tmp_path])
 
 
-@pytest.fixture
-def disk(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Makes all files seem to have this size, time in seconds, device and inode."""
-
-    def pretend(size: int, time: int, device: int, inode: int) -> None:
+@pytest.mark.parametrize(
+    ("rows", "expected", "repeated"),
+    [
+        # Inodes may be handed out twice: files are the same where device, size and time agree as well.
+        (
+            [
+                ("f.jpg", 4, 5, 2**64 - 1, 2**64 - 1),
+                ("e.jpg", 4, 6, 1, 7),
+                ("d.jpg", 3, 5, 1, 7),
+                ("c.jpg", 4, 5, 2, 7),
+                ("b.jpg", 4, 5, 1, 7),
+                ("a.jpg", 4, 5, 1, 7),
+            ],
+            [("a.jpg", 4), ("c.jpg", 4), ("d.jpg", 3), ("e.jpg", 4), ("f.jpg", 4)],
+            1,
+        ),
+        # Of two looks at one path the last counts.
+        (
+            [("a.jpg", 4, 5, 1, 7), ("b.jpg", 4, 5, 1, 8), ("a.jpg", 6, 9, 1, 9)],
+            [("a.jpg", 6), ("b.jpg", 4)],
+            0,
+        ),
+    ],
+)
+def test_which_names_mean_one_file(
+    monkeypatch: pytest.MonkeyPatch,
+    rows: list[tuple[str, int, int, int, int]],
+    expected: list[tuple[str, int]],
+    repeated: int,
+) -> None:
+    """Rows are name, size, time in seconds, device and inode."""
+    found = Candidates("/data/")
+    times = {}
+    for name, size, time, device, inode in rows:
         values = (0o100644, inode, device, 1, 0, 0, size, time, time, time)
-        found = os.stat_result(values, {"st_mtime_ns": 10**9 * time})
-        monkeypatch.setattr(os, "stat", lambda path: found)
-
-    return pretend
-
-
-def test_inodes_handed_out_twice(disk: Callable[..., None]) -> None:
-    """Files are the same where device, size and time agree as well."""
-    found = Candidates("/data/")
-    for name, *identity in (
-        ("g.jpg", 4, 5, 2**64 - 1, 2**64 - 1),
-        ("f.jpg", 4, 6, 1, 7),
-        ("e.jpg", 3, 5, 1, 7),
-        ("d.jpg", 4, 5, 1, 8),
-        ("c.jpg", 4, 5, 2, 7),
-        ("b.jpg", 4, 5, 1, 7),
-        ("a.jpg", 4, 5, 1, 7),
-    ):
-        disk(*identity)
+        status = os.stat_result(values, {"st_mtime_ns": 10**9 * time})
+        monkeypatch.setattr(os, "stat", Mock(return_value=status))
         found.add(name)
+        times[name] = 1000 * time
     files = found.manifest()
-    assert files.names == ("a.jpg", "c.jpg", "d.jpg", "e.jpg", "f.jpg", "g.jpg")
-    assert files.sizes.tolist() == [4, 4, 4, 3, 4, 4]
-    assert files.mtimes_ms.tolist() == [5000, 5000, 5000, 5000, 6000, 5000]
-    assert files.repeated == 1
-
-
-def test_of_two_looks_at_one_path_the_last_counts(disk: Callable[..., None]) -> None:
-    found = Candidates("/data/")
-    for name, *identity in (
-        ("a.jpg", 4, 5, 1, 7),
-        ("b.jpg", 4, 5, 1, 8),
-        ("a.jpg", 6, 9, 1, 9),
-    ):
-        disk(*identity)
-        found.add(name)
-    files = found.manifest()
-    assert (files.names, files.sizes.tolist()) == (("a.jpg", "b.jpg"), [6, 4])
-    assert files.repeated == 0
+    assert [*zip(files.names, files.sizes, strict=True)] == expected
+    assert files.mtimes_ms.tolist() == [times[name] for name in files.names]
+    assert files.repeated == repeated
 
 
 def test_suffixes(tmp_path: Path) -> None:

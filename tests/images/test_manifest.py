@@ -80,6 +80,7 @@ def test_changed_files(tmp_path: Path) -> None:
         {"mtimes_ms": [1000]},
         {"mtimes_ms": [[1000, 1001]]},
         {"skipped": [{"path": "c.jpg"}]},
+        {"ignored": None, "repeated": 0, "digest": "", "root": ""},
     ],
 )
 def test_damaged_dictionaries(change: dict[str, Any]) -> None:
@@ -87,11 +88,7 @@ def test_damaged_dictionaries(change: dict[str, Any]) -> None:
     assert Manifest.from_dict(good).to_dict() == good
     with pytest.raises(InputError, match="damaged"):
         Manifest.from_dict({**good, **change})
-
-
-def test_every_member_is_needed() -> None:
-    good = small("a.jpg", "b.jpg").to_dict()
-    for key in good:
+    for key in change:
         with pytest.raises(InputError, match="damaged"):
             Manifest.from_dict({name: value for name, value in good.items() if name != key})
 

@@ -35,58 +35,31 @@ def memory(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(batches, "free_memory", lambda: request.param)
 
 
-@pytest.fixture
-def no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing fits: images are decoded anew in every epoch."""
-    monkeypatch.setattr(batches, "free_memory", lambda: 0)
+@given(
+    images=st.integers(1, 200),
+    batch=st.integers(1, 32),
+    seed=st.integers(0, 2**63 - 1),
+    epoch=st.integers(0, 1000),
+)
+@settings(deadline=None, max_examples=50)
+def test_an_epoch_is_full_batches_of_different_images(
+    images: int, batch: int, seed: int, epoch: int
+) -> None:
+    """The batch size cuts one and the same order."""
+    groups = epoch_batches(images, batch, seed=seed, epoch=epoch)
+    flat = [index for group in groups for index in group]
+    order = epoch_batches(images, images, seed=seed, epoch=epoch)[0]
+    assert len(groups) == images // batch
+    assert all(len(group) == batch for group in groups)
+    assert flat == list(order)[: len(flat)]
+    assert sorted(order) == list(range(images))
 
 
-class TestOrder:
-    @given(
-        images=st.integers(1, 200),
-        batch=st.integers(1, 32),
-        seed=st.integers(0, 2**63 - 1),
-        epoch=st.integers(0, 1000),
-    )
-    @settings(deadline=None, max_examples=50)
-    def test_an_epoch_is_full_batches_of_different_images(
-        self, images: int, batch: int, seed: int, epoch: int
-    ) -> None:
-        groups = epoch_batches(images, batch, seed=seed, epoch=epoch)
-        flat = [index for group in groups for index in group]
-        assert len(groups) == images // batch
-        assert all(len(group) == batch for group in groups)
-        assert len(set(flat)) == len(flat) and set(flat) <= set(range(images))
-        assert groups == epoch_batches(images, batch, seed=seed, epoch=epoch)
-
-    def test_the_batch_size_cuts_one_and_the_same_order(self) -> None:
-        orders = [
-            [index for group in epoch_batches(50, size, seed=1, epoch=2) for index in group]
-            for size in (1, 7, 50)
-        ]
-        assert orders[1] == orders[0][:49]
-        assert orders[2] == orders[0]
-        assert sorted(orders[0]) == list(range(50))
-
-    def test_epochs_and_seeds_have_orders_of_their_own(self) -> None:
-        orders = {
-            tuple(epoch_batches(20, 20, seed=seed, epoch=epoch)[0])
-            for seed in range(5)
-            for epoch in range(5)
-        }
-        assert len(orders) == 25
-
-    def test_the_remainder_of_one_epoch_is_seen_in_others(self) -> None:
-        seen = {
-            index
-            for epoch in range(20)
-            for group in epoch_batches(7, 4, seed=0, epoch=epoch)
-            for index in group
-        }
-        assert seen == set(range(7))
-
-    def test_fewer_images_than_a_batch_make_none(self) -> None:
-        assert epoch_batches(3, 4, seed=0, epoch=0) == []
+def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+    pairs = [(seed, epoch) for seed in range(5) for epoch in range(5)]
+    orders = [epoch_batches(20, 15, seed=seed, epoch=epoch)[0] for seed, epoch in pairs]
+    assert len(set(orders)) == 25
+    assert {index for order in orders[:5] for index in order} == set(range(20))
 
 
 def two_epochs(store: ImageStore) -> list[Batch]:
@@ -97,32 +70,24 @@ def two_epochs(store: ImageStore) -> list[Batch]:
     ]
 
 
-class TestReplay:
-    @pytest.mark.usefixtures("memory")
-    @pytest.mark.parametrize("workers", [0, 1, 3])
-    def test_pixels_are_those_of_the_named_files(self, image_folder: Path, workers: int) -> None:
-        names = sorted(path.name for path in image_folder.iterdir())
-        found = two_epochs(store_of(image_folder, workers=workers))
-        groups = [epoch_batches(12, 4, seed=0, epoch=epoch) for epoch in range(2)]
-        assert [batch.indices for batch in found] == [*groups[0], *groups[1]]
-        for batch in found:
-            assert batch.images.dtype == torch.uint8
-            for square, index in zip(batch.images, batch.indices, strict=True):
-                assert torch.equal(square, load_square(image_folder / names[index], SIDE))
+@pytest.mark.usefixtures("memory")
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_pixels_are_those_of_the_named_files(image_folder: Path, workers: int) -> None:
+    names = sorted(path.name for path in image_folder.iterdir())
+    found = two_epochs(store_of(image_folder, workers=workers))
+    groups = [epoch_batches(12, 4, seed=0, epoch=epoch) for epoch in range(2)]
+    assert [batch.indices for batch in found] == [*groups[0], *groups[1]]
+    for batch in found:
+        assert batch.images.dtype == torch.uint8
+        for square, index in zip(batch.images, batch.indices, strict=True):
+            assert torch.equal(square, load_square(image_folder / names[index], SIDE))
 
-    @pytest.mark.usefixtures("memory")
-    def test_equal_from_the_middle_of_an_epoch(self, image_folder: Path) -> None:
-        store = store_of(image_folder, workers=1)
-        groups = epoch_batches(len(store), 4, seed=0, epoch=1)
-        (batch,) = store.batches(groups[2:])
-        assert batch.indices == groups[2]
-        assert torch.equal(batch.images, two_epochs(store)[5].images)
 
-    def test_no_global_generator_is_touched(self, image_folder: Path) -> None:
-        before = torch.get_rng_state(), str(np.random.get_state()), random.getstate()  # noqa: NPY002
-        two_epochs(store_of(image_folder, workers=1))
-        after = torch.get_rng_state(), str(np.random.get_state()), random.getstate()  # noqa: NPY002
-        assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
+def test_no_global_generator_is_touched(image_folder: Path) -> None:
+    before = torch.get_rng_state(), str(np.random.get_state()), random.getstate()  # noqa: NPY002
+    two_epochs(store_of(image_folder, workers=1))
+    after = torch.get_rng_state(), str(np.random.get_state()), random.getstate()  # noqa: NPY002
+    assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
 
 
 @pytest.fixture
@@ -156,9 +121,11 @@ def test_bad_files_leave_the_list_before_positions_count(
         assert torch.equal(square, whole)
 
 
-@pytest.mark.usefixtures("no_memory")
 @pytest.mark.parametrize("fit", ["crop", "stretch"])
-def test_a_file_that_goes_bad_later_is_an_error_that_names_it(folder: Path, fit: Fit) -> None:
+def test_a_file_that_goes_bad_later_is_an_error_that_names_it(
+    folder: Path, fit: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "free_memory", lambda: 0)
     store = store_of(folder, workers=1, fit=fit)
     (folder / "d.jpg").unlink()
     with pytest.raises(ImageError, match=r"d\.jpg"):

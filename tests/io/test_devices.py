@@ -30,46 +30,47 @@ def machine(patch: pytest.MonkeyPatch, *, cuda: int = 0, mps: bool = False) -> N
     patch.setattr(torch.backends.mps, "is_available", lambda: mps)
 
 
-class TestDevice:
-    @pytest.mark.parametrize(
-        ("cuda", "mps", "expected"),
-        [(0, False, "cpu"), (0, True, "mps"), (2, False, "cuda"), (1, True, "cuda")],
-    )
-    def test_auto_takes_the_fastest_present(
-        self, monkeypatch: pytest.MonkeyPatch, cuda: int, mps: bool, expected: str
-    ) -> None:
-        machine(monkeypatch, cuda=cuda, mps=mps)
-        assert pick_device("auto") == torch.device(expected)
+@pytest.mark.parametrize(
+    ("name", "cuda", "mps", "expected"),
+    [
+        ("auto", 0, False, "cpu"),
+        ("auto", 0, True, "mps"),
+        ("auto", 2, False, "cuda"),
+        ("auto", 1, True, "cuda"),
+        *[(name, 2, True, name) for name in ("cpu", "cpu:0", "cuda", "cuda:0", "cuda:1", "mps")],
+    ],
+)
+def test_auto_is_the_fastest_device_and_a_named_one_is_taken(
+    monkeypatch: pytest.MonkeyPatch, name: str, cuda: int, mps: bool, expected: str
+) -> None:
+    machine(monkeypatch, cuda=cuda, mps=mps)
+    assert pick_device(name) == torch.device(expected)
 
-    @pytest.mark.parametrize("name", ["cpu", "cpu:0", "cuda", "cuda:0", "cuda:1", "mps"])
-    def test_one_that_is_present_is_taken(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-        machine(monkeypatch, cuda=2, mps=True)
-        assert pick_device(name) == torch.device(name)
 
-    @pytest.mark.parametrize(
-        ("name", "cuda"),
-        [("cuda", 0), ("cuda:0", 0), ("cuda:2", 2), ("mps", 0), ("meta", 1), ("cpu:1", 0)],
-    )
-    def test_one_that_is_not_is_refused(
-        self, monkeypatch: pytest.MonkeyPatch, name: str, cuda: int
-    ) -> None:
-        machine(monkeypatch, cuda=cuda)
-        with pytest.raises(UsageError, match=f"--device {name}: not present here"):
-            pick_device(name)
-
-    @pytest.mark.parametrize("name", ["", "gpu", "CPU", " cpu", "cuda:-1", "cuda:x", "0", "cpu,0"])
-    def test_a_name_that_is_none_is_refused(self, name: str) -> None:
-        with pytest.raises(UsageError, match="not a device"):
-            pick_device(name)
+@pytest.mark.parametrize(
+    ("name", "cuda", "reason"),
+    [
+        *[(name, 0, "not present here") for name in ("cuda", "cuda:0", "mps", "cpu:1")],
+        *[(name, 2, "not present here") for name in ("cuda:2", "meta")],
+        *[
+            (name, 2, "not a device")
+            for name in ("", "gpu", "CPU", " cpu", "cuda:-1", "0", "cpu,0")
+        ],
+    ],
+)
+def test_other_devices_are_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, cuda: int, reason: str
+) -> None:
+    machine(monkeypatch, cuda=cuda)
+    with pytest.raises(UsageError, match=f"--device {name}: {reason}"):
+        pick_device(name)
 
 
 class TestPrecision:
-    @pytest.mark.parametrize(
-        ("name", "dtype"),
-        [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)],
-    )
-    def test_a_named_one_is_taken(self, name: str, dtype: torch.dtype) -> None:
-        assert pick_precision(name, CPU) == dtype
+    def test_a_named_one_is_taken(self) -> None:
+        assert pick_precision("fp32", CPU) == torch.float32
+        assert pick_precision("bf16", CPU) == torch.bfloat16
+        assert pick_precision("fp16", CPU) == torch.float16
 
     @pytest.mark.parametrize(("avx512", "amx"), [(False, False), (True, False), (False, True)])
     def test_auto_on_a_processor_asks_for_its_instructions(
@@ -80,17 +81,11 @@ class TestPrecision:
         expected = torch.bfloat16 if avx512 or amx else torch.float32
         assert pick_precision("auto", CPU) == expected
 
-    @pytest.mark.parametrize(
-        ("capability", "dtype"),
-        [((7, 5), torch.float32), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)],
-    )
-    def test_auto_on_a_gpu_asks_for_its_generation(
-        self, monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype
-    ) -> None:
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-        assert pick_precision("auto", CUDA) == dtype
-
-    def test_auto_elsewhere_is_full(self) -> None:
+    def test_auto_on_a_gpu_asks_for_its_generation(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for capability in ((7, 5), (8, 0), (9, 0)):
+            monkeypatch.setattr(torch.cuda, "get_device_capability", Mock(return_value=capability))
+            fast = capability >= (8, 0)
+            assert pick_precision("auto", CUDA) == (torch.bfloat16 if fast else torch.float32)
         assert pick_precision("auto", torch.device("mps")) == torch.float32
 
     @pytest.mark.parametrize("name", ["", "half", "fp64", "BF16"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
@@ -26,25 +27,18 @@ def threads_of_a_new_thread() -> int:
         return pool.submit(torch.get_num_threads).result()
 
 
-def ahead_of(workers: int) -> Callable[..., Generator[int, None, None]]:
-    return lambda work, items: ahead(work, items, workers)
+Each = Callable[..., Generator[int, None, None]]
 
 
+@pytest.mark.parametrize("each", [on_own_cores, *[partial(ahead, workers=n) for n in (0, 1, 3)]])
 class TestEither:
     """What holds with any number of threads."""
 
-    @pytest.fixture(params=[on_own_cores, ahead_of(0), ahead_of(1), ahead_of(3)])
-    def each(self, request: pytest.FixtureRequest) -> Callable[..., Generator[int, None, None]]:
-        found: Callable[..., Generator[int, None, None]] = request.param
-        return found
-
-    def test_results_keep_the_order(self, each: Callable[..., Generator[int, None, None]]) -> None:
+    def test_results_keep_the_order(self, each: Each) -> None:
         assert list(each(lambda n: n * n, range(100))) == [n * n for n in range(100)]
         assert list(each(lambda n: n, [])) == []
 
-    def test_the_first_error_comes_at_its_place(
-        self, each: Callable[..., Generator[int, None, None]]
-    ) -> None:
+    def test_the_first_error_comes_at_its_place(self, each: Each) -> None:
         def work(item: int) -> int:
             if item in (2, 4):
                 raise ValueError(str(item))
@@ -55,9 +49,7 @@ class TestEither:
         with pytest.raises(ValueError, match="2"):
             next(results)
 
-    def test_whoever_looks_away_leaves_no_thread(
-        self, each: Callable[..., Generator[int, None, None]]
-    ) -> None:
+    def test_whoever_looks_away_leaves_no_thread(self, each: Each) -> None:
         before = threading.active_count()
         results = each(lambda item: item, range(100))
         next(results)
