@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from tasks import Task
 from torch import Tensor
 
@@ -17,15 +18,22 @@ from densesiam_seg.evaluation.baselines import (
     Points,
     kmeans_masks,
     mixture_masks,
-    one_mask,
     position_masks,
-    untrained_segmenter,
 )
 from densesiam_seg.evaluation.evaluate import Reading, known_classes
-from densesiam_seg.evaluation.protocol import MasksOf, masks_made_by, read_masks, shown
+from densesiam_seg.evaluation.protocol import (
+    MasksOf,
+    masks_made_by,
+    one_by_one,
+    read_masks,
+    shown,
+)
+from densesiam_seg.inference.centroids import fit_readout
+from densesiam_seg.inference.model_card import ModelCard
 from densesiam_seg.inference.options import Refinement
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.files import discard
+from densesiam_seg.network.model import Architecture, build_network
 from densesiam_seg.presets import train_preset
 
 QUICK = 5
@@ -60,7 +68,8 @@ Maker = Callable[[Setting], Made]
 
 def one_class(setting: Setting) -> Made:
     """One cluster everywhere, with the class that suits it best."""
-    return Made(one_mask(), Reading(1, "none"))
+    masks = one_by_one(lambda _, height, width: np.zeros((height, width), np.int32))
+    return Made(masks, Reading(1, "none"))
 
 
 def frequent_labels(setting: Setting) -> Made:
@@ -86,16 +95,12 @@ def kmeans_of(points: Points, readout: str) -> Maker:
 
 def untrained(setting: Setting) -> Made:
     """k-means of what a ResNet-18-FPN makes of the training images before it has learned anything."""
-    images = setting.task.training_images()
-    segmenter = untrained_segmenter(
-        lambda: images,
-        len(images),
-        setting.task.clusters,
-        side=setting.task.side,
-        seed=setting.seed,
-        device=setting.device,
-    )
-    return _read_out(segmenter)
+    task, seed = setting.task, setting.seed
+    images = task.training_images()
+    architecture = Architecture(clusters=task.clusters)
+    card = ModelCard(architecture, task.side, clusters=task.clusters)
+    segmenter = Segmenter(build_network(architecture, seed), card, device=setting.device)
+    return _read_out(fit_readout(segmenter, lambda: images, len(images), task.clusters, seed=seed))
 
 
 def mixture_of(readout: str, **options: Any) -> Maker:

@@ -19,13 +19,10 @@ from densesiam_seg.clustering.appearance import GIST
 from densesiam_seg.clustering.kmeans import assign
 from densesiam_seg.clustering.mixture import SEARCH, Mixture, Search
 from densesiam_seg.evaluation.protocol import Mask, MasksOf, one_by_one
-from densesiam_seg.inference.centroids import Images, fit_centroids, fit_readout
-from densesiam_seg.inference.model_card import ModelCard
+from densesiam_seg.inference.centroids import Images, fit_centroids
 from densesiam_seg.inference.refinement import sharpened
-from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.inference.upsampling import upsample_argmax
 from densesiam_seg.methods.mixture_prior import Places, appearance_of
-from densesiam_seg.network.model import Architecture, build_network
 
 Points = Callable[[Tensor], Tensor]
 """uint8 (3, H, W) → what k-means sees of each pixel, (H·W, C), in reading order."""
@@ -35,12 +32,12 @@ PATCH = 5
 
 def colour_points(image: Tensor) -> Tensor:
     """uint8 (3, H, W) → points (H·W, 3): red, green, blue, each in [0, 1]."""
-    return _points(image.float() / 255.0)
+    return (image.float() / 255.0).flatten(1).T
 
 
 def colour_position_points(image: Tensor) -> Tensor:
     """uint8 (3, H, W) → points (H·W, 5): red, green, blue, y, x, each in [0, 1]."""
-    return _points(torch.cat((image.float() / 255.0, _position(image))))
+    return torch.cat((image.float() / 255.0, _position(image))).flatten(1).T
 
 
 def patch_position_points(image: Tensor) -> Tensor:
@@ -55,18 +52,14 @@ def patch_position_points(image: Tensor) -> Tensor:
 
     means = mean(colours)
     variance = mean((colours - 0.5).square()) - (means - 0.5).square()
-    return _points(torch.cat((means, variance.clamp(min=0).sqrt(), _position(image))))
+    maps = torch.cat((means, variance.clamp(min=0).sqrt(), _position(image)))
+    return maps.flatten(1).T
 
 
 def _position(image: Tensor) -> Tensor:
     """(2, H, W): y and x of each pixel's centre, in [0, 1]."""
     axes = ((torch.arange(side) + 0.5) / side for side in image.shape[-2:])
     return torch.stack(torch.meshgrid(*axes, indexing="ij"))
-
-
-def _points(maps: Tensor) -> Tensor:
-    """(C, H, W) → (H·W, C)."""
-    return maps.flatten(1).T
 
 
 def kmeans_masks(
@@ -85,17 +78,6 @@ def kmeans_masks(
         return _stretched(labels, height, width)
 
     return one_by_one(mask_of)
-
-
-def untrained_segmenter(
-    images: Images, count: int, clusters: int, *, side: int, seed: int, device: str = "auto"
-) -> Segmenter:
-    """A ResNet-18-FPN as it is before any training, read out by k-means of its features over `images`."""
-    architecture = Architecture(clusters=clusters)
-    network = build_network(architecture, seed)
-    card = ModelCard(architecture, side, clusters=clusters)
-    segmenter = Segmenter(network, card, device=device)
-    return fit_readout(segmenter, images, count, clusters, seed=seed)
 
 
 def mixture_masks(
@@ -134,12 +116,7 @@ def appearance_points(image: Tensor) -> Tensor:
     maps = F.interpolate(
         appearance_of(image[None])[:, GIST:], image.shape[-2:], mode="nearest-exact"
     )
-    return _points(maps[0])
-
-
-def one_mask() -> MasksOf:
-    """The same cluster everywhere; scoring finds the class that it fits best."""
-    return one_by_one(lambda _, height, width: np.zeros((height, width), np.int32))
+    return maps[0].flatten(1).T
 
 
 def position_masks(labels: Iterable[NDArray[np.uint8]], classes: int) -> MasksOf:

@@ -23,13 +23,7 @@ from densesiam_seg.datasets.declaration import Dataset, load_dataset
 from densesiam_seg.datasets.reader import Sample, Samples, samples
 from densesiam_seg.errors import ImageError, InputError, UsageError
 from densesiam_seg.evaluation.metrics import Counts, Matching, Scores, confusion, match, score
-from densesiam_seg.evaluation.protocol import (
-    MasksOf,
-    Protocol,
-    masks_made_by,
-    pick_protocol,
-    shown,
-)
+from densesiam_seg.evaluation.protocol import MasksOf, Protocol, masks_made_by, pick_protocol, shown
 from densesiam_seg.events import Progress
 from densesiam_seg.inference.options import AS_TRAINED, Refinement
 from densesiam_seg.inference.segmenter import Segmenter
@@ -147,16 +141,11 @@ def segmenter_events(
     how = refinement.settled(segmenter.card.refine)
     reading = Reading(segmenter.card.clusters, segmenter.readout)
     masks = masks_made_by(segmenter, how)
-    return scoring_events(task, masks, [reading], task.side(segmenter), on_top=how.describe())
+    return scoring_events(task, masks, [reading], task.side(segmenter), how.describe())
 
 
 def scoring_events(
-    task: Benchmark,
-    masks_of: MasksOf,
-    readings: Sequence[Reading],
-    side: int,
-    *,
-    on_top: str = "",
+    task: Benchmark, masks_of: MasksOf, readings: Sequence[Reading], side: int, on_top: str = ""
 ) -> Iterator[Progress | Evaluation]:
     """Score several masks of each image in one pass; the last events are an `Evaluation` for each of `readings`.
 

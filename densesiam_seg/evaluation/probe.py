@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from densesiam_seg.clustering.kmeans import Centroids, kmeans, unit_features
+from densesiam_seg.clustering.kmeans import kmeans, unit_features
 from densesiam_seg.datasets.declaration import IGNORE
 from densesiam_seg.datasets.reader import Sample, Samples, samples
 from densesiam_seg.errors import InputError, NumericError, UsageError
@@ -151,7 +151,10 @@ def probe_events(
     if kind != "linear":
         count = clusters or classes
         yield Progress("k-means", 0, 1)
-        read_outs.append(segmenter.with_centroids(cluster(features, count, seed=seed)).read_out)
+        # `fit_readout` starts with as many pixels, and passes over all images once more; a comparison does without.
+        every = -(-len(features) // SAMPLE)
+        centroids = kmeans(unit_features(features[::every]), count, seed=seed)
+        read_outs.append(segmenter.with_centroids(centroids).read_out)
         yield Progress("k-means", 1, 1)
         readings.append(Reading(count, "k-means probe, label-free: labels only match and score"))
     del features, labels
@@ -250,16 +253,6 @@ def fit_linear(
             yield Progress("linear probe", step + 1, STEPS)
     scaled = weight.detach() / deviation
     return scaled[:, :, None, None], bias.detach() - scaled @ mean
-
-
-def cluster(features: Tensor, clusters: int, *, seed: int) -> Centroids:
-    """k-means of L2-normalised features (P, C), of `SAMPLE` evenly spread ones at most.
-
-    `fit_readout` starts with as many and then passes over all images once more, for its result to be used; a probe
-    is a comparison, and does without. Raises InputError for fewer features than clusters.
-    """
-    every = -(-len(features) // SAMPLE)
-    return kmeans(unit_features(features[::every]), clusters, seed=seed)
 
 
 def _groups(

@@ -50,12 +50,9 @@ class Protocol:
 
 
 PROTOCOLS = {
-    each.name: each
-    for each in (
-        Protocol("picie", "bilinear", crop=True, upsample="logits", flip=False),
-        Protocol("stego", "nearest", crop=True, upsample="features", flip=True),
-        Protocol("full-image", "bilinear", crop=False, upsample="logits", flip=False),
-    )
+    "picie": Protocol("picie", "bilinear", True, "logits", False),
+    "stego": Protocol("stego", "nearest", True, "features", True),
+    "full-image": Protocol("full-image", "bilinear", False, "logits", False),
 }
 
 
@@ -131,8 +128,6 @@ def _resized(image: Tensor, height: int, width: int, resize: str) -> Tensor:
 def _nearest(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
     """uint8 (H, W) or (H, W, 3) at another size, by Pillow: where a centre falls between two pixels, which is common
     at the protocols' sizes, other implementations take the other one."""
-    if pixels.shape[:2] == (height, width):
-        return pixels
     return np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST))
 
 

@@ -19,10 +19,8 @@ from densesiam_seg.evaluation.baselines import (
     colour_position_points,
     kmeans_masks,
     mixture_masks,
-    one_mask,
     patch_position_points,
     position_masks,
-    untrained_segmenter,
 )
 from densesiam_seg.evaluation.protocol import PROTOCOLS, Mask, MasksOf
 
@@ -124,28 +122,6 @@ class TestKmeansMasks:
     def test_more_clusters_than_pixels(self) -> None:
         with pytest.raises(InputError, match="cannot make 100 clusters"):
             kmeans_masks(colour_points, lambda: [halves((1, 2, 3), (4, 5, 6))], 1, 100, seed=0)
-
-
-@pytest.mark.usefixtures("slim")
-class TestUntrained:
-    def test_its_network_is_that_of_the_seed(self) -> None:
-        images = scenes(2, 32)
-        first, again, other = (
-            untrained_segmenter(lambda: images, 2, 4, side=32, seed=seed) for seed in (3, 3, 4)
-        )
-        assert (first.card.readout, first.card.clusters, first.card.image_size) == ("kmeans", 4, 32)
-        assert first.centroids is not None and again.centroids is not None
-        torch.testing.assert_close(first.centroids, again.centroids, rtol=0, atol=0)
-        weights = [each.network.state_dict() for each in (first, again, other)]
-        name = next(name for name in weights[0] if name.endswith("conv1.weight"))
-        assert torch.equal(weights[0][name], weights[1][name])
-        assert not torch.equal(weights[0][name], weights[2][name])
-
-
-def test_one_cluster_of_any_size() -> None:
-    mask = mask_of(one_mask(), halves((1, 2, 3), (4, 5, 6)), 5, 7)
-    assert (mask.shape, mask.dtype) == ((5, 7), np.dtype(np.int32))
-    assert not mask.any()
 
 
 def test_frequent_labels_of_each_position_by_hand() -> None:

@@ -29,7 +29,6 @@ from densesiam_seg.evaluation.probe import (
     DECAY,
     Probe,
     cell_labels,
-    cluster,
     fit_linear,
     ready_probe,
     require_apart,
@@ -500,25 +499,18 @@ class TestFitLinear:
             finished(fit_linear(torch.randn(9, 2), torch.full((9,), 255, dtype=torch.uint8), 3))
 
 
-class TestCluster:
-    def test_it_is_kmeans_of_directions(self) -> None:
-        features, _ = mixture(400, 0)
-        expected = kmeans(F.normalize(features, dim=1), 5, seed=2)
-        found = cluster(features * torch.rand(400, 1).add(0.5), 5, seed=2)
-        torch.testing.assert_close(found.centres, expected.centres)
-        assert torch.equal(found.counts, expected.counts)
+def test_kmeans_sees_the_directions_of_an_even_sample(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Tensor] = []
 
-    def test_the_sample_is_spread_evenly_and_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        seen: list[Tensor] = []
+    def spy(points: Tensor, clusters: int, *, seed: int) -> Centroids:
+        seen.append(points)
+        return kmeans(points, clusters, seed=seed)
 
-        def spy(points: Tensor, clusters: int, *, seed: int) -> Centroids:
-            seen.append(points)
-            return kmeans(points, clusters, seed=seed)
-
-        monkeypatch.setattr(probe_module, "SAMPLE", 100)
-        monkeypatch.setattr(probe_module, "kmeans", spy)
-        features, _ = mixture(250, 0)
-        cluster(features, 5, seed=0)
-        torch.testing.assert_close(seen[0], F.normalize(features[::3], dim=1))
-        cluster(features[:100], 5, seed=0)
-        assert len(seen[1]) == 100
+    monkeypatch.setattr(probe_module, "kmeans", spy)
+    run(kind="kmeans")
+    monkeypatch.setattr(probe_module, "SAMPLE", len(seen[0]) // 2 - 1)
+    run(kind="kmeans")
+    torch.testing.assert_close(seen[0].norm(dim=1), torch.ones(len(seen[0])))
+    torch.testing.assert_close(seen[1], seen[0][::3])

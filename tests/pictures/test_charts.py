@@ -9,20 +9,18 @@ import pytest
 from matplotlib.axes import Axes
 from PIL import Image
 
-from densesiam_seg.pictures.charts import MEAN, SEED, Panel, dot_chart
+from densesiam_seg.pictures.charts import MEAN, SEED, dot_chart
 
 
 def drawn(*values: list[float]) -> Axes:
     """The only panel of a chart whose rows have these values."""
     names = [f"row {number}" for number in range(len(values))]
-    return dot_chart(names, [Panel("title", "unit", values)], "note").axes[0]
+    return dot_chart(names, {"title": values}, "unit", "note").axes[0]
 
 
 def dots(axes: Axes, colour: str) -> list[tuple[float, float]]:
     """Value and row of every dot of a colour."""
-    lines = [
-        line for line in axes.lines if line.get_color() == colour and line.get_marker() != "|"
-    ]
+    lines = [line for line in axes.lines if line.get_color() == colour and line.get_marker() != "|"]
     return [(float(x), float(y)) for line in lines for x, y in np.asarray(line.get_xydata())]
 
 
@@ -54,8 +52,8 @@ def test_a_row_without_a_result_says_so() -> None:
 
 @pytest.mark.parametrize("values", [[[1.0], [5000.0]], [[], []]])
 def test_panels_have_their_own_axes_and_the_note_stands_below(values: list[list[float]]) -> None:
-    panels = [Panel(f"panel {k}", "unit", [values[k]]) for k in range(2)]
-    figure = dot_chart(["a"], panels, "words " * 20)
+    panels = {f"panel {k}": [values[k]] for k in range(2)}
+    figure = dot_chart(["a"], panels, "unit", "words " * 20)
     assert [axes.get_title() for axes in figure.axes] == ["panel 0", "panel 1"]
     assert figure.axes[0].get_xlim() != figure.axes[1].get_xlim() or not values[0]
     assert figure.get_supxlabel() == "words " * 20
