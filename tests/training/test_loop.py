@@ -24,7 +24,7 @@ from densesiam_seg.images import store as batches
 from densesiam_seg.images.scan import scan
 from densesiam_seg.images.store import ImageStore, epoch_batches
 from densesiam_seg.methods.densesiam import objective
-from densesiam_seg.methods.interface import Method, Objective, Stateless
+from densesiam_seg.methods.method import Method, Objective
 from densesiam_seg.network.model import DenseSiam
 from densesiam_seg.presets import METHODS
 from densesiam_seg.training.loop import EpochSums, Training
@@ -326,7 +326,7 @@ class TestStep:
         (group, *_) = epoch_batches(12, 4, seed=config.seed, epoch=0)
         (batch,) = twin.store.batches([group])
         views = view_pair(batch.images, batch.indices, seed=config.seed, round_=0)
-        result = objective(twin.network, views, config, regions=False)
+        result = objective(twin.network, twin.network.paired_features(views), config, regions=False)
         torch.autograd.backward(result.total)
         steps(training, 1)
         trained = dict(training.network.named_parameters())
@@ -624,7 +624,7 @@ def endless_gradient(result: Objective, network: DenseSiam) -> Tensor:
     return result.total + (weight.sum() * 0).sqrt()
 
 
-class Faulty(Stateless):
+class Faulty(Method):
     """A method whose objective has the fault from the third step on."""
 
     def __init__(self, method: Method, fault: Fault) -> None:

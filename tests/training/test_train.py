@@ -1,284 +1,781 @@
-"""What is `train`'s own: its methods, what each of them learns and is read out by; `test_running` has the runs."""
+"""Runs from end to end on tiny images: what they leave, how they stop and go on, and what they refuse."""
 
 from __future__ import annotations
 
+import json
+import math
 import os
+import random
+import shutil
 import signal
+import subprocess
+import sys
+import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import tiny_runs
 import torch
-from torch import Tensor, nn
+from tiny_runs import (
+    TinyRuns,
+    course,
+    end,
+    files_of,
+    posix,
+    same_end,
+    started,
+    stop_after,
+    warnings_of,
+)
 
-from densesiam_seg.config import TrainConfig
-from densesiam_seg.errors import InputError, StoppedError, UsageError
-from densesiam_seg.events import Event, StepRecord, Trained
-from densesiam_seg.images.decode import load_square
-from densesiam_seg.inference.centroids import fit_readout
-from densesiam_seg.inference.segmenter import ModelCard, Segmenter
-from densesiam_seg.methods import feature_cache as stagecache
-from densesiam_seg.network.model import Architecture, DenseSiam, build_network
-from densesiam_seg.presets import METHODS
-from densesiam_seg.training.train import train, training_events
+from densesiam_seg.errors import (
+    BusyError,
+    InputError,
+    ModelError,
+    NumericError,
+    OutputError,
+    StoppedError,
+    UsageError,
+)
+from densesiam_seg.events import EpochRecord, Event, Notice, Progress, StepRecord, Trained
+from densesiam_seg.inference.segmenter import Segmenter
+from densesiam_seg.io.environment import environment
+from densesiam_seg.io.lock import LOCK, run_lock
+from densesiam_seg.io.records import read_records
+from densesiam_seg.io.run_directory import RUN_NAMES, read_status
+from densesiam_seg.methods.densesiam import Siamese
+from densesiam_seg.methods.method import Objective
+from densesiam_seg.training import loop, setup
+from densesiam_seg.training import train as running
+from densesiam_seg.training.checkpoint import TENSORS, load_checkpoint
+from densesiam_seg.training.recipes import CONFIGS, Command
+from densesiam_seg.training.train import pretrain, train, training_events
 
-posix = pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
-LOSSES = {
-    "densesiam": {"prior"},
-    "pixsim": {"pixel", "over_cluster", "segmentation"},
-    "simsiam": {"image"},
-    "picie": {"within", "across"},
-    "mdc": {"within"},
-}
-OWN_HEAD = ("densesiam", "pixsim")
+Finished = dict[Command, tuple[Path, list[Event]]]
+BAD_IMAGES = Path(__file__).resolve().parents[3] / "shared" / "data" / "badimages"
 
 pytestmark = pytest.mark.usefixtures("slim_module")
 
 
 @pytest.fixture
-def one_epoch(tiny_settings: dict[str, Any]) -> dict[str, Any]:
-    """With the region loss from its beginning on."""
-    return {**tiny_settings, "epochs": 1, "region_start": 0}
+def save_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint after every step."""
+    monkeypatch.setattr(running, "SAVE_SECONDS", -1.0)
 
 
-class TestTrain:
-    def test_it_returns_the_last_event(
-        self, image_folder: Path, one_epoch: dict[str, Any], tmp_path: Path
+@pytest.fixture
+def own_images(image_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the images that a test may change; the times of the files are the originals'."""
+    return shutil.copytree(image_folder, tmp_path / "own")
+
+
+@pytest.fixture(scope="module")
+def finished(
+    tmp_path_factory: pytest.TempPathFactory,
+    image_folder: Path,
+    tiny_settings: dict[str, Any],
+    slim_module: None,
+) -> Finished:
+    """An uninterrupted run of either command, for reading only, and its events."""
+    runs = TinyRuns(tmp_path_factory.mktemp("finished"), image_folder, tiny_settings)
+    commands: tuple[Command, ...] = ("train", "pretrain")
+    return {name: (runs.folder / name, list(runs.begin(name, command=name))) for name in commands}
+
+
+@pytest.fixture
+def reference(finished: Finished) -> Path:
+    """The run of `train`."""
+    return finished["train"][0]
+
+
+@pytest.mark.parametrize("command", ["train", "pretrain"])
+class TestRun:
+    def test_events_come_in_order(self, finished: Finished, command: Command) -> None:
+        run, events = finished[command]
+        assert events[:12] == [Progress("reading images", done, 12) for done in range(1, 13)]
+        assert [type(event).__name__ for event in events[12:]] == [
+            *["Notice", "Notice", "Started"],
+            *["StepRecord", "StepRecord", "StepRecord", "EpochRecord"] * 3,
+            "Trained",
+        ]
+        start, last = started(events), events[-2]
+        assert (start.run, start.images, start.step, start.total_steps) == (run, 12, 0, 9)
+        assert isinstance(last, EpochRecord)
+        assert events[-1] == Trained(run, run / "model", last, complete=True)
+        assert not warnings_of(events)
+
+    def test_the_folder_holds_what_is_promised(
+        self, runs: TinyRuns, finished: Finished, command: Command
     ) -> None:
-        paths: list[str | Path] = [str(path) for path in image_folder.iterdir()]
-        trained = train(paths, str(tmp_path / "a"), **one_epoch)
-        assert trained.complete and trained.model == tmp_path / "a" / "model"
-        *_, last = training_events([image_folder], out=tmp_path / "b", **one_epoch)
-        assert isinstance(last, Trained) and last.last == trained.last
+        run, _ = finished[command]
+        names = {path.name for path in run.iterdir()}
+        assert names - {LOCK} == RUN_NAMES - {"report"}
+        text = (run / "config.toml").read_text()
+        assert text.startswith("# preset balanced")
+        preset = {"rate_scaling": "none"} | ({"features": "fpn"} if command == "pretrain" else {})
+        config = CONFIGS[command]
+        assert config(**tomllib.loads(text)) == config(**preset, **runs.settings[command])
+        listed = json.loads((run / "dataset.json").read_text())
+        assert listed["names"] == sorted(path.name for path in runs.images.iterdir())
+        assert (run / "skipped.jsonl").read_bytes() == b""
+        facts = json.loads((run / "env.json").read_text())
+        assert facts["fingerprint"]["threads"] == 1
+        assert facts["fingerprint"]["precision"] == "float32"
+        status = read_status(run)
+        assert (status["status"], status["exit_code"], status["reason"]) == ("done", 0, "")
+        names = {path.name for path in (run / "checkpoints").iterdir()}
+        assert names == {"step-00000000", "step-00000009"}
 
-    def test_one_folder_needs_no_list(
-        self, image_folder: Path, one_epoch: dict[str, Any], tmp_path: Path
+    def test_the_metrics_are_the_events_and_the_log_tells_them(
+        self, finished: Finished, command: Command
     ) -> None:
-        assert train(str(image_folder), tmp_path / "run", **one_epoch).complete
-
-    def test_settings_of_pre_training_are_unknown(self, image_folder: Path, tmp_path: Path) -> None:
-        for name, value in (("categories", 5), ("grid", 3), ("correspondence", "none")):
-            with pytest.raises(UsageError, match=f"unknown setting '{name}'"):
-                train(image_folder, tmp_path / "run", **{name: value})
-        assert not (tmp_path / "run").exists()
-
-
-def network_of(run: Path) -> DenseSiam:
-    network: DenseSiam = Segmenter.load(run, device="cpu").network
-    return network
-
-
-def same_weights(one: nn.Module, other: nn.Module) -> None:
-    """But for what an optimiser's step or two at hardly any rate changes; statistics of batches are left out."""
-    first, second = one.state_dict(), other.state_dict()
-    for name in (name for name in first if name.endswith("weight")):
-        torch.testing.assert_close(first[name], second[name])
-
-
-class TestMethods:
-    @pytest.mark.parametrize("method", list(METHODS))
-    def test_each_learns_what_it_says_and_ends_with_a_model(
-        self, image_folder: Path, one_epoch: dict[str, Any], tmp_path: Path, method: str
-    ) -> None:
-        trained = train(image_folder, tmp_path, method=method, **one_epoch)
-        assert trained.complete and trained.last is not None
-        assert trained.last.losses.keys() == LOSSES[method] | {"total"}
-        config = tomllib.loads((tmp_path / "config.toml").read_text())
-        wanted = {**METHODS[method], **one_epoch, "method": method}
-        assert {name: config[name] for name in wanted} == wanted
-        segmenter = Segmenter.load(tmp_path, device="cpu", precision="fp32")
-        assert segmenter.card.readout == ("head" if method in OWN_HEAD else "kmeans")
-        assert (segmenter.card.clusters, len(segmenter.clusters)) == (4, 4)
-        assert sum(cluster.share or 0.0 for cluster in segmenter.clusters) == pytest.approx(1)
-        assert segmenter.card.training["command"] == "train"
-        mask = segmenter.predict(image_folder / "00.jpg")
-        assert mask.shape == (64, 64) and set(mask.flat) <= set(range(4))
-
-    def test_pixsim_is_densesiam_without_regions(
-        self, image_folder: Path, one_epoch: dict[str, Any], tmp_path: Path
-    ) -> None:
-        train(image_folder, tmp_path / "a", **one_epoch, method="pixsim")
-        train(image_folder, tmp_path / "b", **one_epoch, region_weight=0.0, prior="none")
-        one, two = (
-            (tmp_path / run / "model" / "model.safetensors").read_bytes() for run in ("a", "b")
-        )
-        assert one == two
-
-    def test_what_is_given_wins_over_the_methods_own(
-        self, image_folder: Path, one_epoch: dict[str, Any], tmp_path: Path
-    ) -> None:
-        train(
-            image_folder,
-            tmp_path,
-            **{**one_epoch, "method": "picie", "optimizer": "sgd", "learning_rate": 0.01},
-        )
-        config = TrainConfig(**tomllib.loads((tmp_path / "config.toml").read_text()))
-        assert (config.optimizer, config.learning_rate) == ("sgd", 0.01)
-        assert (config.rate_scaling, config.balance) == ("none", "none")
-
-    def test_the_image_loss_beside_the_others(
-        self, image_folder: Path, one_epoch: dict[str, Any], tmp_path: Path
-    ) -> None:
-        last = train(image_folder, tmp_path, image_weight=0.5, **one_epoch).last
-        assert last is not None and last.spread is not None
-        assert last.losses.keys() == LOSSES["densesiam"] | {"image", "total"}
-        assert len(last.shares) == 4
-        assert Segmenter.load(tmp_path, device="cpu").card.readout == "head"
-
-    def test_weights_make_it_the_plain_method_unless_a_prior_is_given(
-        self, image_folder: Path, one_epoch: dict[str, Any], tmp_path: Path
-    ) -> None:
-        train(image_folder, tmp_path / "a", **one_epoch)
-        options = {**one_epoch, "learning_rate": 1e-12, "weights": str(tmp_path / "a")}
-        for out, given, losses in (
-            ("plain", {}, LOSSES["pixsim"] | {"region"}),
-            ("mixture", {"prior": "mixture"}, LOSSES["densesiam"]),
+        run, events = finished[command]
+        expected = []
+        for event in events:
+            if isinstance(event, StepRecord | EpochRecord):
+                kind = "step" if isinstance(event, StepRecord) else "epoch"
+                expected.append({"record": kind, **asdict(event)})
+        assert read_records(run / "metrics.jsonl") == expected
+        lines = (run / "train.log").read_text().splitlines()
+        for line, part in zip(
+            lines, ["preset", "weights", "training", *["epoch"] * 3], strict=True
         ):
-            last = train(image_folder, tmp_path / out, **options, **given).last
-            assert last is not None and last.losses.keys() == losses | {"total"}
-            one, other = (network_of(tmp_path / run).encoder.backbone for run in ("a", out))
-            same_weights(one, other)
+            assert part in line
 
+    def test_the_model_predicts(
+        self, finished: Finished, command: Command, image_folder: Path
+    ) -> None:
+        run, events = finished[command]
+        segmenter = Segmenter.load(run, device="cpu", precision="fp32")
+        mask = segmenter.predict(image_folder / "00.jpg")
+        assert mask.shape == (64, 64)
+        assert int(mask.max()) < (4 if command == "train" else 5)
+        card, (*_, last, _) = segmenter.card, events
+        assert isinstance(last, EpochRecord)
+        assert [cluster.share for cluster in segmenter.clusters] == last.shares
+        facts = (card.training["command"], card.training["steps"], card.training["epochs"])
+        assert facts == (command, 9, 3.0)
+        assert (card.readout, card.image_size) == ("head", 32)
+
+    def test_without_a_place_it_makes_one_and_points_to_it(
+        self, runs: TinyRuns, monkeypatch: pytest.MonkeyPatch, command: Command
+    ) -> None:
+        monkeypatch.chdir(runs.folder)
+        learn = train if command == "train" else pretrain
+        trained = learn(str(runs.images), **{**runs.settings[command], "epochs": 1})
+        assert trained.run.parent == Path("runs", command)
+        assert (runs.folder / "runs" / command / "latest/model").is_dir()
+        assert learn([], resume=True).run.resolve() == trained.run.resolve()
+
+
+def test_global_generators_are_untouched(runs: TinyRuns) -> None:
+    before = torch.get_rng_state(), str(np.random.get_state()), random.getstate()  # noqa: NPY002
+    end(runs.begin(epochs=1, prior="mixture", freeze=True, method="picie"))
+    after = torch.get_rng_state(), str(np.random.get_state()), random.getstate()  # noqa: NPY002
+    assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
+
+
+def test_collapse_is_told(runs: TinyRuns, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "IN_USE", 2.0)
+    (text,) = warnings_of(runs.begin(epochs=1))
+    assert "0 of 4 in use" in text and "--clusters" in text
+    monkeypatch.setattr("densesiam_seg.events.COLLAPSED", 2.0)
+    (text,) = warnings_of(runs.begin("pre", command="pretrain", epochs=1))
+    assert "one direction (spread 0." in text and "--learning-rate" in text
+    assert text in (runs.folder / "pre" / "train.log").read_text()
+
+
+@pytest.mark.usefixtures("save_always")
+def test_the_last_two_checkpoints_stay(runs: TinyRuns) -> None:
+    events = runs.begin()
+    next(event for event in events if isinstance(event, StepRecord) and event.step == 6)
+    names = sorted(path.name for path in (runs.path / "checkpoints").iterdir())
+    assert names == ["step-00000004", "step-00000005"]
+
+
+def test_bad_files_among_the_good_do_not_matter(
+    runs: TinyRuns, own_images: Path, reference: Path
+) -> None:
+    (own_images / "000.png").write_bytes(b"junk")
+    (own_images / "07b.jpg").write_bytes((own_images / "06.jpg").read_bytes()[:200])
+    end(runs.begin(images=own_images))
+    same_end(runs.path, reference)
+
+
+@posix
+class TestResume:
     @pytest.mark.parametrize(
-        ("first", "given", "losses"),
+        ("command", "step", "number"),
         [
-            ("none", {}, LOSSES["pixsim"] | {"region"}),
-            ("mixture", {}, LOSSES["densesiam"]),
-            ("none", {"prior": "mixture"}, LOSSES["densesiam"]),
+            ("train", 1, signal.SIGINT),
+            ("train", 3, signal.SIGTERM),  # an epoch's end
+            ("train", 4, signal.SIGTERM),
+            ("train", 6, signal.SIGINT),  # the region loss joins in next
+            ("train", 8, signal.SIGTERM),
+            ("train", 9, signal.SIGINT),  # all steps done, the model not yet written
+            ("pretrain", 1, signal.SIGTERM),
+            ("pretrain", 5, signal.SIGTERM),
+            ("pretrain", 9, signal.SIGTERM),
         ],
     )
-    def test_a_run_that_starts_from_another_has_its_method(
-        self,
-        image_folder: Path,
-        one_epoch: dict[str, Any],
-        tmp_path: Path,
-        first: str,
-        given: dict[str, Any],
-        losses: set[str],
+    def test_a_stopped_run_goes_on_to_the_same_bits(
+        self, runs: TinyRuns, finished: Finished, command: Command, step: int, number: int
     ) -> None:
-        train(image_folder, tmp_path / "a", **one_epoch, prior=first)
-        options = {**one_epoch, "learning_rate": 1e-12, "init_from": tmp_path / "a", **given}
-        last = train(image_folder, tmp_path / "b", **options).last
-        assert last is not None and last.losses.keys() == losses | {"total"}
-        same_weights(*(network_of(tmp_path / run).projector for run in ("a", "b")))
+        run = runs.path
+        before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+        error = stop_after(step, runs.begin(command=command), number)
+        assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
+        assert error.exit_code == 128 + number
+        assert f"step {step} of 9" in str(error)
+        assert f"{command} --resume --out {run}" in str(error)
+        status = read_status(run)
+        assert (status["status"], status["exit_code"]) == ("stopped", 128 + number)
+        assert not (run / "model").exists()
 
-    def test_more_clusters_than_pixels_are_refused(
-        self, image_folder: Path, one_epoch: dict[str, Any], tmp_path: Path
+        events = list(runs.resume(command=command))
+        assert (started(events).step, started(events).total_steps) == (step, 9)
+        assert not warnings_of(events)
+        assert end(events).complete
+        same_end(run, finished[command][0])
+
+    def test_many_stops(self, runs: TinyRuns, reference: Path) -> None:
+        stop_after(2, runs.begin())
+        for step in (5, 6):
+            stop_after(step, runs.resume())
+        end(runs.resume(**runs.settings["train"]))
+        same_end(runs.path, reference)
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"precision": "bf16", "prior": "mixture"},
+            {"precision": "fp16"},
+            {"method": "simsiam", "epochs": 1},
+            {"freeze": True, "replay": "run", "cache": "disk"},
+            {"command": "pretrain", "features": "res5", "sampling": "biased", "optimizer": "adam"},
+        ],
+    )
+    def test_in_other_courses(
+        self, runs: TinyRuns, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
     ) -> None:
-        """Twelve views of 8 × 8 features each."""
-        options = {**one_epoch, "method": "picie", "clusters": 769}
-        with pytest.raises(InputError, match="768 points cannot make 769 clusters") as caught:
-            train(image_folder, tmp_path, **options)
-        assert caught.value.exit_code == 3
+        monkeypatch.setattr("densesiam_seg.images.store.free_space", lambda folder: 10**9)
+        monkeypatch.setattr("densesiam_seg.methods.stage_cache.free_space", lambda folder: 10**9)
+        options = {"epochs": 2, "cache_dir": str(runs.folder / "cache"), **options}
+        end(runs.begin("whole", **options))
+        stop_after(3 if options["epochs"] == 1 else 4, runs.begin(**options))
+        end(runs.resume(command=options.get("command", "train")))
+        same_end(runs.path, runs.folder / "whole")
 
+    @pytest.mark.parametrize(("epoch", "step"), [(0, 0), (1, 3), (None, 2)])
+    def test_where_an_epoch_is_prepared(self, runs: TinyRuns, epoch: int | None, step: int) -> None:
+        """Stopped while it is, or after a step; an epoch under way keeps its centroids and pseudo-labels."""
+        options = {"method": "picie", "epochs": 2}
+        whole = list(runs.begin("whole", **options))
+        assert [e for e in whole if isinstance(e, Progress) and "clustering" in e.what] == [
+            Progress(f"clustering for epoch {epoch}", done, 12)
+            for epoch in (1, 2)
+            for done in (4, 8, 12)
+        ]
+        assert "clustering for" not in (runs.folder / "whole" / "train.log").read_text()
+        if epoch is None:
+            stop_after(step, runs.begin(**options))
+        else:
+            with pytest.raises(StoppedError, match=f"after step {step} of 6"):
+                for event in runs.begin(**options):
+                    if event == Progress(f"clustering for epoch {epoch + 1}", 8, 12):
+                        os.kill(os.getpid(), signal.SIGTERM)
+        told = {event.what for event in runs.resume() if isinstance(event, Progress)}
+        assert ("clustering for epoch 1" in told) == (epoch == 0)
+        same_end(runs.path, runs.folder / "whole")
 
-class TestReadout:
-    """Where no head learns the clusters, k-means of the features of the training images finds them at the end."""
-
-    def squares(self, folder: Path) -> Iterator[Tensor]:
-        for path in sorted(folder.iterdir()):
-            yield load_square(path, 64)
-
-    @pytest.mark.parametrize("method", ["simsiam", "mdc"])
-    def test_it_is_that_of_the_trained_features(
-        self, image_folder: Path, one_epoch: dict[str, Any], tmp_path: Path, method: str
-    ) -> None:
-        train(image_folder, tmp_path, method=method, **one_epoch)
-        found = Segmenter.load(tmp_path, device="cpu", precision="fp32")
-        network = found.network
-        card = ModelCard(network.architecture, 32, clusters=4)
-        fitted = fit_readout(
-            Segmenter(network, card, device="cpu", precision="fp32"),
-            lambda: self.squares(image_folder),
-            12,
-            4,
-            seed=0,
+    def test_a_killed_run_goes_on_to_the_same_bits(self, runs: TinyRuns, reference: Path) -> None:
+        """Killed after step 5 was recorded and before it was saved."""
+        run, settings = runs.path, json.dumps(runs.settings["train"])
+        child = subprocess.run(
+            [sys.executable, tiny_runs.__file__, runs.images, run, settings],
+            check=False,
+            capture_output=True,
+            text=True,
         )
-        assert found.centroids is not None and fitted.centroids is not None
-        assert torch.equal(found.centroids, fitted.centroids)
-        assert found.clusters == fitted.clusters
-        assert found.card.training["steps"] == 3
+        assert child.returncode == -signal.SIGKILL, child.stderr
+        assert read_status(run)["status"] == "running"
+        assert read_records(run / "metrics.jsonl")[-1]["step"] == 5
+        stale = run / "checkpoints" / ".tmp-5-1234567"
+        stale.mkdir()
+        (run / ".tmp-1234567-0badc0de").write_text("half a file")
 
-    def test_a_head_that_only_over_clusters_is_not_read_out(
-        self, image_folder: Path, one_epoch: dict[str, Any], tmp_path: Path
-    ) -> None:
-        weights = {"pixel_weight": 0.0, "segmentation_weight": 0.0, "region_weight": 0.0}
-        weights |= {"prior_weight": 0.0, "over_cluster_weight": 1.0}
-        last = train(image_folder, tmp_path, **{**one_epoch, **weights}).last
-        assert last is not None and last.losses.keys() == {"over_cluster", "total"}
-        assert Segmenter.load(tmp_path, device="cpu").card.readout == "kmeans"
+        assert started(list(runs.resume())).step == 4
+        same_end(run, reference)
+        assert not stale.exists() and not list(run.glob(".tmp-*"))
 
-    @pytest.mark.parametrize("method", ["simsiam", "picie"])
-    def test_a_run_that_ran_out_of_time_has_one_too(
-        self, image_folder: Path, one_epoch: dict[str, Any], tmp_path: Path, method: str
-    ) -> None:
-        trained = train(image_folder, tmp_path, method=method, max_time=0, **one_epoch)
-        assert not trained.complete and trained.last is None
-        segmenter = Segmenter.load(tmp_path, device="cpu")
-        assert (segmenter.card.readout, segmenter.card.training["steps"]) == ("kmeans", 1)
-        assert train([], tmp_path, resume=True).complete
-
-    @posix
-    def test_a_stop_before_it_changes_nothing(
-        self, image_folder: Path, one_epoch: dict[str, Any], tmp_path: Path
-    ) -> None:
-        options = {**one_epoch, "method": "simsiam"}
-        train(image_folder, tmp_path / "whole", **options)
-        with pytest.raises(StoppedError, match="after step 3 of 3"):
-            for event in training_events([image_folder], out=tmp_path / "run", **options):
-                self.stop_at_the_last_step(event)
-        assert not (tmp_path / "run" / "model").exists()
-        train([], tmp_path / "run", resume=True)
-        for path in (tmp_path / "whole" / "model").iterdir():
-            assert path.read_bytes() == (tmp_path / "run" / "model" / path.name).read_bytes()
-
-    def stop_at_the_last_step(self, event: Event) -> None:
-        if isinstance(event, StepRecord) and event.step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
-class TestFrozenBackbone:
-    @pytest.fixture
-    def settings(
-        self, tiny_settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> dict[str, Any]:
-        monkeypatch.setattr(stagecache, "free_space", lambda folder: 10**9)
-        caches = {"cache_dir": str(tmp_path / "cache"), "cache": "none"}
-        return {**tiny_settings, **caches, "freeze": True, "replay": "run"}
-
-    def test_kept_features_lead_to_the_same_model(
-        self, image_folder: Path, settings: dict[str, Any], tmp_path: Path
-    ) -> None:
-        train(image_folder, tmp_path / "without", **settings)
-        for name in ("written", "read"):
-            train(image_folder, tmp_path / name, **{**settings, "cache": "disk"})
-            found = (tmp_path / name / "model" / "model.safetensors").read_bytes()
-            assert found == (tmp_path / "without" / "model" / "model.safetensors").read_bytes()
-
-    @posix
-    def test_a_stopped_run_goes_on_to_it_too(
-        self, image_folder: Path, settings: dict[str, Any], tmp_path: Path
-    ) -> None:
-        settings = {**settings, "cache": "disk"}
-        train(image_folder, tmp_path / "whole", **settings)
-        with pytest.raises(StoppedError):
-            for event in training_events([image_folder], out=tmp_path / "run", **settings):
-                if isinstance(event, StepRecord) and event.step == 4:
+    def test_a_stop_before_the_first_step(self, runs: TinyRuns) -> None:
+        with pytest.raises(StoppedError, match="before the first step") as caught:
+            for event in runs.begin():
+                assert isinstance(event, Progress)
+                if event.done == 3:
                     os.kill(os.getpid(), signal.SIGTERM)
-        train([], tmp_path / "run", resume=True)
-        found = (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
-        assert found == (tmp_path / "whole" / "model" / "model.safetensors").read_bytes()
+        assert caught.value.exit_code == 143
+        assert read_status(runs.path)["status"] == "stopped"
+        with pytest.raises(ModelError, match="no run of train to resume here"):
+            end(runs.resume())
 
-    @pytest.mark.parametrize("method", ["densesiam", "picie"])
-    def test_pictures_and_other_methods_leave_it_alone(
-        self, image_folder: Path, settings: dict[str, Any], tmp_path: Path, method: str
+
+@pytest.fixture(scope="module")
+def stopped_once(
+    tmp_path_factory: pytest.TempPathFactory,
+    image_folder: Path,
+    tiny_settings: dict[str, Any],
+    slim_module: None,
+) -> Path:
+    """A run that was stopped after step 5, with checkpoints of steps 4 and 5; for reading only."""
+    folder = tmp_path_factory.mktemp("stopped")
+    images = shutil.copytree(image_folder, folder / "images")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(running, "SAVE_SECONDS", -1.0)
+        stop_after(5, TinyRuns(folder, images, tiny_settings).begin())
+    return folder
+
+
+@pytest.fixture
+def stopped(stopped_once: Path, runs: TinyRuns) -> Path:
+    """A copy of that run, and of its images, that a test may change."""
+    for name in ("images", "run"):
+        shutil.copytree(stopped_once / name, runs.folder / name)
+    listed = runs.path / "dataset.json"
+    content = json.loads(listed.read_text())
+    listed.write_text(json.dumps({**content, "root": str(runs.folder / "images")}))
+    return runs.path
+
+
+@posix
+class TestResumeAfterChange:
+    @pytest.mark.parametrize("damage", ["flip", "cut", "no manifest"])
+    def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
+        self, stopped: Path, runs: TinyRuns, reference: Path, damage: str
     ) -> None:
-        more = {"method": method, "visualize_every": 1, "replay": "epoch"}
-        train(image_folder, tmp_path / "run", **{**settings, **more})
-        architecture = Architecture("resnet18", 16, 4, 6)
-        born = build_network(architecture, 0).encoder.backbone.state_dict()
-        network = Segmenter.load(tmp_path / "run", device="cpu").network
-        found = network.encoder.backbone.state_dict()
-        assert all(torch.equal(found[name], value) for name, value in born.items())
+        newest = max((stopped / "checkpoints").iterdir())
+        assert newest.name == "step-00000005"
+        tensors = newest / TENSORS
+        if damage == "flip":
+            data = bytearray(tensors.read_bytes())
+            data[len(data) // 2] ^= 1
+            tensors.write_bytes(data)
+        elif damage == "cut":
+            tensors.write_bytes(tensors.read_bytes()[:-1])
+        else:
+            (newest / "manifest.json").unlink()
+        events = list(runs.resume())
+        (text,) = warnings_of(events)
+        assert str(newest) in text and "damaged" in text
+        assert started(events).step == 4
+        same_end(stopped, reference)
+
+    def test_without_a_sound_checkpoint_it_is_refused(self, stopped: Path, runs: TinyRuns) -> None:
+        for path in (stopped / "checkpoints").glob("*/manifest.json"):
+            path.write_text("{}")
+        with pytest.raises(ModelError, match="no checkpoint is sound"):
+            end(runs.resume())
+        assert read_status(stopped)["exit_code"] == 4
+        shutil.rmtree(stopped / "checkpoints")
+        with pytest.raises(ModelError, match="before its first checkpoint"):
+            end(runs.resume())
+
+    def test_changed_settings_are_refused_and_equal_ones_pass(
+        self, stopped: Path, runs: TinyRuns
+    ) -> None:
+        before = files_of(stopped / "checkpoints")
+        for name, value in (("seed", 1), ("batch_size", 2), ("clusters", 5), ("workers", 2)):
+            with pytest.raises(UsageError, match=f"--resume: {name} is ") as caught:
+                end(runs.resume(**{name: value}))
+            assert caught.value.exit_code == 2
+        with pytest.raises(UsageError, match="unknown setting 'cluster'"):
+            end(runs.resume(cluster=4))
+        options: list[dict[str, Any]] = [
+            {"overwrite": True},
+            {"preset": "fast"},
+            {"init_from": "model"},
+        ]
+        for option in options:
+            with pytest.raises(UsageError, match="leave out --init-from"):
+                end(runs.resume(**option))
+        assert files_of(stopped / "checkpoints") == before
+        assert end(runs.resume(clusters=4, seed=0)).complete
+
+    @pytest.mark.parametrize("change", ["edit", "touch", "remove"])
+    def test_changed_images_are_refused(self, stopped: Path, runs: TinyRuns, change: str) -> None:
+        image = stopped.parent / "images" / "05.png"
+        if change == "edit":
+            status = image.stat()
+            image.write_bytes(image.read_bytes() + b"\0")
+            os.utime(image, ns=(status.st_atime_ns, status.st_mtime_ns))
+        elif change == "touch":
+            os.utime(image, (1, 1))
+        else:
+            image.unlink()
+        with pytest.raises(ModelError, match=r"1 of 12 training images .* first 05\.png") as caught:
+            end(runs.resume())
+        assert caught.value.exit_code == 4
+        assert len(list((stopped / "checkpoints").iterdir())) == 2
+
+    def test_an_image_that_can_no_longer_be_read_is_refused(
+        self, stopped: Path, runs: TinyRuns
+    ) -> None:
+        image = stopped.parent / "images" / "05.png"
+        status = image.stat()
+        image.write_bytes(b"\0" * status.st_size)
+        os.utime(image, ns=(status.st_atime_ns, status.st_mtime_ns))
+        with pytest.raises(ModelError, match=r"05\.png: was read before and cannot be now"):
+            end(runs.resume())
+
+    def test_images_that_were_added_are_left_out(
+        self, stopped: Path, runs: TinyRuns, reference: Path
+    ) -> None:
+        folder = stopped.parent / "images"
+        shutil.copy(folder / "03.png", folder / "000.png")
+        end(runs.resume())
+        same_end(stopped, reference)
+
+    @pytest.mark.parametrize(
+        ("name", "content"),
+        [
+            ("config.toml", None),
+            ("config.toml", "clusters = "),
+            ("config.toml", "clusters = 1"),
+            ("config.toml", "unknown = 1"),
+            ("dataset.json", None),
+            ("dataset.json", "{"),
+            ("dataset.json", "[]"),
+            ("dataset.json", "{}"),
+        ],
+    )
+    def test_a_damaged_run_is_refused(
+        self, stopped: Path, runs: TinyRuns, name: str, content: str | None
+    ) -> None:
+        if content is None:
+            (stopped / name).unlink()
+        else:
+            (stopped / name).write_text(content)
+        with pytest.raises(ModelError, match="no run of train to resume here") as caught:
+            end(runs.resume())
+        assert caught.value.exit_code == 4 and "\n" not in str(caught.value)
+
+    def test_edited_settings_that_do_not_fit_the_checkpoint_are_refused(
+        self, stopped: Path, runs: TinyRuns
+    ) -> None:
+        path = stopped / "config.toml"
+        path.write_text(path.read_text().replace("\nclusters = 4\n", "\nclusters = 5\n"))
+        with pytest.raises(ModelError, match=r"does not fit the run's config\.toml"):
+            end(runs.resume())
+
+    def test_a_run_of_the_other_command_is_refused(self, stopped: Path, runs: TinyRuns) -> None:
+        with pytest.raises(ModelError, match=r"no run of pretrain .*unknown setting 'clusters'"):
+            end(runs.resume(command="pretrain"))
+        assert read_status(stopped)["exit_code"] == 4
+        assert end(runs.resume()).complete
+
+    def test_another_machine_is_told(
+        self, stopped: Path, runs: TinyRuns, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        here = environment()
+        monkeypatch.setattr(setup, "environment", lambda: {**here, "threads": 7})
+        (text,) = warnings_of(runs.resume())
+        assert "not bit-exact: threads 1 -> 7" in text
+
+    def test_no_run_is_refused(self, runs: TinyRuns, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(runs.folder)
+        for _ in ("absent", "empty"):
+            with pytest.raises(UsageError, match="no run to resume"):
+                end(runs.resume("empty"))
+            (runs.folder / "empty").mkdir(exist_ok=True)
+        with pytest.raises(UsageError, match="no run to resume"):
+            train([], resume=True)
+
+    def test_a_finished_run_stays_as_it_is(self, reference: Path, runs: TinyRuns) -> None:
+        run = shutil.copytree(reference, runs.path)
+        before = files_of(run)
+        trained = end(runs.resume())
+        assert trained == Trained(run, run / "model", None, complete=True)
+        with pytest.raises(UsageError, match="seed"):
+            end(runs.resume(seed=5))
+        after = files_of(run)
+        log = after["train.log"].removeprefix(before["train.log"])
+        assert log.endswith(b"nothing to do\n")
+        assert after | {"train.log": b"", LOCK: b""} == before | {"train.log": b"", LOCK: b""}
+
+
+class TestTimeLimit:
+    def test_it_ends_with_a_model_and_can_go_on(self, runs: TinyRuns, reference: Path) -> None:
+        run = runs.path
+        trained = end(runs.begin(max_time=0))
+        assert not trained.complete and trained.last is None
+        status = read_status(run)
+        assert (status["status"], status["reason"]) == ("stopped", "time limit")
+        assert status["exit_code"] == 0
+        assert Segmenter.load(run, device="cpu").card.training["steps"] == 1
+        assert not end(runs.resume(max_time=0)).complete
+        assert Segmenter.load(run, device="cpu").card.training["steps"] == 2
+        assert end(runs.resume(max_time=3600)).complete
+        same_end(run, reference)
+
+    def test_at_an_epochs_end_the_epoch_is_whole(
+        self, runs: TinyRuns, reference: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        run, now = runs.path, time.monotonic()
+        monkeypatch.setattr("densesiam_seg.training.train.time.monotonic", lambda: now)
+        last: Event | None = None
+        for event in runs.begin(max_time=50):
+            last = event
+            if isinstance(event, StepRecord) and event.step == 3:
+                now += 50
+        assert isinstance(last, Trained) and not last.complete
+        assert last.last is not None and last.last.step == 3
+        assert course(run) == course(reference)[:4]
+        end(runs.resume())
+        same_end(run, reference)
+
+
+class TestPlace:
+    def test_a_taken_place_is_refused(self, runs: TinyRuns) -> None:
+        (runs.folder / "folder").mkdir()
+        (runs.folder / "folder" / "mine.txt").write_text("mine")
+        (runs.folder / "file").write_text("mine")
+        with pytest.raises(UsageError, match="is not empty; give --overwrite, --resume or another"):
+            end(runs.begin("folder"))
+        with pytest.raises(UsageError, match=r"mine\.txt"):
+            end(runs.begin("folder", overwrite=True))
+        for overwrite in (False, True):
+            with pytest.raises(OutputError, match="is not a folder"):
+                end(runs.begin("file", overwrite=overwrite))
+        assert (runs.folder / "folder" / "mine.txt").read_text() == "mine"
+        assert (runs.folder / "file").read_text() == "mine"
+
+    def test_overwrite_replaces_a_run(self, runs: TinyRuns, reference: Path) -> None:
+        end(runs.begin(seed=5, epochs=1))
+        with pytest.raises(UsageError, match="is not empty"):
+            end(runs.begin())
+        end(runs.begin(overwrite=True))
+        same_end(runs.path, reference)
+
+    @pytest.mark.parametrize("options", [{}, {"overwrite": True}, {"resume": True}])
+    def test_a_folder_in_use_is_refused(
+        self, runs: TinyRuns, reference: Path, options: dict[str, bool]
+    ) -> None:
+        run = runs.path
+        if options:
+            shutil.copytree(reference, run)
+        run.mkdir(exist_ok=True)
+        with run_lock(run):
+            with pytest.raises(BusyError, match=f"in use by process {os.getpid()}") as caught:
+                end(runs.begin(**options))
+            assert caught.value.exit_code == 7
+        if options:
+            same_end(run, reference)
+
+    @pytest.mark.parametrize(
+        ("command", "settings"),
+        [
+            ("train", {"clusters": 1}),
+            ("train", {"cluster": 3}),
+            ("train", {"categories": 5}),
+            ("train", {"device": "gpu"}),
+            ("train", {"weights": "absent.pth"}),
+            ("train", {"method": ["picie"]}),
+            ("train", {"method": "simsiam", "image_weight": 0}),
+            ("pretrain", {"clusters": 5}),
+            ("pretrain", {"correspondence": "flow"}),
+            ("pretrain", {"sampling": "biased", "correspondence": "none"}),
+        ],
+    )
+    def test_wrong_settings_leave_no_folder(
+        self, runs: TinyRuns, command: Command, settings: dict[str, Any]
+    ) -> None:
+        with pytest.raises(UsageError) as caught:
+            end(runs.begin(command=command, **settings))
+        assert "\n" not in str(caught.value)
+        assert not runs.path.exists()
+
+
+class TestInput:
+    @pytest.fixture
+    def refused(self, runs: TinyRuns) -> Callable[..., str]:
+        """The message of a run that its input ends."""
+
+        def message(images: Path, **options: Any) -> str:
+            run = runs.path
+            shutil.rmtree(run, ignore_errors=True)
+            with pytest.raises(InputError) as caught:
+                end(runs.begin(images=images, **options))
+            text = str(caught.value)
+            assert caught.value.exit_code == 3 and "\n" not in text
+            if run.exists():
+                status = read_status(run)
+                assert (status["status"], status["exit_code"]) == ("failed", 3)
+                assert status["reason"] == text
+            return text
+
+        return message
+
+    def test_nothing_to_train_on(self, runs: TinyRuns, refused: Callable[..., str]) -> None:
+        folder = runs.folder / "images"
+        assert str(folder) in refused(folder)
+        folder.mkdir()
+        assert str(folder) in refused(folder)
+        (folder / "notes.csv").write_text("a, b")
+        assert ".csv" in refused(folder)
+        assert not runs.path.exists()
+        for number in range(3):
+            (folder / f"{number}.jpg").write_bytes(b"junk" * number)
+        message = refused(folder)
+        assert "3 of 3 files cannot be used" in message and "0.jpg" in message
+        listed = read_records(runs.path / "skipped.jsonl")
+        assert [record["path"] for record in listed] == ["0.jpg", "1.jpg", "2.jpg"]
+
+    def test_fewer_images_than_a_batch(self, runs: TinyRuns, refused: Callable[..., str]) -> None:
+        for command in ("train", "pretrain"):
+            message = refused(runs.images, command=command, batch_size=13)
+            assert "12 usable images" in message and "batch of 13" in message
+        options = {
+            name: value for name, value in runs.settings["train"].items() if name != "batch_size"
+        }
+        with pytest.raises(InputError, match="batch of 256"):
+            train(runs.images, runs.folder / "b", preset="paper", **options)
+
+    @pytest.mark.parametrize("count", [1, 3])
+    def test_the_batch_shrinks_to_few_images(
+        self, runs: TinyRuns, tiny_settings: dict[str, Any], count: int
+    ) -> None:
+        options = {**tiny_settings, "region_start": 0}
+        del options["batch_size"]
+        paths = sorted(runs.images.iterdir())[:count]
+        events = list(training_events(paths, out=runs.path, **options))
+        assert (started(events).images, started(events).config.batch_size) == (count, count)
+        assert started(events).total_steps == 3
+        assert end(events).complete
+        steps = [event for event in events if isinstance(event, StepRecord)]
+        assert all(math.isfinite(value) for step in steps for value in step.losses.values())
+
+    def test_skipped_files_are_listed_and_counted(self, runs: TinyRuns, own_images: Path) -> None:
+        for number in range(12):
+            (own_images / f"bad{number:02}.png").write_bytes(b"x")
+        (own_images / "link.png").symlink_to(own_images / "absent.png")
+        events = list(runs.begin(images=own_images, epochs=1))
+        texts = warnings_of(events)
+        assert len(texts) == 11, "ten files, and how many there are"
+        assert "13 of 25 files were skipped" in texts[-1]
+        assert str(runs.path / "skipped.jsonl") in texts[-1]
+        listed = read_records(runs.path / "skipped.jsonl")
+        names = [*(f"bad{number:02}.png" for number in range(12)), "link.png"]
+        assert [record["path"] for record in listed] == names
+        assert all(record.keys() == {"path", "reason", "message"} for record in listed)
+        assert listed[-1]["reason"] == "dangling-link"
+        assert end(events).complete
+
+    def test_the_share_of_bad_files_has_a_limit(
+        self, runs: TinyRuns, refused: Callable[..., str], own_images: Path
+    ) -> None:
+        (own_images / "13.png").write_bytes(b"x")
+        message = refused(own_images, max_bad=1 / 14, epochs=1)
+        assert "1 of 13 files" in message and "--max-bad" in message and "13.png" in message
+        assert end(runs.begin("b", images=own_images, max_bad=1 / 13, epochs=1)).complete
+
+    @pytest.mark.skipif(not BAD_IMAGES.is_dir(), reason="needs the shared data")
+    def test_real_bad_images_among_good_ones(self, runs: TinyRuns) -> None:
+        assert end(
+            runs.begin(images=[runs.images, BAD_IMAGES], epochs=1, max_pixels=10**6)
+        ).complete
+        listed = read_records(runs.path / "skipped.jsonl")
+        assert len({record["reason"] for record in listed}) > 3
+        content = json.loads((runs.path / "dataset.json").read_text())
+        assert len(content["names"]) >= 12
+        assert {record["path"] for record in listed}.isdisjoint(content["names"])
+
+
+class TestFailure:
+    @pytest.mark.usefixtures("save_always")
+    def test_a_numeric_failure_keeps_the_last_checkpoint_and_tells_why(
+        self, runs: TinyRuns, reference: Path
+    ) -> None:
+        calls, objective = 0, Siamese.objective
+
+        def faulty(*args: Any, **options: Any) -> Objective:
+            nonlocal calls
+            calls += 1
+            result = objective(*args, **options)
+            return replace(result, total=result.total * math.nan) if calls == 3 else result
+
+        run = runs.path
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Siamese, "objective", faulty)
+            with pytest.raises(NumericError, match="step 3") as caught:
+                end(runs.begin())
+        assert caught.value.exit_code == 6
+        status = read_status(run)
+        assert (status["status"], status["exit_code"]) == ("failed", 6)
+        assert "step 3" in status["reason"] and ".png" in status["reason"]
+        loaded = load_checkpoint(run / "checkpoints")
+        assert loaded is not None and loaded.step == 2
+        assert not (run / "model").exists()
+        end(runs.resume())
+        same_end(run, reference)
+
+    @pytest.mark.parametrize(
+        ("error", "code", "reason"),
+        [
+            (ZeroDivisionError(), 1, "ZeroDivisionError"),
+            (OutputError("3 MB are free and 9 MB are needed"), 5, "3 MB are free"),
+        ],
+    )
+    def test_any_error_is_noted_and_raised(
+        self,
+        runs: TinyRuns,
+        monkeypatch: pytest.MonkeyPatch,
+        error: Exception,
+        code: int,
+        reason: str,
+    ) -> None:
+        def fail(*args: object) -> None:
+            raise error
+
+        monkeypatch.setattr(setup, "require_space", fail)
+        with pytest.raises(type(error)):
+            end(runs.begin())
+        status = read_status(runs.path)
+        assert (status["status"], status["exit_code"]) == ("failed", code)
+        assert status["reason"].startswith(reason)
+
+    def test_a_log_that_cannot_be_written(self, runs: TinyRuns) -> None:
+        with pytest.raises(OutputError, match=r"train\.log"):
+            for event in runs.begin():
+                if isinstance(event, Progress):
+                    (runs.path / "train.log").mkdir(exist_ok=True)
+
+
+class TestInitFrom:
+    """Which weights are taken over is tested in `test_setup`."""
+
+    @pytest.mark.parametrize("part", ["", "model"])
+    def test_a_run_starts_from_the_weights_of_another(
+        self, runs: TinyRuns, reference: Path, part: str
+    ) -> None:
+        texts = []
+        for event in runs.begin(init_from=reference / part, seed=9):
+            if isinstance(event, Notice):
+                texts.append(event.text)
+            elif not isinstance(event, Progress):
+                break
+        assert texts[-1] == f"initial weights: {reference / part}"
+        loaded = load_checkpoint(runs.path / "checkpoints")
+        assert loaded is not None and loaded.step == 0
+        trained = Segmenter.load(reference, device="cpu").network.state_dict()
+        for name, value in trained.items():
+            assert torch.equal(loaded.tensors[f"network.{name}"], value), name
+
+    def test_what_is_no_model_is_refused(self, runs: TinyRuns) -> None:
+        with pytest.raises(ModelError, match="no model here"):
+            end(runs.begin(init_from=runs.images))
+        assert not runs.path.exists()

@@ -10,7 +10,8 @@ import pickle
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,12 +23,14 @@ import torchvision
 from torch import Tensor, nn
 
 from densesiam_seg.errors import ModelError, UsageError
-from densesiam_seg.inference.segmenter import ModelCard, Segmenter
+from densesiam_seg.inference.model_card import ModelCard
+from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.network.encoder import Encoder
 from densesiam_seg.network.model import Architecture, build_network
-from densesiam_seg.training.weights import TIMEOUT, load_encoder, require_source
+from densesiam_seg.training.weights import TIMEOUT, copy_network, load_encoder, require_source
 
 Fetch = Callable[[str, float], Any]
+Net = Callable[[Fetch], None]
 
 
 def refuse(url: str, timeout: float) -> io.BytesIO:
@@ -35,7 +38,7 @@ def refuse(url: str, timeout: float) -> io.BytesIO:
 
 
 @pytest.fixture(autouse=True)
-def net(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Fetch], None]:
+def net(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Net:
     """An empty cache and no network; calling the fixture puts another network in place."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
 
@@ -59,6 +62,14 @@ def filled(encoder: Encoder, value: float = 0.25) -> dict[str, Tensor]:
         else torch.linspace(value, 1, tensor.numel()).view_as(tensor)
         for name, tensor in encoder.backbone.state_dict().items()
     }
+
+
+def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """In the format of the suffix."""
+    if path.suffix == ".safetensors":
+        safetensors.torch.save_file(dict(tensors), path)
+    else:
+        torch.save(tensors, path)
 
 
 def state(encoder: Encoder) -> dict[str, Tensor]:
@@ -116,12 +127,7 @@ class TestImageNet:
 
     @pytest.mark.parametrize("weights", ["auto", "imagenet"])
     def test_fetched_once_and_then_from_the_cache(
-        self,
-        encoder: Encoder,
-        original: bytes,
-        tmp_path: Path,
-        net: Callable[[Fetch], None],
-        weights: str,
+        self, encoder: Encoder, original: bytes, tmp_path: Path, net: Net, weights: str
     ) -> None:
         calls: list[tuple[str, float]] = []
 
@@ -153,12 +159,7 @@ class TestImageNet:
         ],
     )
     def test_without_a_network(
-        self,
-        encoder: Encoder,
-        original: bytes,
-        tmp_path: Path,
-        net: Callable[[Fetch], None],
-        error: Exception,
+        self, encoder: Encoder, original: bytes, tmp_path: Path, net: Net, error: Exception
     ) -> None:
         def fail(url: str, timeout: float) -> io.BytesIO:
             raise error
@@ -173,7 +174,7 @@ class TestImageNet:
         assert self.cached(tmp_path) == []
 
     def test_a_connection_that_breaks_leaves_no_half_file(
-        self, encoder: Encoder, original: bytes, tmp_path: Path, net: Callable[[Fetch], None]
+        self, encoder: Encoder, original: bytes, tmp_path: Path, net: Net
     ) -> None:
         class Broken(io.BytesIO):
             def read(self, size: int | None = -1) -> bytes:
@@ -187,12 +188,7 @@ class TestImageNet:
 
     @pytest.mark.parametrize("flaw", ["short", "flipped", "page"])
     def test_a_fetched_file_of_another_digest_is_not_kept(
-        self,
-        encoder: Encoder,
-        original: bytes,
-        tmp_path: Path,
-        net: Callable[[Fetch], None],
-        flaw: str,
+        self, encoder: Encoder, original: bytes, tmp_path: Path, net: Net, flaw: str
     ) -> None:
         data = {
             "short": original[:-1],
@@ -213,7 +209,7 @@ class TestImageNet:
         assert "training from scratch" in load_encoder(encoder, "resnet18", "auto")
 
     def test_a_damaged_cached_file_is_refused(
-        self, encoder: Encoder, original: bytes, tmp_path: Path, net: Callable[[Fetch], None]
+        self, encoder: Encoder, original: bytes, tmp_path: Path, net: Net
     ) -> None:
         net(lambda url, timeout: io.BytesIO(original))
         load_encoder(encoder, "resnet18", "auto")
@@ -221,12 +217,6 @@ class TestImageNet:
         path.write_bytes(original[: len(original) // 2])
         with pytest.raises(ModelError, match=path.name):
             load_encoder(encoder, "resnet18", "auto")
-
-    @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
-    def test_torchvisions_names_end_in_eight_digits(self, name: str) -> None:
-        url = torchvision.models.get_model_weights(name).DEFAULT.url
-        digits = url.removesuffix(".pth").rpartition("-")[2]
-        assert len(digits) == 8 and int(digits, 16) >= 0
 
 
 class TestFile:
@@ -236,12 +226,11 @@ class TestFile:
     ) -> None:
         wanted = filled(encoder)
         tensors = {**wanted, "fc.weight": torch.ones(10, 16), "fc.bias": torch.ones(10)}
-        path = tmp_path / ("w.safetensors" if kind == "safetensors" else "w.pth")
-        if kind == "safetensors":
-            safetensors.torch.save_file(tensors, path)
+        path = tmp_path / f"w.{kind}"
+        if kind == "nested":
+            torch.save({"state_dict": tensors, "epoch": 3}, path)
         else:
-            content = tensors if kind == "pth" else {"state_dict": tensors, "epoch": 3}
-            torch.save(content, path)
+            write(path, tensors)
         assert load_encoder(encoder, "resnet18", str(path)) == f"weights: {path}"
         assert same(state(encoder), wanted)
         assert not any(value.requires_grad for value in encoder.state_dict().values())
@@ -270,11 +259,7 @@ class TestFile:
 
     @pytest.mark.parametrize("weights", ["absent.pth", "absent/", "", "ImageNet", "pretrained"])
     def test_what_is_no_file_is_a_wrong_option(
-        self,
-        encoder: Encoder,
-        tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
-        weights: str,
+        self, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: str
     ) -> None:
         monkeypatch.chdir(tmp_path)
         with pytest.raises(
@@ -349,18 +334,45 @@ class TestRun:
         with pytest.raises(ModelError, match="no sound safetensors file"):
             require_source(str(run))
 
-    def test_no_pickle_is_run(self, encoder: Encoder, tmp_path: Path) -> None:
-        marker = tmp_path / "marker"
-        self.model(tmp_path)
-        torch.save({**filled(encoder), "x": Malice(marker)}, tmp_path / "model.safetensors")
-        with pytest.raises(ModelError, match=r"model\.safetensors"):
-            load_encoder(encoder, "resnet18", str(tmp_path))
-        assert not marker.exists()
-
     def test_known_words_and_sound_sources_pass(self, encoder: Encoder, tmp_path: Path) -> None:
         self.model(tmp_path / "model")
         for weights in ("auto", "imagenet", "none", tmp_path, tmp_path / "model" / "config.json"):
             require_source(str(weights))
+
+
+class TestNetwork:
+    """`--init-from`: every part of another network that fits."""
+
+    MINE = Architecture("resnet18", 16, 4, 6, mixture=True)
+    RES5 = Architecture("resnet18", 16, 9, over_clusters=0, features="res5", image_head=True)
+
+    @pytest.mark.parametrize(
+        ("theirs", "new"),
+        [
+            (MINE, []),
+            (replace(MINE, clusters=5), ["predictor", "projector"]),
+            # Features of res5 have no decoder and another width.
+            (
+                RES5,
+                ["encoder.decoder", "over_predictor", "over_projector", "predictor", "projector"],
+            ),
+        ],
+    )
+    def test_parts_that_fit_are_copied_whole(
+        self, slim: None, theirs: Architecture, new: list[str]
+    ) -> None:
+        network, source = build_network(self.MINE, seed=0), build_network(theirs, seed=8)
+        line = copy_network(network, source, "old")
+        assert line == "initial weights: old" + (f" (new: {', '.join(new)})" if new else "")
+        trained = source.state_dict()
+        for name, value in network.state_dict().items():
+            if not name.startswith((*(f"{part}." for part in new), "mixture", "usual")):
+                assert torch.equal(value, trained[name]), name
+
+    def test_another_backbone_is_refused(self, slim: None) -> None:
+        source = build_network(replace(self.MINE, backbone="resnet34"), seed=0)
+        with pytest.raises(ModelError, match=r"--init-from old: .*give --backbone resnet34"):
+            copy_network(build_network(self.MINE, seed=0), source, "old")
 
 
 class Malice:
@@ -403,11 +415,6 @@ class TestMalice:
             path.rename(tmp_path / "w.safetensors")
             refused(encoder, tmp_path / "w.safetensors", "")
             assert not marker.exists()
-
-    def test_a_whole_module_is_refused(self, encoder: Encoder, tmp_path: Path) -> None:
-        path = tmp_path / "w.pth"
-        torch.save(nn.Linear(2, 2), path)
-        refused(encoder, path, "torch.save(model.state_dict(), path)")
 
     def test_a_small_file_that_would_become_large_is_refused(
         self, encoder: Encoder, tmp_path: Path
@@ -452,12 +459,7 @@ class TestMalice:
         path = tmp_path / "w.pth"
         tensors = filled(encoder)
         weight = tensors["conv1.weight"]
-        unusual: list[Tensor] = [
-            weight.to_sparse(),
-            weight.to("meta"),
-            weight.to(torch.complex64),
-        ]
-        for value in unusual:
+        for value in (weight.to_sparse(), weight.to("meta"), weight.to(torch.complex64)):
             torch.save({**tensors, "conv1.weight": value}, path)
             refused(encoder, path, "")
 
@@ -479,10 +481,7 @@ class TestMalice:
         wrong = tensors["layer4.0.weight"].to(dtype)
         wrong[-1, 0, 0, 0] = value
         tensors["layer4.0.weight"] = wrong
-        if suffix == "pth":
-            torch.save(tensors, path)
-        else:
-            safetensors.torch.save_file(tensors, path)
+        write(path, tensors)
         refused(encoder, path, "layer4.0.weight")
 
     @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
@@ -490,19 +489,12 @@ class TestMalice:
         self, encoder: Encoder, tmp_path: Path, suffix: str
     ) -> None:
         path = tmp_path / f"w.{suffix}"
-
-        def write(tensors: dict[str, Tensor]) -> None:
-            if suffix == "pth":
-                torch.save(tensors, path)
-            else:
-                safetensors.torch.save_file(tensors, path)
-
         tensors = filled(encoder)
-        write({name: value for name, value in tensors.items() if name != "bn1.bias"})
+        write(path, {name: value for name, value in tensors.items() if name != "bn1.bias"})
         refused(encoder, path, "has no tensor bn1.bias")
-        write({**tensors, "bn1.bias": torch.ones(5)})
+        write(path, {**tensors, "bn1.bias": torch.ones(5)})
         refused(encoder, path, "bn1.bias is (5,), not (4,)")
-        write({"weight": torch.ones(2)})
+        write(path, {"weight": torch.ones(2)})
         refused(encoder, path, "has no tensor conv1.weight")
 
     @pytest.mark.parametrize(
@@ -517,32 +509,24 @@ class TestMalice:
         refused(encoder, path, "")
 
     @pytest.mark.parametrize(
-        "content", [[torch.ones(2)], torch.ones(2), {"a": 1}, {"state_dict": 5}, 7, None]
+        "content",
+        [[torch.ones(2)], torch.ones(2), {"a": 1}, {"state_dict": 5}, 7, None, nn.Linear(2, 2)],
     )
     def test_other_contents_are_refused(
         self, encoder: Encoder, tmp_path: Path, content: object
     ) -> None:
         path = tmp_path / "w.pth"
         torch.save(content, path)
-        refused(encoder, path, "not a torchvision state dict")
+        refused(encoder, path, "torch.save(model.state_dict(), path)")
 
-    def test_a_truncated_file_is_refused_at_any_length(
-        self, encoder: Encoder, tmp_path: Path
-    ) -> None:
+    def test_truncated_and_flipped_bytes(self, encoder: Encoder, tmp_path: Path) -> None:
+        """The format has no digest that torch checks: a flip may change weights, but raise no other kind of error."""
         path = tmp_path / "w.pth"
         torch.save(filled(encoder), path)
         data = path.read_bytes()
         for length in range(0, len(data), len(data) // 25):
             path.write_bytes(data[:length])
             refused(encoder, path, "not a torchvision state dict")
-
-    def test_flipped_bytes_are_refused_or_change_weights_only(
-        self, encoder: Encoder, tmp_path: Path
-    ) -> None:
-        """The format has no digest that torch checks: what must not happen is another kind of error."""
-        path = tmp_path / "w.pth"
-        torch.save(filled(encoder), path)
-        data = path.read_bytes()
         for place in range(0, len(data), len(data) // 60):
             path.write_bytes(data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :])
             with contextlib.suppress(ModelError):
@@ -552,18 +536,14 @@ class TestMalice:
 class TestTorchvisionsOthers:
     def test_a_file_of_swin(self, tmp_path: Path) -> None:
         """Its tables of integers and its classifier come along in torchvision's files."""
-        source = torchvision.models.swin_t(weights=None)
-        path = tmp_path / "swin.pth"
-        torch.save(source.state_dict(), path)
+        wanted = torchvision.models.swin_t(weights=None).state_dict()
+        torch.save(wanted, tmp_path / "swin.pth")
         encoder = Encoder("swin_t", 8)
-        load_encoder(encoder, "swin_t", str(path))
-        wanted = source.state_dict()
+        load_encoder(encoder, "swin_t", str(tmp_path / "swin.pth"))
         assert all(torch.equal(value, wanted[name]) for name, value in state(encoder).items())
 
     @pytest.mark.parametrize("name", ["convnext_tiny", "swin_v2_b"])
-    def test_imagenets_are_asked_for_by_their_own_address(
-        self, name: str, net: Callable[[Fetch], None]
-    ) -> None:
+    def test_imagenets_are_asked_for_by_their_own_address(self, name: str, net: Net) -> None:
         asked: list[str] = []
 
         def fetch(url: str, timeout: float) -> Any:
@@ -596,7 +576,7 @@ class TestTimm:
         wanted = self.plain(small)
         path = tmp_path / f"w{suffix}"
         content = {**wanted, "head.weight": torch.zeros(2, 2), "head.bias": torch.zeros(2)}
-        (torch.save if suffix == ".pth" else safetensors.torch.save_file)(content, path)
+        write(path, content)
         assert load_encoder(small, self.NAME, str(path)) == f"weights: {path}"
         assert same(small.backbone.plain.state_dict(), wanted)
 
