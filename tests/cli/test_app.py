@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import typer
-from program import Cli, refused
+from program import Cli, Patch, refused
 
 from densesiam_seg import __version__
 from densesiam_seg.cli import app as app_module
@@ -67,39 +67,48 @@ import contextlib, io, json, os, sys
 from densesiam_seg.cli.app import main
 found = {}
 for arguments in json.loads(sys.argv[1]):
-    sys.argv = ["densesiam-seg", *arguments]
-    if arguments == ["complete"]:
+    sys.argv = ["densesiam-seg", *arguments.split()]
+    if arguments == "complete":
         sys.argv = ["densesiam-seg"]
         os.environ |= {"_DENSESIAM_SEG_COMPLETE": "complete_bash", "COMP_WORDS": "densesiam-seg tr", "COMP_CWORD": "1"}
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
+    out, error = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
         try:
             main()
         except SystemExit as end:
             code = end.code
-    found[" ".join(arguments)] = [code, out.getvalue()]
+    found[arguments] = [code, out.getvalue(), error.getvalue()]
     heavy = {"torch", "torchvision", "faiss", "numpy", "scipy", "PIL", "safetensors"} & sys.modules.keys()
     assert not heavy, (arguments, heavy)
 print(json.dumps(found))
 """
-"""Calls the program with each list of arguments, and notes exit code and stdout."""
 
-MISTAKES = [
-    ["nonsense"],
-    ["predict"],
-    ["predict", "x", "--batch-size", "some"],
-    ["predict", "x", "--scales", "big"],
-    ["evaluate", "camvid", "--root", "x", "--refine", "crf"],
-    ["evaluate", "camvid", "--root", "x", "--out", "."],
-    ["train", "x", "--epochs", "two"],
-    ["train"],
-    ["train", "x", "--max-time", "soon"],
-    ["train", "x", "--config", "gone.toml"],
-    ["train", "x", "--backbone", "resnet17"],
-    ["pretrain"],
-    ["export", "x", "--out", "y.pth"],
-    ["probe", "x", "--dataset", "camvid", "--root", "x", "--out", "."],
-]
+MISTAKES = {
+    "nonsense": "nonsense",
+    "train": "densesiam-seg train images/",
+    "train --bogus": "--bogus",
+    "train x --epochs two": "'--epochs'",
+    "train x --preset huge": "'fast', 'balanced', 'paper'",
+    "train x --max-bad 2": "'--max-bad'",
+    "train x --max-time soon": "--max-time soon",
+    "train x --backbone resnet17": "resnet17",
+    "pretrain x --clusters 5": "No such option: --clusters",
+    "predict": "Missing argument 'images'",
+    "predict x --batch-size some": "--batch-size some",
+    "predict x --scales big": "--scales big",
+    "predict x --seed 9223372036854775808": "seed = 9223372036854775808",
+    "evaluate camvid": "Missing option '--root'",
+    "evaluate camvid --root x --refine crf": "--refine crf",
+    "evaluate camvid --root x --out .": "--out .: exists already",
+    "export x --backbone": "Missing option '--out'",
+    "export x --out y.pth": "give --backbone",
+    "probe run --root x": "Missing option '--dataset'",
+    "probe x --dataset camvid --root x --out .": "--out .: exists already",
+    "visualize run x --limit 0": "'--limit'",
+    "study shapes camvid --root x": "'shapes'",
+    "demo --epochs 0": "'--epochs'",
+    "doctor --json more": "unexpected extra argument",
+}
 
 PREDICT_PROBE = """
 import sys
@@ -122,8 +131,8 @@ assert not (rooms | {"faiss", "scipy"}) & sys.modules.keys()
 """
 
 
-def probe(calls: list[list[str]]) -> dict[str, tuple[int, str]]:
-    """Exit code and stdout of each call, none of which loads anything heavy."""
+def probe(calls: list[str]) -> dict[str, list[Any]]:
+    """Exit code, stdout and stderr of each call, none of which loads anything heavy."""
     run = subprocess.run(
         [sys.executable, "-c", PROBE, json.dumps(calls)],
         env={**os.environ, "COLUMNS": "100", "NO_COLOR": "1"},
@@ -131,11 +140,12 @@ def probe(calls: list[list[str]]) -> dict[str, tuple[int, str]]:
         capture_output=True,
     )
     assert (run.returncode, run.stderr) == (0, b"")
-    return {call: (code, out) for call, (code, out) in json.loads(run.stdout).items()}
+    found: dict[str, list[Any]] = json.loads(run.stdout)
+    return found
 
 
 @pytest.fixture
-def fails(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Cli:
+def fails(cli: Cli, monkeypatch: Patch) -> Cli:
     """The program whose command raises the error given first."""
 
     def run(error: BaseException, *arguments: str) -> tuple[int, str, str]:
@@ -150,11 +160,10 @@ def fails(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Cli:
 
 class TestStart:
     def test_help_version_and_completion_load_nothing_heavy(self) -> None:
-        calls = [["--help"], ["-h"], [], ["--version"]]
-        calls += [[name, "--help"] for name in list(OPTIONS)[1:]]
-        calls += [[name, "--help-all"] for name in SETTINGS]
-        found = probe([*calls, ["complete"]])
-        assert {call: code for call, (code, _) in found.items() if code} == {"": 2}
+        calls = ["--help", "-h", "", "--version", *(f"{name} --help" for name in OPTIONS if name)]
+        found = probe([*calls, *(f"{name} --help-all" for name in SETTINGS), "complete"])
+        assert {call: code for call, (code, *_) in found.items() if code} == {"": 2}
+        assert {error for *_, error in found.values()} == {""}
         for call in ("--help", "-h", ""):
             assert all(name in found[call][1] for name in OPTIONS), call
         assert found["--version"][1] == f"densesiam-seg {__version__}\n"
@@ -165,7 +174,8 @@ class TestStart:
             assert settings <= set(found[f"{name} --help-all"][1].split())
 
     def test_mistakes_load_nothing_heavy(self) -> None:
-        assert {code for code, _ in probe(MISTAKES).values()} == {2, 3}
+        for call, found in probe([*MISTAKES]).items():
+            refused(tuple(found), 2, "usage", MISTAKES[call])
 
     def test_a_prediction_loads_no_clustering_and_no_other_command(self, tmp_path: Path) -> None:
         command = [sys.executable, "-P", "-c", PREDICT_PROBE]
@@ -235,29 +245,6 @@ class TestErrors:
     def test_an_interruption(self, fails: Cli, error: BaseException) -> None:
         assert fails(error) == (130, "", "error[stopped]: interrupted\n")
 
-    @pytest.mark.parametrize(
-        ("arguments", "words"),
-        [
-            (["nonsense"], "nonsense"),
-            (["train", "--bogus"], "--bogus"),
-            (["pretrain", "x", "--clusters", "5"], "No such option: --clusters"),
-            (["predict"], "Missing argument 'images'"),
-            (["evaluate", "camvid"], "Missing option '--root'"),
-            (["probe", "run", "--root", "x"], "Missing option '--dataset'"),
-            (["export", "run", "--backbone"], "Missing option '--out'"),
-            (["train", "x", "--epochs", "two"], "'--epochs'"),
-            (["train", "x", "--preset", "huge"], "'fast', 'balanced', 'paper'"),
-            (["study", "shapes", "camvid", "--root", "x"], "'shapes'"),
-            (["train", "x", "--max-bad", "2"], "'--max-bad'"),
-            (["predict", "x", "--seed", str(2**63)], "seed = 9223372036854775808"),
-            (["demo", "--epochs", "0"], "'--epochs'"),
-            (["visualize", "run", "x", "--limit", "0"], "'--limit'"),
-            (["doctor", "--json", "more"], "unexpected extra argument"),
-        ],
-    )
-    def test_usage(self, cli: Cli, arguments: list[str], words: str) -> None:
-        refused(cli(*arguments), 2, "usage", words)
-
     def test_strange_names_stay_on_one_printable_line(self, fails: Cli) -> None:
         message = "a\nb\r\x1b[2J\x85\u2028c" + os.fsdecode(b"\xff") + "[/red] é 木 …"
         shown = r"a\nb\r\x1b[2J\x85\u2028c\udcff[/red] é 木 …"
@@ -265,7 +252,7 @@ class TestErrors:
 
 
 class TestStdout:
-    def test_characters_that_the_terminal_lacks(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_characters_that_the_terminal_lacks(self, monkeypatch: Patch) -> None:
         raw = io.BytesIO()
         monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="latin-1"))
         monkeypatch.setattr(app_module, "app", lambda **_: print("é – 木"))
@@ -302,7 +289,7 @@ class TestStdout:
         )
 
     def test_an_earlier_error_keeps_its_code(
-        self, fails: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+        self, fails: Callable[..., object], monkeypatch: Patch
     ) -> None:
         class Gone(io.StringIO):
             def flush(self) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from program import Patch
 from rich.console import Console as Terminal
 
 from densesiam_seg.cli.console import Console, means
@@ -52,7 +53,7 @@ def evaluation(counts: list[list[int]], **changes: Any) -> Evaluation:
 
 
 @pytest.fixture
-def streams(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Streams:
+def streams(capsys: pytest.CaptureFixture[str], monkeypatch: Patch) -> Streams:
     monkeypatch.setenv("COLUMNS", "100")
     return lambda: tuple(capsys.readouterr())
 
@@ -169,9 +170,7 @@ class TestScores:
         rows, _ = self.rows(evaluation([[1, 0, 0, 9], [0, 1, 0, 0], [0, 0, 2, 0]]), streams)
         assert ["a", "100.0", "100.0", "76.9", "0", "3"] in rows
 
-    def test_names_are_whole_whatever_the_width(
-        self, streams: Streams, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_names_are_whole_whatever_the_width(self, streams: Streams, monkeypatch: Patch) -> None:
         monkeypatch.setenv("COLUMNS", "60")
         name = "[/red]:cat:" + "x" * 40
         result = evaluation(COUNTS)

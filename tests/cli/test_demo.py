@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from program import Cli, refused
+from program import Cli, Patch, refused
 
 from densesiam_seg import demo
 from densesiam_seg.errors import InputError
@@ -36,7 +36,7 @@ def test_both_scores_and_what_to_look_at(cli: Cli, tmp_path: Path) -> None:
     assert value["learned"]["images"] == value["baseline"]["images"] == 4
 
 
-def test_options_reach_the_demonstration(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_reach_the_demonstration(cli: Cli, monkeypatch: Patch) -> None:
     calls: list[tuple[Any, ...]] = []
 
     def record(out: Path | None, **options: Any) -> Iterator[object]:

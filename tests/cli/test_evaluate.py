@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from program import Cli, refused
+from program import Cli, Patch, refused
 
 from densesiam_seg.datasets.scenes import CLASSES
 from densesiam_seg.errors import InputError
@@ -36,7 +36,7 @@ def run(cli: Cli, data: Path, model_folder: Path) -> Cli:
 
 
 @pytest.fixture
-def run_probe(cli: Cli, data: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
+def run_probe(cli: Cli, data: Path, model_folder: Path, monkeypatch: Patch) -> Cli:
     """A probe that learns in few steps."""
     monkeypatch.setattr(probe_module, "STEPS", 50)
     where = (model_folder, "--dataset", data / "scenes.toml", "--root", data)
@@ -194,9 +194,7 @@ class TestProbe:
         assert SUPERVISED not in first[1]
         assert first[1].splitlines()[-2] == LABEL_FREE
 
-    def test_what_is_asked_for(
-        self, cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-    ) -> None:
+    def test_what_is_asked_for(self, cli: Cli, monkeypatch: Patch, tmp_path: Path) -> None:
         calls: list[Any] = []
 
         def record(*arguments: Any, **options: Any) -> Any:
@@ -246,7 +244,7 @@ class TestProbe:
         where = ("--dataset", data / "scenes.toml", "--root", data)
         refused(cli("probe", tmp_path, *where), 4, "model", "no model here")
 
-    def test_a_diverged_model(self, run_probe: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_diverged_model(self, run_probe: Cli, monkeypatch: Patch) -> None:
         def features(*arguments: Any) -> torch.Tensor:
             return torch.full((len(arguments[1]), 8, 8, 8), torch.nan)
 

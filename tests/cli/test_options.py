@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from program import Cli
+from program import Cli, Patch
 
 from densesiam_seg.cli.options import require_new, seconds
 from densesiam_seg.errors import InputError, UsageError
@@ -59,7 +59,7 @@ def test_what_the_read_out_is_asked_for(
     image_folder: Path,
     labelled_scenes: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: Patch,
     command: str,
     model: Path | None,
 ) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from program import Cli, options, other_values, refused
+from densesiam_seg.studies.scoreboard import Cost, ProbeScore, RunResult
+from program import Cli, Patch, options, other_values, refused
 
 from densesiam_seg.cli.study import SETTINGS, StudyName
 from densesiam_seg.config import PretrainConfig
@@ -16,7 +17,6 @@ from densesiam_seg.errors import InputError
 from densesiam_seg.events import Notice, Progress
 from densesiam_seg.studies import study
 from densesiam_seg.studies.ablations import STUDIES
-from densesiam_seg.studies.scoreboard import Cost, ProbeScore, RunResult
 from densesiam_seg.studies.study import Studied
 from densesiam_seg.studies.tables import Column, Table
 
@@ -27,7 +27,7 @@ TABLE = Table("T", (Column("score", "score"),), ("first",), ((20.0,),), ("a note
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+def calls(monkeypatch: Patch) -> list[Any]:
     """What the command hands to `study_events`, which fails."""
     found: list[Any] = []
 
@@ -40,7 +40,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 @pytest.fixture
-def play(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cli: Cli) -> Callable[..., Any]:
+def play(monkeypatch: Patch, tmp_path: Path, cli: Cli) -> Callable[..., Any]:
     """The command with these options, of a study that ends with these runs."""
 
     def run(results: tuple[RunResult, ...], *given: str) -> tuple[int, str, str]:
@@ -140,7 +140,7 @@ class TestShown:
 def test_refusals_leave_nothing_behind(
     cli: Cli,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: Patch,
     arguments: list[str],
     code: int,
     name: str,

@@ -8,18 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from program import Cli, options, other_values, refused
+from program import Cli, Patch, Result, options, other_values, refused
 
 from densesiam_seg.config import PretrainConfig, RunConfig, TrainConfig
 from densesiam_seg.errors import InputError
 from densesiam_seg.inference.segmenter import Segmenter
 
 Call = Callable[..., dict[str, Any]]
-Options = Callable[[str], list[str]]
+CONFIGS: dict[str, type[RunConfig]] = {"train": TrainConfig, "pretrain": PretrainConfig}
+BOTH = pytest.mark.parametrize("command", CONFIGS)
 
 
 @pytest.fixture
-def call(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Call:
+def call(cli: Cli, monkeypatch: Patch) -> Call:
     """What a command hands to `training_events` or `pretraining_events`."""
     calls: list[dict[str, Any]] = []
 
@@ -38,25 +39,34 @@ def call(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Call:
 
 
 @pytest.fixture
-def tiny(tiny_settings: dict[str, Any]) -> Options:
-    """Options of a command for a run of a second."""
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def run(cli: Cli, image_folder: Path, tiny_settings: dict[str, Any], slim: None) -> Cli:
+    """A command with options for a run of a second."""
     known = vars(PretrainConfig())
     common = {name: value for name, value in tiny_settings.items() if name in known}
-    by_command = {"train": tiny_settings, "pretrain": {**common, "categories": 5, "grid": 2}}
-    return lambda command: options({**by_command[command], "epochs": 1})
+    by_command = {
+        "train": tiny_settings | {"prior": "none"},
+        "pretrain": {**common, "categories": 5, "grid": 2},
+    }
+
+    def start(command: str, *more: object) -> Result:
+        settings = options({**by_command[command], "epochs": 1})
+        return cli(command, image_folder, *settings, *more)
+
+    return start
 
 
-@pytest.mark.parametrize(
-    ("command", "config"), [("train", TrainConfig), ("pretrain", PretrainConfig)]
-)
+@BOTH
 class TestSettings:
-    def test_every_setting_arrives(self, call: Call, command: str, config: type[RunConfig]) -> None:
-        values = other_values(config)
+    def test_every_setting_arrives(self, call: Call, command: str) -> None:
+        values = other_values(CONFIGS[command])
         assert call(command, "images", *options(values)).items() >= values.items()
 
-    def test_what_is_not_given_is_left_to_the_preset(
-        self, call: Call, command: str, config: type[RunConfig]
-    ) -> None:
+    def test_what_is_not_given_is_left_to_the_preset(self, call: Call, command: str) -> None:
         assert call(command, "images") == {
             "images": ["images"],
             "out": None,
@@ -68,7 +78,7 @@ class TestSettings:
             "overwrite": False,
         }
 
-    def test_the_others(self, call: Call, command: str, config: type[RunConfig]) -> None:
+    def test_the_others(self, call: Call, command: str) -> None:
         given = call(
             command, "a", "b", "--out", "o", "--preset", "fast", "--max-time", "2m", "--max-bad", "0.5",
             "--init-from", "m", "--overwrite", "-b", "auto", "--region-stop-gradient",
@@ -85,56 +95,44 @@ class TestSettings:
             "region_stop_gradient": True,
         }
 
-    def test_resume_needs_no_images(
-        self, call: Call, cli: Cli, command: str, config: type[RunConfig]
-    ) -> None:
+    def test_resume_needs_no_images(self, call: Call, cli: Cli, command: str) -> None:
         assert call(command, "--resume", "-o", "o")["images"] == []
         refused(cli(command), 2, "usage", f"densesiam-seg {command} images/")
 
-    def test_options_win_over_the_file(
-        self, call: Call, tmp_path: Path, command: str, config: type[RunConfig]
-    ) -> None:
+    def test_options_win_over_the_file(self, call: Call, tmp_path: Path, command: str) -> None:
         """The file is one that a run wrote."""
-        written = config(seed=9, channels=64)
+        written = CONFIGS[command](seed=9, channels=64)
         (tmp_path / "c.toml").write_text(written.to_toml())
         given = call(command, "images", "--config", tmp_path / "c.toml", "--channels", "32")
         assert given.items() >= {**vars(written), "channels": 32}.items()
 
-    @pytest.mark.parametrize(
-        ("content", "words"),
-        [("clusterz = 3", "unknown setting 'clusterz'"), ("= 3", "not valid TOML")],
-    )
-    def test_a_bad_file(
-        self, cli: Cli, tmp_path: Path, content: str, words: str, command: str, config: object
-    ) -> None:
-        (tmp_path / "c.toml").write_text(content)
-        refused(cli(command, "images", "--config", tmp_path / "c.toml"), 3, "input", words)
-
 
 @pytest.mark.parametrize(
-    ("command", "content"), [("train", "categories = 9"), ("pretrain", "clusters = 9")]
+    ("command", "content", "words"),
+    [
+        ("train", "= 3", "not valid TOML"),
+        ("train", "categories = 9", "unknown setting 'categories'"),
+        ("pretrain", "clusters = 9", "unknown setting 'clusters'"),
+    ],
 )
-def test_a_file_of_the_other_command(cli: Cli, tmp_path: Path, command: str, content: str) -> None:
+def test_a_bad_file(cli: Cli, tmp_path: Path, command: str, content: str, words: str) -> None:
     (tmp_path / "c.toml").write_text(content)
-    found = cli(command, "images", "--config", tmp_path / "c.toml")
-    refused(found, 3, "input", "unknown setting")
+    refused(cli(command, "images", "--config", tmp_path / "c.toml"), 3, "input", words)
 
 
-@pytest.mark.usefixtures("slim")
 class TestRuns:
     def test_each_command_ends_with_what_to_do_next(
-        self, cli: Cli, image_folder: Path, tmp_path: Path, tiny: Options
+        self, cli: Cli, run: Cli, image_folder: Path, tmp_path: Path
     ) -> None:
         """And doing it works, from dense features to a mask."""
         first, second = tmp_path / "first", tmp_path / "second"
-        code, text, error = cli("pretrain", image_folder, "--out", first, *tiny("pretrain"))
+        code, text, error = run("pretrain", "--out", first)
         assert (code, text) == (0, "")
         assert error.splitlines()[-2:] == [
             f"model: {first / 'model'}",
             f"next:  densesiam-seg train IMAGES --weights {first}",
         ]
-        given = [*tiny("train"), "--weights", first]
-        code, text, error = cli("train", image_folder, "--out", second, *given)
+        code, text, error = run("train", "--out", second, "--weights", first)
         assert (code, text) == (0, "")
         assert f"weights: backbone and decoder of {first} (resnet18)" in error.splitlines()
         assert error.splitlines()[-2:] == [
@@ -145,37 +143,24 @@ class TestRuns:
         assert cli("predict", image_folder / "01.png", "--model", second, "-o", mask)[0] == 0
 
     @pytest.mark.parametrize("method", ["simsiam", "picie"])
-    def test_another_method(
-        self, cli: Cli, image_folder: Path, tmp_path: Path, tiny: Options, method: str
-    ) -> None:
-        out = tmp_path / "run"
-        code, text, error = cli(
-            "train", image_folder, "-o", out, *tiny("train"), "--method", method
-        )
+    def test_another_method(self, run: Cli, out: Path, method: str) -> None:
+        code, text, error = run("train", "-o", out, "--method", method)
         assert (code, text) == (0, "")
         assert f"method {method}" in error and "warning" not in error
         assert Segmenter.load(out, device="cpu").card.readout == "kmeans"
 
-    def test_pictures(self, cli: Cli, image_folder: Path, tmp_path: Path, tiny: Options) -> None:
-        out = tmp_path / "run"
-        given = [*tiny("train"), "--visualize-every", "1"]
-        code, _, error = cli("train", image_folder, "-o", out, *given)
-        assert code == 0
-        assert f"picture: {out / 'report' / 'epoch-0001.png'}" in error.splitlines()
-        assert (out / "report" / "epoch-0001.png").is_file()
+    def test_pictures(self, run: Cli, out: Path) -> None:
+        code, _, error = run("train", "-o", out, "--visualize-every", "1")
+        picture = out / "report" / "epoch-0001.png"
+        assert (code, picture.is_file()) == (0, True)
+        assert f"picture: {picture}" in error.splitlines()
 
-    @pytest.mark.parametrize("command", ["train", "pretrain"])
+    @BOTH
     def test_json_and_quiet_under_runs_and_then_the_latest(
-        self,
-        cli: Cli,
-        image_folder: Path,
-        tmp_path: Path,
-        tiny: Options,
-        monkeypatch: pytest.MonkeyPatch,
-        command: str,
+        self, cli: Cli, run: Cli, image_folder: Path, out: Path, monkeypatch: Patch, command: str
     ) -> None:
-        monkeypatch.chdir(tmp_path)
-        code, text, error = cli(command, image_folder, *tiny(command), "--json", "--quiet")
+        monkeypatch.chdir(out.parent)
+        code, text, error = run(command, "--json", "--quiet")
         assert (code, error) == (0, "")
         value = json.loads(text)
         assert (value["complete"], value["last_epoch"]["epoch"]) == (True, 0)
@@ -186,41 +171,46 @@ class TestRuns:
         code, _, error = cli("predict", image_folder / "01.png", "--out", "mask.png")
         assert (code, error) == (0, "1 mask written: mask.png\n")
 
-    def test_what_was_skipped_is_said(
-        self, cli: Cli, image_folder: Path, tmp_path: Path, tiny: Options
-    ) -> None:
-        (tmp_path / "bad.jpg").write_bytes(b"junk")
-        inputs = (image_folder, tmp_path / "bad.jpg")
-        code, _, error = cli("train", *inputs, "--out", tmp_path / "run", *tiny("train"))
+    def test_what_was_skipped_is_said(self, run: Cli, out: Path) -> None:
+        bad = out.parent / "bad.jpg"
+        bad.write_bytes(b"junk")
+        code, _, error = run("train", bad, "--out", out)
         assert code == 0
         assert "warning: skipped (not-an-image): " in error
         assert "1 of 13 files were skipped" in error
 
-    @pytest.mark.parametrize("command", ["train", "pretrain"])
-    def test_the_time_limit(
-        self, cli: Cli, image_folder: Path, tmp_path: Path, tiny: Options, command: str
-    ) -> None:
-        out = tmp_path / "run"
-        given = [*tiny(command), "--max-time", "0.001", "--json"]
-        code, text, error = cli(command, image_folder, "-o", out, *given)
+    @BOTH
+    def test_the_time_limit(self, cli: Cli, run: Cli, out: Path, command: str) -> None:
+        code, text, error = run(command, "-o", out, "--max-time", "0.001", "--json")
         assert (code, json.loads(text)["complete"]) == (0, False)
         assert json.loads(text)["last_epoch"] is None
         assert f"go on with densesiam-seg {command} --resume --out {out}" in error
         code, text, _ = cli(command, "--resume", "-o", out, "--json")
         assert (code, json.loads(text)["complete"]) == (0, True)
 
+    @BOTH
+    def test_fewer_images_than_a_batch(self, run: Cli, out: Path, command: str) -> None:
+        found = run(command, "-o", out, "-b", "13", "-q")
+        refused(found, 3, "input", "12 usable images cannot fill a batch of 13")
+
 
 class TestRefusals:
     """Nothing has been started, so stderr is the one line."""
 
-    def test_images(self, cli: Cli, tmp_path: Path) -> None:
-        out = ("-o", tmp_path / "run")
-        refused(cli("train", tmp_path / "none", *out), 3, "input", "no such file or folder")
-        refused(cli("train", tmp_path, *out), 3, "input", "no image found")
+    def test_images(self, cli: Cli, tmp_path: Path, out: Path) -> None:
+        refused(cli("train", tmp_path / "none", "-o", out), 3, "input", "no such file or folder")
+        refused(cli("train", tmp_path, "-o", out), 3, "input", "no image found")
         (tmp_path / "list.txt").write_text("a.jpg\nb.jpg\n")
-        found = cli("train", tmp_path / "list.txt", *out)
+        found = cli("train", tmp_path / "list.txt", "-o", out)
         refused(found, 3, "input", "2 of the 2 files it names do not exist")
-        assert not (tmp_path / "run").exists()
+        assert not out.exists()
+
+    def test_a_folder_of_junk(self, cli: Cli, tmp_path: Path, out: Path) -> None:
+        (tmp_path / "a.jpg").write_bytes(b"junk")
+        code, text, error = cli("train", tmp_path, "-o", out, "-q")
+        assert (code, text) == (3, "")
+        assert error.splitlines()[-1].startswith("error[input]: ")
+        assert "1 of 1 files cannot be used" in error
 
     def test_a_place_that_is_taken(self, cli: Cli, image_folder: Path, tmp_path: Path) -> None:
         (tmp_path / "mine.txt").write_text("mine")
@@ -232,61 +222,32 @@ class TestRefusals:
         found = cli("train", image_folder, "-o", tmp_path / "mine.txt")
         refused(found, 5, "output", "is not a folder")
 
-    @pytest.mark.parametrize("command", ["train", "pretrain"])
+    @BOTH
     def test_nothing_to_resume(
-        self, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+        self, cli: Cli, tmp_path: Path, monkeypatch: Patch, command: str
     ) -> None:
         monkeypatch.chdir(tmp_path)
         refused(cli(command, "--resume"), 2, "usage", f"runs/{command}: no run to resume")
         refused(cli(command, "--resume", "-o", "x"), 2, "usage", "holds no run to resume")
 
     @pytest.mark.parametrize(
-        ("command", "arguments", "words"),
+        ("command", "words"),
         [
-            ("train", ["--batch-size", "many"], "--batch-size many"),
-            ("train", ["--workers", "all"], "--workers all"),
-            ("train", ["--max-time", "soon"], "--max-time soon"),
-            ("train", ["--clusters", "1"], "clusters = 1"),
-            ("train", ["--image-size", "33"], "image_size = 33"),
-            ("train", ["--balance", "fair"], "balance = 'fair': must be one of"),
-            ("train", ["--method", "simsiam", "--image-weight", "0"], "no other loss is on"),
-            ("train", ["--resume", "--overwrite"], "--resume goes on with the same run"),
-            ("pretrain", ["--max-time", "soon"], "--max-time soon"),
-            ("pretrain", ["--grid", "65"], "grid = 65: must be 1 to 64"),
-            ("pretrain", ["--correspondence", "flow"], "correspondence = 'flow'"),
-            (
-                "pretrain",
-                ["--correspondence", "pixel-distance", "--sampling", "uniform"],
-                "sampling = 'uniform'",
-            ),
+            ("train --batch-size many", "--batch-size many"),
+            ("train --workers all", "--workers all"),
+            ("train --max-time soon", "--max-time soon"),
+            ("train --image-size 33", "image_size = 33"),
+            ("train --balance fair", "balance = 'fair': must be one of"),
+            ("train --method simsiam --image-weight 0", "no other loss is on"),
+            ("train --resume --overwrite", "--resume goes on with the same run"),
+            ("pretrain --max-time soon", "--max-time soon"),
+            ("pretrain --grid 65", "grid = 65: must be 1 to 64"),
+            ("pretrain --correspondence none --sampling uniform", "sampling = 'uniform'"),
         ],
     )
     def test_settings(
-        self,
-        cli: Cli,
-        image_folder: Path,
-        tmp_path: Path,
-        command: str,
-        arguments: list[str],
-        words: str,
+        self, cli: Cli, image_folder: Path, out: Path, command: str, words: str
     ) -> None:
-        found = cli(command, image_folder, "-o", tmp_path / "run", *arguments)
-        refused(found, 2, "usage", words)
-        assert not (tmp_path / "run").exists()
-
-    def test_a_folder_of_junk(self, cli: Cli, tmp_path: Path) -> None:
-        (tmp_path / "images").mkdir()
-        (tmp_path / "images" / "a.jpg").write_bytes(b"junk")
-        code, out, error = cli("train", tmp_path / "images", "-o", tmp_path / "run", "-q")
-        assert (code, out) == (3, "")
-        assert error.splitlines()[-1].startswith("error[input]: ")
-        assert "1 of 1 files cannot be used" in error
-
-    @pytest.mark.parametrize("command", ["train", "pretrain"])
-    @pytest.mark.usefixtures("slim")
-    def test_fewer_images_than_a_batch(
-        self, cli: Cli, image_folder: Path, tmp_path: Path, tiny: Options, command: str
-    ) -> None:
-        given = [*tiny(command), "-b", "13", "-q"]
-        found = cli(command, image_folder, "-o", tmp_path / "run", *given)
-        refused(found, 3, "input", "12 usable images cannot fill a batch of 13")
+        name, *arguments = command.split()
+        refused(cli(name, image_folder, "-o", out, *arguments), 2, "usage", words)
+        assert not out.exists()

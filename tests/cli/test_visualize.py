@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from program import Cli, refused
+from program import Cli, Patch, refused
 
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.inference.visualize import draw_files
@@ -56,7 +56,7 @@ class TestSheet:
         shows(out, segmenter, *(images / name for name in NAMES))
 
     def test_without_a_place_in_the_current_folder(
-        self, visualize: Cli, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, visualize: Cli, images: Path, tmp_path: Path, monkeypatch: Patch
     ) -> None:
         monkeypatch.chdir(tmp_path)
         assert visualize(images) == (0, "", "picture: visualize.png\n")

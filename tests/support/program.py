@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import pytest
+
 from densesiam_seg.config import RunConfig
 
 Result = tuple[int, str, str]
 """Exit code, stdout, stderr."""
 Cli = Callable[..., Result]
+Patch = pytest.MonkeyPatch
 
 
 def refused(found: Result, code: int, name: str, words: str) -> None:
