@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from densesiam_seg.config import RunConfig, TrainConfig, with_settings
+from densesiam_seg.config import TrainConfig, with_settings
 from densesiam_seg.errors import InputError, NumericError
 from densesiam_seg.events import EpochRecord, Progress, StepRecord
 from densesiam_seg.images import store as batches
@@ -28,36 +25,32 @@ from densesiam_seg.methods.method import Method, Objective
 from densesiam_seg.network.model import DenseSiam
 from densesiam_seg.presets import METHODS
 from densesiam_seg.training.loop import EpochSums, Training
-from densesiam_seg.training.pretrain import RECIPE as PRETRAINING
-from densesiam_seg.training.setup import Recipe
-from densesiam_seg.training.train import RECIPE as TRAINING
+from densesiam_seg.training.recipes import CONFIGS, FITS, Command, build_method
 from densesiam_seg.views.pair import ViewPair, view_pair
 
 Record = StepRecord | EpochRecord
 Make = Callable[..., Training]
+Whole = tuple[list[Record], dict[str, Tensor]]
 LAST = 9
 """Steps of a whole course."""
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _slim(slim_resnets: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
-    with slim_resnets():
-        yield
+pytestmark = pytest.mark.usefixtures("slim_module")
 
 
 @pytest.fixture(scope="module")
-def make(image_folder: Path, tiny_settings: dict[str, Any]) -> Make:
+def make(image_folder: Path, tiny_settings: dict[str, Any], slim_module: None) -> Make:
     """A new Training over the twelve images, with settings that differ from the tiny ones."""
 
     def build(
         *,
-        recipe: Recipe = TRAINING,
+        command: Command = "train",
         precision: torch.dtype = torch.float32,
         images: int = 12,
         **settings: Any,
     ) -> Training:
-        base: RunConfig = recipe.config()
+        base = CONFIGS[command]()
         known = {name: value for name, value in tiny_settings.items() if hasattr(base, name)}
         own = METHODS[settings.get("method", "densesiam")]
         config = with_settings(base, {**known, **own, **settings})
@@ -65,13 +58,13 @@ def make(image_folder: Path, tiny_settings: dict[str, Any]) -> Make:
         store = ImageStore(
             manifest,
             2 * config.image_size,
-            fit=recipe.fit,
+            fit=FITS[command],
             workers=config.workers,
             max_pixels=config.max_pixels,
         )
         for _ in store.prepare():
             pass
-        method = recipe.build(config, store, CPU, precision)
+        method = build_method(config, store, CPU, precision)
         return Training(method, config, store, CPU, precision)
 
     return build
@@ -106,18 +99,10 @@ def steps(training: Training, count: int) -> list[StepRecord]:
 
 
 @pytest.fixture(scope="module")
-def whole(make: Make) -> tuple[list[Record], dict[str, Tensor]]:
+def whole(make: Make) -> Whole:
     """All records and the final tensors of an uninterrupted course."""
     training = make()
     return untimed(training.records()), tensors_of(training)
-
-
-@pytest.fixture
-def simsiam(make: Make) -> EpochRecord:
-    """The record of an epoch that clusters nothing."""
-    *_, last = make(method="simsiam", epochs=1).records()
-    assert isinstance(last, EpochRecord)
-    return last
 
 
 class TestSums:
@@ -134,56 +119,31 @@ class TestSums:
         # H(1/4, 1/4, 1/2) is 1.5 bits of log2 4 = 2 bits.
         assert record.entropy == pytest.approx(0.75, abs=1e-15)
 
-    def test_entropy_is_one_for_equal_shares_and_zero_for_one_cluster(self) -> None:
-        for histogram, entropy in (([5] * 7, 1.0), ([0, 9, 0], 0.0)):
-            sums = EpochSums()
-            sums.add(StepRecord(1, 0, {}, 0.0, 0.0), histogram)
-            assert sums.record(1, 0).entropy == pytest.approx(entropy, abs=1e-12)
-
-    def test_a_cluster_is_in_use_from_a_thousandth_on(self) -> None:
-        sums = EpochSums()
-        sums.add(StepRecord(1, 0, {}, 0.0, 0.0), [1, 2, 997, 0])
-        assert sums.record(1, 0).clusters_in_use == 3
-        sums.add(StepRecord(2, 0, {}, 0.0, 0.0), [0, 0, 1000, 0])
-        assert sums.record(2, 0).clusters_in_use == 2
-
-    def test_a_loss_that_some_steps_lack_is_averaged_over_all(self) -> None:
-        """None does so within an epoch: which losses there are changes between epochs only."""
-        sums = EpochSums()
-        sums.add(StepRecord(1, 0, {"pixel": 2.0}, 0.0, 0.0), [1, 1])
-        sums.add(StepRecord(2, 0, {"pixel": 2.0, "region": 6.0}, 0.0, 0.0), [1, 1])
-        assert sums.record(2, 0).losses == {"pixel": 2.0, "region": 3.0}
-
     @pytest.mark.parametrize(
-        ("in_use", "shares", "expected"),
+        ("histogram", "entropy", "in_use"),
         [
-            (4, [0.25] * 4, False),
-            (2, [0.5, 0.5, 0.0, 0.0], False),
-            (1, [1.0, 0.0, 0.0, 0.0], True),
-            (2, [0.5, 0.5, 0.0, 0.0, 0.0], True),
-            (4, [0.91, 0.03, 0.03, 0.03], True),
-            (4, [0.9, 0.04, 0.03, 0.03], False),
+            ([5] * 7, 1.0, 7),
+            ([0, 9, 0], 0.0, 1),
+            ([0, 1, 998, 1], None, 3),
+            ([0, 1, 1999], None, 1),
         ],
     )
-    def test_collapse(self, in_use: int, shares: list[float], expected: bool) -> None:
-        record = EpochRecord(1, 0, {}, 0.0, in_use, 0.0, shares)
-        assert record.collapsed() is expected
-
-    def test_an_epoch_reads_as_one_line(self) -> None:
-        losses = {"pixel": 1.5, "segmentation": 0.25, "total": 2.0}
-        assert str(EpochRecord(6, 1, losses, 0.755, 3, 0.5, [0.25] * 4)) == (
-            "epoch 2: loss 2.000 (pixel 1.500, segmentation 0.250), views agree 76 %, clusters in use 3/4"
-        )
-
-    def test_sums_survive_json(self) -> None:
+    def test_entropy_and_clusters_in_use(
+        self, histogram: list[int], entropy: float | None, in_use: int
+    ) -> None:
+        """A cluster is in use from a thousandth of the pixels on."""
         sums = EpochSums()
-        sums.add(StepRecord(1, 0, {"pixel": 1 / 3, "total": math.pi}, 0.1, 0.0), [3, 2**60])
-        assert EpochSums(**json.loads(json.dumps(asdict(sums)))) == sums
+        sums.add(StepRecord(1, 0, {}, 0.0, 0.0), histogram)
+        record = sums.record(1, 0)
+        assert record.clusters_in_use == in_use
+        assert entropy is None or record.entropy == pytest.approx(entropy, abs=1e-12)
 
     def test_views_that_do_not_meet_are_counted_and_spread_is_a_mean(self) -> None:
+        """And sums survive JSON."""
         sums = EpochSums()
-        sums.add(StepRecord(1, 0, {}, 0.0, 0.0, disjoint=1, spread=0.5), [1, 1])
-        sums.add(StepRecord(2, 0, {}, 0.0, 0.0, disjoint=2, spread=0.75), [1, 1])
+        losses = {"pixel": 1 / 3, "total": math.pi}
+        sums.add(StepRecord(1, 0, losses, 0.1, 0.0, disjoint=1, spread=0.5), [3, 2**60])
+        sums.add(StepRecord(2, 0, losses, 0.0, 0.0, disjoint=2, spread=0.75), [1, 1])
         assert EpochSums(**json.loads(json.dumps(asdict(sums)))) == sums
         record = sums.record(2, 0)
         assert (record.disjoint, record.spread) == (3, 0.625)
@@ -200,29 +160,10 @@ class TestSums:
             sums.add(StepRecord(step, 0, {"total": 1.0}, 0.5, 0.0), [])
         record = sums.record(2, 0)
         assert (record.shares, record.clusters_in_use, record.entropy) == ([], 0, 0)
-        assert not record.collapsed()
-
-    @pytest.mark.parametrize(
-        ("spread", "expected"), [(0.0, True), (0.299, True), (0.3, False), (1.0, False)]
-    )
-    def test_collapse_onto_one_direction(self, spread: float, expected: bool) -> None:
-        """Where it is known the spread decides, whatever the pseudo categories do."""
-        for shares in ([], [1.0, 0.0, 0.0], [0.4, 0.3, 0.3]):
-            record = EpochRecord(1, 0, {}, 0.0, len(shares), 0.0, shares, spread=spread)
-            assert record.collapsed() is expected
-
-    def test_what_pre_training_adds_to_the_line(self) -> None:
-        losses = {"image": -0.5, "total": -0.5}
-        record = EpochRecord(3, 0, losses, 0.25, 0, 0.0, [], disjoint=7, spread=0.946)
-        assert str(record) == (
-            "epoch 1: loss -0.500 (image -0.500), views agree 25 %, spread 0.95, 7 pairs of views without overlap"
-        )
 
 
 class TestRecords:
-    def test_steps_and_epochs_are_counted(
-        self, whole: tuple[list[Record], dict[str, Tensor]]
-    ) -> None:
+    def test_steps_and_epochs_are_counted(self, whole: Whole) -> None:
         found = [(type(record).__name__, record.step, record.epoch) for record in whole[0]]
         expected = []
         for epoch in range(3):
@@ -230,9 +171,7 @@ class TestRecords:
             expected.append(("EpochRecord", 3 * epoch + 3, epoch))
         assert found == expected
 
-    def test_an_epochs_record_is_the_mean_of_its_steps(
-        self, whole: tuple[list[Record], dict[str, Tensor]]
-    ) -> None:
+    def test_an_epochs_record_is_the_mean_of_its_steps(self, whole: Whole) -> None:
         for start in (0, 4, 8):
             *parts, summary = whole[0][start : start + 4]
             assert isinstance(summary, EpochRecord)
@@ -245,16 +184,12 @@ class TestRecords:
             )
             assert sum(summary.shares) == pytest.approx(1) and len(summary.shares) == 4
 
-    def test_the_region_loss_joins_in_its_epoch(
-        self, whole: tuple[list[Record], dict[str, Tensor]]
-    ) -> None:
+    def test_the_region_loss_joins_in_its_epoch(self, whole: Whole) -> None:
         """0.8 of three epochs, rounded: after two."""
         for record in whole[0]:
             assert ("region" in record.losses) == (record.epoch == 2)
 
-    def test_the_total_is_the_weighted_sum(
-        self, whole: tuple[list[Record], dict[str, Tensor]]
-    ) -> None:
+    def test_the_total_is_the_weighted_sum(self, whole: Whole) -> None:
         """METHOD, section 2: weights log A / (log A + log K) and its counterpart, 1 and 0.1."""
         k, a = math.log(4), math.log(6)
         for record in whole[0]:
@@ -284,30 +219,12 @@ class TestRecords:
             assert all(math.isfinite(value) for value in record.losses.values())
         assert training.step == 2
 
-    def test_a_method_without_clusters(self, simsiam: EpochRecord) -> None:
-        assert list(simsiam.losses) == ["image", "total"]
-        assert (simsiam.shares, simsiam.clusters_in_use, simsiam.entropy) == ([], 0, 0)
-        assert simsiam.spread is not None and 0.5 < simsiam.spread < 1
-        assert "clusters" not in str(simsiam) and str(simsiam).endswith(
-            f"spread {simsiam.spread:.2f}"
-        )
-        assert not simsiam.collapsed()
-        assert EpochRecord(**json.loads(json.dumps(asdict(simsiam)))) == simsiam
-
-    def test_a_method_without_spread(self, whole: tuple[list[Record], dict[str, Tensor]]) -> None:
-        for record in whole[0]:
-            assert (record.disjoint, record.spread) == (0, None)
-
-    def test_preparation_comes_before_the_first_step_of_every_epoch(self, make: Make) -> None:
-        found = list(make(method="picie", epochs=2).records())
-        expected: list[Progress | str] = []
-        for epoch in (0, 1):
-            expected += [
-                Progress(f"clustering for epoch {epoch + 1}", done, 12) for done in (4, 8, 12)
-            ]
-            expected += ["StepRecord", "StepRecord", "StepRecord", "EpochRecord"]
-        for record, wanted in zip(found, expected, strict=True):
-            assert record == wanted or type(record).__name__ == wanted
+    def test_a_method_without_clusters(self, make: Make) -> None:
+        *_, last = make(method="simsiam", epochs=1).records()
+        assert isinstance(last, EpochRecord)
+        assert list(last.losses) == ["image", "total"]
+        assert (last.shares, last.clusters_in_use, last.entropy) == ([], 0, 0)
+        assert last.spread is not None and 0.5 < last.spread < 1
 
     def test_an_epoch_under_way_is_not_prepared_again(self, make: Make) -> None:
         first, second = make(method="picie"), make(method="picie")
@@ -342,34 +259,15 @@ class TestStep:
                 checked += 1
         assert checked > 20
 
-    def test_the_rate_is_the_configs(self, make: Make) -> None:
-        for scaling, rate in (("batch", 0.05 * 4 / 256), ("none", 0.05)):
-            for group in make(rate_scaling=scaling).optimizer.param_groups:
-                assert group["lr"] == pytest.approx(rate)
-                assert (group["momentum"], group["weight_decay"]) == (0.9, 1e-4)
-
     def test_predictors_are_a_group_of_their_own(self, make: Make) -> None:
         training = make(method="simsiam")
         others, predictors = training.optimizer.param_groups
+        assert (others["momentum"], others["weight_decay"]) == (0.9, 1e-4)
         names = {id(value): name for name, value in training.network.named_parameters()}
         found = {names.pop(id(value)).split(".")[0] for value in predictors["params"]}
         parts = ("", "over_", "region_", "image_")
         assert found == {f"{part}predictor" for part in parts}
         assert {id(value) for value in others["params"]} == names.keys()
-
-    def test_two_groups_train_to_the_bits_of_one(
-        self, make: Make, whole: tuple[list[Record], dict[str, Tensor]]
-    ) -> None:
-        training = make()
-        config, parameters = training.config, list(training.network.parameters())
-        training.optimizer = torch.optim.SGD(
-            [{"params": parameters, "decays": True}],
-            config.rate(),
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-        )
-        assert untimed(training.records()) == whole[0]
-        assert same(tensors_of(training), whole[1])
 
     def test_a_frozen_backbone_is_not_the_optimisers(self, make: Make) -> None:
         training = make(freeze=True, optimizer="adam", weight_decay=0.1, learning_rate=1e-3)
@@ -421,16 +319,7 @@ class TestStep:
                 wanted = weight - 1e-3 * gradient / (gradient.abs() + 1e-8)
                 torch.testing.assert_close(trained[name], wanted, rtol=1e-5, atol=1e-6)
 
-    def test_no_global_generator_is_touched(self, make: Make) -> None:
-        training = make(region_start=0)
-        before = torch.get_rng_state(), str(np.random.get_state()), random.getstate()  # noqa: NPY002
-        steps(training, 2)
-        after = torch.get_rng_state(), str(np.random.get_state()), random.getstate()  # noqa: NPY002
-        assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
-
-    def test_it_does_not_depend_on_global_generators_either(
-        self, make: Make, whole: tuple[list[Record], dict[str, Tensor]]
-    ) -> None:
+    def test_it_does_not_depend_on_global_generators_either(self, make: Make, whole: Whole) -> None:
         training = make()
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(99)
@@ -438,19 +327,12 @@ class TestStep:
 
     @pytest.mark.parametrize("workers", [1, 3])
     def test_workers_and_memory_do_not_matter(
-        self,
-        make: Make,
-        whole: tuple[list[Record], dict[str, Tensor]],
-        monkeypatch: pytest.MonkeyPatch,
-        workers: int,
+        self, make: Make, whole: Whole, monkeypatch: pytest.MonkeyPatch, workers: int
     ) -> None:
         monkeypatch.setattr(batches, "free_memory", lambda: 0)
         training = make(workers=workers)
         assert untimed(training.records()) == whole[0]
         assert same(tensors_of(training), whole[1])
-
-    def test_seeds_differ(self, make: Make, whole: tuple[list[Record], dict[str, Tensor]]) -> None:
-        assert untimed(steps(make(seed=1), 1)) != whole[0][:1]
 
     @pytest.mark.parametrize(("replay", "rounds"), [("epoch", {0, 1, 2}), ("run", {0})])
     def test_views_are_drawn_per_epoch_or_once(
@@ -481,7 +363,7 @@ class TestStep:
 class TestState:
     @pytest.mark.parametrize("step", range(LAST + 1))
     def test_a_course_goes_on_to_the_same_bits_from_any_step(
-        self, make: Make, whole: tuple[list[Record], dict[str, Tensor]], step: int
+        self, make: Make, whole: Whole, step: int
     ) -> None:
         first, second = make(), make(seed=0)
         if step:
@@ -530,16 +412,15 @@ class TestState:
         [
             (4, {"optimizer": "adam", "learning_rate": 0.001}),
             (4, {"method": "simsiam", "schedule": "cosine"}),
+            (4, {"precision": torch.bfloat16}),
             (3, {"method": "picie"}),
             (4, {"method": "picie"}),
             (5, {"method": "mdc"}),
-            (4, {"recipe": PRETRAINING, "categories": 5, "grid": 2, "features": "fpn"}),
-            (5, {"recipe": PRETRAINING, "sampling": "biased", "grid": 2}),
+            (4, {"command": "pretrain", "categories": 5, "grid": 2, "features": "fpn"}),
+            (5, {"command": "pretrain", "sampling": "biased", "grid": 2}),
         ],
     )
-    def test_so_does_every_other_course(
-        self, make: Make, step: int, settings: dict[str, Any]
-    ) -> None:
+    def test_every_other_course_too(self, make: Make, step: int, settings: dict[str, Any]) -> None:
         first, second, third = (make(**settings) for _ in range(3))
         records = untimed(first.records())
         steps(second, step)
@@ -564,25 +445,6 @@ class TestState:
         kept = {name for name in tensors if name.startswith("method.")}
         assert {"method.epoch", "method.labels", "method.centroids_1"} <= kept
 
-    def test_a_state_of_before_there_was_adam(
-        self, make: Make, whole: tuple[list[Record], dict[str, Tensor]]
-    ) -> None:
-        """Momenta by a shorter name, and sums and records without overlap and spread."""
-        first, second = make(), make()
-        steps(first, 4)
-        tensors, state = first.state()
-        old = {
-            name.replace("optimizer.momentum_buffer.", "momentum."): value.clone()
-            for name, value in tensors.items()
-        }
-        assert old.keys() != tensors.keys()
-        for part in ("sums", "last_epoch"):
-            for name in ("disjoint", "spread"):
-                del state[part][name]
-        second.restore(old, state)
-        assert untimed(second.records()) == whole[0][5:]
-        assert same(tensors_of(second), whole[1])
-
     def test_a_restored_course_shares_nothing_with_the_state(self, make: Make) -> None:
         """Adam counts its steps in place."""
         first, second = make(optimizer="adam"), make(optimizer="adam")
@@ -604,15 +466,6 @@ class TestState:
         assert second.scaler.get_scale() == 1024.0
         rest = [untimed(training.records()) for training in (first, second)]
         assert rest[0] == rest[1]
-
-    def test_half_brain_floats_go_on_to_the_same_bits(self, make: Make) -> None:
-        first, second = (make(precision=torch.bfloat16) for _ in range(2))
-        records = untimed(first.records())
-        third = make(precision=torch.bfloat16)
-        steps(third, 4)
-        second.restore(*third.state())
-        assert untimed(second.records()) == records[5:]
-        assert same(tensors_of(first), tensors_of(second))
 
 
 Fault = Callable[[Objective, DenseSiam], Tensor]
@@ -673,7 +526,7 @@ class TestReading:
 
     @pytest.mark.parametrize("seconds", [1e-9, 1e9])
     def test_records_and_weights_are_the_same(
-        self, make: Make, whole: tuple[list[Record], dict[str, Tensor]], seconds: float
+        self, make: Make, whole: Whole, seconds: float
     ) -> None:
         training = make()
         training.read_seconds = seconds
@@ -681,7 +534,7 @@ class TestReading:
         assert same(tensors_of(training), whole[1])
 
     def test_an_epochs_records_come_at_once_with_the_state_after_the_last(
-        self, make: Make, whole: tuple[list[Record], dict[str, Tensor]]
+        self, make: Make, whole: Whole
     ) -> None:
         training = make()
         training.read_seconds = 1e9
@@ -712,7 +565,7 @@ def test_a_loss_that_joins_late_meets_the_optimiser_in_every_mode(
     """The region heads have no gradient, and so no momentum, until their loss joins in the last epoch."""
     training = make(epochs=2, region_start=0.5)
     config = with_settings(training.config, {"precision": precision})
-    method = TRAINING.build(config, training.store, CPU, torch.float32)
+    method = build_method(config, training.store, CPU, torch.float32)
     other = Training(method, config, training.store, CPU, torch.float32)
     *_, last = other.records()
     assert isinstance(last, EpochRecord) and "region" in last.losses
