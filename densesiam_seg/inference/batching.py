@@ -14,8 +14,7 @@ from densesiam_seg.inference.segmenter import Segmenter, working_size
 WINDOW = 512
 """Images among which those of one size are looked for; of each only the header is read."""
 PROCESSOR_PIXELS, PROCESSOR_MOST = 2**17, 4
-"""Most pixels and images of a batch on a processor: its images share the work of converting and laying out the weights,
-which is much of the whole where they are small."""
+"""Most pixels and images of a batch on a processor: small images share the work of laying out the weights."""
 GPU_PIXELS, GPU_MOST = 2**20, 16
 """The same on a GPU: ten images of 320×320."""
 PIXEL_BYTES = 2**10
@@ -35,15 +34,20 @@ class Group:
 def groups(segmenter: Segmenter, paths: Sequence[str], batch_size: int | None) -> Iterator[Group]:
     """Every place of `paths` in one group; `batch_size` None: `images_together`.
 
-    One at a time needs no header. Images that cannot be read stand alone.
+    Images that cannot be read have a group of their own.
     """
     if batch_size == 1:
+        # No header need be read.
         yield from (Group((place,), 1) for place in range(len(paths)))
         return
     for start in range(0, len(paths), WINDOW):
         by_size: dict[tuple[int, int], list[int]] = {}
-        for place in range(start, min(start + WINDOW, len(paths))):
-            by_size.setdefault(_working_size(paths[place], segmenter), []).append(place)
+        for place, path in enumerate(paths[start : start + WINDOW], start):
+            try:
+                size = working_size(*image_size(path), segmenter.card.image_size)
+            except ImageError:
+                size = (0, 0)
+            by_size.setdefault(size, []).append(place)
         for size, places in by_size.items():
             full = batch_size or images_together(segmenter.device, size)
             for first in range(0, len(places), full):
@@ -51,8 +55,7 @@ def groups(segmenter: Segmenter, paths: Sequence[str], batch_size: int | None) -
 
 
 def images_together(device: torch.device, size: tuple[int, int]) -> int:
-    """How many images of a working size make a batch, which is bounded in its pixels, and in its images because the
-    last one of each size is filled up."""
+    """How many images of a working size make a batch: few in pixels for memory, and few since the last is filled up."""
     pixels, most = GPU_PIXELS, GPU_MOST
     if device.type == "cpu":
         pixels, most = PROCESSOR_PIXELS, PROCESSOR_MOST
@@ -60,11 +63,3 @@ def images_together(device: torch.device, size: tuple[int, int]) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         pixels = min(pixels, int(MEMORY_SHARE * free) // PIXEL_BYTES)
     return min(max(pixels // max(size[0] * size[1], 1), 1), most)
-
-
-def _working_size(path: str, segmenter: Segmenter) -> tuple[int, int]:
-    """Of the network's input; 0, 0 for a file that is not an image."""
-    try:
-        return working_size(*image_size(path), segmenter.card.image_size)
-    except ImageError:
-        return 0, 0

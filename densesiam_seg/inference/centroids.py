@@ -47,10 +47,10 @@ def fit_readout(
 ) -> Segmenter:
     """The segmenter read out by k-means of its own features over `count` images, for any number of clusters.
 
-    k-means is the best of `restarts` starts. `images` makes a pass over images as `Segmenter.read` takes them; files
-    that cannot be read are passed over.
+    `images` makes a pass over images as `Segmenter.read` takes them; files that cannot be read are passed over. The
+    rest is as in `fit_centroids`.
     """
-    points_of = _points_of(segmenter)
+    points_of = _of_each(segmenter, lambda pixels: dense_points(segmenter, pixels))
     return segmenter.with_centroids(
         fit_centroids(points_of, images, count, clusters, seed=seed, restarts=restarts)
     )
@@ -69,7 +69,8 @@ def fit_merged(
 
     The images are passed over as in `fit_readout`, and once more for which over-clusters touch.
     """
-    fine = fit_centroids(_points_of(segmenter), images, count, over_clusters, seed=seed)
+    points_of = _of_each(segmenter, lambda pixels: dense_points(segmenter, pixels))
+    fine = fit_centroids(points_of, images, count, over_clusters, seed=seed)
     touching = touches(segmenter.with_centroids(fine), images, count)
     tree = merge_tree(fine.centres.numpy(), fine.counts.numpy(), touching)
     return segmenter.with_merges(fine.centres, Merges(tree, fine.counts.numpy()), clusters)
@@ -79,47 +80,43 @@ def touches(
     segmenter: Segmenter, images: Callable[[], Iterable[ImageLike]], count: int
 ) -> Contacts:
     """The contacts of the clusters of a segmenter in `LOOKED_AT` of `count` images, or all where there are no more."""
-    turn = turns(segmenter.device)
     clusters = segmenter.card.clusters
 
-    def look(image: ImageLike) -> Contacts | None:
-        try:
-            pixels, _ = segmenter.read(image)
-        except ImageError:
-            return None
-        with turn:
-            # Unrefined: a filter over hundreds of over-clusters would cost far more than the pass itself.
-            ids = segmenter.logits(segmenter.normalised(pixels))[0].argmax(0).cpu()
+    def contacts_of(pixels: Tensor) -> Contacts:
+        # Unrefined: a filter over hundreds of over-clusters would cost far more than the pass itself.
+        ids = segmenter.logits(segmenter.normalised(pixels))[0].argmax(0).cpu()
         return contacts(ids.numpy(), clusters)
 
     total = Contacts(np.zeros((clusters, clusters)), np.zeros((clusters, clusters)))
     some = islice(images(), 0, None, -(-count // LOOKED_AT) or 1)
-    with closing(on_own_cores(look, some, each=AHEAD)) as found:
+    with closing(on_own_cores(_of_each(segmenter, contacts_of), some, each=AHEAD)) as found:
         for each in found:
             if each is not None:
                 total += each
     return total
 
 
-def _points_of(segmenter: Segmenter) -> Callable[[ImageLike], Tensor | None]:
-    """What `fit_centroids` wants of a segmenter: an image's points, None where it cannot be read."""
-    turn = turns(segmenter.device)
-
-    def points_of(image: ImageLike) -> Tensor | None:
-        try:
-            images, _ = segmenter.read(image)
-        except ImageError:
-            return None
-        with turn:
-            return dense_points(segmenter, images)
-
-    return points_of
-
-
 def dense_points(segmenter: Segmenter, images: Tensor) -> Tensor:
     """uint8 (1, 3, H', W') of `Segmenter.read` → its L2-normalised features as points (N, C) on the processor."""
     features = segmenter.learned(segmenter.features(segmenter.normalised(images)))
     return unit_features(features)[0].flatten(1).T.cpu()
+
+
+def _of_each(
+    segmenter: Segmenter, work: Callable[[Tensor], Item]
+) -> Callable[[ImageLike], Item | None]:
+    """`work` of an image as `Segmenter.read` gives it, for several threads; None for a file that cannot be read."""
+    turn = turns(segmenter.device)
+
+    def done(image: ImageLike) -> Item | None:
+        try:
+            pixels, _ = segmenter.read(image)
+        except ImageError:
+            return None
+        with turn:
+            return work(pixels)
+
+    return done
 
 
 def fit_centroids(
@@ -133,11 +130,10 @@ def fit_centroids(
 ) -> Centroids:
     """k-means on a sample of every image's points, then one mini-batch update per image with all of them.
 
-    k-means starts `restarts` times, and what is nearest to the sample is kept.
-    `points_of` maps an image to points (N, C), or None to pass over it, in several threads at once. Pixels are drawn
-    by (seed, image), so the result does not depend on anything else. Points that fit into memory are kept for the
-    updates; else `images` makes a second pass. Raises InputError for too few points and NumericError for points that
-    are not finite.
+    Of `restarts` starts of k-means the one nearest to the sample is kept. `points_of` maps an image to points (N, C),
+    or None to pass over it, in several threads at once. Pixels are drawn by (seed, image). Points that fit into memory
+    are kept for the updates; else `images` makes a second pass. Raises InputError for too few points and NumericError
+    for points that are not finite.
     """
 
     def passed() -> Iterator[Tensor]:

@@ -90,43 +90,39 @@ def model_folder(path: Path) -> Path:
 def read_card(path: Path) -> ModelCard:
     """What a `config.json` says. Raises ModelError for anything that no model of this program has."""
     content = _read_json(path)
-    refusal = f"{path}: not a model of this program"
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ModelError(
-            f"{refusal} (format {FORMAT} is wanted); retrain it or use the version that wrote it"
-        )
     try:
-        content.pop("format")
-        architecture = Architecture(**content.pop("architecture"))
-        card = ModelCard(architecture, **content)
-        sound = (
-            type(architecture.backbone) is str
-            and plausible(architecture.backbone)
-            and architecture.features in ("fpn", "res5")
-            and type(architecture.image_head) is bool
-            and type(architecture.mixture) is bool
-            and all(
-                type(number) is int and least <= number <= 4096
-                for number, least in (
-                    (architecture.channels, 1),
-                    (architecture.clusters, 1),
-                    (architecture.over_clusters, 0),
-                    (card.clusters, 1),
-                )
-            )
-            and type(card.image_size) is int
-            and 32 <= card.image_size <= 4096
-            and card.readout in get_args(Readout)
-            and card.refine in get_args(Refine)
-            and (card.readout != "head" or card.clusters == architecture.clusters)
-        )
-    except (KeyError, TypeError) as error:
+        if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+            raise ValueError(f"format {FORMAT} is wanted")
+        card = ModelCard(Architecture(**content.pop("architecture")), **content)
+        if not _in_range(card):
+            raise ValueError("a value is out of range")
+    except (KeyError, TypeError, ValueError) as error:
         raise ModelError(
-            f"{refusal} ({error}); retrain it or use the version that wrote it"
+            f"{path}: not a model of this program ({error}); retrain it or use the version that wrote it"
         ) from error
-    if not sound:
-        raise ModelError(f"{refusal}: a value is out of range; retrain it")
     return card
+
+
+def _in_range(card: ModelCard) -> bool:
+    """Whether each value is of its type and within its bounds."""
+    network = card.architecture
+    numbers = (
+        (network.channels, 1),
+        (network.clusters, 1),
+        (network.over_clusters, 0),
+        (card.clusters, 1),
+        (card.image_size, 32),
+    )
+    return (
+        all(type(number) is int and least <= number <= 4096 for number, least in numbers)
+        and type(network.backbone) is str
+        and plausible(network.backbone)
+        and network.features in ("fpn", "res5")
+        and type(network.image_head) is type(network.mixture) is bool
+        and card.readout in get_args(Readout)
+        and card.refine in get_args(Refine)
+        and (card.readout != "head" or card.clusters == network.clusters)
+    )
 
 
 def read_clusters(path: Path, count: int, *, merged: bool = False) -> list[Cluster]:
@@ -134,36 +130,32 @@ def read_clusters(path: Path, count: int, *, merged: bool = False) -> list[Clust
     content = _read_json(path)
     try:
         clusters = [_cluster(entry) for entry in content]
-        sound = [cluster.id for cluster in clusters] == list(range(count)) and all(
-            len(cluster.colour) == 3
-            and all(type(value) is int and 0 <= value <= 255 for value in cluster.colour)
-            for cluster in clusters
-        )
-    except (KeyError, TypeError, AttributeError) as error:
+    except TypeError as error:
         raise ModelError(f"{path}: not a list of clusters ({error}); mend or retrain") from error
-    if not sound:
+    ids = [cluster.id for cluster in clusters]
+    if ids != list(range(count)) or not all(_is_colour(cluster.colour) for cluster in clusters):
         raise ModelError(
             f"{path}: must list the clusters 0 to {count - 1} with RGB colours; mend it"
         )
-    _check_members(path, clusters, merged)
+    members = [cluster.members for cluster in clusters if cluster.members is not None]
+    if members and not merged:
+        raise ModelError(f"{path}: only a merge read-out's clusters have members; mend it")
+    numbers = all(type(member) is int for group in members for member in group)
+    if merged and not (numbers and len(members) == count and is_partition(members)):
+        raise ModelError(
+            f"{path}: each over-cluster must be a member of one cluster, and each cluster have one; mend it"
+        )
     return clusters
 
 
 def _cluster(entry: Mapping[str, Any]) -> Cluster:
+    """Raises TypeError."""
     lists = {name: tuple(entry[name]) for name in ("colour", "members") if name in entry}
-    return Cluster(**{**entry, "colour": entry["colour"], **lists})
+    return Cluster(**{**entry, **lists})
 
 
-def _check_members(path: Path, clusters: Sequence[Cluster], merged: bool) -> None:
-    """Raises ModelError unless the members of `merged` clusters are 0, 1, 2, … without gaps, and others have none."""
-    members = [cluster.members for cluster in clusters if cluster.members is not None]
-    numbers = all(type(member) is int for group in members for member in group)
-    if merged and not (numbers and len(members) == len(clusters) and is_partition(members)):
-        raise ModelError(
-            f"{path}: each over-cluster must be a member of one cluster, and each cluster have one; mend it"
-        )
-    if members and not merged:
-        raise ModelError(f"{path}: only a merge read-out's clusters have members; mend it")
+def _is_colour(colour: Sequence[object]) -> bool:
+    return len(colour) == 3 and all(type(value) is int and 0 <= value <= 255 for value in colour)
 
 
 def _read_json(path: Path) -> Any:

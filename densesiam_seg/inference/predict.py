@@ -25,12 +25,13 @@ from densesiam_seg.errors import (
     UsageError,
 )
 from densesiam_seg.events import Predicted
-from densesiam_seg.images.decode import MAX_PIXELS, load_image
+from densesiam_seg.images.decode import load_image
 from densesiam_seg.images.manifest import Manifest, Skipped
+from densesiam_seg.images.opening import MAX_PIXELS
 from densesiam_seg.inference.batching import Group, groups
-from densesiam_seg.inference.refinement import AS_TRAINED, Refinement
+from densesiam_seg.inference.options import AS_TRAINED, Refinement
 from densesiam_seg.inference.segmenter import Segmenter
-from densesiam_seg.inference.upsampling import mask_bands, upsample_argmax
+from densesiam_seg.inference.upsampling import upsample_argmax
 from densesiam_seg.io.files import make_folder, replace_file
 from densesiam_seg.io.parallel import on_own_cores, turns
 from densesiam_seg.io.records import Records
@@ -43,16 +44,15 @@ LARGEST_BATCH = 1024
 
 @dataclass(frozen=True)
 class Plan:
-    """Which images become which files; `done` counts masks of an earlier run that `resume` leaves as they are.
-
-    `failures` is where a job of several images lists those that failed.
-    """
+    """Which images become which files."""
 
     folder: Path
     sources: tuple[str, ...]
     targets: tuple[Path, ...]
     done: int = 0
+    """Masks of an earlier run that `resume` leaves as they are."""
     failures: Path | None = None
+    """Where a job of several images lists those that failed."""
 
 
 def plan(
@@ -65,26 +65,24 @@ def plan(
 ) -> Plan:
     """Decide the name of every mask before any work.
 
-    `out` is the mask's own name for one image when it ends in `.png`, else a folder that keeps sub-folders and stems;
-    where two images share a stem both keep their full name before `.png`. Raises UsageError for targets that exist
-    already (unless `overwrite` or `resume`) or that would overwrite an input.
+    `out` is the mask's own name for one image when it ends in `.png`, else a folder that keeps sub-folders and stems.
+    Raises UsageError for targets that exist already (unless `overwrite` or `resume`) or would overwrite an input.
     """
+    folder, targets = out, [out / name for name in mask_names(manifest.names)]
     if out.suffix.lower() == ".png" and not out.is_dir():
         if len(manifest) != 1:
             raise UsageError(
                 f"--out {out}: is one file, but there are {len(manifest)} images; give a folder"
             )
         folder, targets = out.parent, [out]
-    else:
-        if out.exists() and not out.is_dir():
-            raise UsageError(
-                f"--out {out}: is a file of another kind; give a folder or a name ending in .png"
-            )
-        folder, targets = out, [out / name for name in mask_names(manifest.names)]
+    elif out.exists() and not out.is_dir():
+        raise UsageError(
+            f"--out {out}: is a file of another kind; give a folder or a name ending in .png"
+        )
     sources = [manifest.path(index) for index in range(len(manifest))]
     inputs = {os.path.realpath(source) for source in sources}
-    kept: set[Path] = set()
-    for target in targets:
+    left: list[tuple[str, Path]] = []
+    for source, target in zip(sources, targets, strict=True):
         written = (target, overlay_path(target)) if overlays else (target,)
         for path in written:
             if os.path.realpath(path) in inputs:
@@ -93,11 +91,15 @@ def plan(
                 raise UsageError(
                     f"{path}: exists already; give --overwrite, --resume or another --out"
                 )
-        if resume and all(path.exists() for path in written):
-            kept.add(target)
-    pairs = [pair for pair in zip(sources, targets, strict=True) if pair[1] not in kept]
-    failures = folder / FAILED if len(manifest) > 1 else None
-    return Plan(folder, tuple(s for s, _ in pairs), tuple(t for _, t in pairs), len(kept), failures)
+        if not (resume and all(path.exists() for path in written)):
+            left.append((source, target))
+    return Plan(
+        folder,
+        tuple(source for source, _ in left),
+        tuple(target for _, target in left),
+        done=len(sources) - len(left),
+        failures=folder / FAILED if len(sources) > 1 else None,
+    )
 
 
 def mask_names(names: Sequence[str]) -> list[str]:
@@ -126,11 +128,11 @@ def predict_events(
 ) -> Iterator[Predicted]:
     """Write the planned masks (and overlays); one event per image, in the order of the plan.
 
-    `batch_size` images of one working size pass the network together (None: `grouping.images_together`). A mask does
-    not depend on the other images or the number of cores; another batch size may round its logits differently.
+    `batch_size` images of one working size pass the network together (None: `batching.images_together`). A mask does
+    not depend on the other images or the number of cores; another batch size may round its logits differently. Images
+    that cannot be read are reported as events and listed in `failed.jsonl`.
 
-    Images that cannot be read are reported as events and listed in `failed.jsonl`; the others are done. Raises
-    UsageError, OutputError, and StoppedError when a signal asks to stop: every mask on the disk is whole.
+    Raises UsageError, OutputError, and StoppedError when a signal asks to stop: every mask on the disk is whole.
     """
     if batch_size is not None and not 1 <= batch_size <= LARGEST_BATCH:
         raise UsageError(f"--batch-size {batch_size}: must be 1 to {LARGEST_BATCH}, or auto")
@@ -149,13 +151,9 @@ def predict_events(
     with stop_requests() as stop, closing(on_own_cores(job.do, until_stopped())) as found:
         for result in _in_order(found):
             if result.error is not None and work.failures is not None:
+                reason, message = result.error.reason, str(result.error)
                 with Records(work.failures) as records:
-                    record = {
-                        "path": result.image,
-                        "reason": result.error.reason,
-                        "message": str(result.error),
-                    }
-                    records.append(record)
+                    records.append({"path": result.image, "reason": reason, "message": message})
             yield result
 
 
@@ -187,8 +185,8 @@ class _Job:
             images = [image for _, image, _ in ready]
             # The last bits of a forward pass may depend on the size of its batch, so that is always the same.
             images += images[-1:] * (group.full - len(images))
+            batch = torch.cat(images)
             with self.turn:
-                batch = torch.cat(images)
                 logits = self.segmenter.scores(batch, self.refinement, len(ready)).cpu()
             for scores, (place, _, size) in zip(logits, ready, strict=False):
                 results[place] = self._write(place, scores, size)
@@ -197,18 +195,15 @@ class _Job:
     def _write(self, place: int, logits: Tensor, size: tuple[int, int]) -> Predicted:
         """Logits (K, h, w) → the files of an image of that size (H, W)."""
         source, target = self.work.sources[place], self.work.targets[place]
-        if not self.overlays:
-            # Band by band, as a large mask need not be in memory.
-            write_mask(target, mask_bands(logits, *size), self.segmenter.palette)
-            return Predicted(source, target)
-        try:
-            image = load_image(source, max_pixels=self.max_pixels)
-        except ImageError as error:
-            return Predicted(source, None, error)
-        mask = upsample_argmax(logits, *size).cpu().numpy()
-        picture = overlay(image.permute(1, 2, 0).numpy(), mask, self.segmenter.palette)
+        mask = upsample_argmax(logits, *size).numpy()
+        if self.overlays:
+            try:
+                image = load_image(source, max_pixels=self.max_pixels)
+            except ImageError as error:
+                return Predicted(source, None, error)
+            picture = overlay(image.permute(1, 2, 0).numpy(), mask, self.segmenter.palette)
+            replace_file(overlay_path(target), encode_jpeg(Image.fromarray(picture)), sync=False)
         write_mask(target, mask, self.segmenter.palette)
-        replace_file(overlay_path(target), encode_jpeg(Image.fromarray(picture)), sync=False)
         return Predicted(source, target)
 
 
@@ -223,30 +218,12 @@ def _in_order(results: Iterable[dict[int, Predicted]]) -> Iterator[Predicted]:
             next_place += 1
 
 
-def predict(
-    segmenter: Segmenter,
-    manifest: Manifest,
-    out: str | Path,
-    *,
-    overlays: bool = False,
-    overwrite: bool = False,
-    batch_size: int | None = None,
-    refinement: Refinement = AS_TRAINED,
-) -> list[Predicted]:
-    """Write masks for all images of a manifest; the results of `predict_events` as a list."""
-    work = plan(manifest, Path(out), overwrite=overwrite, overlays=overlays)
-    events = predict_events(
-        segmenter, work, overlays=overlays, batch_size=batch_size, refinement=refinement
-    )
-    return list(events)
-
-
 def overall_error(
     results: Sequence[Predicted], skipped: Sequence[Skipped] = (), kept: int = 0
 ) -> DenseSiamError | None:
-    """The error that the whole command ends with: none, the only one, or that some (or all) images failed.
+    """The error that the command ends with: none, the only one, or that some (or all) images failed.
 
-    `kept` counts masks of an earlier run, which are done.
+    `kept` counts masks of an earlier run.
     """
     errors = [result.error for result in results if result.error is not None]
     messages = [item.message for item in skipped] + [str(error) for error in errors]

@@ -47,24 +47,25 @@ def load_with_readout(
     that was saved with a merge read-out brings its own tree: neither images nor a fit are needed to change `clusters`.
 
     With `auto` for the read-out, for the clusters (those of `GRID`) or for both, the candidate is taken whose clusters
-    are found again best in changed views of these images, without labels; `tell` gets all of them. A model that started
-    from a mixture is read by its head where nobody asked for another number of clusters: only the head knows what the
-    mixture sees, and in its place the score would take what is better balanced (docs/selection.md).
+    are found again best in changed views of these images, without labels; `tell` gets all of them. A model with a
+    mixture is read by its head unless another number of clusters is asked for: only the head knows what the mixture
+    sees, and the score would prefer what is better balanced (docs/selection.md).
 
     Raises UsageError, ModelError or InputError.
     """
     _check(readout, clusters, fit_images, over_clusters)
     path = Path(model) if model is not None else latest_model()
     segmenter = Segmenter.load(path, device=device, precision=precision)
-    own = clusters in (None, segmenter.card.clusters)
-    if readout == "head" or (readout == AUTO and own and segmenter.network.mixture is not None):
+    own = segmenter.card.clusters
+    mixture = segmenter.network.mixture is not None and clusters in (None, own)
+    if readout == "head" or (readout == AUTO and mixture):
         return segmenter
     fixed = AUTO not in (readout, clusters)
     own_tree = segmenter.merges is not None and not (fit_images or over_clusters)
     if fixed and readout == "merge" and own_tree:
         return segmenter if clusters is None else segmenter.with_clusters(int(clusters))
     fine = over_clusters or OVER_CLUSTERS
-    counts = counts_of(segmenter, clusters)
+    counts = sorted({*GRID, own}) if clusters == AUTO else [own if clusters is None else clusters]
     if clusters != AUTO and readout == "merge" and counts[0] > fine:
         raise UsageError(
             f"--clusters {counts[0]}: more than the {fine} over-clusters that are merged; raise --over-clusters"
@@ -75,19 +76,10 @@ def load_with_readout(
     found = list(candidates(segmenter, manifest, readouts, counts, wanted, seed=seed))
     if fixed:
         return found[0]
-    images = [manifest.path(index) for index in looked_at(len(manifest))]
-    choice = choose(found, images, seed=seed)
+    choice = choose(found, [manifest.path(index) for index in looked_at(len(manifest))], seed=seed)
     if tell is not None:
         tell(choice)
     return choice.chosen.segmenter
-
-
-def counts_of(segmenter: Segmenter, clusters: Clusters) -> tuple[int, ...]:
-    """The numbers of clusters that come into question, in rising order."""
-    own = segmenter.card.clusters
-    if clusters == AUTO:
-        return tuple(sorted({*GRID, own}))
-    return (own if clusters is None else clusters,)
 
 
 def candidates(
@@ -95,14 +87,14 @@ def candidates(
     manifest: Manifest,
     readouts: Sequence[str],
     counts: Sequence[int],
-    over_clusters: int | None = OVER_CLUSTERS,
+    over_clusters: int | None,
     *,
     seed: int,
 ) -> Iterator[Segmenter]:
     """The model by each of the read-outs with each of the numbers of clusters, fitted to the images of a manifest.
 
-    The head comes where it has one of these numbers. A merge is fitted once, since its tree has all numbers up to its
-    `over_clusters`; None stands for the tree that the model was saved with.
+    The head comes where it has one of these numbers. A merge is fitted once, as its tree has all numbers up to
+    `over_clusters`; None: the tree that the model was saved with.
     """
 
     def paths() -> Iterator[str]:
@@ -152,7 +144,7 @@ def _training_images(path: Path) -> Manifest:
     file = (path.parent if path.name == "model" else path) / "dataset.json"
     try:
         manifest = Manifest.from_dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"{file}: the read-out needs images, and the run does not tell its own; {remedy}"
         ) from error

@@ -13,9 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from densesiam_seg.inference.test_time import AS_TRAINED, PLAIN, Refinement
-
-__all__ = ["AS_TRAINED", "PLAIN", "Refinement", "guided_filter", "pamr", "refined", "sharpened"]
+from densesiam_seg.inference.options import Refinement
 
 RADIUS = 10
 """The guided filter's window reaches 1 / RADIUS of the shorter side to each side."""
@@ -43,21 +41,14 @@ def refined(
     """
     found = []
     for scale, mirrored in how.passes:
-        each = at_scale(images, scale)
-        found.append(scores_of(each.flip(-1)).flip(-1) if mirrored else scores_of(each))
+        size = [max(round(side * scale), 1) for side in images.shape[-2:]]
+        shown = _at(images, size, antialias=True)
+        found.append(scores_of(shown.flip(-1)).flip(-1) if mirrored else scores_of(shown))
     height, width = (max(scores.shape[axis] for scores in found) for axis in (-2, -1))
     mean = torch.stack([_at(scores, (height, width)) for scores in found]).mean(0)
     if how.refine in ("auto", "none"):
         return mean
     return sharpened(images[:count], mean[:count], how.refine)
-
-
-def at_scale(images: Tensor, scale: float) -> Tensor:
-    """uint8 images (B, 3, H, W) at another size, antialiased; at 1 as they are."""
-    size = [max(round(side * scale), 1) for side in images.shape[-2:]]
-    if list(images.shape[-2:]) == size:
-        return images
-    return F.interpolate(images, size, mode="bilinear", antialias=True)
 
 
 def sharpened(images: Tensor, scores: Tensor, refine: str) -> Tensor:
@@ -88,12 +79,9 @@ def guided_filter(
     Guided Filter, 2015).
     """
     size = maps.shape[-2:]
-    if radius is None:
-        radius = max(round(min(size) / RADIUS), 1)
+    radius = radius or max(round(min(size) / RADIUS), 1)
     guide = guide - guide.mean((-2, -1), keepdim=True)
-    small = guide
-    if guide.shape[-2:] != size:
-        small = F.interpolate(guide, size, mode="bilinear", antialias=True)
+    small = _at(guide, size, antialias=True)
     colour, own = box_mean(small, radius), box_mean(maps, radius)
     products = small[:, :, None] * small[:, None]
     covariance = box_mean(products.flatten(1, 2), radius).view_as(products)
@@ -117,15 +105,9 @@ def guided_filter(
 
 def box_mean(maps: Tensor, radius: int) -> Tensor:
     """Mean of each pixel's square window, of `radius` to each side, as far as it lies in the map (B, K, H, W)."""
-    for axis in (2, 3):
-        side = maps.shape[axis]
-        reach = min(radius, side - 1)
-        window = [1, 1]
-        window[axis - 2] = 2 * reach + 1
-        padding = [0, 0]
-        padding[axis - 2] = reach
-        maps = F.avg_pool2d(maps, window, 1, padding, count_include_pad=False)
-    return maps
+    down, across = (min(radius, side - 1) for side in maps.shape[-2:])
+    maps = F.avg_pool2d(maps, (2 * down + 1, 1), 1, (down, 0), count_include_pad=False)
+    return F.avg_pool2d(maps, (1, 2 * across + 1), 1, (0, across), count_include_pad=False)
 
 
 def _inverse(matrices: Tensor) -> Tensor:
@@ -144,7 +126,7 @@ def pamr(
     iterations: int = ITERATIONS,
     dilations: Sequence[int] = DILATIONS,
 ) -> Tensor:
-    """Maps (B, K, H, W) drawn, again and again, to the mean of the neighbours whose colour is alike.
+    """Maps (B, K, H, W) replaced `iterations` times by the mean of the neighbours whose colour is alike.
 
     Araslanov and Roth, Single-Stage Semantic Segmentation from Image Labels (CVPR 2020), equations 5 to 7: the
     neighbours of a pixel are the eight around it at each dilation; their weights are the softmax of -|I_i - I_j| / σ_i,
@@ -186,8 +168,8 @@ def _neighbours(maps: Tensor, dilations: Sequence[int]) -> Iterator[Tensor]:
                     yield padded[..., top : top + height, left : left + width]
 
 
-def _at(maps: Tensor, size: Sequence[int]) -> Tensor:
+def _at(maps: Tensor, size: Sequence[int], *, antialias: bool = False) -> Tensor:
     """Maps (B, K, h, w) at another size, bilinearly."""
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
-    return F.interpolate(maps, tuple(size), mode="bilinear", antialias=False)
+    return F.interpolate(maps, tuple(size), mode="bilinear", antialias=antialias)

@@ -7,6 +7,7 @@ A model is a directory: `config.json` (what it is), `model.safetensors` (its ten
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,18 +22,21 @@ from torch.nn import functional as F
 from densesiam_seg.clustering.kmeans import Centroids, unit_features
 from densesiam_seg.clustering.merging import Merges, cut, is_tree
 from densesiam_seg.errors import InputError, ModelError, UsageError
-from densesiam_seg.images.decode import MAX_PIXELS, load_image, load_reduced
-from densesiam_seg.images.samples import rgb_planes
+from densesiam_seg.images.decode import load_reduced
+from densesiam_seg.images.opening import MAX_PIXELS
+from densesiam_seg.images.pixels import rgb_planes
 from densesiam_seg.inference.model_card import (
     FORMAT,
     Cluster,
     ModelCard,
+    Readout,
     model_folder,
     name_clusters,
     read_card,
     read_clusters,
 )
-from densesiam_seg.inference.refinement import AS_TRAINED, Refinement, refined
+from densesiam_seg.inference.options import AS_TRAINED, Refinement
+from densesiam_seg.inference.refinement import refined
 from densesiam_seg.inference.upsampling import upsample_argmax
 from densesiam_seg.io.devices import autocast, pick_device, pick_precision
 from densesiam_seg.io.files import make_folder, replace_json
@@ -40,16 +44,6 @@ from densesiam_seg.io.tensors import layout, read_safetensors, write_safetensors
 from densesiam_seg.network.model import DenseSiam, build_network
 from densesiam_seg.pictures.masks import Colour
 from densesiam_seg.views.photometric import normalise
-
-__all__ = [
-    "Cluster",
-    "ImageLike",
-    "ModelCard",
-    "Segmenter",
-    "as_pixels",
-    "name_clusters",
-    "working_size",
-]
 
 ImageLike = str | Path | Image.Image | NDArray[np.uint8] | Tensor
 
@@ -100,19 +94,16 @@ class Segmenter:
                 network = DenseSiam(card.architecture)
         except UsageError as error:
             raise ModelError(f"{folder}: {error}") from error
-        expected = layout(
-            {f"network.{name}": value for name, value in network.state_dict().items()}
-        )
+        named = {f"network.{name}": value for name, value in network.state_dict().items()}
+        expected = dict(layout(named))
+        count = sum(len(cluster.members or (0,)) for cluster in clusters)
         if card.readout != "head":
-            count = sum(len(cluster.members or (0,)) for cluster in clusters)
-            shape = (count, network.encoder.width)
-            expected = {**expected, "centroids": (shape, torch.float32)}
+            expected["centroids"] = ((count, network.encoder.width), torch.float32)
         if merged:
-            tree, counts = ((count - 1, 2), torch.int64), ((count,), torch.int64)
-            expected = {**expected, "merges": tree, "merges_counts": counts}
+            expected["merges"] = ((count - 1, 2), torch.int64)
+            expected["merges_counts"] = ((count,), torch.int64)
         tensors = read_safetensors(folder / "model.safetensors", expected=expected)
-        centroids = tensors.pop("centroids", None)
-        merges = None
+        centroids, merges = tensors.pop("centroids", None), None
         if merged:
             merges = Merges(tensors.pop("merges").numpy(), tensors.pop("merges_counts").numpy())
             if not is_tree(merges.tree) or (merges.counts < 0).any():
@@ -158,15 +149,12 @@ class Segmenter:
     ) -> NDArray[np.integer]:
         """Mask (H, W) of cluster ids at the image's own size, uint8 (int32 above 255 clusters).
 
-        `refinement` averages passes of the mirrored or scaled image and sharpens edges; see `Refinement`. Unless it
-        says otherwise, edges are sharpened as the model's card says.
-
-        `image` is as for `read`. The command `predict` writes the same mask of a file, as far as rounding goes: there
-        a pass has other images beside it, and fewer threads. Raises ImageError for a file that cannot be read.
+        `image` is as for `read`; by default edges are sharpened as the model's card says. The command `predict` writes
+        the same mask of a file up to rounding, as its passes have other images beside it and fewer threads. Raises
+        ImageError and InputError.
         """
-        images, (height, width) = self.read(image, max_pixels=max_pixels)
-        logits = self.scores(images, refinement)[0]
-        return upsample_argmax(logits, height, width).cpu().numpy()
+        images, size = self.read(image, max_pixels=max_pixels)
+        return upsample_argmax(self.scores(images, refinement)[0], *size).cpu().numpy()
 
     def read(
         self, image: ImageLike, *, max_pixels: int = MAX_PIXELS
@@ -174,8 +162,8 @@ class Segmenter:
         """An image at its working size, uint8 (1, 3, H', W'), and its own size (H, W).
 
         `image` is a path, a Pillow image, an array (H, W, 3) uint8, or a tensor (3, H, W) uint8. A JPEG file is decoded
-        no larger than it is needed, so that memory does not grow with it: at 1/2, 1/4 or 1/8 size where its sides stay
-        at least `DETAIL` times the model's image size. Raises ImageError and InputError.
+        at 1/2, 1/4 or 1/8 size where its sides stay at least `DETAIL` times the model's image size, so that memory does
+        not grow with it. Raises ImageError and InputError.
         """
         if isinstance(image, str | Path):
             side = DETAIL * self.card.image_size
@@ -183,18 +171,10 @@ class Segmenter:
         else:
             pixels = as_pixels(image)
             size = (pixels.shape[-2], pixels.shape[-1])
-        return self._resized(pixels, size), size
-
-    def prepare(self, pixels: Tensor) -> Tensor:
-        """uint8 (3, H, W) → normalised (1, 3, H', W') whose shorter side is the model's image size."""
-        return self.normalised(self._resized(pixels, (pixels.shape[-2], pixels.shape[-1])))
-
-    def _resized(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
-        """uint8 (3, h, w) of an image of `size` (H, W) → uint8 (1, 3, H', W')."""
-        images, working = pixels[None], working_size(*size, self.card.image_size)
-        if images.shape[-2:] == working:
-            return images
-        return F.interpolate(images, working, mode="bilinear", antialias=True)
+        working = working_size(*size, self.card.image_size)
+        if pixels.shape[-2:] != working:
+            return F.interpolate(pixels[None], working, mode="bilinear", antialias=True), size
+        return pixels[None], size
 
     def normalised(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) → what `features` and `logits` take, on the model's device."""
@@ -208,18 +188,16 @@ class Segmenter:
     def scores(
         self, images: Tensor, refinement: Refinement = AS_TRAINED, count: int | None = None
     ) -> Tensor:
-        """uint8 images (B, 3, H, W) → scores (B, K, h, w) after all passes; `logits` where these are plain.
+        """uint8 images (B, 3, H, W) → scores (B, K, h, w) after all passes; where these are plain, `logits`.
 
-        Where edges are sharpened, only those of the first `count` images.
+        Edges are sharpened in the first `count` images alone.
         """
         how = refinement.settled(self.card.refine)
         if how.plain:
             return self.logits(self.normalised(images))
-
-        def scores_of(shown: Tensor) -> Tensor:
-            return self.soft(self.logits(self.normalised(shown)))
-
-        return refined(images, scores_of, how, count)
+        return refined(
+            images, lambda shown: self.soft(self.logits(self.normalised(shown))), how, count
+        )
 
     def soft(self, scores: Tensor) -> Tensor:
         """Scores (B, K, h, w) in a form whose means make sense: a head's probabilities, distances as they are."""
@@ -237,9 +215,7 @@ class Segmenter:
 
     def learned(self, features: Tensor) -> Tensor:
         """The encoder's own channels of `features`."""
-        return (
-            features if self.network.mixture is None else features[:, : self.network.encoder.width]
-        )
+        return features[:, : self.network.encoder.width]
 
     @torch.inference_mode()
     def read_out(self, features: Tensor) -> Tensor:
@@ -253,22 +229,16 @@ class Segmenter:
         if self.merges is None:
             return F.conv2d(units, weight.to(self.device), bias.to(self.device))
         # Side by side, the members of a cluster have their largest score together.
-        groups = [list(cluster.members or ()) for cluster in self.clusters]
+        groups = [cluster.members or () for cluster in self.clusters]
         order = [member for group in groups for member in group]
-        weight, bias = weight[order].to(self.device), bias[order].to(self.device)
-        fine = F.conv2d(units, weight, bias)
-        parts = torch.split(fine, [len(group) for group in groups], 1)
+        fine = F.conv2d(units, weight[order].to(self.device), bias[order].to(self.device))
+        parts = torch.split(fine, list(map(len, groups)), 1)
         return torch.stack([scores.amax(1) for scores in parts], 1)
 
     def with_centroids(self, centroids: Centroids) -> Segmenter:
         """The same encoder read out by the nearest centroid of its L2-normalised features."""
-        count = len(centroids.centres)
-        card = replace(self.card, readout="kmeans", clusters=count)
         shares = (centroids.counts / centroids.counts.sum()).tolist()
-        named, device = name_clusters(count, shares), str(self.device)
-        segmenter = Segmenter(self.network, card, named, centroids.centres, device=device)
-        segmenter.precision = self.precision
-        return segmenter
+        return self._read_out_by(name_clusters(len(shares), shares), centroids.centres)
 
     def with_merges(self, centres: Tensor, merges: Merges, clusters: int) -> Segmenter:
         """The same encoder read out by over-clusters with `centres` (A, C), merged to K `clusters`.
@@ -281,11 +251,17 @@ class Segmenter:
                 "raise --over-clusters for more"
             )
         groups = cut(merges.tree, clusters)
-        card = replace(self.card, readout="merge", clusters=clusters)
-        named, device = name_clusters(clusters, merges.shares(groups), groups), str(self.device)
-        segmenter = Segmenter(self.network, card, named, centres, merges, device=device)
-        segmenter.precision = self.precision
-        return segmenter
+        named = name_clusters(clusters, merges.shares(groups), groups)
+        return self._read_out_by(named, centres, merges)
+
+    def _read_out_by(
+        self, clusters: list[Cluster], centroids: Tensor, merges: Merges | None = None
+    ) -> Segmenter:
+        readout: Readout = "merge" if merges else "kmeans"
+        other = copy.copy(self)
+        other.card = replace(self.card, readout=readout, clusters=len(clusters))
+        other.clusters, other.centroids, other.merges = tuple(clusters), centroids, merges
+        return other
 
     def with_clusters(self, clusters: int) -> Segmenter:
         """A merge read-out cut at another K; needs no images, gives clusters new names. Raises UsageError."""
@@ -296,26 +272,24 @@ class Segmenter:
         return self.with_merges(self.centroids, self.merges, clusters)
 
 
-def as_pixels(image: ImageLike, *, max_pixels: int = MAX_PIXELS) -> Tensor:
-    """uint8 (3, H, W) of anything `Segmenter.predict` takes. Raises ImageError or InputError."""
-    if isinstance(image, str | Path):
-        return load_image(image, max_pixels=max_pixels)
+def as_pixels(image: Image.Image | NDArray[np.uint8] | Tensor) -> Tensor:
+    """uint8 (3, H, W) of an image in memory. Raises ImageError and InputError."""
     if isinstance(image, Image.Image) and image.width and image.height:
         return torch.from_numpy(rgb_planes(image, "image"))
     if isinstance(image, np.ndarray) and image.ndim == 3 and image.dtype == np.uint8:
         # torch warns of arrays that may not be written to.
         image = torch.from_numpy(np.require(image, requirements=["C", "W"])).movedim(-1, 0)
-    if (
+    if not (
         isinstance(image, Tensor)
         and image.dtype == torch.uint8
         and image.ndim == 3
         and image.shape[0] == 3
         and image.numel() > 0
     ):
-        return image
-    raise InputError(
-        "predict: an array image must be uint8 of shape (H, W, 3), a tensor uint8 (3, H, W)"
-    )
+        raise InputError(
+            "predict: an array image must be uint8 of shape (H, W, 3), a tensor uint8 (3, H, W)"
+        )
+    return image
 
 
 def working_size(height: int, width: int, side: int) -> tuple[int, int]:

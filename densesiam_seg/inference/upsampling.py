@@ -1,6 +1,6 @@
 """Masks out of logits: which cluster is the largest where the logits are upsampled bilinearly.
 
-Axes: K clusters, h w logits, H W mask; of a piece of work n rows and m columns of the mask, s rows of logits.
+Axes: K clusters, h w logits, H W mask; of a band of the mask n rows and m columns, from s rows of logits.
 
 Between four logits of a cluster a bilinear value is a mean of them. Where the four places agree on the largest cluster
 it is therefore the largest everywhere between them. On a processor only columns with a disagreement are interpolated.
@@ -28,8 +28,6 @@ PIECE = 2**19
 """Upsampled logits that a processor holds at once: 2 MB, which its caches hold."""
 BAND = 2**15
 """Pixels of a processor's band, about: in a higher one more columns have a disagreement somewhere."""
-LARGEST_BAND = 2**21
-"""Pixels of its largest band, where a single row has no more."""
 MOSTLY = 0.8
 """Where more of the columns than this are needed, all of them are cheaper than a choice."""
 LANES = 32
@@ -41,19 +39,10 @@ def upsample_argmax(logits: Tensor, height: int, width: int) -> Tensor:
 
     Works through bands of rows, so beside the mask memory does not grow with the image.
     """
-    dtype = torch.uint8 if len(logits) <= LARGEST_8_BIT else torch.int32
-    mask = torch.empty((height, width), dtype=dtype, device=logits.device)
-    top = 0
-    for band in _bands(logits, height, width):
-        mask[top : top + len(band)] = band
-        top += len(band)
-    return mask
-
-
-def _bands(logits: Tensor, height: int, width: int) -> Iterator[Tensor]:
     logits = logits.detach().float()
-    on_processor = logits.device.type == "cpu"
-    return (_sparse_bands if on_processor else _dense_bands)(logits, height, width)
+    if logits.device.type == "cpu":
+        return torch.from_numpy(_sparse(logits, height, width))
+    return _dense(logits, height, width)
 
 
 @dataclass(frozen=True)
@@ -81,47 +70,39 @@ def _places_on(device: torch.device, source: int, target: int) -> tuple[Tensor, 
     return low, (low + 1).clamp(max=source - 1), position - low
 
 
-def _dense_bands(logits: Tensor, height: int, width: int) -> Iterator[Tensor]:
+def _dense(logits: Tensor, height: int, width: int) -> Tensor:
     """On an accelerator: every pixel is interpolated, and nothing waits for the processor."""
     clusters, source, _ = logits.shape
     dtype = torch.uint8 if clusters <= LARGEST_8_BIT else torch.int32
+    mask = torch.empty((height, width), dtype=dtype, device=logits.device)
     low, high, fraction = _places_on(logits.device, source, height)
     at_once = max(TILE // (clusters * width), 1)
     for top in range(0, height, at_once):
         rows = slice(top, top + at_once)
         stretched = torch.lerp(logits[:, low[rows]], logits[:, high[rows]], fraction[rows, None])
         full = F.interpolate(stretched[None], (stretched.shape[1], width), mode="bilinear")[0]
-        yield full.argmax(0).to(dtype)
+        mask[rows] = full.argmax(0)
+    return mask
 
 
-def _sparse_bands(logits: Tensor, height: int, width: int) -> Iterator[Tensor]:
+def _sparse(logits: Tensor, height: int, width: int) -> Ids:
     """On a processor: each pixel begins as the cluster above and left of it; then comes what must be interpolated."""
-    if logits.shape[1:] == (height, width):
-        yield torch.from_numpy(_largest_everywhere(logits))
-        return
-    logits, rows = _used(logits, 1, places(logits.shape[1], height))
-    logits, columns = _used(logits, 2, places(logits.shape[2], width))
     largest = _largest_everywhere(logits)
+    if largest.shape == (height, width):
+        return largest
+    rows, columns = places(logits.shape[1], height), places(logits.shape[2], width)
     mixed = _disagreements(largest)
+    mask = largest.take(rows.low, 0).take(columns.low, 1)
     for top, bottom in _cuts(rows.low, logits.shape, width):
         here = rows[top:bottom]
-        band = largest.take(here.low, 0).take(columns.low, 1)
         chosen = np.flatnonzero(mixed[here.low].any(axis=0).take(columns.low))
         if len(chosen) > MOSTLY * width:
             chosen = np.arange(width)
         part = logits[:, here.low[0] : here.high[-1] + 1]
         at_once = max(PIECE // part[..., 0].numel() // LANES, 1) * LANES
         for first in range(0, len(chosen), at_once):
-            _interpolate(band, part, here, columns, chosen[first : first + at_once])
-        yield torch.from_numpy(band)
-
-
-def _used(logits: Tensor, axis: int, at: Places) -> tuple[Tensor, Places]:
-    """The logits without the rows or columns that a smaller mask passes over, and its places among the rest."""
-    used, (low, high) = np.unique([at.low, at.high], return_inverse=True)
-    if len(used) == logits.shape[axis]:
-        return logits, at
-    return logits.index_select(axis, torch.from_numpy(used)), Places(low, high, at.fraction)
+            _interpolate(mask[top:bottom], part, here, columns, chosen[first : first + at_once])
+    return mask
 
 
 def _cuts(low: NDArray[np.intp], shape: tuple[int, ...], width: int) -> Iterator[tuple[int, int]]:
@@ -129,10 +110,7 @@ def _cuts(low: NDArray[np.intp], shape: tuple[int, ...], width: int) -> Iterator
     clusters, source, _ = shape
     gaps = min(BAND * source // (width * len(low)), PIECE // (clusters * width) - 1)
     starts = np.searchsorted(low, np.arange(0, source, max(gaps, 1)))
-    most = max(LARGEST_BAND // width, 1)
-    for start, end in pairwise([*starts.tolist(), len(low)]):
-        for top in range(start, end, most):
-            yield top, min(top + most, end)
+    yield from pairwise(np.unique([*starts, len(low)]).tolist())
 
 
 def _disagreements(largest: Ids) -> NDArray[np.bool_]:

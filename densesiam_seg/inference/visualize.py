@@ -1,7 +1,7 @@
 """Pictures of what a model sees: each image, its pseudo categories coloured, and the masks of chosen ones.
 
 A pixel's pseudo category is the argmax over K of softmax(z), the supplement's Fig. A1; the same for either kind of
-run, and for a k-means read-out.
+run, and for any read-out.
 
 Axes: n images, K categories (the model's clusters), S side of a square, H W picture as it is drawn.
 """
@@ -9,7 +9,7 @@ Axes: n images, K categories (the model's clusters), S side of a square, H W pic
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,30 +20,23 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from densesiam_seg.errors import ImageError, UsageError
-from densesiam_seg.images.decode import MAX_PIXELS
-from densesiam_seg.inference.segmenter import Cluster, ImageLike, Segmenter, as_pixels
+from densesiam_seg.images.decode import load_image
+from densesiam_seg.images.opening import MAX_PIXELS
+from densesiam_seg.inference.model_card import Cluster
+from densesiam_seg.inference.options import PLAIN
+from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.inference.upsampling import upsample_argmax
 from densesiam_seg.pictures.masks import Colour, colourise
-from densesiam_seg.pictures.sheet import Tile, fitted, sheet
+from densesiam_seg.pictures.sheet import Legend, Tile, fitted, sheet
 
 SIDE = 224
 """The longer side of a picture on the sheet."""
-LIMIT = 8
-"""Images that are drawn unless more are asked for."""
 SHOWN = 4
 """Categories whose masks are drawn unless some are named: those that cover most."""
 LEGEND = 24
 """Categories in the legend, those that cover most; of more colours an eye finds none again."""
 LARGEST = 2000
 """Pictures on a sheet, about 400 MB of pixels."""
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """One image is done, or why it could not be read."""
-
-    image: str
-    error: ImageError | None = None
 
 
 @dataclass(frozen=True)
@@ -71,62 +64,39 @@ class _Seen:
         return np.bincount(self.categories.ravel(), minlength=count) / self.categories.size
 
 
-def visualization_events(
+def draw_files(
     segmenter: Segmenter,
-    images: Sequence[str],
+    files: Sequence[str],
     *,
     shown: Sequence[str] = (),
     columns: int = 1,
     max_pixels: int = MAX_PIXELS,
-) -> Iterator[Drawn | Drawing]:
-    """Look at each image; the last event is the `Drawing` of those that could be read, if any could.
+) -> tuple[Drawing | None, list[ImageError]]:
+    """The drawing of those images that can be read, if any can, and why others cannot.
 
     `shown` names categories by id or name, several with commas between them, by default the largest; `columns` images
     stand side by side. Raises UsageError.
     """
     named = chosen(segmenter.clusters, shown)
-    pictures = len(images) * (2 + (len(named) or SHOWN))
+    pictures = len(files) * (2 + (len(named) or SHOWN))
     if pictures > LARGEST:
         raise UsageError(
             f"a sheet of {pictures} pictures is too large; give a smaller --limit or fewer --clusters-shown"
         )
-    seen = []
-    for image in images:
+    seen, failed = [], []
+    for file in files:
         try:
-            pixels = as_pixels(image, max_pixels=max_pixels)
+            seen.append(_look(segmenter, load_image(file, max_pixels=max_pixels), Path(file).name))
         except ImageError as error:
-            yield Drawn(image, error)
-            continue
-        seen.append(_look(segmenter, pixels, Path(image).name))
-        yield Drawn(image)
-    if seen:
-        yield _draw(segmenter, seen, named, columns)
-
-
-def visualize(
-    segmenter: Segmenter,
-    images: Sequence[ImageLike],
-    *,
-    shown: Sequence[str] = (),
-    columns: int = 1,
-) -> Image.Image:
-    """The sheet of images given as `Segmenter.predict` takes them. Raises UsageError, ImageError and InputError."""
-    assert images, "a sheet shows at least one image"
-    named = chosen(segmenter.clusters, shown)
-    seen = [
-        _look(
-            segmenter,
-            as_pixels(image),
-            Path(image).name if isinstance(image, str | Path) else f"image {number}",
-        )
-        for number, image in enumerate(images, 1)
-    ]
-    return _draw(segmenter, seen, named, columns).picture
+            failed.append(error)
+    return _draw(segmenter, seen, named, columns) if seen else None, failed
 
 
 def training_picture(segmenter: Segmenter, squares: Tensor) -> Image.Image:
     """The sheet of images in memory, uint8 (n, 3, S, S), with the masks of the largest categories."""
-    return visualize(segmenter, list(squares.cpu()))
+    pixels = enumerate(squares.cpu(), 1)
+    seen = [_look(segmenter, square, f"image {number}") for number, square in pixels]
+    return _draw(segmenter, seen, (), 1).picture
 
 
 def spread(count: int, limit: int) -> list[int]:
@@ -137,12 +107,11 @@ def spread(count: int, limit: int) -> list[int]:
 
 def chosen(clusters: Sequence[Cluster], named: Sequence[str]) -> tuple[int, ...]:
     """The ids that are meant by ids and names, once each, in their order. Raises UsageError for one that is unknown."""
-    ids = {cluster.name: cluster.id for cluster in clusters} | {
-        str(cluster.id): cluster.id for cluster in clusters
-    }
+    ids = {cluster.name: cluster.id for cluster in clusters}
+    ids |= {str(cluster.id): cluster.id for cluster in clusters}
     # A name may hold a comma itself.
     parts = [part for text in named for part in ([text] if text in ids else text.split(","))]
-    found: list[int] = []
+    found = []
     for part in map(str.strip, parts):
         if part not in ids:
             raise UsageError(
@@ -167,8 +136,8 @@ def _look(segmenter: Segmenter, pixels: Tensor, title: str) -> _Seen:
     """uint8 (3, H', W') → the image and its categories, both at the size at which they are drawn."""
     size = fitted(pixels.shape[-2:], SIDE)
     picture = F.interpolate(pixels[None], size, mode="bilinear", antialias=True)[0]
-    logits = segmenter.logits(segmenter.prepare(pixels))[0]
-    categories = upsample_argmax(logits, *size).cpu().numpy()
+    scores = segmenter.scores(segmenter.read(pixels)[0], PLAIN)[0]
+    categories = upsample_argmax(scores, *size).cpu().numpy()
     return _Seen(title, picture.permute(1, 2, 0).numpy(), categories)
 
 
@@ -180,50 +149,38 @@ def _draw(
         replace(cluster, share=float(share))
         for cluster, share in zip(segmenter.clusters, shares, strict=True)
     )
-    by_share = [int(k) for k in np.argsort(-shares, kind="stable") if shares[k] > 0]
-    shown = tuple(named or by_share[:SHOWN])
-    groups = [_row(each, [clusters[k] for k in shown], segmenter.palette) for each in seen]
+    by_share = [clusters[k] for k in np.argsort(-shares, kind="stable") if shares[k] > 0]
+    masks = [clusters[k] for k in named] or by_share[:SHOWN]
+    groups = [_row(each, masks, segmenter.palette) for each in seen]
     rows = [
         [tile for group in groups[first : first + columns] for tile in group]
         for first in range(0, len(groups), columns)
     ]
-    return Drawing(sheet(rows, _legend(clusters, by_share), side=SIDE), shown, clusters)
+    page = sheet(rows, _legend(by_share), side=SIDE)
+    return Drawing(page, tuple(cluster.id for cluster in masks), clusters)
 
 
-def _legend(
-    clusters: Sequence[Cluster], by_share: Sequence[int]
-) -> list[tuple[str, Colour | None]]:
+def _legend(by_share: Sequence[Cluster]) -> Legend:
     """The largest categories, then how many more there are and what they have together."""
     first, others = by_share[:LEGEND], by_share[LEGEND:]
-    entries: list[tuple[str, Colour | None]] = [
-        (f"{clusters[k].name}: {_percent(clusters[k].share or 0)}", clusters[k].colour)
-        for k in first
-    ]
-    if others:
-        rest = sum(clusters[k].share or 0 for k in others)
-        entries.append((f"and {len(others)} more: {_percent(rest)}", None))
-    return entries
+    entries = [(f"{each.name}: {_percent(each.share or 0)}", each.colour) for each in first]
+    if not others:
+        return entries
+    rest = sum(each.share or 0 for each in others)
+    return [*entries, (f"and {len(others)} more: {_percent(rest)}", None)]
 
 
-def _row(seen: _Seen, shown: Sequence[Cluster], palette: Sequence[Colour]) -> list[Tile]:
-    """One image's pictures: itself, its categories, and where each of those `shown` is."""
+def _row(seen: _Seen, masks: Sequence[Cluster], palette: Sequence[Colour]) -> list[Tile]:
+    """One image's pictures: itself, its categories, and where each of those with a mask is."""
     shares = seen.shares(len(palette))
-    present = int((shares > 0).sum())
-    return [
-        Tile(seen.picture, seen.title),
-        Tile(
-            colourise(seen.categories, palette),
-            f"{present} {'category' if present == 1 else 'categories'}",
-        ),
-        *(
-            Tile(
-                lit(seen.picture, seen.categories == cluster.id, cluster.colour),
-                f"{cluster.name}: {_percent(shares[cluster.id])}",
-                cluster.colour,
-            )
-            for cluster in shown
-        ),
-    ]
+    present = np.count_nonzero(shares)
+    categories = f"{present} {'category' if present == 1 else 'categories'}"
+    row = [Tile(seen.picture, seen.title), Tile(colourise(seen.categories, palette), categories)]
+    for cluster in masks:
+        where = lit(seen.picture, seen.categories == cluster.id, cluster.colour)
+        title = f"{cluster.name}: {_percent(shares[cluster.id])}"
+        row.append(Tile(where, title, cluster.colour))
+    return row
 
 
 def lit(picture: NDArray[np.uint8], mask: NDArray[np.bool_], colour: Colour) -> NDArray[np.uint8]:

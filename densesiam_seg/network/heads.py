@@ -1,6 +1,8 @@
-"""Projectors and predictors of a Siamese network (DenseSiam, section 3; SimSiam's two-part head).
+"""Projectors and predictors of a Siamese network (DenseSiam, section 3; SimSiam, section 3).
 
-Axes: B images, C features, K outputs (clusters or over-clusters), N embeddings.
+Axes: B images, N vectors of regions or images, C features, K outputs (clusters or over-clusters).
+
+Heads of pixels are 1×1 convolutions over maps (B, C, h, w), all others linear layers over vectors (N, C).
 """
 
 from __future__ import annotations
@@ -8,55 +10,28 @@ from __future__ import annotations
 from torch import nn
 
 
-def pixel_projector(channels: int, outputs: int) -> nn.Sequential:
-    """Features (B, C, h, w) → projection z (B, K, h, w), each output of zero mean and unit deviation."""
+def projector(channels: int, outputs: int, *, pixels: bool) -> nn.Sequential:
+    """Features (B, C, h, w) or (N, C) → projection z (B, K, h, w) or (N, K), of zero mean and unit deviation."""
     return nn.Sequential(
-        *_pixel_layer(channels, channels),
-        *_pixel_layer(channels, channels),
+        *_hidden(channels, channels, pixels),
+        *_hidden(channels, channels, pixels),
         # No bias: the batch norm behind it would take it away.
-        nn.Conv2d(channels, outputs, 1, bias=False),
-        nn.BatchNorm2d(outputs, affine=False),
+        _linear(channels, outputs, pixels, bias=False),
+        nn.BatchNorm2d(outputs, affine=False) if pixels else nn.BatchNorm1d(outputs, affine=False),
     )
 
 
-def pixel_predictor(outputs: int, channels: int) -> nn.Sequential:
-    """Projection z (B, K, h, w) → prediction p (B, K, h, w), through C hidden channels."""
-    return nn.Sequential(*_pixel_layer(outputs, channels), nn.Conv2d(channels, outputs, 1))
-
-
-def vector_projector(channels: int) -> nn.Sequential:
-    """Embeddings (N, C) of regions or images → projections (N, C), normalised as above (SimSiam, section 3)."""
+def predictor(outputs: int, hidden: int, *, pixels: bool) -> nn.Sequential:
+    """Projection z → prediction p of the same shape, through `hidden` channels."""
     return nn.Sequential(
-        *_vector_layer(channels),
-        *_vector_layer(channels),
-        nn.Linear(channels, channels, bias=False),
-        nn.BatchNorm1d(channels, affine=False),
+        *_hidden(outputs, hidden, pixels), _linear(hidden, outputs, pixels, bias=True)
     )
 
 
-def region_predictor(channels: int) -> nn.Sequential:
-    """Projections u (N, C) → predictions q (N, C)."""
-    return nn.Sequential(*_vector_layer(channels), nn.Linear(channels, channels))
+def _hidden(inputs: int, outputs: int, pixels: bool) -> tuple[nn.Module, ...]:
+    norm = nn.BatchNorm2d(outputs) if pixels else nn.BatchNorm1d(outputs)
+    return _linear(inputs, outputs, pixels, bias=False), norm, nn.ReLU(inplace=True)
 
 
-def image_predictor(width: int) -> nn.Sequential:
-    """Projection (B, C) → prediction (B, C) through SimSiam's bottleneck of C / 4, at least 1."""
-    narrow = max(width // 4, 1)
-    return nn.Sequential(
-        nn.Linear(width, narrow, bias=False),
-        nn.BatchNorm1d(narrow),
-        nn.ReLU(inplace=True),
-        nn.Linear(narrow, width),
-    )
-
-
-def _pixel_layer(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
-    return nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
-
-
-def _vector_layer(channels: int) -> tuple[nn.Module, ...]:
-    return (
-        nn.Linear(channels, channels, bias=False),
-        nn.BatchNorm1d(channels),
-        nn.ReLU(inplace=True),
-    )
+def _linear(inputs: int, outputs: int, pixels: bool, *, bias: bool) -> nn.Module:
+    return nn.Conv2d(inputs, outputs, 1, bias=bias) if pixels else nn.Linear(inputs, outputs, bias)

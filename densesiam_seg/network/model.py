@@ -15,13 +15,7 @@ from densesiam_seg.clustering.appearance import appearance
 from densesiam_seg.clustering.mixture import Mixture, smoothed
 from densesiam_seg.io.randomness import Stream, torch_seed
 from densesiam_seg.network.encoder import Encoder, Features
-from densesiam_seg.network.heads import (
-    image_predictor,
-    pixel_predictor,
-    pixel_projector,
-    region_predictor,
-    vector_projector,
-)
+from densesiam_seg.network.heads import predictor, projector
 from densesiam_seg.views.geometric import warp
 from densesiam_seg.views.pair import ViewPair
 from densesiam_seg.views.parameters import Geometry
@@ -59,14 +53,19 @@ class DenseSiam(nn.Module):
         self.architecture = architecture
         self.encoder = Encoder(architecture.backbone, architecture.channels, architecture.features)
         width = self.encoder.width
-        self.projector = pixel_projector(width, clusters)
-        self.predictor = pixel_predictor(clusters, width)
-        self.over_projector = pixel_projector(width, over_clusters) if over_clusters else None
-        self.over_predictor = pixel_predictor(over_clusters, width) if over_clusters else None
-        self.region_projector = vector_projector(width)
-        self.region_predictor = region_predictor(width)
-        self.image_projector = vector_projector(width) if architecture.image_head else None
-        self.image_predictor = image_predictor(width) if architecture.image_head else None
+        self.projector = projector(width, clusters, pixels=True)
+        self.predictor = predictor(clusters, width, pixels=True)
+        self.over_projector = self.over_predictor = None
+        if over_clusters:
+            self.over_projector = projector(width, over_clusters, pixels=True)
+            self.over_predictor = predictor(over_clusters, width, pixels=True)
+        self.region_projector = projector(width, width, pixels=False)
+        self.region_predictor = predictor(width, width, pixels=False)
+        self.image_projector = self.image_predictor = None
+        if architecture.image_head:
+            self.image_projector = projector(width, width, pixels=False)
+            # SimSiam's bottleneck.
+            self.image_predictor = predictor(width, max(width // 4, 1), pixels=False)
         self.mixture = Mixture(clusters) if architecture.mixture else None
         if architecture.mixture:
             self.usual: Tensor

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from torch import Tensor
 
 from densesiam_seg.clustering.kmeans import Centroids, assign, kmeans
 from densesiam_seg.clustering.merging import Contacts, contacts, cut, merge_tree
-from densesiam_seg.datasets.scenes import scene
 from densesiam_seg.errors import InputError, NumericError, UsageError
 from densesiam_seg.inference import centroids as centroids_module
 from densesiam_seg.inference.centroids import (
@@ -25,7 +23,7 @@ from densesiam_seg.inference.centroids import (
     fit_readout,
     touches,
 )
-from densesiam_seg.inference.segmenter import Segmenter, as_pixels
+from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.randomness import Stream, generator
 
 
@@ -57,8 +55,16 @@ def slow_refine(
 
 
 @pytest.fixture
-def scenes() -> list[Tensor]:
-    return [as_pixels(scene(2, index, 48)[0]) for index in range(4)]
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, int]]:
+    """Samples that k-means is asked to cluster, and its restarts."""
+    calls: list[tuple[Tensor, int]] = []
+
+    def spy(sample: Tensor, clusters: int, *, seed: int, restarts: int) -> Centroids:
+        calls.append((sample, restarts))
+        return kmeans(sample, clusters, seed=seed, restarts=restarts)
+
+    monkeypatch.setattr(centroids_module, "kmeans", spy)
+    return calls
 
 
 class TestFitCentroids:
@@ -81,47 +87,35 @@ class TestFitCentroids:
         assert found.counts.tolist() == counts
         assert sum(counts) == (30 + 20 + 30) + (50 + 20 + 80)
 
-    def test_the_sample_is_spread_evenly_and_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        seen: list[Tensor] = []
-
-        def spy(sample: Tensor, clusters: int, **options: Any) -> Centroids:
-            seen.append(sample)
-            return kmeans(sample, clusters, **options)
-
+    def test_the_sample_is_spread_evenly_and_bounded(
+        self, asked: list[tuple[Tensor, int]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(centroids_module, "SAMPLE", 100)
-        monkeypatch.setattr(centroids_module, "kmeans", spy)
         images = [torch.full((60, 1), float(k)) + points(60, k)[:, :1] / 100 for k in range(10)]
         fit(images, 3)
-        assert seen[0].round().long().flatten().bincount().tolist() == [10] * 10
+        assert asked[0][0].round().long().flatten().bincount().tolist() == [10] * 10
         fit(images, 40)  # each image gives at least as many as there are clusters
-        assert len(seen[1]) == 400
-
-    def test_no_pixel_is_drawn_twice(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        seen: list[Tensor] = []
-
-        def spy(sample: Tensor, clusters: int, **options: Any) -> Centroids:
-            seen.append(sample)
-            return kmeans(sample, clusters, **options)
-
-        monkeypatch.setattr(centroids_module, "SAMPLE", 50)
-        monkeypatch.setattr(centroids_module, "kmeans", spy)
+        assert len(asked[1][0]) == 400
         fit([torch.arange(200.0).view(-1, 1)], 2)
-        assert len(set(seen[0].flatten().tolist())) == 50
+        assert len(set(asked[2][0].flatten().tolist())) == 100
 
-    def test_equal_for_a_seed_and_blind_to_global_state(self) -> None:
+    def test_restarts_are_those_of_kmeans_and_one_by_default(
+        self, asked: list[tuple[Tensor, int]]
+    ) -> None:
+        fit([points(50, 0)], 3)
+        fit_centroids(lambda image: image, lambda: [points(50, 0)], 1, 3, seed=0, restarts=4)
+        assert [restarts for _, restarts in asked] == [1, 4]
+
+    def test_a_function_of_the_seed_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(centroids_module, "SAMPLE", 60)
         images = [points(60, seed) for seed in range(3)]
         before = torch.random.get_rng_state()
         first = fit(images, 4, seed=3)
         assert torch.equal(torch.random.get_rng_state(), before)
-        torch.manual_seed(99)
         again = fit(images, 4, seed=3)
         assert torch.equal(first.centres, again.centres)
         assert torch.equal(first.counts, again.counts)
-
-    def test_seeds_differ(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(centroids_module, "SAMPLE", 60)
-        images = [points(60, seed) for seed in range(3)]
-        assert not torch.equal(fit(images, 4, seed=0).centres, fit(images, 4, seed=1).centres)
+        assert not torch.equal(first.centres, fit(images, 4, seed=1).centres)
 
     @pytest.mark.parametrize(("room", "expected"), [(0, 2), (10**9, 1)])
     def test_two_passes_and_no_more(
@@ -149,20 +143,6 @@ class TestFitCentroids:
         assert torch.equal(found[0].centres, found[2].centres)
         assert torch.equal(found[0].counts, found[2].counts)
 
-    def test_restarts_are_those_of_kmeans_and_one_by_default(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        asked: list[int] = []
-
-        def spy(sample: Tensor, clusters: int, *, seed: int, restarts: int) -> Centroids:
-            asked.append(restarts)
-            return kmeans(sample, clusters, seed=seed, restarts=restarts)
-
-        monkeypatch.setattr(centroids_module, "kmeans", spy)
-        fit_centroids(lambda image: image, lambda: [points(50, 0)], 1, 3, seed=0)
-        fit_centroids(lambda image: image, lambda: [points(50, 0)], 1, 3, seed=0, restarts=4)
-        assert asked == [1, 4]
-
     def test_images_without_points_are_passed_over(self) -> None:
         """They take no part in the draw either, so the others have the pixels that they have alone."""
         images = [points(60, seed) for seed in range(3)]
@@ -182,28 +162,22 @@ class TestFitCentroids:
     def test_too_few_points(self) -> None:
         with pytest.raises(InputError, match="5 points cannot make 6 clusters"):
             fit([points(5, 0)], 6)
-
-    def test_too_few_different_points(self) -> None:
         with pytest.raises(InputError, match="fewer than 3 distinct points"):
             fit([torch.ones(50, 2)], 3)
-
-    @pytest.mark.parametrize("count", [0, 2])
-    def test_no_image_that_can_be_read(self, count: int) -> None:
         with pytest.raises(InputError, match="none of the images can be read"):
-            fit_centroids(lambda image: image, list, count, 3, seed=0)
+            fit([], 3)
 
 
-class TestDensePoints:
-    def test_unit_features_of_every_position(
-        self, segmenter: Segmenter, scenes: list[Tensor]
-    ) -> None:
-        found = dense_points(segmenter, segmenter.read(scenes[0])[0])
-        features = segmenter.features(segmenter.prepare(scenes[0]))[0]
-        assert found.shape == (8 * 8, 8)
-        torch.testing.assert_close(found.norm(dim=1), torch.ones(64))
-        for row, column in ((0, 0), (3, 5), (7, 7)):
-            vector = features[:, row, column]
-            torch.testing.assert_close(found[8 * row + column], vector / vector.norm())
+def test_dense_points_are_unit_features_of_every_position(
+    segmenter: Segmenter, scenes: list[Tensor]
+) -> None:
+    pixels, _ = segmenter.read(scenes[0])
+    found = dense_points(segmenter, pixels)
+    features = segmenter.features(segmenter.normalised(pixels))[0]
+    assert found.shape == (8 * 8, 8)
+    for row, column in ((0, 0), (3, 5), (7, 7)):
+        vector = features[:, row, column]
+        torch.testing.assert_close(found[8 * row + column], vector / vector.norm())
 
 
 class TestFitReadout:
@@ -223,51 +197,40 @@ class TestFitReadout:
         self, segmenter: Segmenter, scenes: list[Tensor]
     ) -> None:
         read = fit_readout(segmenter, lambda: scenes, len(scenes), 6, seed=0)
+        assert segmenter.card.readout == "head"
         assert read.centroids is not None
         for image in scenes:
-            vectors = dense_points(segmenter, segmenter.read(image)[0])
+            pixels, _ = segmenter.read(image)
+            vectors = dense_points(segmenter, pixels)
             nearest = torch.cdist(vectors.double(), read.centroids.double()).argmin(1)
             assert torch.equal(assign(vectors, read.centroids), nearest)
-            scores = read.logits(read.prepare(image))[0]
+            scores = read.logits(read.normalised(pixels))[0]
             assert torch.equal(scores.argmax(0).flatten(), nearest)
 
-    def test_equal_for_a_seed(self, segmenter: Segmenter, scenes: list[Tensor]) -> None:
-        def masks(seed: int) -> list[NDArray[np.integer]]:
-            read = fit_readout(segmenter, lambda: scenes, len(scenes), 9, seed=seed)
-            return [read.predict(image) for image in scenes]
-
-        for one, two in zip(masks(4), masks(4), strict=True):
-            np.testing.assert_array_equal(one, two)
-
-    def test_the_segmenter_stays_as_it_is(self, segmenter: Segmenter, scenes: list[Tensor]) -> None:
-        before = segmenter.predict(scenes[0])
-        fit_readout(segmenter, lambda: scenes, len(scenes), 3, seed=0)
-        np.testing.assert_array_equal(segmenter.predict(scenes[0]), before)
-        assert segmenter.card.readout == "head"
-
-    @pytest.mark.parametrize("spoil", [math.nan, math.inf])
-    def test_a_diverged_network_ends_with_an_error(
-        self, segmenter: Segmenter, scenes: list[Tensor], spoil: float
+    @pytest.mark.parametrize(
+        ("value", "error", "words"),
+        [
+            (math.nan, NumericError, "diverged"),
+            (math.inf, NumericError, "diverged"),
+            (0.0, InputError, "distinct points"),
+        ],
+    )
+    def test_a_network_that_has_diverged_or_is_constant(
+        self,
+        segmenter: Segmenter,
+        scenes: list[Tensor],
+        value: float,
+        error: type[Exception],
+        words: str,
     ) -> None:
-        network = copy.deepcopy(segmenter.network)
-        assert network.encoder.decoder is not None
-        bias = network.encoder.decoder.laterals[0].bias
-        assert isinstance(bias, Tensor)
-        with torch.no_grad():
-            bias.fill_(spoil)
-        diverged = Segmenter(network, segmenter.card, device="cpu", precision="fp32")
-        with pytest.raises(NumericError, match="diverged"):
-            fit_readout(diverged, lambda: scenes, len(scenes), 3, seed=0)
-
-    def test_constant_features(self, segmenter: Segmenter, scenes: list[Tensor]) -> None:
         network = copy.deepcopy(segmenter.network)
         assert network.encoder.decoder is not None
         with torch.no_grad():
             for parameter in network.encoder.decoder.parameters():
-                parameter.zero_()
-        constant = Segmenter(network, segmenter.card, device="cpu", precision="fp32")
-        with pytest.raises(InputError, match="distinct points"):
-            fit_readout(constant, lambda: scenes, len(scenes), 3, seed=0)
+                parameter.fill_(value)
+        spoilt = Segmenter(network, segmenter.card, device="cpu", precision="fp32")
+        with pytest.raises(error, match=words):
+            fit_readout(spoilt, lambda: scenes, len(scenes), 3, seed=0)
 
 
 class TestFitMerged:
@@ -280,7 +243,8 @@ class TestFitMerged:
         assert torch.equal(read.centroids, fine.centroids)
         touching = Contacts(np.zeros((12, 12)), np.zeros((12, 12)))
         for image in scenes:
-            touching += contacts(fine.logits(fine.prepare(image))[0].argmax(0).numpy(), 12)
+            pixels = fine.normalised(fine.read(image)[0])
+            touching += contacts(fine.logits(pixels)[0].argmax(0).numpy(), 12)
         assert read.merges is not None
         tree = merge_tree(fine.centroids.numpy(), read.merges.counts, touching)
         np.testing.assert_array_equal(read.merges.tree, tree)

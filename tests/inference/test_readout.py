@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from photographs import junk, picture
 
 from densesiam_seg.errors import InputError, ModelError, UsageError
 from densesiam_seg.images.decode import load_image
@@ -19,7 +19,7 @@ from densesiam_seg.inference.centroids import fit_readout
 from densesiam_seg.inference.model_card import ModelCard
 from densesiam_seg.inference.readout import GRID, RESTARTS, Clusters, load_with_readout
 from densesiam_seg.inference.segmenter import Segmenter
-from densesiam_seg.inference.selection import Choice, judge
+from densesiam_seg.inference.selection import Choice, choose
 from densesiam_seg.network.model import Architecture, build_network
 
 CPU: dict[str, Any] = {"device": "cpu", "precision": "fp32"}
@@ -36,19 +36,18 @@ def run(model_folder: Path, image_folder: Path, tmp_path: Path) -> Path:
 
 
 def expected_masks(
-    segmenter: Segmenter, folder: Path, clusters: int, seed: int = 0
+    segmenter: Segmenter, paths: list[str], clusters: int, seed: int = 0
 ) -> list[list[list[int]]]:
-    manifest = scan([folder])
-    images = [load_image(manifest.path(index)) for index in range(len(manifest))]
+    """By k-means of whole decoded images."""
+    images = [load_image(path) for path in paths]
     read = fit_readout(
         segmenter, lambda: images, len(images), clusters, seed=seed, restarts=RESTARTS
     )
     return [read.predict(image).tolist() for image in images[:2]]
 
 
-def masks(segmenter: Segmenter, folder: Path) -> list[list[list[int]]]:
-    manifest = scan([folder])
-    return [segmenter.predict(manifest.path(index)).tolist() for index in range(2)]
+def masks(segmenter: Segmenter, paths: list[str]) -> list[list[list[int]]]:
+    return [segmenter.predict(path).tolist() for path in paths[:2]]
 
 
 class TestModel:
@@ -63,6 +62,8 @@ class TestModel:
         self, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)
+        with pytest.raises(ModelError, match="train one first"):
+            load_with_readout()
         for age, stamp in enumerate(("20260102-000000", "20260101-000000", "mine")):
             copy = Path("runs") / "train" / stamp
             shutil.copytree(run, copy)
@@ -72,92 +73,69 @@ class TestModel:
             os.utime(copy / "model" / "config.json", (1000 + age, 1000 + age))
         assert load_with_readout(**CPU).card.training == {"stamp": "mine"}
 
-    def test_without_a_name_and_without_a_run(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.chdir(tmp_path)
-        with pytest.raises(ModelError, match="train one first"):
-            load_with_readout()
 
-    def test_device_and_precision_are_passed_on(self, run: Path) -> None:
-        with pytest.raises(UsageError, match="--device tpu"):
-            load_with_readout(run, device="tpu")
-        with pytest.raises(UsageError, match="--precision fp8: give auto, fp32, bf16, fp16"):
-            load_with_readout(run, device="cpu", precision="fp8")
-
-
-class TestOptions:
-    def test_unknown_readout(self, run: Path) -> None:
-        with pytest.raises(UsageError, match="--readout tree: give head, kmeans, merge or auto"):
-            load_with_readout(run, "tree")
-
-    @pytest.mark.parametrize("options", [{"clusters": 3}, {"fit_images": ["images"]}])
-    def test_options_of_kmeans_without_it(self, run: Path, options: dict[str, Any]) -> None:
-        with pytest.raises(UsageError, match="belong to --readout kmeans"):
-            load_with_readout(run, **options)
-
-    @pytest.mark.parametrize("clusters", [0, -1, 4097])
-    def test_numbers_out_of_range(self, run: Path, clusters: int) -> None:
-        with pytest.raises(UsageError, match=f"--clusters {clusters}: must be 1 to 4096"):
-            load_with_readout(run, "kmeans", clusters, **CPU)
+@pytest.mark.parametrize(
+    ("readout", "options", "words"),
+    [
+        ("tree", {}, "--readout tree: give head, kmeans, merge or auto"),
+        ("head", {"device": "tpu"}, "--device tpu"),
+        ("head", {"precision": "fp8"}, "--precision fp8"),
+        ("head", {"clusters": 3}, "belong to --readout kmeans"),
+        ("head", {"fit_images": ["images"]}, "belong to --readout kmeans"),
+        ("head", {"over_clusters": 50}, "--over-clusters belongs to --readout merge and auto"),
+        ("kmeans", {"over_clusters": 50}, "--over-clusters belongs to --readout merge"),
+        ("kmeans", {"clusters": 4097}, "--clusters 4097: must be 1 to 4096"),
+        ("merge", {"clusters": 0}, "--clusters 0: must be 1 to 4096"),
+        ("merge", {"over_clusters": 1}, "--over-clusters 1: must be 2 to 1024"),
+        ("merge", {"over_clusters": 1025}, "--over-clusters 1025: must be 2 to 1024"),
+        ("merge", {"clusters": 201}, "--clusters 201: more than the 200 over-clusters"),
+        ("merge", {"clusters": 8, "over_clusters": 7}, "more than the 7 over-clusters"),
+    ],
+)
+def test_options_that_are_refused(
+    run: Path, readout: str, options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        load_with_readout(run, readout, **{**CPU, **options})
 
 
 class TestKmeans:
     def test_fitted_to_the_training_images(
-        self, run: Path, segmenter: Segmenter, image_folder: Path
+        self, run: Path, segmenter: Segmenter, paths: list[str]
     ) -> None:
-        """By default with as many clusters as the head has."""
-        read = load_with_readout(run, "kmeans", **CPU)
-        assert (read.card.readout, read.card.clusters) == ("kmeans", 5)
-        assert masks(read, image_folder) == expected_masks(segmenter, image_folder, 5)
+        """By default with as many clusters as the head has; the model of a run knows them too."""
+        for path in (run, run / "model"):
+            read = load_with_readout(path, "kmeans", **CPU)
+            assert (read.card.readout, read.card.clusters) == ("kmeans", 5)
+            assert masks(read, paths) == expected_masks(segmenter, paths, 5)
 
-    def test_the_model_of_a_run_knows_them_too(self, run: Path, image_folder: Path) -> None:
-        one, two = (load_with_readout(path, "kmeans", **CPU) for path in (run, run / "model"))
-        assert masks(one, image_folder) == masks(two, image_folder)
-
-    def test_any_number_and_seed(self, run: Path, segmenter: Segmenter, image_folder: Path) -> None:
+    def test_any_number_and_seed(self, run: Path, segmenter: Segmenter, paths: list[str]) -> None:
         read = load_with_readout(run, "kmeans", 9, seed=4, **CPU)
         assert read.card.clusters == 9
-        assert masks(read, image_folder) == expected_masks(segmenter, image_folder, 9, seed=4)
+        assert masks(read, paths) == expected_masks(segmenter, paths, 9, seed=4)
 
     def test_images_of_ones_own(
-        self, model_folder: Path, segmenter: Segmenter, image_folder: Path, tmp_path: Path
+        self, model_folder: Path, segmenter: Segmenter, paths: list[str], tmp_path: Path
     ) -> None:
-        for name in ("00.jpg", "01.png"):
-            shutil.copy(image_folder / name, tmp_path)
-        read = load_with_readout(model_folder, "kmeans", 4, [tmp_path], **CPU)
-        assert masks(read, tmp_path) == expected_masks(segmenter, tmp_path, 4)
-
-    def test_bad_files_are_passed_over(self, model_folder: Path, tmp_path: Path) -> None:
-        draw = np.random.default_rng(0)
-        for name in ("a.png", "c.png"):
-            pixels = draw.integers(0, 256, (30, 30, 3), np.uint8)
-            Image.fromarray(pixels).save(tmp_path / name)
-        clean = load_with_readout(model_folder, "kmeans", 4, [tmp_path], **CPU)
-        expected = masks(clean, tmp_path)
-        (tmp_path / "b.png").write_bytes(b"junk")
-        spoilt = load_with_readout(model_folder, "kmeans", 4, [tmp_path], **CPU)
-        (tmp_path / "b.png").unlink()
-        assert masks(spoilt, tmp_path) == expected
-
-    def test_only_bad_files(self, model_folder: Path, tmp_path: Path) -> None:
-        (tmp_path / "b.png").write_bytes(b"junk")
-        with pytest.raises(InputError, match="none of the images can be read"):
-            load_with_readout(model_folder, "kmeans", 4, [tmp_path], **CPU)
+        """Those that cannot be read are passed over."""
+        read = load_with_readout(model_folder, "kmeans", 4, paths[:2], **CPU)
+        expected = expected_masks(segmenter, paths[:2], 4)
+        assert masks(read, paths) == expected
+        with_bad = [paths[0], str(junk(tmp_path / "b.png")), paths[1]]
+        read = load_with_readout(model_folder, "kmeans", 4, with_bad, **CPU)
+        assert masks(read, paths) == expected
 
     def test_too_few_pixels(self, model_folder: Path, tmp_path: Path) -> None:
-        Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+        picture(tmp_path / "a.png", 32, 32)
         with pytest.raises(InputError, match="64 points cannot make 65 clusters"):
             load_with_readout(model_folder, "kmeans", 65, [tmp_path], **CPU)
 
-    def test_a_model_that_does_not_tell_its_images(self, model_folder: Path) -> None:
-        with pytest.raises(InputError, match=r"dataset\.json.*--fit-images"):
-            load_with_readout(model_folder, "kmeans", **CPU)
-
-    @pytest.mark.parametrize("content", ["", "[]", "{}", '{"names": 3}', "[" * 5000])
-    def test_a_damaged_list(self, run: Path, content: str) -> None:
-        (run / "dataset.json").write_text(content)
-        with pytest.raises(InputError):
+    @pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"names": 3}', "[" * 5000])
+    def test_a_model_that_does_not_tell_its_images(self, run: Path, content: str | None) -> None:
+        (run / "dataset.json").unlink()
+        if content is not None:
+            (run / "dataset.json").write_text(content)
+        with pytest.raises(InputError, match=r"dataset\.json.*--fit-images|list of files: damaged"):
             load_with_readout(run, "kmeans", **CPU)
 
     def test_images_that_have_moved(self, run: Path) -> None:
@@ -168,54 +146,35 @@ class TestKmeans:
             load_with_readout(run, "kmeans", **CPU)
 
 
-class TestAuto:
-    def told(
-        self,
-        run: Path,
-        readout: str,
-        clusters: Clusters = None,
-        fit_images: list[str | Path] | None = None,
-        *,
-        over_clusters: int | None = None,
-        seed: int = 0,
-    ) -> tuple[Segmenter, Choice]:
-        found: list[Choice] = []
-        read = load_with_readout(
-            run,
-            readout,
-            clusters,
-            fit_images,
-            over_clusters=over_clusters,
-            seed=seed,
-            tell=found.append,
-            **CPU,
-        )
-        (choice,) = found
-        return read, choice
+def told(
+    run: Path, readout: str, clusters: Clusters = None, **options: Any
+) -> tuple[Segmenter, Choice]:
+    """The read-out that was chosen, and what was told of the choice."""
+    found: list[Choice] = []
+    read = load_with_readout(run, readout, clusters, **options, **CPU, tell=found.append)
+    (choice,) = found
+    return read, choice
 
-    def test_the_best_of_the_three(self, run: Path) -> None:
-        read, choice = self.told(run, "auto", over_clusters=20)
+
+def numbers(choice: Choice) -> list[int]:
+    return [each.judgement.clusters for each in choice.candidates]
+
+
+class TestAuto:
+    def test_the_best_of_the_three(self, run: Path, paths: list[str]) -> None:
+        """Each is fitted as by its own name and judged on the training images."""
+        read, choice = told(run, "auto", over_clusters=20, seed=3)
         names = [each.segmenter.readout for each in choice.candidates]
         assert names == ["head", "kmeans", "merge of 20"]
-        assert {each.judgement.clusters for each in choice.candidates} == {5}
+        assert numbers(choice) == [5, 5, 5]
         assert read is choice.chosen.segmenter
-
-    def test_each_is_fitted_as_by_its_own_name(self, run: Path, image_folder: Path) -> None:
-        _, choice = self.told(run, "auto", over_clusters=20, seed=3)
+        judged = choose([each.segmenter for each in choice.candidates], paths, seed=3)
+        assert choice == judged
         for each in choice.candidates:
             name = each.segmenter.card.readout
             fine = 20 if name == "merge" else None
             alone = load_with_readout(run, name, over_clusters=fine, seed=3, **CPU)
-            assert masks(alone, image_folder) == masks(each.segmenter, image_folder)
-
-    def test_the_judgement_is_that_of_the_training_images(
-        self, run: Path, image_folder: Path
-    ) -> None:
-        _, choice = self.told(run, "auto", over_clusters=20, seed=3)
-        manifest = scan([image_folder])
-        images = [manifest.path(index) for index in range(len(manifest))]
-        for each in choice.candidates:
-            assert each.judgement == judge(each.segmenter, images, seed=3)
+            assert masks(alone, paths) == masks(each.segmenter, paths)
 
     def test_a_model_with_a_mixture_is_read_by_its_head(self, tmp_path: Path) -> None:
         """Without a look at any image, unless another number of clusters is asked for."""
@@ -231,37 +190,26 @@ class TestAuto:
             load_with_readout(tmp_path, "auto", 5, **CPU)
 
     def test_a_head_of_another_number_is_left_out(self, run: Path) -> None:
-        _, choice = self.told(run, "auto", 7, over_clusters=20)
+        _, choice = told(run, "auto", 7, over_clusters=20)
         assert [each.segmenter.card.readout for each in choice.candidates] == ["kmeans", "merge"]
 
     @pytest.mark.parametrize("readout", ["kmeans", "merge"])
     def test_a_number_of_clusters(self, run: Path, readout: str) -> None:
-        read, choice = self.told(run, readout, "auto")
-        tried = [each.judgement.clusters for each in choice.candidates]
-        assert tried == sorted({5, *GRID})
+        read, choice = told(run, readout, "auto")
+        assert numbers(choice) == sorted({5, *GRID})
         assert read.card.readout == readout
         assert read.card.clusters == choice.chosen.judgement.clusters
 
-    def test_a_merge_has_no_more_than_its_over_clusters(self, run: Path) -> None:
-        _, choice = self.told(run, "merge", "auto", over_clusters=10)
-        assert [each.judgement.clusters for each in choice.candidates] == [4, 5, 6, 8]
-
     def test_a_saved_tree_is_cut_and_not_fitted_again(
-        self, run: Path, image_folder: Path, tmp_path: Path
+        self, run: Path, paths: list[str], tmp_path: Path
     ) -> None:
+        """It has no more clusters than its over-clusters."""
         saved = load_with_readout(run, "merge", 3, over_clusters=10, **CPU).save(tmp_path / "m")
         shutil.copy(run / "dataset.json", saved)
-        _, choice = self.told(saved, "merge", "auto")
-        assert [each.judgement.clusters for each in choice.candidates] == [3, 4, 6, 8]
-        _, choice = self.told(saved, "merge", "auto", [image_folder])
-        assert {each.segmenter.readout for each in choice.candidates} == {"merge of 200"}
-
-    def test_nothing_is_told_where_nothing_is_chosen(self, run: Path) -> None:
-        def never(choice: Choice) -> None:
-            raise AssertionError
-
-        for readout in ("head", "kmeans", "merge"):
-            load_with_readout(run, readout, tell=never, **CPU)
+        _, choice = told(saved, "merge", "auto")
+        assert numbers(choice) == [3, 4, 6, 8]
+        _, choice = told(saved, "merge", "auto", fit_images=paths, over_clusters=20)
+        assert {each.segmenter.readout for each in choice.candidates} == {"merge of 20"}
 
 
 class TestMerge:
@@ -270,45 +218,20 @@ class TestMerge:
         read = load_with_readout(run, "merge", **CPU)
         assert (read.readout, read.card.clusters) == ("merge of 200", 5)
 
-    def test_any_numbers(self, run: Path, segmenter: Segmenter, image_folder: Path) -> None:
+    def test_any_numbers(self, run: Path, segmenter: Segmenter, paths: list[str]) -> None:
         """The over-clusters are those of one start."""
         read = load_with_readout(run, "merge", 3, over_clusters=20, seed=4, **CPU)
         assert (read.readout, read.card.clusters) == ("merge of 20", 3)
-        assert read.centroids is not None
-        manifest = scan([image_folder])
-        images = [load_image(manifest.path(index)) for index in range(len(manifest))]
-        kmeans = fit_readout(segmenter, lambda: images, len(images), 20, seed=4)
-        assert kmeans.centroids is not None
+        kmeans = fit_readout(segmenter, lambda: paths, len(paths), 20, seed=4)
+        assert read.centroids is not None and kmeans.centroids is not None
         np.testing.assert_array_equal(read.centroids, kmeans.centroids)
 
     def test_a_saved_one_is_cut_again_without_images(self, run: Path, tmp_path: Path) -> None:
         fitted = load_with_readout(run, "merge", 3, over_clusters=20, **CPU)
         folder = fitted.save(tmp_path / "saved")
-        shutil.rmtree(run)
-        as_saved = load_with_readout(folder, "merge", **CPU)
-        assert as_saved.clusters == fitted.clusters
-        assert load_with_readout(folder, **CPU).clusters == fitted.clusters
-        assert (
-            load_with_readout(folder, "merge", 7, **CPU).clusters
-            == fitted.with_clusters(7).clusters
-        )
+        for readout in ("head", "merge"):
+            assert load_with_readout(folder, readout, **CPU).clusters == fitted.clusters
+        cut = load_with_readout(folder, "merge", 7, **CPU)
+        assert cut.clusters == fitted.with_clusters(7).clusters
         with pytest.raises(InputError, match="--fit-images"):
             load_with_readout(folder, "merge", 7, over_clusters=30, **CPU)
-
-    @pytest.mark.parametrize(
-        ("readout", "options", "words"),
-        [
-            ("head", {"over_clusters": 50}, "--over-clusters belongs to --readout merge and auto"),
-            ("kmeans", {"over_clusters": 50}, "--over-clusters belongs to --readout merge"),
-            ("merge", {"over_clusters": 1}, "--over-clusters 1: must be 2 to 1024"),
-            ("merge", {"over_clusters": 1025}, "--over-clusters 1025: must be 2 to 1024"),
-            ("merge", {"clusters": 0}, "--clusters 0: must be 1 to 4096"),
-            ("merge", {"clusters": 201}, "--clusters 201: more than the 200 over-clusters"),
-            ("merge", {"clusters": 8, "over_clusters": 7}, "more than the 7 over-clusters"),
-        ],
-    )
-    def test_numbers_out_of_range(
-        self, run: Path, readout: str, options: dict[str, Any], words: str
-    ) -> None:
-        with pytest.raises(UsageError, match=words):
-            load_with_readout(run, readout, **options, **CPU)

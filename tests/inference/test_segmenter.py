@@ -1,8 +1,7 @@
-"""The public object: any image gives a mask of its own size, and only sound model directories are loaded."""
+"""The public object: any image gives a mask of its own size, and what is saved is loaded again."""
 
 from __future__ import annotations
 
-import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from photographs import centroids_of, junk, photograph
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
 from densesiam_seg.clustering.kmeans import Centroids
 from densesiam_seg.clustering.merging import Contacts, Merges, cut, merge_tree
-from densesiam_seg.datasets.scenes import scene
 from densesiam_seg.errors import ImageError, InputError, ModelError, UsageError
 from densesiam_seg.images.decode import load_reduced
 from densesiam_seg.inference import segmenter as segmenter_module
@@ -32,10 +31,35 @@ SMALL = Architecture(channels=8, clusters=5, over_clusters=6)
 SIZES = [(1, 1), (1, 500), (500, 1), (33, 47), (64, 64), (7, 3), (31, 101)]
 
 
-def photograph(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
-    """A scene cut to (H, W, 3)."""
-    pixels, _ = scene(1, seed, max(height, width, 16))
-    return np.ascontiguousarray(pixels[:height, :width])
+def prepared(segmenter: Segmenter, image: ImageLike) -> Tensor:
+    """What `features` and `logits` take of one image."""
+    return segmenter.normalised(segmenter.read(image)[0])
+
+
+def untrained(architecture: Architecture, side: int = 32) -> Segmenter:
+    card = ModelCard(architecture, side, clusters=architecture.clusters)
+    network = build_network(architecture, seed=2)
+    return Segmenter(network, card, device="cpu", precision="fp32")
+
+
+def saved_and_loaded(segmenter: Segmenter, folder: Path) -> Segmenter:
+    """What a second save writes has the bytes of the first."""
+    first = segmenter.save(folder / "first")
+    loaded = Segmenter.load(first, device="cpu", precision="fp32")
+    assert loaded.card == segmenter.card
+    assert loaded.clusters == segmenter.clusters
+    second = loaded.save(folder / "second")
+    names = {"config.json", "clusters.json", "model.safetensors"}
+    assert {path.name for path in second.iterdir()} == names
+    assert all((first / name).read_bytes() == (second / name).read_bytes() for name in names)
+    return loaded
+
+
+def same_masks(one: Segmenter, other: Segmenter, *sizes: tuple[int, int]) -> None:
+    for size in sizes:
+        mask = one.predict(photograph(*size))
+        assert mask.shape == size
+        np.testing.assert_array_equal(mask, other.predict(photograph(*size)))
 
 
 def slow_scores(segmenter: Segmenter, pixels: NDArray[np.uint8]) -> Tensor:
@@ -51,39 +75,17 @@ def slow_scores(segmenter: Segmenter, pixels: NDArray[np.uint8]) -> Tensor:
     return F.interpolate(scores, (height, width), mode="bilinear")[0]
 
 
-def centroids_of(count: int) -> Centroids:
-    draw = torch.Generator().manual_seed(count)
-    centres = F.normalize(torch.randn(count, 8, generator=draw), dim=1)
-    # Means of unit vectors are shorter than 1, each by another factor.
-    centres *= 0.3 + 0.7 * torch.rand(count, 1, generator=draw)
-    return Centroids(centres, torch.arange(1, count + 1))
-
-
 class TestPredict:
     @pytest.mark.parametrize("size", SIZES)
-    def test_the_mask_has_the_images_size(
-        self, segmenter: Segmenter, size: tuple[int, int]
-    ) -> None:
-        mask = segmenter.predict(photograph(*size))
-        assert mask.shape == size
-        assert mask.dtype == np.uint8
-        assert mask.max() < 5
-
-    @pytest.mark.parametrize("size", [(33, 47), (64, 64), (31, 101), (1, 50)])
     def test_it_is_the_argmax_of_slow_scores(
         self, segmenter: Segmenter, size: tuple[int, int]
     ) -> None:
         pixels = photograph(*size)
+        found = segmenter.predict(pixels)
+        assert found.shape == size and found.dtype == np.uint8
         scores = slow_scores(segmenter, pixels)
-        mask = torch.from_numpy(segmenter.predict(pixels).astype(np.int64))
-        chosen = scores.gather(0, mask[None])[0]
+        chosen = scores.gather(0, torch.from_numpy(found.astype(np.int64))[None])[0]
         assert (scores.amax(0) - chosen).max() < 1e-4
-
-    def test_several_clusters_show(self, segmenter: Segmenter) -> None:
-        seen = {
-            int(k) for seed in range(4) for k in segmenter.predict(photograph(64, 64, seed)).flat
-        }
-        assert seen == {0, 1, 2, 3, 4}
 
     def test_every_kind_of_input_gives_the_same_mask(
         self, segmenter: Segmenter, tmp_path: Path
@@ -120,10 +122,9 @@ class TestPredict:
             picture.putalpha(Image.linear_gradient("L").resize(picture.size))
         file = tmp_path / "image.tif"
         picture.save(file)
-        np.testing.assert_array_equal(segmenter.predict(picture), segmenter.predict(file))
-        assert torch.equal(as_pixels(picture), as_pixels(file))
+        assert torch.equal(segmenter.read(picture)[0], segmenter.read(file)[0])
 
-    @pytest.mark.parametrize("orientation", range(1, 9))
+    @pytest.mark.parametrize("orientation", [3, 6])
     def test_a_rotated_file_gives_a_mask_of_what_is_displayed(
         self, segmenter: Segmenter, tmp_path: Path, orientation: int
     ) -> None:
@@ -133,35 +134,23 @@ class TestPredict:
         Image.fromarray(photograph(20, 44)).save(file, exif=exif)
         with Image.open(file) as picture:
             displayed = np.asarray(ImageOps.exif_transpose(picture))
-        mask = segmenter.predict(file)
-        assert mask.shape == ((44, 20) if orientation >= 5 else (20, 44))
-        np.testing.assert_array_equal(mask, segmenter.predict(displayed))
-
-    def test_neighbours_do_not_matter(self, segmenter: Segmenter) -> None:
-        images = [photograph(40, 56, seed) for seed in range(3)]
-        alone = segmenter.predict(images[1])
-        between = [segmenter.predict(image) for image in (*images, images[1])]
-        np.testing.assert_array_equal(between[1], alone)
-        np.testing.assert_array_equal(between[3], alone)
+        np.testing.assert_array_equal(segmenter.predict(file), segmenter.predict(displayed))
 
     def test_a_batch_has_the_scores_of_its_images(self, segmenter: Segmenter) -> None:
-        images = [segmenter.prepare(as_pixels(photograph(40, 56, seed))) for seed in range(3)]
+        images = [prepared(segmenter, photograph(40, 56, seed)) for seed in range(3)]
         together = segmenter.logits(torch.cat(images))
         for image, scores in zip(images, together, strict=True):
             torch.testing.assert_close(segmenter.logits(image)[0], scores, atol=1e-5, rtol=0)
 
-    def test_the_global_generator_is_left_alone(self, segmenter: Segmenter) -> None:
+    def test_nothing_is_drawn(self, segmenter: Segmenter, model_folder: Path) -> None:
         before = torch.random.get_rng_state()
         segmenter.predict(photograph(20, 20))
+        Segmenter.load(model_folder, device="cpu")
         assert torch.equal(torch.random.get_rng_state(), before)
 
-    def test_a_file_that_cannot_be_read(self, segmenter: Segmenter, tmp_path: Path) -> None:
-        file = tmp_path / "bad.jpg"
-        file.write_bytes(b"<html>")
+    def test_files_that_are_refused(self, segmenter: Segmenter, tmp_path: Path) -> None:
         with pytest.raises(ImageError, match=r"bad\.jpg"):
-            segmenter.predict(file)
-
-    def test_the_pixel_limit_names_its_option(self, segmenter: Segmenter, tmp_path: Path) -> None:
+            segmenter.predict(junk(tmp_path / "bad.jpg"))
         file = tmp_path / "large.png"
         Image.new("RGB", (40, 30)).save(file)
         with pytest.raises(ImageError, match="--max-pixels"):
@@ -171,14 +160,10 @@ class TestPredict:
     @pytest.mark.parametrize(
         "image",
         [
-            np.zeros((5, 5), np.uint8),
-            np.zeros((5, 5, 4), np.uint8),
-            np.zeros((5, 5, 3), np.float32),
-            np.zeros((5, 5, 3), np.uint16),
-            np.zeros((0, 5, 3), np.uint8),
-            torch.zeros(5, 5, 3, dtype=torch.uint8),
+            *(np.zeros(shape, np.uint8) for shape in ((5, 5), (5, 5, 4), (0, 5, 3))),
+            *(np.zeros((5, 5, 3), dtype) for dtype in (np.float32, np.uint16)),
+            *(torch.zeros(shape, dtype=torch.uint8) for shape in ((5, 5, 3), (1, 3, 5, 5))),
             torch.zeros(3, 5, 5),
-            torch.zeros(1, 3, 5, 5, dtype=torch.uint8),
             Image.new("RGB", (0, 5)),
             None,
         ],
@@ -203,18 +188,16 @@ class TestRead:
 
         monkeypatch.setattr(segmenter_module, "load_reduced", spy)
         pixels = photograph(256, 272)
-        file = tmp_path / "large.jpg"
-        Image.fromarray(pixels).save(file, quality=95)
-        found, size = segmenter.read(file)
-        whole, whole_size = segmenter.read(pixels)
-        assert seen == [(3, 64, 68)]
+        Image.fromarray(pixels).save(tmp_path / "large.jpg", quality=95)
+        Image.fromarray(pixels).save(tmp_path / "large.png")
+        found, size = segmenter.read(tmp_path / "large.jpg")
+        whole, whole_size = segmenter.read(tmp_path / "large.png")
+        assert seen == [(3, 64, 68), (3, 256, 272)]
         assert size == whole_size == (256, 272)
         assert found.shape == whole.shape == (1, 3, 32, 34)
         assert (found.int() - whole.int()).abs().double().mean() < 3
 
-    @pytest.mark.parametrize(
-        ("height", "width"), [(251, 397), (255, 257), (129, 1000), (300, 5000)]
-    )
+    @pytest.mark.parametrize(("height", "width"), [(251, 397), (129, 1000), (300, 5000)])
     def test_the_input_has_the_size_that_the_whole_image_gives(
         self, segmenter: Segmenter, tmp_path: Path, height: int, width: int
     ) -> None:
@@ -224,46 +207,30 @@ class TestRead:
         assert size == (height, width)
         assert found.shape[-2:] == working_size(height, width, 32)
 
-    def test_other_files_are_read_whole(self, segmenter: Segmenter, tmp_path: Path) -> None:
-        Image.fromarray(photograph(256, 272)).save(tmp_path / "a.png")
-        found, _ = segmenter.read(tmp_path / "a.png")
-        assert torch.equal(found, segmenter.read(photograph(256, 272))[0])
-
     def test_an_image_of_the_working_size_stays_as_it_is(self, segmenter: Segmenter) -> None:
         pixels = as_pixels(photograph(32, 45))
         found, size = segmenter.read(pixels)
         assert torch.equal(found[0], pixels)
         assert size == (32, 45)
 
-    def test_normalised_is_torchvisions(self, segmenter: Segmenter) -> None:
-        pixels = as_pixels(photograph(32, 45))
-        mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 3, 1, 1)
-        found = segmenter.normalised(pixels[None])[0]
-        torch.testing.assert_close(found, (pixels / 255 - mean) / std)
-        assert torch.equal(found, segmenter.prepare(pixels)[0])
-
-
-class TestWorkingSize:
     @pytest.mark.parametrize(
         ("height", "width", "side", "expected"),
         [
             (100, 200, 32, (32, 64)),
-            (200, 100, 32, (64, 32)),
             (320, 320, 320, (320, 320)),
             (375, 500, 320, (320, 426)),
             (1, 1, 32, (32, 32)),
             (1, 8, 32, (32, 256)),
             (1, 16, 32, (16, 256)),
-            (1, 500, 32, (1, 256)),
             (20000, 10, 100, (800, 1)),
         ],
     )
-    def test_shorter_side_within_bounds(
+    def test_the_shorter_side_is_the_working_size_within_bounds(
         self, height: int, width: int, side: int, expected: tuple[int, int]
     ) -> None:
         assert working_size(height, width, side) == expected
 
-    def test_the_shorter_side_is_met_for_every_size(self) -> None:
+    def test_the_working_size_is_met_for_every_size(self) -> None:
         """Rounding must not make 31 of 32: the quotient times the divisor may fall short of the number."""
         for length in range(1, 3000):
             assert min(working_size(length, length + 7, 32)) == 32
@@ -271,110 +238,73 @@ class TestWorkingSize:
 
 
 class TestSaveAndLoad:
-    def test_masks_are_equal(self, segmenter: Segmenter, model_folder: Path) -> None:
-        loaded = Segmenter.load(model_folder, device="cpu", precision="fp32")
-        assert loaded.card == segmenter.card
-        assert loaded.clusters == segmenter.clusters
-        for size in SIZES:
-            image = photograph(*size)
-            np.testing.assert_array_equal(loaded.predict(image), segmenter.predict(image))
+    def test_masks_are_equal(self, segmenter: Segmenter, tmp_path: Path) -> None:
+        same_masks(saved_and_loaded(segmenter, tmp_path), segmenter, *SIZES)
 
-    def test_a_second_generation_has_equal_bytes(self, model_folder: Path, tmp_path: Path) -> None:
-        again = Segmenter.load(model_folder, device="cpu").save(tmp_path / "again")
-        assert {path.name for path in again.iterdir()} == {
-            "config.json",
-            "clusters.json",
-            "model.safetensors",
-        }
-        for path in again.iterdir():
-            assert path.read_bytes() == (model_folder / path.name).read_bytes()
-
-    def test_a_run_holds_its_model(self, model_folder: Path, tmp_path: Path) -> None:
-        shutil.copytree(model_folder, tmp_path / "run" / "model")
-        assert Segmenter.load(str(tmp_path / "run"), device="cpu").card.clusters == 5
-
-    def test_named_clusters_survive(self, segmenter: Segmenter, tmp_path: Path) -> None:
+    def test_names_and_facts_survive(self, segmenter: Segmenter, tmp_path: Path) -> None:
         clusters = [
             Cluster(index, name, (index, 2, 3), 0.2)
             for index, name in enumerate(["Himmel", "sky\n", "木", "[/red]", ""])
         ]
-        named = Segmenter(segmenter.network, segmenter.card, clusters, device="cpu")
-        loaded = Segmenter.load(named.save(tmp_path / "m"), device="cpu")
-        assert loaded.clusters == tuple(clusters)
+        card = replace(segmenter.card, training={"images": 100, "epochs": 2.5})
+        named = Segmenter(segmenter.network, card, clusters, device="cpu")
+        loaded = saved_and_loaded(named, tmp_path)
         assert loaded.palette == [(index, 2, 3) for index in range(5)]
 
-    def test_facts_of_the_training_survive(self, segmenter: Segmenter, tmp_path: Path) -> None:
-        card = replace(segmenter.card, training={"images": 100, "epochs": 2.5})
-        made = Segmenter(segmenter.network, card, device="cpu").save(tmp_path / "m")
-        assert Segmenter.load(made, device="cpu").card.training == {"images": 100, "epochs": 2.5}
-
-    def test_loading_draws_nothing(self, model_folder: Path) -> None:
-        before = torch.random.get_rng_state()
-        Segmenter.load(model_folder, device="cpu")
-        assert torch.equal(torch.random.get_rng_state(), before)
-
-
-OTHERS = {
-    "no over-clusters": replace(SMALL, over_clusters=0),
-    "an image head": replace(SMALL, image_head=True),
-    "features of res5": replace(SMALL, features="res5"),
-    "a pre-trained network": replace(SMALL, features="res5", over_clusters=0, image_head=True),
-}
-
-
-@pytest.mark.usefixtures("slim_module")
-class TestOtherNetworks:
-    """Networks as pre-training makes them, and as methods without over-clusters do."""
-
-    @pytest.fixture(params=list(OTHERS.values()), ids=list(OTHERS))
-    def other(self, request: pytest.FixtureRequest) -> Segmenter:
-        architecture: Architecture = request.param
-        network = build_network(architecture, seed=2)
-        return Segmenter(network, ModelCard(architecture, 32, clusters=5), device="cpu")
-
-    def test_save_and_load(self, other: Segmenter, tmp_path: Path) -> None:
-        folder = other.save(tmp_path / "m")
-        loaded = Segmenter.load(folder, device="cpu")
-        assert loaded.card == other.card
-        assert list(loaded.network.state_dict()) == list(other.network.state_dict())
-        for size in ((33, 47), (64, 64), (1, 50)):
-            mask = loaded.predict(photograph(*size))
-            assert mask.shape == size
-            np.testing.assert_array_equal(mask, other.predict(photograph(*size)))
-        again = loaded.save(tmp_path / "again")
-        for path in again.iterdir():
-            assert path.read_bytes() == (folder / path.name).read_bytes()
-
-    def test_kmeans_readout_has_the_width_of_the_features(
-        self, other: Segmenter, tmp_path: Path
-    ) -> None:
-        width = other.network.encoder.width
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"over_clusters": 0},
+            {"image_head": True},
+            {"features": "res5"},
+            {"features": "res5", "over_clusters": 0, "image_head": True},
+            {"mixture": True},
+        ],
+    )
+    def test_other_networks(self, slim: None, tmp_path: Path, changes: dict[str, Any]) -> None:
+        """Read-outs by centroids have the width of the features."""
+        other = untrained(replace(SMALL, **changes))
+        same_masks(saved_and_loaded(other, tmp_path), other, (33, 47), (64, 64), (1, 50))
         draw = torch.Generator().manual_seed(0)
-        centres = F.normalize(torch.randn(3, width, generator=draw), dim=1)
+        centres = F.normalize(torch.randn(3, other.network.encoder.width, generator=draw), dim=1)
         read = other.with_centroids(Centroids(centres, torch.ones(3, dtype=torch.int64)))
-        loaded = Segmenter.load(read.save(tmp_path / "m"), device="cpu")
-        np.testing.assert_array_equal(
-            loaded.predict(photograph(33, 47)), read.predict(photograph(33, 47))
-        )
+        same_masks(saved_and_loaded(read, tmp_path / "read"), read, (33, 47))
 
-    def test_centroids_of_another_width_are_refused(self, tmp_path: Path) -> None:
+    def test_centroids_of_another_width_are_refused(self, slim: None, tmp_path: Path) -> None:
         """Features of res5 are 16 wide here, whatever `channels` says."""
-        architecture = OTHERS["features of res5"]
-        network = build_network(architecture, seed=2)
-        card = ModelCard(architecture, 32, readout="kmeans", clusters=3)
-        wrong = Segmenter(network, card, centroids=torch.zeros(3, 8), device="cpu")
+        other = untrained(replace(SMALL, features="res5"))
+        wrong = other.with_centroids(centroids_of(3))
         with pytest.raises(ModelError, match=r"centroids is .*instead of"):
             Segmenter.load(wrong.save(tmp_path / "m"), device="cpu")
 
-    def test_features_have_the_stride_of_their_stage(self, other: Segmenter) -> None:
-        features = other.features(other.prepare(as_pixels(photograph(64, 96))))
-        stride = 32 if other.card.architecture.features == "res5" else 4
-        assert features.shape == (
-            1,
-            other.network.encoder.width,
-            32 // stride,
-            -(-48 // stride),
-        )
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "swin_v2_t",
+            "timm:test_vit",
+            "timm:vit_small_patch16_dinov3",
+            "timm:swin_tiny_patch4_window7_224",
+        ],
+    )
+    def test_other_backbones(self, name: str, tmp_path: Path) -> None:
+        """Each has tables of positions, some of which no file holds."""
+        if name.startswith("timm:"):
+            pytest.importorskip("timm")
+        one = untrained(Architecture(name, channels=8, clusters=3, over_clusters=0), 64)
+        loaded = Segmenter.load(one.save(tmp_path / "m"), device="cpu", precision="fp32")
+        images = prepared(one, photograph(64, 90))
+        assert torch.equal(loaded.features(images), one.features(images))
+        assert not any(value.is_meta for value in loaded.network.buffers())
+
+    def test_a_model_of_timm_without_timm(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pytest.importorskip("timm")
+        one = untrained(Architecture("timm:test_vit", channels=8, clusters=3, over_clusters=0))
+        folder = one.save(tmp_path / "m")
+        monkeypatch.setitem(sys.modules, "timm", None)
+        with pytest.raises(ModelError, match=r"m: --backbone timm:test_vit: timm is not installed"):
+            Segmenter.load(folder, device="cpu")
 
 
 class TestKmeansReadout:
@@ -382,7 +312,7 @@ class TestKmeansReadout:
         """argmax of the scores is the nearest centre of the L2-normalised features."""
         centroids = centroids_of(7)
         read = segmenter.with_centroids(centroids)
-        images = read.prepare(as_pixels(photograph(40, 56)))
+        images = prepared(read, photograph(40, 56))
         points = F.normalize(segmenter.features(images)[0].flatten(1).T, dim=1).double()
         nearest = torch.cdist(points, centroids.centres.double()).argmin(1)
         assert torch.equal(read.logits(images)[0].argmax(0).flatten(), nearest)
@@ -394,87 +324,25 @@ class TestKmeansReadout:
         assert segmenter.card.readout == "head"
         assert segmenter.centroids is None
 
-    @pytest.mark.parametrize("count", [1, 3, 300])
+    @pytest.mark.parametrize("count", [1, 300])
     def test_save_and_load(self, segmenter: Segmenter, tmp_path: Path, count: int) -> None:
         read = segmenter.with_centroids(centroids_of(count))
-        loaded = Segmenter.load(read.save(tmp_path / "m"), device="cpu", precision="fp32")
-        mask = loaded.predict(photograph(33, 47))
-        np.testing.assert_array_equal(mask, read.predict(photograph(33, 47)))
-        assert mask.dtype == (np.int32 if count > 255 else np.uint8)
-        assert len(loaded.clusters) == count
-
-    def test_the_network_stays_on_its_device(
-        self, segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """Beside a GPU, `auto` would take a network that was asked to run on the processor with it."""
-        asked: list[str] = []
-
-        def pick(name: str) -> torch.device:
-            asked.append(name)
-            return torch.device("cpu")
-
-        monkeypatch.setattr(segmenter_module, "pick_device", pick)
-        read = segmenter.with_centroids(centroids_of(2))
-        assert asked == ["cpu"]
-        assert (read.device, read.precision) == (segmenter.device, segmenter.precision)
-
-
-class TestOtherBackbones:
-    """Saved and loaded, each with its tables of positions, some of which no file holds."""
-
-    @pytest.mark.parametrize(
-        "name",
-        [
-            "swin_v2_t",
-            "timm:test_vit",
-            "timm:test_convnext",
-            "timm:vit_small_patch16_dinov3",
-            "timm:swin_tiny_patch4_window7_224",
-        ],
-    )
-    def test_save_and_load(self, name: str, tmp_path: Path) -> None:
-        if name.startswith("timm:"):
-            pytest.importorskip("timm")
-        architecture = Architecture(name, channels=8, clusters=3, over_clusters=0)
-        network = build_network(architecture, seed=2)
-        one = Segmenter(
-            network, ModelCard(architecture, 64, clusters=3), device="cpu", precision="fp32"
-        )
-        loaded = Segmenter.load(one.save(tmp_path / "m"), device="cpu", precision="fp32")
-        images = one.prepare(as_pixels(photograph(64, 90)))
-        assert torch.equal(loaded.features(images), one.features(images))
-        assert not any(value.is_meta for value in loaded.network.buffers())
-        np.testing.assert_array_equal(
-            loaded.predict(photograph(40, 70)), one.predict(photograph(40, 70))
-        )
-        saved = {name: value.clone() for name, value in loaded.network.state_dict().items()}
-        assert all(torch.equal(saved[name], value) for name, value in network.state_dict().items())
-
-    def test_a_model_of_timm_without_timm(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        pytest.importorskip("timm")
-        architecture = Architecture("timm:test_vit", channels=8, clusters=3, over_clusters=0)
-        card = ModelCard(architecture, 64, clusters=3)
-        folder = Segmenter(build_network(architecture, 0), card, device="cpu").save(tmp_path / "m")
-        monkeypatch.setitem(sys.modules, "timm", None)
-        with pytest.raises(ModelError, match=r"m: --backbone timm:test_vit: timm is not installed"):
-            Segmenter.load(folder, device="cpu")
+        same_masks(saved_and_loaded(read, tmp_path), read, (33, 47))
+        assert read.predict(photograph(33, 47)).dtype == (np.int32 if count > 255 else np.uint8)
 
 
 def merges_of(count: int) -> tuple[Tensor, Merges]:
-    fine = centroids_of(count)
-    counts = fine.counts.numpy()
-    touching = Contacts(np.zeros((count, count)), np.zeros((count, count)))
-    return fine.centres, Merges(merge_tree(fine.centres.numpy(), counts, touching), counts)
+    fine, none = centroids_of(count), np.zeros((count, count))
+    tree = merge_tree(fine.centres.numpy(), fine.counts.numpy(), Contacts(none, none))
+    return fine.centres, Merges(tree, fine.counts.numpy())
 
 
 class TestMergeReadout:
     def test_the_cluster_is_that_of_the_nearest_over_cluster(self, segmenter: Segmenter) -> None:
         centres, merges = merges_of(30)
         read = segmenter.with_merges(centres, merges, 4)
-        fine = segmenter.with_centroids(Centroids(centres, torch.ones(30, dtype=torch.int64)))
-        images = read.prepare(as_pixels(photograph(40, 56)))
+        fine = segmenter.with_centroids(centroids_of(30))
+        images = prepared(read, photograph(40, 56))
         scores, nearest = read.logits(images)[0], fine.logits(images)[0]
         assert scores.shape == (4, *nearest.shape[1:])
         merged_into = np.empty(30, np.int64)
@@ -498,48 +366,33 @@ class TestMergeReadout:
         self, segmenter: Segmenter, tmp_path: Path, over: int, count: int
     ) -> None:
         read = segmenter.with_merges(*merges_of(over), count)
-        loaded = Segmenter.load(read.save(tmp_path / "m"), device="cpu", precision="fp32")
-        assert loaded.card == read.card
-        assert loaded.clusters == read.clusters
-        image = photograph(33, 47)
-        np.testing.assert_array_equal(loaded.predict(image), read.predict(image))
-        again = loaded.save(tmp_path / "again")
-        for path in again.iterdir():
-            assert path.read_bytes() == (tmp_path / "m" / path.name).read_bytes()
+        same_masks(saved_and_loaded(read, tmp_path), read, (33, 47))
 
     def test_another_number_needs_no_images(self, segmenter: Segmenter, tmp_path: Path) -> None:
         folder = segmenter.with_merges(*merges_of(30), 4).save(tmp_path / "m")
         changed = Segmenter.load(folder, device="cpu", precision="fp32").with_clusters(9)
         expected = segmenter.with_merges(*merges_of(30), 9)
         assert changed.clusters == expected.clusters
-        image = photograph(33, 47)
-        np.testing.assert_array_equal(changed.predict(image), expected.predict(image))
+        same_masks(changed, expected, (33, 47))
 
-    @pytest.mark.parametrize("count", [0, 31])
-    def test_numbers_out_of_range(self, segmenter: Segmenter, count: int) -> None:
-        read = segmenter.with_merges(*merges_of(30), 4)
-        with pytest.raises(UsageError, match=f"--clusters {count}: must be 1 to the 30"):
-            read.with_clusters(count)
-
-    def test_other_readouts_have_one_number(self, segmenter: Segmenter) -> None:
+    def test_numbers_that_are_refused(self, segmenter: Segmenter) -> None:
+        for count in (0, 31):
+            with pytest.raises(UsageError, match=f"--clusters {count}: must be 1 to the 30"):
+                segmenter.with_merges(*merges_of(30), 4).with_clusters(count)
         for other in (segmenter, segmenter.with_centroids(centroids_of(3))):
             with pytest.raises(UsageError, match="only a merge has any number"):
                 other.with_clusters(2)
 
     def test_members_may_be_moved_by_hand(self, segmenter: Segmenter, tmp_path: Path) -> None:
         read = segmenter.with_merges(*merges_of(6), 2)
-        one, two = ((list(cluster.members or ())) for cluster in read.clusters)
-        moved = (two if len(two) > 1 else one).pop()
-        (one if len(two) > 1 and moved not in one else two).append(moved)
         clusters = [
-            replace(cluster, members=tuple(members))
-            for cluster, members in zip(read.clusters, (one, two), strict=True)
+            replace(cluster, members=members)
+            for cluster, members in zip(read.clusters, ((0, 3, 5), (1, 2, 4)), strict=True)
         ]
         edited = Segmenter(
             read.network, read.card, clusters, read.centroids, read.merges, device="cpu"
         )
-        loaded = Segmenter.load(edited.save(tmp_path / "m"), device="cpu")
-        assert [cluster.members for cluster in loaded.clusters] == [tuple(one), tuple(two)]
+        saved_and_loaded(edited, tmp_path)
 
 
 class TestRefinement:
@@ -565,27 +418,11 @@ class TestRefinement:
         torch.testing.assert_close(found, (plain + mirrored.flip(-1)) / 2)
 
     @pytest.mark.parametrize(
-        "how",
-        [
-            Refinement(flip=True),
-            Refinement(scales=(0.5, 1.0, 1.5)),
-            Refinement(True, (0.75, 1.0), "guided"),
-            Refinement(refine="pamr"),
-        ],
+        "how", [Refinement(True, (0.75, 1.0), "guided"), Refinement(refine="pamr")]
     )
     def test_masks_of_every_size(self, segmenter: Segmenter, how: Refinement) -> None:
-        for size in ((1, 1), (1, 300), (33, 47), (64, 64)):
-            mask = segmenter.predict(photograph(*size), refinement=how)
-            assert mask.shape == size
-            assert mask.max() < 5
-
-    def test_a_mirrored_image_has_the_mirrored_mask(self, segmenter: Segmenter) -> None:
-        """With flip; up to ties and rounding."""
-        pixels = photograph(64, 64)
-        how = Refinement(flip=True)
-        mask = segmenter.predict(pixels, refinement=how)
-        mirrored = segmenter.predict(pixels[:, ::-1].copy(), refinement=how)[:, ::-1]
-        assert (mask == mirrored).mean() > 0.99
+        for size in ((1, 1), (1, 300), (33, 47)):
+            assert segmenter.predict(photograph(*size), refinement=how).shape == size
 
     def test_edges_are_sharpened_at_the_networks_size(self, segmenter: Segmenter) -> None:
         images, _ = segmenter.read(photograph(40, 56))

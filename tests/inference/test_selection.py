@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from photographs import junk
 
 from densesiam_seg.errors import InputError
-from densesiam_seg.images.scan import scan
 from densesiam_seg.inference.centroids import fit_readout
 from densesiam_seg.inference.segmenter import ImageLike, Segmenter
 from densesiam_seg.inference.selection import (
@@ -21,8 +22,6 @@ from densesiam_seg.inference.selection import (
     Judgement,
     changed,
     choose,
-    judge,
-    judge_each,
     judged,
     looked_at,
     warped,
@@ -46,10 +45,8 @@ def unchanged() -> Photometry:
     return Photometry(*(torch.tensor([value]) for value in (1.0, 1.0, 1.0, 0.0, 0.0, 0.0)))
 
 
-@pytest.fixture
-def images(image_folder: Path) -> list[ImageLike]:
-    manifest = scan([image_folder])
-    return [manifest.path(index) for index in range(len(manifest))]
+def judge(segmenter: Segmenter, images: Sequence[ImageLike], *, seed: int = 0) -> Judgement:
+    return choose([segmenter], images, seed=seed).chosen.judgement
 
 
 class TestJudged:
@@ -112,15 +109,10 @@ class TestJudged:
 
 
 class TestViews:
-    def test_nothing_changed(self) -> None:
+    def test_nothing_changed_and_a_mirror(self) -> None:
         pixels = torch.randint(0, 256, (1, 3, 20, 28), dtype=torch.uint8)
-        found = changed(pixels, whole(), unchanged())
-        torch.testing.assert_close(found, pixels / 255.0)
-
-    def test_a_mirror(self) -> None:
-        pixels = torch.randint(0, 256, (1, 3, 20, 28), dtype=torch.uint8)
-        found = changed(pixels, whole(1.0), unchanged())
-        torch.testing.assert_close(found, pixels.flip(-1) / 255.0)
+        torch.testing.assert_close(changed(pixels, whole(), unchanged()), pixels / 255)
+        torch.testing.assert_close(changed(pixels, whole(1), unchanged()), pixels.flip(-1) / 255)
 
     @pytest.mark.parametrize("place", range(4))
     def test_scores_go_where_the_pixels_go(self, place: int) -> None:
@@ -141,13 +133,13 @@ class TestViews:
         assert found.shape == (2, 8, 12)
 
 
-class TestJudge:
-    def test_it_is_the_histogram_of_all_views(
-        self, segmenter: Segmenter, images: list[ImageLike]
+class TestChoose:
+    def test_a_judgement_is_of_the_histogram_of_all_views(
+        self, segmenter: Segmenter, paths: list[str]
     ) -> None:
         joint = np.zeros((5, 5), np.int64)
-        for place, image in enumerate(images):
-            pixels, _ = segmenter.read(image)
+        for place, path in enumerate(paths):
+            pixels, _ = segmenter.read(path)
             geometry = sample_geometry(4, ROUND, [place])
             view = changed(pixels, geometry, sample_photometry(4, ROUND, [place], 1))
             plain = warped(segmenter.logits(segmenter.normalised(pixels)), geometry).argmax(1)
@@ -156,32 +148,30 @@ class TestJudge:
             seen = segmenter.logits((view - mean) / deviation).argmax(1)
             for row, column in zip(plain.flatten(), seen.flatten(), strict=True):
                 joint[row, column] += 1
-        assert judge(segmenter, images, seed=4) == judged(joint)
+        assert judge(segmenter, paths, seed=4) == judged(joint)
+        assert judge(segmenter, paths, seed=1) != judge(segmenter, paths, seed=4)
 
     def test_together_as_alone_on_any_number_of_cores(
-        self, segmenter: Segmenter, images: list[ImageLike]
+        self, segmenter: Segmenter, paths: list[str]
     ) -> None:
-        other = fit_readout(segmenter, lambda: images, len(images), 3, seed=0)
-        both = judge_each([segmenter, other], images)
-        assert both == [judge(segmenter, images), judge(other, images)]
+        other = fit_readout(segmenter, lambda: paths, len(paths), 3, seed=0)
+        both = choose([segmenter, other], paths)
+        assert [each.segmenter for each in both.candidates] == [segmenter, other]
+        alone = [judge(segmenter, paths), judge(other, paths)]
+        assert [each.judgement for each in both.candidates] == alone
         before = torch.get_num_threads()
         try:
             torch.set_num_threads(3)
-            assert judge_each([segmenter, other], images) == both
+            assert choose([segmenter, other], paths) == both
         finally:
             torch.set_num_threads(before)
 
-    def test_a_seed_and_another(self, segmenter: Segmenter, images: list[ImageLike]) -> None:
-        assert judge(segmenter, images, seed=1) == judge(segmenter, images, seed=1)
-        assert judge(segmenter, images, seed=1) != judge(segmenter, images, seed=2)
-
     def test_bad_files_are_passed_over(
-        self, segmenter: Segmenter, images: list[ImageLike], tmp_path: Path
+        self, segmenter: Segmenter, paths: list[str], tmp_path: Path
     ) -> None:
-        (tmp_path / "bad.png").write_bytes(b"junk")
-        bad = tmp_path / "bad.png"
-        places = judge(segmenter, images[:3]).places
-        assert judge(segmenter, [*images[:3], bad]).places == places
+        bad = str(junk(tmp_path / "bad.png"))
+        places = judge(segmenter, paths[:3]).places
+        assert judge(segmenter, [*paths[:3], bad]).places == places
         with pytest.raises(InputError, match="none of the images can be read"):
             judge(segmenter, [bad, bad])
 
@@ -194,23 +184,10 @@ class TestJudge:
             assert count - places[-1] <= places.step
 
 
-class TestChoice:
-    def candidate(self, segmenter: Segmenter, score: float) -> Candidate:
-        return Candidate(segmenter, Judgement(score, 0.5, 0.9, 4, 5, 100))
-
-    def test_the_highest_score_and_the_first_of_equals(self, segmenter: Segmenter) -> None:
-        found = [self.candidate(segmenter, score) for score in (0.2, 0.7, 0.7, 0.1)]
-        assert Choice(tuple(found)).chosen is found[1]
-
-    def test_what_is_told(self, segmenter: Segmenter) -> None:
-        one, two = self.candidate(segmenter, 0.25), self.candidate(segmenter, 0.5)
-        told = "head, 5 clusters: score 0.5000, views agree 50.0 %, balance 0.90, in use 4"
-        lines = Choice((one, two)).lines
-        assert lines[0] == f"candidate {told.replace('0.5000', '0.2500')}"
-        assert lines[1:] == [f"candidate {told}", f"chosen without labels: {told}"]
-
-    def test_all_are_judged(self, segmenter: Segmenter, images: list[ImageLike]) -> None:
-        choice = choose([segmenter, segmenter], images, seed=2)
-        expected = judge(segmenter, images, seed=2)
-        assert [each.judgement for each in choice.candidates] == [expected, expected]
-        assert choice.chosen.segmenter is segmenter
+def test_the_highest_score_is_chosen_and_the_first_of_equals(segmenter: Segmenter) -> None:
+    scores = (0.2, 0.7, 0.7, 0.1)
+    found = [Candidate(segmenter, Judgement(score, 0.5, 0.9, 4, 5, 100)) for score in scores]
+    choice = Choice(tuple(found))
+    assert choice.chosen is found[1]
+    assert all(str(each) in line for each, line in zip(found, choice.lines, strict=False))
+    assert choice.lines[4].endswith(str(found[1]))

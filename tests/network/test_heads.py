@@ -10,13 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from densesiam_seg.network.heads import (
-    image_predictor,
-    pixel_predictor,
-    pixel_projector,
-    region_predictor,
-    vector_projector,
-)
+from densesiam_seg.network.heads import predictor, projector
 
 Array = NDArray[np.float64]
 
@@ -49,31 +43,17 @@ def described(head: nn.Sequential) -> list[str]:
     return words
 
 
-PIXEL = [f"conv {C}→{C}", f"norm {C}", "relu"]
-VECTOR = [f"linear {C}→{C}", f"norm {C}", "relu"]
-
-
-@pytest.mark.parametrize(
-    ("head", "layers"),
-    [
-        # The table leaves the last bias open: the batch norm behind it takes any bias away.
-        (pixel_projector(C, K), [*PIXEL, *PIXEL, f"conv {C}→{K}", f"norm {K} plain"]),
-        (pixel_predictor(K, C), [f"conv {K}→{C}", f"norm {C}", "relu", f"conv {C}→{K}+b"]),
-        (vector_projector(C), [*VECTOR, *VECTOR, f"linear {C}→{C}", f"norm {C} plain"]),
-        (region_predictor(C), [*VECTOR, f"linear {C}→{C}+b"]),
-    ],
-)
-def test_layers(head: nn.Sequential, layers: list[str]) -> None:
-    assert described(head) == layers
-
-
-@pytest.mark.parametrize(("width", "narrow"), [(512, 128), (6, 1), (3, 1)])
-def test_image_predictor_is_a_bottleneck_of_a_quarter(width: int, narrow: int) -> None:
-    assert described(image_predictor(width)) == [
-        f"linear {width}→{narrow}",
-        f"norm {narrow}",
+@pytest.mark.parametrize(("pixels", "kind"), [(True, "conv"), (False, "linear")])
+def test_layers(pixels: bool, kind: str) -> None:
+    hidden = [f"{kind} {C}→{C}", f"norm {C}", "relu"]
+    # The table leaves the last bias open: the batch norm behind it takes any bias away.
+    last = [f"{kind} {C}→{K}", f"norm {K} plain"]
+    assert described(projector(C, K, pixels=pixels)) == [*hidden, *hidden, *last]
+    assert described(predictor(K, C, pixels=pixels)) == [
+        f"{kind} {K}→{C}",
+        f"norm {C}",
         "relu",
-        f"linear {narrow}→{width}+b",
+        f"{kind} {C}→{K}+b",
     ]
 
 
@@ -106,25 +86,21 @@ def rows_of(maps: Tensor) -> Array:
     return rows
 
 
-@pytest.mark.parametrize("head", [pixel_projector(C, K), pixel_predictor(C, K)])
-def test_heads_of_maps_equal_the_slow_sum(head: nn.Sequential) -> None:
-    maps = torch.randn(2, C, 3, 5, generator=torch.Generator().manual_seed(1))
-    out = varied(head)(maps)
-    np.testing.assert_allclose(rows_of(out), slow(head, rows_of(maps)), atol=1e-5)
-
-
-@pytest.mark.parametrize("make", [vector_projector, region_predictor, image_predictor])
-def test_heads_of_vectors_equal_the_slow_sum(make: Callable[[int], nn.Sequential]) -> None:
-    rows = torch.randn(20, C, generator=torch.Generator().manual_seed(2))
-    head = varied(make(C))
-    expected = slow(head, rows.double().numpy())
-    np.testing.assert_allclose(head(rows).detach().numpy(), expected, atol=1e-5)
+@pytest.mark.parametrize("make", [projector, predictor])
+def test_heads_equal_the_slow_sum(make: Callable[..., nn.Sequential]) -> None:
+    draw = torch.Generator().manual_seed(1)
+    maps, vectors = torch.randn(2, C, 3, 5, generator=draw), torch.randn(20, C, generator=draw)
+    of_maps, of_vectors = varied(make(C, K, pixels=True)), varied(make(C, K, pixels=False))
+    found = rows_of(of_maps(maps))
+    np.testing.assert_allclose(found, slow(of_maps, rows_of(maps)), atol=1e-5)
+    expected = slow(of_vectors, vectors.double().numpy())
+    np.testing.assert_allclose(of_vectors(vectors).detach().numpy(), expected, atol=1e-5)
 
 
 def test_projections_have_zero_mean_and_unit_deviation() -> None:
     source = torch.Generator().manual_seed(3)
-    z = pixel_projector(C, K)(torch.randn(4, C, 8, 8, generator=source))
-    u = vector_projector(C)(torch.randn(64, C, generator=source))
+    z = projector(C, K, pixels=True)(torch.randn(4, C, 8, 8, generator=source))
+    u = projector(C, C, pixels=False)(torch.randn(64, C, generator=source))
     for rows in (rows_of(z), u.detach().double().numpy()):
         np.testing.assert_allclose(rows.mean(0), 0, atol=1e-5)
         np.testing.assert_allclose(rows.std(0), 1, atol=2e-3)

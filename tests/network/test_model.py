@@ -15,12 +15,7 @@ from densesiam_seg.clustering.appearance import CHANNELS
 from densesiam_seg.clustering.mixture import Sample
 from densesiam_seg.io.randomness import Stream, torch_seed
 from densesiam_seg.network.encoder import Encoder
-from densesiam_seg.network.heads import (
-    pixel_predictor,
-    pixel_projector,
-    region_predictor,
-    vector_projector,
-)
+from densesiam_seg.network.heads import predictor, projector
 from densesiam_seg.network.model import SHARPNESS, Architecture, DenseSiam, build_network
 from densesiam_seg.views.pair import ViewPair
 from densesiam_seg.views.parameters import Geometry
@@ -147,11 +142,12 @@ class TestInitialWeights:
             torch.default_generator.manual_seed(torch_seed(7, Stream.WEIGHTS))
             parts = nn.ModuleDict()
             parts["encoder"] = Encoder("resnet18", 8)
-            parts["projector"], parts["predictor"] = pixel_projector(8, 3), pixel_predictor(3, 8)
-            parts["over_projector"] = pixel_projector(8, 5)
-            parts["over_predictor"] = pixel_predictor(5, 8)
-            parts["region_projector"] = vector_projector(8)
-            parts["region_predictor"] = region_predictor(8)
+            parts["projector"] = projector(8, 3, pixels=True)
+            parts["predictor"] = predictor(3, 8, pixels=True)
+            parts["over_projector"] = projector(8, 5, pixels=True)
+            parts["over_predictor"] = predictor(5, 8, pixels=True)
+            parts["region_projector"] = projector(8, 8, pixels=False)
+            parts["region_predictor"] = predictor(8, 8, pixels=False)
         expected = parts.state_dict()
         assert list(build_network(SMALL, seed=7).state_dict()) == list(expected)
         for architecture in (SMALL, replace(SMALL, image_head=True)):

@@ -1,8 +1,7 @@
-"""What is done at test time beyond one pass of the image as it is: a frozen value, checked before anything heavy."""
+"""What is done at test time beyond one pass of the image: a value that is checked before anything heavy is loaded."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -37,7 +36,7 @@ class Refinement:
             raise UsageError(f"--refine {self.refine}: give one of {', '.join(REFINES)}")
 
     def settled(self, trained: str) -> Refinement:
-        """The same where `auto` has become what the model was `trained` to be refined with."""
+        """The same, with `trained`, the model's own way, in the place of `auto`."""
         return replace(self, refine=trained) if self.refine == "auto" else self
 
     @property
@@ -51,7 +50,7 @@ class Refinement:
         return tuple(product(self.scales, (False, True) if self.flip else (False,)))
 
     def describe(self) -> str:
-        """What goes behind the protocol's line, since numbers with and without it differ; empty where it is plain."""
+        """What is appended to a protocol's line, since scores with and without it differ; empty where it is plain."""
         parts = ["mean of scores over the mirrored image too"] if self.flip else []
         if self.scales != (1.0,):
             parts.append(f"mean of scores at scales {_listed(self.scales)}")
@@ -66,17 +65,13 @@ AS_TRAINED = Refinement()
 
 def refinement(flip: bool = False, scales: str | None = None, refine: str = "auto") -> Refinement:
     """A `Refinement` of what a command line says, scales with commas between them. Raises UsageError."""
-    factors: Sequence[float] = PLAIN.scales
-    if scales is not None:
-        try:
-            factors = [float(part) for part in scales.split(",")]
-        except ValueError:
-            factors = [math.nan]
-        if any(map(math.isnan, factors)):
-            raise UsageError(
-                f"--scales {scales}: give factors with commas between them, such as 0.75,1,1.25"
-            )
-    return Refinement(flip, tuple(factors), refine)
+    try:
+        factors = PLAIN.scales if scales is None else tuple(map(float, scales.split(",")))
+    except ValueError as error:
+        raise UsageError(
+            f"--scales {scales}: give factors with commas between them, such as 0.75,1,1.25"
+        ) from error
+    return Refinement(flip, factors, refine)
 
 
 def _listed(scales: Sequence[float]) -> str:
