@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import astuple
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
+from crops import Crop, cells, geometry_of, seen_at, shared
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -36,19 +37,7 @@ CASES = [
 SIDE = 24
 
 
-class Crop(NamedTuple):
-    top: float
-    left: float
-    height: float
-    width: float
-    flip: float = 0.0
-
-
 WHOLE = Crop(0.0, 0.0, 1.0, 1.0)
-
-
-def geometry_of(*crops: Crop) -> Geometry:
-    return Geometry(*torch.tensor(crops, dtype=torch.float32).T)
 
 
 @st.composite
@@ -57,22 +46,6 @@ def crops(draw: st.DrawFn) -> Crop:
     height, width = draw(st.floats(0.125, 1, width=32)), draw(st.floats(0.125, 1, width=32))
     top, left = draw(st.floats(0, 1)) * (1 - height), draw(st.floats(0, 1)) * (1 - width)
     return Crop(top, left, height, width, float(draw(st.booleans())))
-
-
-def shared(crop_1: Crop, crop_2: Crop) -> tuple[float, float, float, float]:
-    """Top, left, bottom and right of what both crops show."""
-    return (
-        max(crop_1.top, crop_2.top),
-        max(crop_1.left, crop_2.left),
-        min(crop_1.top + crop_1.height, crop_2.top + crop_2.height),
-        min(crop_1.left + crop_1.width, crop_2.left + crop_2.width),
-    )
-
-
-def seen_at(crop: Crop, position: tuple[float, float]) -> tuple[float, float]:
-    """Where in the image a position of the view lies."""
-    y, x = position
-    return crop.top + crop.height * y, crop.left + crop.width * (1 - x if crop.flip else x)
 
 
 def random_features(batch: int, channels: int = 3, side: int = 5, seed: int = 0) -> Tensor:
@@ -321,18 +294,11 @@ class TestPixelDistance:
         assume(bottom - top > 1e-5 and right - left > 1e-5)
         weight = found("pixel-distance", [crop_1], [crop_2], size).weight[0]
         diagonal = max(math.hypot(crop.height, crop.width) for crop in (crop_1, crop_2)) / size
-        cells = [((i + 0.5) / size, (j + 0.5) / size) for i in range(size) for j in range(size)]
-        for i, cell_1 in enumerate(cells):
-            for j, cell_2 in enumerate(cells):
+        for i, cell_1 in enumerate(cells(size)):
+            for j, cell_2 in enumerate(cells(size)):
                 apart = math.dist(seen_at(crop_1, cell_1), seen_at(crop_2, cell_2)) / diagonal
                 if abs(apart - 0.7) > 1e-5:
                     assert weight[i, j] == (apart < 0.7)
-
-    def test_overlap_without_close_cells(self) -> None:
-        # One cell each, and a sliver in common: the centres are 0.99 of a diagonal apart.
-        crop_1, crop_2 = Crop(0, 0, 0.5, 0.5), Crop(0.495, 0.495, 0.5, 0.5)
-        pairs = found("pixel-distance", [crop_1], [crop_2], 1)
-        assert not pairs.linked.any()
 
 
 class TestCandidateRegions:

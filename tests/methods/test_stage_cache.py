@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from densesiam_seg.methods.feature_cache import StageCache
+from densesiam_seg.methods.interface import Objective
 
 from densesiam_seg.config import TrainConfig
 from densesiam_seg.errors import UsageError
@@ -16,8 +18,6 @@ from densesiam_seg.images.store import ImageStore
 from densesiam_seg.io.devices import autocast
 from densesiam_seg.methods import feature_cache as stagecache
 from densesiam_seg.methods.densesiam import Siamese
-from densesiam_seg.methods.feature_cache import StageCache
-from densesiam_seg.methods.interface import Objective
 from densesiam_seg.network.model import Architecture, DenseSiam, build_network
 from densesiam_seg.views.pair import view_pair
 
