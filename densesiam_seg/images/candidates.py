@@ -90,9 +90,8 @@ class Candidates:
         names = np.array(self.names, object)
         order = np.argsort(names, kind="stable")
         names = names[order]
-        order = order[
-            np.append(names[1:] != names[:-1], True)
-        ]  # the last of several looks at one path
+        last = np.append(names[1:] != names[:-1], True)  # of several looks at one path
+        order = order[last]
         files = np.frombuffer(self.identities, IDENTITY)
         first = order[_first_names(files[order])]
         root = self.root or self._common_folder(names[0], names[-1])

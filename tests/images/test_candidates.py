@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from image_files import touch
 
-from densesiam_seg.errors import InputError
 from densesiam_seg.images.candidates import Candidates
 from densesiam_seg.images.manifest import Skipped
 from densesiam_seg.images.scan import scan
@@ -52,19 +51,6 @@ def test_a_file_with_several_names_is_taken_once(tmp_path: Path) -> None:
     again = scan([tmp_path, tmp_path / "x", tmp_path / "x" / "b.jpg", f"{tmp_path}/x/*.jpg"])
     assert again.names == ("b.jpg",)
     assert again.repeated == 2
-
-
-def test_copies_are_different_files(tmp_path: Path) -> None:
-    for name in ("a.jpg", "b.jpg"):
-        (tmp_path / name).write_bytes(b"same")
-        os.utime(tmp_path / name, (5, 5))
-    assert scan([tmp_path]).names == ("a.jpg", "b.jpg")
-
-
-def test_only_unusable_files(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe.jpg")
-    with pytest.raises(InputError, match=r"pipe\.jpg: is not a regular file"):
-        scan([tmp_path])
 
 
 @pytest.mark.parametrize(

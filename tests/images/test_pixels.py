@@ -45,18 +45,20 @@ def test_conversion_takes_only_strips_beside_the_result(
     assert tensor.numel() <= peak < 1.1 * tensor.numel()
 
 
-def test_cmyk_jpeg_and_tiff(tmp_path: Path) -> None:
-    inks = Image.new("CMYK", (16, 16), (0, 255, 255, 0))  # no cyan, all magenta and yellow: red
-    for name in ("a.jpg", "a.tif"):
-        red = pixels_of(saved(tmp_path, name, inks))
-        assert np.abs(red.astype(int) - [255, 0, 0]).max() <= 3
-
-
-def test_lab_and_ycbcr(tmp_path: Path) -> None:
-    lab = pixels_of(saved(tmp_path, "a.tif", Image.new("LAB", (2, 2), (255, 128, 128))))
-    assert lab.min() >= 253  # lightness 100 without colour: white
-    ycbcr = pixels_of(saved(tmp_path, "b.tif", Image.new("YCbCr", (2, 2), (76, 85, 255))))
-    assert np.abs(ycbcr.astype(int) - [254, 0, 0]).max() <= 2
+@pytest.mark.parametrize(
+    ("name", "mode", "colour", "expected"),
+    [
+        ("a.jpg", "CMYK", (0, 255, 255, 0), [255, 0, 0]),  # no cyan, all magenta and yellow
+        ("a.tif", "CMYK", (0, 255, 255, 0), [255, 0, 0]),
+        ("a.tif", "LAB", (255, 128, 128), [255, 255, 255]),  # lightness 100 without colour
+        ("a.tif", "YCbCr", (76, 85, 255), [254, 0, 0]),
+    ],
+)
+def test_other_colour_spaces(
+    tmp_path: Path, name: str, mode: str, colour: tuple[int, ...], expected: list[int]
+) -> None:
+    found = pixels_of(saved(tmp_path, name, Image.new(mode, (16, 16), colour)))
+    assert np.abs(found.astype(int) - expected).max() <= 3
 
 
 def test_palette_with_and_without_transparency(tmp_path: Path) -> None:

@@ -121,7 +121,9 @@ def test_missing_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert "empty" in message_of("")
     assert "NUL byte" in message_of("nul\0.jpg")
     (tmp_path / "dangling").symlink_to("nowhere")
+    os.mkfifo("pipe.jpg")
     assert "link to nothing" in message_of("dangling")
+    assert "pipe.jpg: is not a regular file" in message_of("pipe.jpg")
     assert scan(["a.jpg", "dangling"]).skipped[0].reason == "dangling-link"
 
 

@@ -17,7 +17,7 @@ from densesiam_seg.errors import ImageError
 from densesiam_seg.images import store as batches
 from densesiam_seg.images.decode import load_square, load_stretched
 from densesiam_seg.images.scan import scan
-from densesiam_seg.images.store import Batch, Fit, ImageStore, epoch_batches
+from densesiam_seg.images.store import Batch, Fit, ImageStore, epoch_batches, on_device
 
 SIDE = 64
 
@@ -77,7 +77,7 @@ def test_pixels_are_those_of_the_named_files(image_folder: Path, workers: int) -
     found = two_epochs(store_of(image_folder, workers=workers))
     groups = [epoch_batches(12, 4, seed=0, epoch=epoch) for epoch in range(2)]
     assert [batch.indices for batch in found] == [*groups[0], *groups[1]]
-    for batch in found:
+    for batch in on_device(iter(found), torch.device("cpu")):
         assert batch.images.dtype == torch.uint8
         for square, index in zip(batch.images, batch.indices, strict=True):
             assert torch.equal(square, load_square(image_folder / names[index], SIDE))

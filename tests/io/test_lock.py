@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -65,8 +67,14 @@ def test_strange_text_in_the_file_is_not_repeated(tmp_path: Path, text: bytes) -
             pass
 
 
-def test_impossible_places_are_output_errors(tmp_path: Path) -> None:
+def test_impossible_places_are_output_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "absent", tmp_path / "file"):
         with pytest.raises(OutputError, match=r"\.lock: cannot be written"), run_lock(folder):
             pass
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(os, "ftruncate", Mock(side_effect=full))
+    with pytest.raises(OutputError, match="No space left"), run_lock(tmp_path):
+        pass

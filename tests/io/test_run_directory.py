@@ -9,13 +9,15 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
+from threading import Barrier
 from unittest.mock import Mock
 
 import pytest
 
-from densesiam_seg.errors import BusyError, ModelError, OutputError, UsageError
+from densesiam_seg.errors import BusyError, DenseSiamError, ModelError, OutputError, UsageError
 from densesiam_seg.io import run_directory
 from densesiam_seg.io.lock import LOCK, run_lock
 from densesiam_seg.io.run_directory import (
@@ -164,28 +166,28 @@ def test_overwrite_deletes_what_a_run_wrote_and_follows_no_link() -> None:
     assert names(Path("new")) == [LOCK, "run.json"]
 
 
-def test_overwrite_refuses_a_folder_with_a_strangers_file_and_names_it() -> None:
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("thesis.tex", "x", r"holds 'thesis\.tex', which no run wrote"),
+        *[("run.json", text, r"holds no run\.json") for text in ("{", "[]", '{"status": "done"}')],
+        ("run.json", None, r"holds no run\.json"),
+    ],
+)
+def test_overwrite_refuses_what_may_be_a_strangers(
+    name: str, text: str | None, message: str
+) -> None:
     folder = start(Path("out"))
     fill(folder)
-    (folder / "thesis.tex").write_text("x")
+    if text is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_text(text)
     before = names(folder)
-    with pytest.raises(UsageError, match=r"holds 'thesis\.tex', which no run wrote"):
+    with pytest.raises(UsageError, match=message):
         overwrite(folder)
     assert names(folder) == sorted([LOCK, *before])
     assert (folder / "model" / "deep" / "file").exists()
-
-
-@pytest.mark.parametrize("status", [None, "not JSON", "[]", '{"status": "done"}'])
-def test_overwrite_refuses_a_strangers_folder_with_our_names(status: str | None) -> None:
-    folder = Path("project")
-    folder.mkdir()
-    fill(folder)
-    if status is not None:
-        (folder / "run.json").write_text(status)
-    before = names(folder)
-    with pytest.raises(UsageError, match=r"holds no run\.json"):
-        overwrite(folder)
-    assert names(folder) == sorted([LOCK, *before])
 
 
 def test_overwrite_can_be_taken_up_again_after_an_interruption(
@@ -278,46 +280,30 @@ def test_a_disk_that_is_read_only_is_an_output_error(
     assert names(Path("out")) == []
 
 
-STARTS = """
-import sys
-from pathlib import Path
-from densesiam_seg.errors import DenseSiamError
-from densesiam_seg.io.lock import run_lock
-from densesiam_seg.io.run_directory import new_run_folder
-assert "torch" not in sys.modules
-for number in range(20):
-    try:
-        folder = Path(f"out{number}")
-        new_run_folder("train", folder, overwrite=sys.argv[1] == "True", resume=False)
-        with run_lock(folder):
-            print(0, flush=True)
-            sys.stdin.readline()
-    except DenseSiamError as error:
-        print(error.exit_code, flush=True)
-        sys.stdin.readline()
-"""
-
-
 @pytest.mark.parametrize("overwriting", [False, True])
 def test_of_two_simultaneous_starts_one_wins(overwriting: bool) -> None:
-    command = [sys.executable, "-c", STARTS, str(overwriting)]
-    both = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    for _ in range(20):
-        codes = []
-        for process in both:
-            assert process.stdout is not None
-            codes.append(int(process.stdout.readline()))
-        assert sorted(codes) in ([0, 2], [0, 7])
-        for process in both:
-            assert process.stdin is not None
-            process.stdin.write("next\n")
-            process.stdin.flush()
-    for process in both:
-        process.communicate()
-    assert [process.returncode for process in both] == [0, 0]
+    both = Barrier(2)
+
+    def begin(folder: Path) -> int:
+        both.wait()
+        try:
+            new_run_folder("train", folder, overwrite=overwriting, resume=False)
+            with run_lock(folder):
+                both.wait()
+                return 0
+        except DenseSiamError as error:
+            both.wait()
+            return error.exit_code
+
+    with ThreadPoolExecutor(2) as pool:
+        for number in range(20):
+            codes = pool.map(begin, [Path(f"out{number}")] * 2)
+            assert sorted(codes) in ([0, 2], [0, 7])
+
+
+def test_torch_is_not_needed() -> None:
+    code = "import sys, densesiam_seg.io.run_directory; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_the_latest_model_is_the_one_written_last() -> None:
@@ -351,9 +337,6 @@ def test_the_status_tells_how_the_run_ended(clock: Mock) -> None:
     assert (found["step"], found["files"]) == (12, ["b\udcff.jpg"])
     assert found["started"] == began["started"] < found["written"]
     assert names(folder) == ["run.json"]
-
-
-def test_the_status_of_nothing_is_empty() -> None:
     assert read_status(Path("absent")) == {}
     with pytest.raises(OutputError, match=r"run\.json"):
         write_status(Path("absent"), "done")
