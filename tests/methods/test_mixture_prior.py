@@ -7,14 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
-from densesiam_seg.clustering.appearance import CHANNELS, appearance
+from densesiam_seg.clustering.appearance import CHANNELS
 from densesiam_seg.config import TrainConfig
 from densesiam_seg.images.decode import load_square
 from densesiam_seg.images.scan import scan
 from densesiam_seg.images.store import ImageStore
 from densesiam_seg.methods.densesiam import Siamese
-from densesiam_seg.methods.losses import prior_loss
-from densesiam_seg.methods.mixture_prior import Places, fit_mixture, prior_shares, seen
+from densesiam_seg.methods.mixture_prior import Places, appearance_of, fit_mixture, prior_shares
 from densesiam_seg.network.model import Architecture, DenseSiam, build_network
 from densesiam_seg.views.parameters import Geometry
 
@@ -45,7 +44,7 @@ def network(store: ImageStore) -> DenseSiam:
 
 
 def whole(count: int, flip: float = 0.0) -> Geometry:
-    rows = torch.tensor([[0.0, 0.0, 1.0, flip]]).expand(count, 4)
+    rows = torch.tensor([[0.0, 0.0, 1.0, 1.0, flip]]).expand(count, 5)
     return Geometry(*rows.T.contiguous())
 
 
@@ -67,7 +66,7 @@ def test_shares_lie_where_view_1_shows_them(network: DenseSiam, store: ImageStor
     images = images_of(store)
     plain, flipped = (prior_shares(network, images, whole(6, flip), 8) for flip in (0.0, 1.0))
     torch.testing.assert_close(flipped, plain.flip(-1), atol=1e-5, rtol=1e-5)
-    upper = Geometry(*(torch.full((6,), value) for value in (0.0, 0.0, 0.5, 0.0)))
+    upper = Geometry(*(torch.full((6,), value) for value in (0.0, 0.0, 0.5, 0.5, 0.0)))
     sky = prior_shares(network, images, upper, 8).argmax(1)
     assert (sky[:, :7] == plain.argmax(1)[0, 0, 0]).all()
 
@@ -88,21 +87,6 @@ def test_it_is_fitted_to_images_as_a_model_is_shown_them(
     torch.testing.assert_close(torch.cat(given), shown.float(), atol=1.0, rtol=0)
 
 
-def test_the_fit_is_a_function_of_the_seed(store: ImageStore) -> None:
-    found = []
-    for seed in (1, 1):
-        network = build_network(Architecture(channels=8, clusters=3, mixture=True), seed=0)
-        list(fit_mixture(network, store, seed))
-        assert network.mixture is not None
-        found.append(network.mixture.centres.clone())
-    assert torch.equal(*found)
-
-
-def test_places_have_the_features_stride() -> None:
-    images = torch.randint(0, 256, (2, 3, SIDE, SIDE), dtype=torch.uint8)
-    assert torch.equal(seen(images), appearance(images / 255, (16, 16)))
-
-
 def test_places_are_the_same_in_every_light() -> None:
     image = torch.randint(40, 120, (1, 3, SIDE, SIDE), dtype=torch.uint8)
     places = Places(1, seed=0)
@@ -113,7 +97,7 @@ def test_places_are_the_same_in_every_light() -> None:
     assert torch.equal(sample.relit[0, :, -2:], sample.points[:, -2:])
     assert bool((sample.relit[0, :, 0] < sample.points[:, 0]).all())
     assert bool((sample.relit[1, :, 0] > sample.points[:, 0]).all())
-    lit = seen(image.float() * 0.7)[0].flatten(1).T
+    lit = appearance_of(image.float() * 0.7)[0].flatten(1).T
     order = (sample.points[:, None, -2:] == lit[None, :, -2:]).all(2).int().argmax(1)
     torch.testing.assert_close(sample.relit[0], lit[order])
 
@@ -130,11 +114,3 @@ def test_only_the_first_epoch_fits(store: ImageStore) -> None:
     assert not torch.equal(network.usual, before)
     plain = Siamese(build_network(Architecture(channels=8, clusters=2), seed=0), TrainConfig())
     assert list(plain.prepare(store, 0)) == []
-
-
-def test_the_loss_by_hand() -> None:
-    """Two clusters with logits (0, ln 3) have shares (¼, ¾)."""
-    z = torch.tensor([0.0, np.log(3.0)]).view(1, 2, 1, 1)
-    shares = torch.tensor([0.5, 0.5]).view(1, 2, 1, 1)
-    expected = -0.5 * np.log(0.25) - 0.5 * np.log(0.75)
-    assert float(prior_loss(z, shares)) == pytest.approx(expected)

@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from densesiam_seg.methods.feature_cache import StageCache
-from densesiam_seg.methods.interface import Objective
 
 from densesiam_seg.config import TrainConfig
 from densesiam_seg.errors import UsageError
 from densesiam_seg.images.scan import scan
 from densesiam_seg.images.store import ImageStore
 from densesiam_seg.io.devices import autocast
-from densesiam_seg.methods import feature_cache as stagecache
+from densesiam_seg.methods import stage_cache
 from densesiam_seg.methods.densesiam import Siamese
+from densesiam_seg.methods.method import Objective
+from densesiam_seg.methods.stage_cache import StageCache
 from densesiam_seg.network.model import Architecture, DenseSiam, build_network
 from densesiam_seg.views.pair import view_pair
 
@@ -57,19 +57,13 @@ def frozen(seed: int = 3) -> DenseSiam:
 
 
 def cache_of(
-    network: DenseSiam,
-    config: TrainConfig,
-    store: ImageStore,
-    precision: torch.dtype = torch.float32,
+    network: DenseSiam, config: TrainConfig, store: ImageStore, precision: Any = torch.float32
 ) -> StageCache:
     return StageCache.of(network.encoder, config, store, CPU, precision)
 
 
 def written(
-    network: DenseSiam,
-    config: TrainConfig,
-    store: ImageStore,
-    precision: torch.dtype = torch.float32,
+    network: DenseSiam, config: TrainConfig, store: ImageStore, precision: Any = torch.float32
 ) -> StageCache:
     cache = cache_of(network, config, store, precision)
     assert not cache.written()
@@ -161,16 +155,14 @@ class TestWhole:
         assert not cache.written()
         assert list(cache.path.parent.iterdir()) == []
 
-    def test_half_a_file_is_none(self, config: TrainConfig, store: ImageStore) -> None:
-        cache = written(frozen(), config, store)
-        assert cache.written()
-        cache.path.write_bytes(cache.path.read_bytes()[:-1])
-        assert not cache.written()
-
-    def test_it_may_be_deleted_while_it_is_read(
+    def test_half_a_file_is_none_and_one_in_use_may_be_deleted(
         self, config: TrainConfig, store: ImageStore
     ) -> None:
         cache = written(frozen(), config, store)
+        assert cache.written()
+        half = replace(cache, path=cache.path.with_suffix(".half"))
+        half.path.write_bytes(cache.path.read_bytes()[:-1])
+        assert not half.written()
         (before,) = cache.batches([(1, 2)])
         cache.path.unlink()
         (after,) = cache.batches([(1, 2)])
@@ -183,21 +175,14 @@ class TestWhole:
         assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
-class TestRoom:
-    def test_none_is_refused_where_it_was_asked_for(
-        self, config: TrainConfig, store: ImageStore, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        cache = cache_of(frozen(), config, store)
-        monkeypatch.setattr(stagecache, "free_space", lambda folder: cache.size - 1)
-        with pytest.raises(UsageError, match=r"--cache disk: .*GB are free in .*--cache-dir"):
-            cache.has_room(asked=True)
-        assert not cache.has_room(asked=False)
-
-    def test_half_of_what_is_free_is_taken_unasked(
-        self, config: TrainConfig, store: ImageStore, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        cache = cache_of(frozen(), config, store)
-        for free, room in ((2 * cache.size, True), (2 * cache.size - 1, False)):
-            monkeypatch.setattr(stagecache, "free_space", lambda folder, free=free: free)
-            assert cache.has_room(asked=False) is room
-            assert cache.has_room(asked=True)
+def test_half_of_what_is_free_is_taken_unasked_and_all_where_asked(
+    config: TrainConfig, store: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = cache_of(frozen(), config, store)
+    for free, room in ((2 * cache.size, True), (2 * cache.size - 1, False)):
+        monkeypatch.setattr(stage_cache, "free_space", lambda folder, free=free: free)
+        assert cache.has_room(asked=False) is room
+        assert cache.has_room(asked=True)
+    monkeypatch.setattr(stage_cache, "free_space", lambda folder: cache.size - 1)
+    with pytest.raises(UsageError, match="--cache disk"):
+        cache.has_room(asked=True)
