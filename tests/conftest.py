@@ -5,10 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,64 +16,21 @@ if TYPE_CHECKING:
 # Threads that wait for each other on a busy machine cost the tests' small tensors ten times their work.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-IMAGES = 12
-SETTINGS: dict[str, Any] = {
-    "image_size": 32,
-    "batch_size": 4,
-    "channels": 16,
-    "clusters": 4,
-    "over_clusters": 6,
-    "epochs": 3,
-    "weights": "none",
-    "device": "cpu",
-    "precision": "fp32",
-    "threads": 1,
-    "workers": 0,
-}
-
-
-@contextmanager
-def slim_resnets() -> Iterator[None]:
-    """Every ResNet is a network of the same strides and a ten-thousandth of their size, in this block.
-
-    A run of nine steps then takes a fraction of a second; each step and save of a ResNet-18 takes as long.
-    """
-    import torchvision
-    from torch import nn
-
-    from densesiam_seg.network.backbones import TORCHVISION
-
-    def stage(source: int, target: int, stride: int) -> nn.Sequential:
-        convolution = nn.Conv2d(source, target, 3, stride, 1, bias=False)
-        return nn.Sequential(convolution, nn.BatchNorm2d(target), nn.ReLU())
-
-    def slim(weights: None = None) -> SimpleNamespace:
-        parts: dict[str, nn.Module] = {
-            "conv1": nn.Conv2d(3, 4, 3, 2, 1, bias=False),
-            "bn1": nn.BatchNorm2d(4),
-            "relu": nn.ReLU(),
-            "maxpool": nn.MaxPool2d(3, 2, 1),
-        }
-        for number, (source, target) in enumerate(((4, 4), (4, 8), (8, 8), (8, 16)), 1):
-            parts[f"layer{number}"] = stage(source, target, 1 if number == 1 else 2)
-        return SimpleNamespace(**parts)
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name, declared in TORCHVISION.items():
-            if declared.path[0][0] == "conv1":
-                patch.setitem(TORCHVISION, name, replace(declared, channels=(4, 8, 8, 16)))
-                patch.setattr(torchvision.models, name, slim)
-        yield
-
-
-@pytest.fixture(scope="session", name="slim_resnets")
-def _slim_resnets() -> Callable[[], AbstractContextManager[None]]:
-    return slim_resnets
-
 
 @pytest.fixture
 def slim() -> Iterator[None]:
     """Slim backbones for one test."""
+    from slim import slim_resnets
+
+    with slim_resnets():
+        yield
+
+
+@pytest.fixture(scope="module")
+def slim_module() -> Iterator[None]:
+    """Slim backbones for a whole file."""
+    from slim import slim_resnets
+
     with slim_resnets():
         yield
 
@@ -91,7 +45,10 @@ def _no_room_for_caches(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def tiny_settings() -> dict[str, Any]:
     """Training settings for `image_folder`: three epochs of three steps, the last one with the region loss."""
-    return dict(SETTINGS)
+    return {
+        "image_size": 32, "batch_size": 4, "channels": 16, "clusters": 4, "over_clusters": 6, "epochs": 3,
+        "weights": "none", "device": "cpu", "precision": "fp32", "threads": 1, "workers": 0,
+    }  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -102,17 +59,10 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from densesiam_seg.datasets.scenes import scene
 
     folder = tmp_path_factory.mktemp("images")
-    for index in range(IMAGES):
+    for index in range(12):
         pixels, _ = scene(0, index, 64)
         Image.fromarray(pixels).save(folder / f"{index:02}.{'png' if index % 2 else 'jpg'}")
     return folder
-
-
-@pytest.fixture(scope="module")
-def slim_module() -> Iterator[None]:
-    """Slim backbones for a whole file."""
-    with slim_resnets():
-        yield
 
 
 @pytest.fixture(scope="module")

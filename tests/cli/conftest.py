@@ -11,7 +11,7 @@ from densesiam_seg.demo import scenes_toml
 
 
 @pytest.fixture(scope="session")
-def labelled_scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four labelled scenes of 48 pixels to learn from and three to score, and their declaration; for reading only."""
     folder = tmp_path_factory.mktemp("scenes")
     write_scenes(folder, 4, seed=4, side=48, split="train")

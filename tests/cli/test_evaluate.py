@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from program import Cli, Patch, refused
+from program import Cli, Patch, options, refused
 
 from densesiam_seg.datasets.scenes import CLASSES
 from densesiam_seg.errors import InputError
@@ -25,32 +25,27 @@ LABEL_FREE = "k-means probe, label-free: labels only match and score"
 
 
 @pytest.fixture
-def data(labelled_scenes: Path) -> Path:
-    return labelled_scenes
-
-
-@pytest.fixture
-def run(cli: Cli, data: Path, model_folder: Path) -> Cli:
-    where = (data / "scenes.toml", "--root", data, "--model", model_folder)
+def run(cli: Cli, scenes: Path, model_folder: Path) -> Cli:
+    where = (scenes / "scenes.toml", "--root", scenes, "--model", model_folder)
     return lambda *arguments: cli("evaluate", *where, *MACHINE, *arguments)
 
 
 @pytest.fixture
-def run_probe(cli: Cli, data: Path, model_folder: Path, monkeypatch: Patch) -> Cli:
+def run_probe(cli: Cli, scenes: Path, model_folder: Path, monkeypatch: Patch) -> Cli:
     """A probe that learns in few steps."""
     monkeypatch.setattr(probe_module, "STEPS", 50)
-    where = (model_folder, "--dataset", data / "scenes.toml", "--root", data)
+    where = (model_folder, "--dataset", scenes / "scenes.toml", "--root", scenes)
     return lambda *arguments: cli("probe", *where, *MACHINE, *arguments)
 
 
 class TestEvaluate:
     @pytest.mark.parametrize("protocol", PROTOCOLS)
     def test_json_is_the_python_result(
-        self, run: Cli, data: Path, segmenter: Segmenter, protocol: str
+        self, run: Cli, scenes: Path, segmenter: Segmenter, protocol: str
     ) -> None:
         code, out, error = run("--json", "--protocol", protocol)
         assert (code, error) == (0, "")
-        expected = evaluate(data / "scenes.toml", data, segmenter, protocol=protocol)
+        expected = evaluate(scenes / "scenes.toml", scenes, segmenter, protocol=protocol)
         assert json.loads(out)["counts"] == expected.counts.tolist()
         assert json.loads(out)["protocol"] == PROTOCOLS[protocol].describe(32)
 
@@ -69,28 +64,28 @@ class TestEvaluate:
         ],
     )
     def test_other_readouts(
-        self, run: Cli, data: Path, readout: tuple[str], clusters: int, name: str, matching: str
+        self, run: Cli, scenes: Path, readout: tuple[str], clusters: int, name: str, matching: str
     ) -> None:
-        fit = ("--fit-images", data / "images" / "val")
+        fit = ("--fit-images", scenes / "images" / "val")
         code, out, _ = run("--json", "--readout", *readout, *fit)
         value = json.loads(out)
         assert (code, value["clusters"], value["readout"]) == (0, clusters, name)
         assert value["matching"]["kind"] == matching
 
     def test_passes_and_edges_stand_beside_the_protocol(
-        self, run: Cli, data: Path, segmenter: Segmenter
+        self, run: Cli, scenes: Path, segmenter: Segmenter
     ) -> None:
-        options = ("--flip", "--scales", "0.75,1", "--refine", "pamr")
-        code, out, _ = run("--json", *options)
+        given = ("--flip", "--scales", "0.75,1", "--refine", "pamr")
+        code, out, _ = run("--json", *given)
         how = Refinement(True, (0.75, 1.0), "pamr")
-        expected = evaluate(data / "scenes.toml", data, segmenter, refinement=how)
+        expected = evaluate(scenes / "scenes.toml", scenes, segmenter, refinement=how)
         value = json.loads(out)
         assert (code, value["counts"]) == (0, expected.counts.tolist())
         assert value["protocol"] == PROTOCOLS["picie"].describe(32) + how.describe()
-        assert how.describe() in run(*options)[1]
+        assert how.describe() in run(*given)[1]
 
-    def test_a_choice_is_told(self, run: Cli, data: Path) -> None:
-        fit = ("--over-clusters", "9", "--fit-images", data / "images" / "val")
+    def test_a_choice_is_told(self, run: Cli, scenes: Path) -> None:
+        fit = ("--over-clusters", "9", "--fit-images", scenes / "images" / "val")
         code, out, error = run("--readout", "auto", *fit, "--json")
         assert code == 0
         lines = error.splitlines()
@@ -142,16 +137,16 @@ class TestEvaluate:
         found = cli("evaluate", "camvid", *where)
         refused(found, 3, "input", f"{tmp_path}: no folder images/val or val")
 
-    def test_models(self, cli: Cli, data: Path, tmp_path: Path) -> None:
-        where = (data / "scenes.toml", "--root", data)
+    def test_models(self, cli: Cli, scenes: Path, tmp_path: Path) -> None:
+        where = (scenes / "scenes.toml", "--root", scenes)
         refused(cli("evaluate", *where, "-m", tmp_path), 4, "model", "no model here")
 
     def test_labels_that_do_not_fit(
-        self, cli: Cli, data: Path, tmp_path: Path, model_folder: Path
+        self, cli: Cli, scenes: Path, tmp_path: Path, model_folder: Path
     ) -> None:
-        text = (data / "scenes.toml").read_text().replace("values = [0]", "values = [77]")
+        text = (scenes / "scenes.toml").read_text().replace("values = [0]", "values = [77]")
         (tmp_path / "other.toml").write_text(text)
-        where = ("--root", data, "-m", model_folder, "--device", "cpu")
+        where = ("--root", scenes, "-m", model_folder, "--device", "cpu")
         found = cli("evaluate", tmp_path / "other.toml", *where)
         refused(found, 3, "input", "0001.png: label values without a meaning")
 
@@ -159,11 +154,11 @@ class TestEvaluate:
 class TestProbe:
     @pytest.mark.parametrize("protocol", PROTOCOLS)
     def test_json_is_the_python_result(
-        self, run_probe: Cli, data: Path, segmenter: Segmenter, protocol: str
+        self, run_probe: Cli, scenes: Path, segmenter: Segmenter, protocol: str
     ) -> None:
         code, out, error = run_probe("--json", "-q", "--protocol", protocol)
         assert (code, error) == (0, "")
-        *_, expected = ready_probe(segmenter, data / "scenes.toml", data, protocol=protocol)
+        *_, expected = ready_probe(segmenter, scenes / "scenes.toml", scenes, protocol=protocol)
         assert isinstance(expected, Probe)
         assert expected.linear is not None and expected.kmeans is not None
         found = json.loads(out)
@@ -202,20 +197,16 @@ class TestProbe:
             raise InputError("enough")
 
         monkeypatch.setattr(probe_module, "ready_probe", record)
-        command = ("probe", "run", "--dataset", "camvid", "--root", tmp_path)
-        cli(*command)
-        cli(
-            *command, "--split", "test", "--train-split", "val", "--kind", "kmeans", "--protocol", "stego",
-            "--image-size", "64", "-k", "9", "--seed", "7", "--device", "cpu", "--precision", "bf16",
-        )  # fmt: skip
-        defaults = {
-            "train_split": "train", "split": None, "protocol": None, "image_size": None, "kind": "both",
+        defaults: dict[str, Any] = {
+            "split": None, "train_split": "train", "kind": "both", "protocol": None, "image_size": None,
             "clusters": None, "seed": 0, "device": "auto", "precision": "auto",
         }  # fmt: skip
-        given = {
-            "train_split": "val", "split": "test", "protocol": "stego", "image_size": 64, "kind": "kmeans",
+        given: dict[str, Any] = {
+            "split": "test", "train_split": "val", "kind": "kmeans", "protocol": "stego", "image_size": 64,
             "clusters": 9, "seed": 7, "device": "cpu", "precision": "bf16",
         }  # fmt: skip
+        for settings in ({}, given):
+            cli("probe", "run", "--dataset", "camvid", "--root", tmp_path, *options(settings))
         where = (Path("run"), "camvid", tmp_path)
         assert calls == [(*where, defaults), (*where, given)]
 
@@ -234,14 +225,14 @@ class TestProbe:
         refused(run_probe(*arguments), 2, "usage", words)
 
     def test_data_without_labels(
-        self, cli: Cli, data: Path, tmp_path: Path, model_folder: Path
+        self, cli: Cli, scenes: Path, tmp_path: Path, model_folder: Path
     ) -> None:
-        (tmp_path / "images").symlink_to(data / "images")
-        found = cli("probe", model_folder, "--dataset", data / "scenes.toml", "--root", tmp_path)
+        (tmp_path / "images").symlink_to(scenes / "images")
+        found = cli("probe", model_folder, "--dataset", scenes / "scenes.toml", "--root", tmp_path)
         refused(found, 3, "input", f"probe needs labelled images: {tmp_path}: no folder labels/val")
 
-    def test_models(self, cli: Cli, data: Path, tmp_path: Path) -> None:
-        where = ("--dataset", data / "scenes.toml", "--root", data)
+    def test_models(self, cli: Cli, scenes: Path, tmp_path: Path) -> None:
+        where = ("--dataset", scenes / "scenes.toml", "--root", scenes)
         refused(cli("probe", tmp_path, *where), 4, "model", "no model here")
 
     def test_a_diverged_model(self, run_probe: Cli, monkeypatch: Patch) -> None:

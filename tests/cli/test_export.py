@@ -9,7 +9,8 @@ import pytest
 import torch
 from program import Cli, refused
 
-from densesiam_seg.inference.segmenter import ModelCard, Segmenter
+from densesiam_seg.inference.model_card import ModelCard
+from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.tensors import read_safetensors
 from densesiam_seg.network.model import Architecture, build_network
 

@@ -57,7 +57,7 @@ def test_a_file_that_exists_is_replaced_only_when_asked_to(tmp_path: Path) -> No
 def test_what_the_read_out_is_asked_for(
     cli: Cli,
     image_folder: Path,
-    labelled_scenes: Path,
+    scenes: Path,
     tmp_path: Path,
     monkeypatch: Patch,
     command: str,
@@ -71,7 +71,7 @@ def test_what_the_read_out_is_asked_for(
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("densesiam_seg.inference.readout.load_with_readout", record)
-    places = {"data": labelled_scenes, "image": image_folder / "00.jpg"}
+    places = {"data": scenes, "image": image_folder / "00.jpg"}
     words = command.format(**places).split(" ")
     cli(*words)
     cli(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from densesiam_seg.studies.scoreboard import Cost, ProbeScore, RunResult
 from program import Cli, Patch, options, other_values, refused
 
 from densesiam_seg.cli.study import SETTINGS, StudyName
@@ -17,6 +17,7 @@ from densesiam_seg.errors import InputError
 from densesiam_seg.events import Notice, Progress
 from densesiam_seg.studies import study
 from densesiam_seg.studies.ablations import STUDIES
+from densesiam_seg.studies.runs import Cost, ProbeScore, RunResult
 from densesiam_seg.studies.study import Studied
 from densesiam_seg.studies.tables import Column, Table
 
@@ -59,46 +60,29 @@ def test_every_study_can_be_named() -> None:
     assert get_args(StudyName) == tuple(STUDIES)
 
 
-class TestOptions:
-    def test_by_default(self, cli: Cli, calls: list[Any]) -> None:
-        refused(cli("study", "losses", "camvid", "--root", "data"), 3, "input", "enough")
-        given = {
-            "images": [],
-            "seeds": 3,
-            "split": None,
-            "train_split": "train",
-            "protocol": None,
-            "out": None,
-            "preset": None,
-            "resume": False,
-            "overwrite": False,
-        }
-        assert calls == [("losses", "camvid", Path("data"), given)]
-
-    def test_all(self, cli: Cli, calls: list[Any], tmp_path: Path) -> None:
-        """Options win over the file."""
-        (tmp_path / "c.toml").write_text("grid = 5\nepochs = 9\n")
-        others = other_values(PretrainConfig)
-        settings = {name: others[name] for name in SETTINGS}
-        cli(
-            "study", "correspondence", "own.toml", "--root", "d", "--images", "a", "--images", "b", "--seeds", "5",
-            "--out", "o", "--resume", "--overwrite", "--preset", "fast", "--config", tmp_path / "c.toml",
-            "--split", "test", "--train-split", "val", "--protocol", "stego", *options(settings),
-        )  # fmt: skip
-        given = {
-            "images": ["a", "b"],
-            "seeds": 5,
-            "split": "test",
-            "train_split": "val",
-            "protocol": "stego",
-            "out": Path("o"),
-            "preset": "fast",
-            "resume": True,
-            "overwrite": True,
-            "grid": 5,
-            **settings,
-        }
-        assert calls == [("correspondence", "own.toml", Path("d"), given)]
+def test_options_reach_the_study(cli: Cli, calls: list[Any], tmp_path: Path) -> None:
+    """Options win over the file."""
+    refused(cli("study", "losses", "camvid", "--root", "data"), 3, "input", "enough")
+    (tmp_path / "c.toml").write_text("grid = 5\nepochs = 9\n")
+    others = other_values(PretrainConfig)
+    settings = {name: others[name] for name in SETTINGS}
+    cli(
+        "study", "correspondence", "own.toml", "--root", "d", "--images", "a", "--images", "b", "--seeds", "5",
+        "--out", "o", "--resume", "--overwrite", "--preset", "fast", "--config", tmp_path / "c.toml",
+        "--split", "test", "--train-split", "val", "--protocol", "stego", *options(settings),
+    )  # fmt: skip
+    defaults = {
+        "images": [], "seeds": 3, "split": None, "train_split": "train", "protocol": None, "out": None,
+        "preset": None, "resume": False, "overwrite": False,
+    }  # fmt: skip
+    given = {
+        "images": ["a", "b"], "seeds": 5, "split": "test", "train_split": "val", "protocol": "stego",
+        "out": Path("o"), "preset": "fast", "resume": True, "overwrite": True, "grid": 5, **settings,
+    }  # fmt: skip
+    assert calls == [
+        ("losses", "camvid", Path("data"), defaults),
+        ("correspondence", "own.toml", Path("d"), given),
+    ]
 
 
 class TestShown:
@@ -116,7 +100,7 @@ class TestShown:
         code, out, _ = play((GOOD,), "--json", "-q")
         value = json.loads(out)
         assert (code, value["folder"], value["title"]) == (0, str(tmp_path), "T")
-        assert value["results"] == [GOOD.to_dict()]
+        assert value["results"] == [asdict(GOOD)]
 
     def test_failures_are_told_after_the_table(self, play: Callable[..., Any]) -> None:
         code, out, error = play((GOOD, BAD), "-q")

@@ -68,15 +68,9 @@ class TestSettings:
 
     def test_what_is_not_given_is_left_to_the_preset(self, call: Call, command: str) -> None:
         assert call(command, "images") == {
-            "images": ["images"],
-            "out": None,
-            "preset": None,
-            "max_time": None,
-            "max_bad": 1.0,
-            "init_from": None,
-            "resume": False,
-            "overwrite": False,
-        }
+            "images": ["images"], "out": None, "preset": None, "max_time": None, "max_bad": 1.0, "init_from": None,
+            "resume": False, "overwrite": False,
+        }  # fmt: skip
 
     def test_the_others(self, call: Call, command: str) -> None:
         given = call(
@@ -84,16 +78,9 @@ class TestSettings:
             "--init-from", "m", "--overwrite", "-b", "auto", "--region-stop-gradient",
         )  # fmt: skip
         assert given == {
-            "images": ["a", "b"],
-            "out": Path("o"),
-            "preset": "fast",
-            "max_time": 120.0,
-            "max_bad": 0.5,
-            "init_from": Path("m"),
-            "resume": False,
-            "overwrite": True,
-            "region_stop_gradient": True,
-        }
+            "images": ["a", "b"], "out": Path("o"), "preset": "fast", "max_time": 120.0, "max_bad": 0.5,
+            "init_from": Path("m"), "resume": False, "overwrite": True, "region_stop_gradient": True,
+        }  # fmt: skip
 
     def test_resume_needs_no_images(self, call: Call, cli: Cli, command: str) -> None:
         assert call(command, "--resume", "-o", "o")["images"] == []

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import runpy
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from slim import slim_resnets
 
 from densesiam_seg.config import PretrainConfig
 from densesiam_seg.errors import StoppedError
@@ -106,7 +106,6 @@ def _die_after_step_5(images: str, out: str, settings: str) -> None:
     """With a checkpoint after each step but this one, and no chance to end well."""
     from densesiam_seg.training import train
 
-    slim_resnets = runpy.run_path(str(Path(__file__).parents[1] / "conftest.py"))["slim_resnets"]
     train.SAVE_SECONDS = -1.0
     with slim_resnets():
         for event in train.training_events([images], out=out, **json.loads(settings)):
