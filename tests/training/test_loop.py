@@ -14,13 +14,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from densesiam_seg.config import TrainConfig, with_settings
+from densesiam_seg.config import with_settings
 from densesiam_seg.errors import InputError, NumericError
 from densesiam_seg.events import EpochRecord, Progress, StepRecord
 from densesiam_seg.images import store as batches
 from densesiam_seg.images.scan import scan
 from densesiam_seg.images.store import ImageStore, epoch_batches
-from densesiam_seg.methods.densesiam import objective
 from densesiam_seg.methods.method import Method, Objective
 from densesiam_seg.network.model import DenseSiam
 from densesiam_seg.presets import METHODS
@@ -34,7 +33,6 @@ Whole = tuple[list[Record], dict[str, Tensor]]
 LAST = 9
 """Steps of a whole course."""
 CPU = torch.device("cpu")
-
 
 pytestmark = pytest.mark.usefixtures("slim_module")
 
@@ -85,6 +83,11 @@ def tensors_of(training: Training) -> dict[str, Tensor]:
 
 def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def saved(training: Training) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state as it comes back from a disk."""
+    return tensors_of(training), json.loads(json.dumps(training.state()[1]))
 
 
 def steps(training: Training, count: int) -> list[StepRecord]:
@@ -189,15 +192,6 @@ class TestRecords:
         for record in whole[0]:
             assert ("region" in record.losses) == (record.epoch == 2)
 
-    def test_the_total_is_the_weighted_sum(self, whole: Whole) -> None:
-        """METHOD, section 2: weights log A / (log A + log K) and its counterpart, 1 and 0.1."""
-        k, a = math.log(4), math.log(6)
-        for record in whole[0]:
-            parts = record.losses
-            total = (a * parts["pixel"] + k * parts["over_cluster"]) / (a + k)
-            total += parts["segmentation"] + 0.1 * parts.get("region", 0.0)
-            assert parts["total"] == pytest.approx(total, rel=1e-5)
-
     def test_a_remainder_of_images_makes_no_step(self, make: Make) -> None:
         training = make(images=11, epochs=2)
         assert (training.steps_per_epoch, training.total_steps) == (2, 4)
@@ -235,27 +229,29 @@ class TestRecords:
 
 
 class TestStep:
-    def test_the_first_step_is_sgd_by_hand(self, make: Make) -> None:
-        """w - rate (g + decay w), with g of an objective computed apart (METHOD, section 2)."""
-        training, twin = make(), make()
-        config = training.config
-        assert isinstance(config, TrainConfig)
-        (group, *_) = epoch_batches(12, 4, seed=config.seed, epoch=0)
+    @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+    def test_the_first_step_by_hand(self, make: Make, optimizer: str) -> None:
+        """SGD: w - rate (g + decay w), with g of an objective computed apart (METHOD, section 2).
+
+        Adam: both moments begin at 0 and are corrected for it, so w - rate g / (|g| + 1e-8).
+        """
+        settings = {"optimizer": optimizer, "learning_rate": 1e-3, "rate_scaling": "none"}
+        training, twin = make(**settings), make(**settings)
+        (group, *_) = epoch_batches(12, 4, seed=0, epoch=0)
         (batch,) = twin.store.batches([group])
-        views = view_pair(batch.images, batch.indices, seed=config.seed, round_=0)
-        result = objective(twin.network, twin.network.paired_features(views), config, regions=False)
-        torch.autograd.backward(result.total)
+        torch.autograd.backward(twin.method.objective(batch.images, batch.indices, 0).total)
         steps(training, 1)
-        trained = dict(training.network.named_parameters())
-        checked = 0
+        trained, checked = dict(training.network.named_parameters()), 0
         with torch.no_grad():
             for name, weight in twin.network.named_parameters():
                 if weight.grad is None:
                     assert torch.equal(trained[name], weight), "without a gradient nothing decays"
                     continue
-                gradient = weight.grad + config.weight_decay * weight
-                wanted = weight - config.rate() * gradient
-                torch.testing.assert_close(trained[name], wanted, rtol=1e-5, atol=1e-7)
+                gradient = weight.grad + 1e-4 * weight
+                change = gradient / (gradient.abs() + 1e-8) if optimizer == "adam" else gradient
+                torch.testing.assert_close(
+                    trained[name], weight - 1e-3 * change, rtol=1e-5, atol=1e-6
+                )
                 checked += 1
         assert checked > 20
 
@@ -300,24 +296,6 @@ class TestStep:
         assert [rates[step][0] for step in (0, 3, 6)] == pytest.approx([0.004, 0.003, 0.001])
         assert [one for one, _ in rates] == sorted((one for one, _ in rates), reverse=True)
         assert {two for _, two in rates} == {0.004}
-
-    def test_the_first_step_is_adam_by_hand(self, make: Make) -> None:
-        """Both moments begin at 0 and are corrected for it, so w - rate g / (|g| + 1e-8)."""
-        settings = {"optimizer": "adam", "learning_rate": 1e-3, "rate_scaling": "none"}
-        training, twin = make(**settings), make(**settings)
-        (group, *_) = epoch_batches(12, 4, seed=0, epoch=0)
-        (batch,) = twin.store.batches([group])
-        torch.autograd.backward(twin.method.objective(batch.images, batch.indices, 0).total)
-        steps(training, 1)
-        trained = dict(training.network.named_parameters())
-        with torch.no_grad():
-            for name, weight in twin.network.named_parameters():
-                if weight.grad is None:
-                    assert torch.equal(trained[name], weight)
-                    continue
-                gradient = weight.grad + 1e-4 * weight
-                wanted = weight - 1e-3 * gradient / (gradient.abs() + 1e-8)
-                torch.testing.assert_close(trained[name], wanted, rtol=1e-5, atol=1e-6)
 
     def test_it_does_not_depend_on_global_generators_either(self, make: Make, whole: Whole) -> None:
         training = make()
@@ -365,13 +343,10 @@ class TestState:
     def test_a_course_goes_on_to_the_same_bits_from_any_step(
         self, make: Make, whole: Whole, step: int
     ) -> None:
-        first, second = make(), make(seed=0)
+        first, second = make(), make()
         if step:
             steps(first, step)
-        tensors, state = first.state()
-        second.restore(
-            {name: value.clone() for name, value in tensors.items()}, json.loads(json.dumps(state))
-        )
+        second.restore(*saved(first))
         assert second.step == step
         rest = untimed(second.records())
         # The record of an epoch that is over was made before its last step was given out.
@@ -424,10 +399,7 @@ class TestState:
         first, second, third = (make(**settings) for _ in range(3))
         records = untimed(first.records())
         steps(second, step)
-        tensors, state = second.state()
-        third.restore(
-            {name: value.clone() for name, value in tensors.items()}, json.loads(json.dumps(state))
-        )
+        third.restore(*saved(second))
         rest = untimed(third.records())
         assert rest == records[-len(rest) :]
         assert sum(isinstance(record, StepRecord) for record in rest) == LAST - step
@@ -461,8 +433,7 @@ class TestState:
         assert first.scaler.is_enabled()
         steps(first, 2)
         first.scaler.update(1024.0)
-        tensors, state = first.state()
-        second.restore(tensors, json.loads(json.dumps(state)))
+        second.restore(*saved(first))
         assert second.scaler.get_scale() == 1024.0
         rest = [untimed(training.records()) for training in (first, second)]
         assert rest[0] == rest[1]
@@ -541,9 +512,8 @@ class TestReading:
         records = training.records()
         first = next(records)
         assert isinstance(first, StepRecord) and (first.step, training.step) == (1, 3)
-        tensors, state = training.state()
         later = make()
-        later.restore(tensors, json.loads(json.dumps(state)))
+        later.restore(*saved(training))
         assert untimed(later.records()) == whole[0][4:]
         assert same(tensors_of(later), whole[1])
 
@@ -556,17 +526,3 @@ class TestReading:
         training.method = Faulty(training.method, FAULTS[fault])
         with pytest.raises(NumericError, match="step 3"):
             next(training.records())
-
-
-@pytest.mark.parametrize("precision", ["auto", "bf16", "fp32"])
-def test_a_loss_that_joins_late_meets_the_optimiser_in_every_mode(
-    make: Make, precision: str
-) -> None:
-    """The region heads have no gradient, and so no momentum, until their loss joins in the last epoch."""
-    training = make(epochs=2, region_start=0.5)
-    config = with_settings(training.config, {"precision": precision})
-    method = build_method(config, training.store, CPU, torch.float32)
-    other = Training(method, config, training.store, CPU, torch.float32)
-    *_, last = other.records()
-    assert isinstance(last, EpochRecord) and "region" in last.losses
-    assert all(math.isfinite(value) for value in last.losses.values())

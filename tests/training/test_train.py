@@ -254,7 +254,7 @@ class TestResume:
         "options",
         [
             {"precision": "bf16", "prior": "mixture"},
-            {"precision": "fp16"},
+            {"precision": "fp16", "region_start": 0.5},
             {"method": "simsiam", "epochs": 1},
             {"freeze": True, "replay": "run", "cache": "disk"},
             {"command": "pretrain", "features": "res5", "sampling": "biased", "optimizer": "adam"},
