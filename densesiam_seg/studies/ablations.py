@@ -8,13 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 from densesiam_seg.errors import UsageError
-
-PAPER_TASK = "VOC07+12 detection AP after ImageNet pre-training: another task"
-"""What the paper's figures measure. They show an order of the rows, and compare with no number of ours."""
 
 
 @dataclass(frozen=True)
@@ -31,69 +27,46 @@ class Row:
         return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
 
 
-_PIXELS = {"correspondence": "location", "region_weight": 0.0}
+def _pixels(correspondence: str = "location", **settings: Any) -> dict[str, Any]:
+    """Settings without region embeddings."""
+    return {"correspondence": correspondence, "region_weight": 0.0, **settings}
 
-STUDIES: Mapping[str, tuple[Row, ...]] = MappingProxyType(
-    {
-        "correspondence": (
-            Row(
-                "SimSiam (image level only)",
-                {"correspondence": "none", "region_weight": 0.0},
-                (53.5, 79.7, 59.3),
-            ),
-            Row(
-                "feature similarity (DenseCL)",
-                {"correspondence": "feature-similarity", "region_weight": 0.0},
-                (36.3, 63.5, 36.1),
-            ),
-            Row(
-                "pixel distance (PixPro)",
-                {"correspondence": "pixel-distance", "region_weight": 0.0},
-                (53.7, 79.3, 58.5),
-            ),
-            Row(
-                "candidate regions (ReSim)",
-                {"correspondence": "candidate-regions", "region_weight": 0.0},
-                (54.7, 79.9, 60.5),
-            ),
-            Row("location", _PIXELS, (54.9, 80.8, 60.9)),
-            Row("location + region embeddings", {"correspondence": "location"}, (55.5, 81.1, 61.5)),
+
+STUDIES: Mapping[str, tuple[Row, ...]] = {
+    "correspondence": (
+        Row("SimSiam (image level only)", _pixels("none"), (53.5, 79.7, 59.3)),
+        Row("feature similarity (DenseCL)", _pixels("feature-similarity"), (36.3, 63.5, 36.1)),
+        Row("pixel distance (PixPro)", _pixels("pixel-distance"), (53.7, 79.3, 58.5)),
+        Row("candidate regions (ReSim)", _pixels("candidate-regions"), (54.7, 79.9, 60.5)),
+        Row("location", _pixels(), (54.9, 80.8, 60.9)),
+        Row("location + region embeddings", {"correspondence": "location"}, (55.5, 81.1, 61.5)),
+    ),
+    "sampling": (
+        Row("regular grid, 7x7", _pixels(sampling="regular", grid=7), (54.9, 80.8, 60.9)),
+        Row("uniform random", _pixels(sampling="uniform", grid=7), (54.7, 80.7, 60.3)),
+        Row(
+            "mildly biased (k = 3, β = 0.75)",
+            _pixels(sampling="biased", grid=7, oversample=3, importance=0.75),
+            (55.0, 80.7, 60.8),
         ),
-        "sampling": (
-            Row(
-                "regular grid, 7x7",
-                {**_PIXELS, "sampling": "regular", "grid": 7},
-                (54.9, 80.8, 60.9),
-            ),
-            Row(
-                "uniform random",
-                {**_PIXELS, "sampling": "uniform", "grid": 7},
-                (54.7, 80.7, 60.3),
-            ),
-            Row(
-                "mildly biased (k = 3, β = 0.75)",
-                {**_PIXELS, "sampling": "biased", "grid": 7, "oversample": 3, "importance": 0.75},
-                (55.0, 80.7, 60.8),
-            ),
-            Row(
-                "heavily biased (k = 10, β = 1)",
-                {**_PIXELS, "sampling": "biased", "grid": 7, "oversample": 10, "importance": 1.0},
-                (54.3, 80.3, 60.0),
-            ),
+        Row(
+            "heavily biased (k = 10, β = 1)",
+            _pixels(sampling="biased", grid=7, oversample=10, importance=1.0),
+            (54.3, 80.3, 60.0),
         ),
-        "similarity": (
-            Row("cross-entropy", {"similarity": "cross-entropy"}),
-            Row("cosine", {"similarity": "cosine"}),
-        ),
-        "losses": (
-            Row("image", {"pixel_weight": 0.0, "region_weight": 0.0}),
-            Row("pixel", {"image_weight": 0.0, "region_weight": 0.0}),
-            Row("image + pixel", {"region_weight": 0.0}),
-            Row("pixel + region", {"image_weight": 0.0}),
-            Row("image + pixel + region", {}),
-        ),
-    }
-)
+    ),
+    "similarity": (
+        Row("cross-entropy", {"similarity": "cross-entropy"}),
+        Row("cosine", {"similarity": "cosine"}),
+    ),
+    "losses": (
+        Row("image", {"pixel_weight": 0.0, "region_weight": 0.0}),
+        Row("pixel", {"image_weight": 0.0, "region_weight": 0.0}),
+        Row("image + pixel", {"region_weight": 0.0}),
+        Row("pixel + region", {"image_weight": 0.0}),
+        Row("image + pixel + region", {}),
+    ),
+}
 
 
 def rows_of(study: str) -> tuple[Row, ...]:

@@ -15,46 +15,29 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from densesiam_seg.config import PretrainConfig
-from densesiam_seg.datasets.scenes import write_scenes
-from densesiam_seg.demo import scenes_toml
-from densesiam_seg.errors import (
-    BusyError,
-    InputError,
-    ModelError,
-    NumericError,
-    StoppedError,
-    UsageError,
-)
+from densesiam_seg.errors import BusyError, InputError, NumericError, StoppedError, UsageError
 from densesiam_seg.evaluation import probe
-from densesiam_seg.evaluation.evaluate import Evaluation
-from densesiam_seg.evaluation.metrics import match, score
 from densesiam_seg.evaluation.probe import Probe
 from densesiam_seg.events import EpochRecord, Notice, Progress, Started, StepRecord, Trained
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.files import make_folder
 from densesiam_seg.io.lock import run_lock
 from densesiam_seg.io.run_directory import write_status
-from densesiam_seg.studies import row as studyrow
-from densesiam_seg.studies import study
+from densesiam_seg.studies import runs, study
 from densesiam_seg.studies.ablations import STUDIES
 from densesiam_seg.studies.study import NAMES, Studied, study_events
 
 ROWS = ["cross-entropy", "cosine"]
 
 
-def evaluation(right: int) -> Evaluation:
-    """Two classes of 50 pixels, `right` of each of them right."""
-    counts = np.array([[right, 50 - right], [50 - right, right]], np.int64)
-    matching = match(counts)
-    scores = score(counts, matching, ("a", "b"), (None, None))
-    return Evaluation(
-        "Scenes", "val", "picie: 32", 2, None, (), "0", 2, "probe", matching, scores, counts
-    )
+def evaluation(right: int) -> Any:
+    """Half of `right` is the mean IoU; nothing else is looked at."""
+    scores = SimpleNamespace(mean_iou=right / 2, pixel_accuracy=right, names=("a",), iou=(right,))
+    return SimpleNamespace(scores=scores, protocol="picie: 32", readout="probe", clusters=2)
 
 
 @dataclass
@@ -62,7 +45,7 @@ class Stage:
     """The stand-ins: what was asked of them, and which run is to end how."""
 
     trained: list[dict[str, Any]] = field(default_factory=list)
-    probed: list[dict[str, Any]] = field(default_factory=list)
+    probed: list[tuple[Any, ...]] = field(default_factory=list)
     train_error: dict[str, Exception] = field(default_factory=dict)
     """By the name of a run's folder: the error of its second step."""
     at_probe: dict[str, Callable[[], None]] = field(default_factory=dict)
@@ -94,38 +77,26 @@ class Stage:
         write_status(out, "done")
         yield Trained(out, out / "model", None, complete=True)
 
-    def probe_events(self, segmenter: Any, *data: Any, **options: Any) -> Iterator[Any]:
-        self.probed.append({"model": segmenter.path, "data": data, **options})
+    def probe_events(self, segmenter: Any, task: Any, train: Any, seed: int) -> Iterator[Any]:
+        self.probed.append((segmenter.path, task.samples.split, train.split, seed))
         yield Progress("features", 1, 2)
         self.at_probe.pop(segmenter.path.parent.name, lambda: None)()
         yield Progress("scoring", 1, 2)
-        seed = options["seed"]
-        yield Probe(evaluation(40 + seed), evaluation(30 + seed), 1.0)
+        yield Probe(evaluation(80 + 2 * seed), evaluation(60 + 2 * seed), 1.0)
 
 
 @pytest.fixture
 def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
     found = Stage()
 
-    def load(path: Path, **machine: Any) -> Any:
-        return SimpleNamespace(path=path, card=SimpleNamespace(image_size=64), machine=machine)
-
     # A chart of nothing takes longer than all the rest.
-    monkeypatch.setattr(study, "score_chart", lambda *_: Image.new("RGB", (4, 4)))
-    monkeypatch.setattr(studyrow, "pretraining_events", found.pretraining_events)
-    monkeypatch.setattr(studyrow, "probe_events", found.probe_events)
-    monkeypatch.setattr(studyrow, "Segmenter", SimpleNamespace(load=load))
+    chart = SimpleNamespace(savefig=lambda file, format: file.write(b"a chart"))
+    monkeypatch.setattr(study, "score_chart", lambda *_: chart)
+    monkeypatch.setattr(runs, "pretraining_events", found.pretraining_events)
+    monkeypatch.setattr(runs, "probe_events", found.probe_events)
+    segmenter = SimpleNamespace(load=lambda path, **machine: SimpleNamespace(path=path))
+    monkeypatch.setattr(runs, "Segmenter", segmenter)
     return found
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight labelled scenes of 32 pixels to learn from, two to score; for reading only."""
-    folder = tmp_path_factory.mktemp("scenes")
-    write_scenes(folder, 8, seed=0, side=32, split="train")
-    write_scenes(folder, 2, seed=0, side=32, split="val", first=8)
-    (folder / "scenes.toml").write_text(scenes_toml())
-    return folder
 
 
 @pytest.fixture
@@ -134,12 +105,12 @@ def out(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def start(data: Path, out: Path) -> Callable[..., Iterator[Any]]:
+def start(scenes: Path, out: Path) -> Callable[..., Iterator[Any]]:
     """A study of two rows with two seeds."""
 
     def events(**options: Any) -> Iterator[Any]:
         given = {"study": "similarity", "seeds": 2, "device": "cpu", "out": out, **options}
-        return study_events(given.pop("study"), data / "scenes.toml", data, **given)
+        return study_events(given.pop("study"), scenes / "scenes.toml", scenes, **given)
 
     return events
 
@@ -178,83 +149,72 @@ class TestWhole:
     def test_what_lies_in_its_folder(self, stage: Stage, run: Run, out: Path) -> None:
         done = run()
         assert {path.name for path in out.iterdir()} == NAMES | {".lock"}
-        runs = sorted((out / "runs").iterdir())
-        assert len(runs) == 4
-        for each in runs:
+        folders = sorted((out / "runs").iterdir())
+        assert len(folders) == 4
+        for each in folders:
             assert (each / "model").is_dir()
             assert not (each / "checkpoints").exists()
-        assert status(out)["status"] == "done"
-        assert status(out)["exit_code"] == 0
-        assert json.loads((out / "study.json").read_text())["study"] == "similarity"
+        assert (status(out)["status"], status(out)["exit_code"]) == ("done", 0)
         assert (out / "table.md").read_text() == done.table.markdown()
-        assert done.plot == out / "plot.png"
+        assert done.plot.read_bytes() == b"a chart"
         assert done.error() is None
 
     def test_a_finished_run_is_one_record(self, stage: Stage, run: Run, out: Path) -> None:
         run()
-        found = records(out / "rows.jsonl")
-        assert len(found) == 4
-        first = found[0]
+        first, *others = records(out / "rows.jsonl")
+        assert len(others) == 3
         assert (first["row"], first["seed"], first["failure"]) == ("cross-entropy", 0, None)
-        assert first["linear"]["pixel_accuracy"] == 80.0
-        assert first["linear"]["iou"] == {"a": pytest.approx(200 / 3), "b": pytest.approx(200 / 3)}
-        assert first["kmeans"]["mean_iou"] == pytest.approx(100 * 30 / 70)
+        assert first["linear"]["pixel_accuracy"] == 80
+        assert first["kmeans"]["mean_iou"] == 30
         assert first["budget"]["steps"] == 2
         assert (first["budget"]["epochs"], first["budget"]["backbone"]) == (3, "resnet18")
         assert first["training"]["wall"] > 0
         assert first["probing"]["processor"] >= 0
 
     def test_the_table(self, stage: Stage, run: Run, out: Path) -> None:
-        """Pixel accuracy: 80 and 82 % right by the linear probe, 60 and 62 % by k-means."""
+        """Pixel accuracy: 80 and 82 by the linear probe, 60 and 62 by k-means."""
         text = run().table.markdown()
         assert text.startswith("# similarity study, Procedural scenes val\n")
         assert text.count("81.00 ± 1.41") == text.count("61.00 ± 1.41") == 2
-        assert "- protocol: picie: 32\n- data: Procedural scenes; scored on val (2 images" in text
-        assert "- budget per run: steps 2, epochs 3" in text
-        assert "4 of 4 runs finished" in text
+        for words in ("- protocol: picie: 32", "scored on val (2 images", "4 of 4 runs finished"):
+            assert words in text
         value = json.loads((out / "table.json").read_text())
         assert [row["row"] for row in value["rows"]] == ROWS
         assert value["rows"][0]["linear_pixel_accuracy"]["values"] == [80.0, 82.0]
         assert len(value["results"]) == 4
 
     def test_all_runs_have_the_same_settings_but_for_their_row(
-        self, stage: Stage, run: Run, data: Path
+        self, stage: Stage, run: Run, scenes: Path
     ) -> None:
         run(epochs=4, preset="fast", grid=5)
         shared = {"device": "cpu", "epochs": 4, "grid": 5, "preset": "fast"}
         rows: list[dict[str, Any]] = [dict(row.settings) for row in STUDIES["similarity"]]
         given = [{k: v for k, v in c.items() if k not in ("images", "out")} for c in stage.trained]
         assert given == [{**shared, **row, "seed": seed} for seed in (0, 1) for row in rows]
-        images = sorted(str(path) for path in (data / "images/train").iterdir())
+        images = sorted(str(path) for path in (scenes / "images/train").iterdir())
         assert all(call["images"] == images for call in stage.trained)
 
     def test_all_are_probed_alike(self, stage: Stage, run: Run, out: Path) -> None:
         run()
-        first, *_, last = stage.probed
-        assert first["model"] == out / "runs/cross-entropy-seed-0/model"
-        assert [each.split for each in first["data"][1:]] == ["train", "val"]
-        assert (first["protocol"].name, first["side"], first["seed"]) == ("picie", 64, 0)
-        assert (last["data"], last["seed"]) == (first["data"], 1)
+        assert stage.probed[0] == (out / "runs/cross-entropy-seed-0/model", "val", "train", 0)
+        assert [call[-1] for call in stage.probed] == [0, 0, 1, 1]
 
     def test_what_is_shown_of_a_run(self, stage: Stage, start: Start) -> None:
         """Progress, and each warning once; neither its notices nor its epochs."""
         events = list(start())
         after = next(k for k, event in enumerate(events) if str(event).startswith("run 1"))
-        shown = events[after : after + 8]
-        assert [type(event) for event in shown] == [
-            Notice, Progress, Notice, Progress, Progress, Progress, Notice, Notice,
-        ]  # fmt: skip
-        assert shown[1] == Progress("reading (cross-entropy)", 1, 1)
-        assert shown[2] == Notice("cross-entropy, seed 0: skipped (empty): x.jpg", warning=True)
-        assert shown[3] == Progress("training (cross-entropy)", 1, 2)
-        assert shown[4] == Progress("features (cross-entropy)", 1, 2)
-        assert shown[5] == Progress("scoring (cross-entropy)", 1, 2)
-        assert str(shown[0]) == "run 1 of 4: cross-entropy, seed 0"
-        assert str(shown[6]).startswith("run 1 of 4: linear probe 66.67 mean IoU, 80.00 pixel")
+        notice, *shown, result, following = events[after : after + 8]
+        assert str(notice) == "run 1 of 4: cross-entropy, seed 0"
+        assert shown == [
+            Progress("reading (cross-entropy)", 1, 1),
+            Notice("cross-entropy, seed 0: skipped (empty): x.jpg", warning=True),
+            Progress("training (cross-entropy)", 1, 2),
+            Progress("features (cross-entropy)", 1, 2),
+            Progress("scoring (cross-entropy)", 1, 2),
+        ]
+        assert str(result).startswith("run 1 of 4: linear probe 40.00 mean IoU, 80.00 pixel")
+        assert str(following).startswith("run 2 of 4")
         assert sum(isinstance(event, Notice) and event.warning for event in events) == 1
-
-    def test_one_seed(self, stage: Stage, run: Run) -> None:
-        assert "80.00 ± -" in run(seeds=1).table.markdown()
 
     def test_by_default_in_a_folder_of_its_time(
         self, stage: Stage, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -283,42 +243,26 @@ class TestRefusals:
             run(seeds=1)
         run(overwrite=True)
         assert len(records(out / "rows.jsonl")) == 4
-
-    def test_a_folder_in_use(self, stage: Stage, run: Run, out: Path) -> None:
-        run(seeds=1)
         with run_lock(out), pytest.raises(BusyError):
-            run(seeds=1, resume=True)
-
-    def test_nobodys_files_are_deleted(self, stage: Stage, run: Run, out: Path) -> None:
-        run(seeds=1)
+            run(resume=True)
         (out / "mine.txt").touch()
         with pytest.raises(UsageError, match=r"mine\.txt"):
             run(overwrite=True)
-
-    def test_nothing_to_resume(self, stage: Stage, run: Run, out: Path) -> None:
-        with pytest.raises(UsageError, match="holds no run to resume"):
-            run(resume=True)
-        make_folder(out)
-        write_status(out, "failed")
-        with pytest.raises(ModelError, match="no study to resume here"):
-            run(resume=True)
 
 
 class TestStops:
     def stop_training(self, stage: Stage, name: str) -> None:
         stage.train_error[name] = StoppedError("stopped after step 1", signal.SIGTERM)
 
-    def test_a_stop_while_training(self, stage: Stage, run: Run, out: Path, data: Path) -> None:
+    def test_a_stop_while_training(self, stage: Stage, run: Run, out: Path) -> None:
         self.stop_training(stage, "cross-entropy-seed-1")
-        with pytest.raises(StoppedError) as found:
+        with pytest.raises(StoppedError, match="stopped after 2 of 4 runs") as found:
             run()
-        assert str(found.value) == (
-            f"stopped after 2 of 4 runs; go on with densesiam-seg study similarity {data / 'scenes.toml'} "
-            f"--root {data} --resume --out {out} and the same options"
-        )
         assert found.value.exit_code == 128 + signal.SIGTERM
-        assert status(out)["status"] == "stopped"
-        assert status(out)["exit_code"] == 128 + signal.SIGTERM
+        assert (status(out)["status"], status(out)["exit_code"]) == (
+            "stopped",
+            128 + signal.SIGTERM,
+        )
         assert "2 of 4 runs finished" in (out / "table.md").read_text()
 
     def test_it_goes_on_where_it_was(self, stage: Stage, run: Run, out: Path) -> None:
@@ -345,23 +289,11 @@ class TestStops:
         with pytest.raises(StoppedError):
             run()
         parts = run(resume=True)
-        for one, other in zip(whole.results, parts.results, strict=True):
-            assert (one.row, one.seed, one.linear, one.kmeans) == (
-                other.row,
-                other.seed,
-                other.linear,
-                other.kmeans,
-            )
-
-    def test_a_run_that_was_not_begun_begins(self, stage: Stage, run: Run, out: Path) -> None:
-        """Killed before its first checkpoint."""
-        self.stop_training(stage, "cross-entropy-seed-0")
-        with pytest.raises(StoppedError):
-            run()
-        (out / "runs/cross-entropy-seed-0/checkpoints/step-1").rmdir()
-        stage.trained.clear()
-        run(resume=True)
-        assert "resume" not in stage.trained[0]
+        scores = [
+            [(each.row, each.seed, each.linear, each.kmeans) for each in done.results]
+            for done in (whole, parts)
+        ]
+        assert scores[0] == scores[1]
 
     @pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
     def test_a_signal_while_probing(self, stage: Stage, run: Run, out: Path) -> None:
@@ -373,17 +305,6 @@ class TestStops:
         run(resume=True)
         assert stage.trained[0]["resume"] is True
         assert stage.names()[0] == "cosine-seed-0"
-
-    def test_a_kill_is_told_where_it_hides_a_cost(
-        self, stage: Stage, start: Start, run: Run, out: Path
-    ) -> None:
-        self.stop_training(stage, "cross-entropy-seed-0")
-        with pytest.raises(StoppedError):
-            run()
-        (out / "costs.jsonl").unlink()
-        told = [str(event) for event in start(resume=True) if isinstance(event, Notice)]
-        wanted = "warning: cross-entropy, seed 0: was killed; its training s counts from here"
-        assert wanted in told
 
     def test_a_finished_study_stays(self, stage: Stage, start: Start, run: Run, out: Path) -> None:
         before = run().table
@@ -419,15 +340,12 @@ class TestFailures:
         error = done.error()
         assert error is not None
         assert error.exit_code == 9
-        assert str(error) == (
-            f"{out}: 1 of 4 runs failed, first cosine, seed 1 (the loss is not finite); the table has the others"
-        )
+        assert "1 of 4 runs failed, first cosine, seed 1" in str(error)
         assert (status(out)["status"], status(out)["exit_code"]) == ("done", 9)
         text = done.table.markdown()
         assert "| cosine (1 of 2 seeds) " in text
         assert "- failed: cosine, seed 1: the loss is not finite\n" in text
         assert [r["failure"] for r in records(out / "rows.jsonl")].count(None) == 3
-        assert not (out / "runs/cosine-seed-1/checkpoints").exists()
 
     def test_a_failure_is_not_tried_again(self, stage: Stage, run: Run) -> None:
         stage.train_error["cosine-seed-1"] = NumericError("the loss is not finite")
@@ -444,15 +362,6 @@ class TestFailures:
         events = list(start(seeds=1))
         assert Notice("run 1 of 2: failed: its features are not finite") in events
         assert events[-1].results[0].training.wall > 0
-
-    def test_all_fail(self, stage: Stage, run: Run) -> None:
-        for row in STUDIES["similarity"]:
-            stage.train_error[f"{row.slug}-seed-0"] = NumericError("lost")
-        done = run(seeds=1)
-        assert done.table.markdown().count("failed: lost |") == 2
-        error = done.error()
-        assert error is not None
-        assert "2 of 2 runs failed" in str(error)
 
     def test_another_error_ends_the_study(self, stage: Stage, run: Run, out: Path) -> None:
         stage.train_error["cosine-seed-0"] = InputError("8 usable images cannot fill a batch of 16")
@@ -475,12 +384,7 @@ def test_with_real_training_and_probes(
     assert done.error() is None
     with Image.open(done.plot) as picture:
         assert picture.format == "PNG"
-    assert [(each.row, each.seed) for each in done.results] == [
-        ("cross-entropy", 0),
-        ("cosine", 0),
-        ("cross-entropy", 1),
-        ("cosine", 1),
-    ]
+    assert len(done.results) == 4
     for each in done.results:
         assert each.linear is not None and each.kmeans is not None
         assert 0 < each.kmeans.mean_iou < 100
