@@ -23,8 +23,6 @@ from PIL import Image, ImageCms
 
 from densesiam_seg.errors import ImageError
 
-# Viewers and paper show what is transparent as white, so that is what a cut-out was made for.
-_WHITE = 255
 _STRIP_PIXELS = 1 << 18
 
 
@@ -74,11 +72,12 @@ def eight_bit(picture: Image.Image, factor: float) -> Image.Image:
         grey = np.rint(values * np.float32(factor)).astype(np.uint8)
         clear = picture.info.get("transparency")
         if isinstance(clear, int):
-            grey[values == clear] = _WHITE
+            grey[values == clear] = 255
         return Image.fromarray(grey)
     if picture.has_transparency_data:
         colours = picture.convert("RGBA")
-        canvas = Image.new("RGB", picture.size, (_WHITE, _WHITE, _WHITE))
+        # Viewers and paper show what is transparent as white, so that is what a cut-out was made for.
+        canvas = Image.new("RGB", picture.size, "white")
         canvas.paste(colours, mask=colours.getchannel("A"))
         return canvas
     if picture.mode == "LAB":

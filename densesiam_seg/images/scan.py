@@ -7,6 +7,8 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from densesiam_seg.errors import InputError
@@ -78,17 +80,24 @@ def _walk(top: str, found: Candidates, wanted: Callable[[str], bool] | None = No
 
     A folder that cannot be entered, or not be read to its end, is skipped whole.
     """
-
-    def refuse(error: OSError) -> None:
-        found.refuse(_with_slashes(error.filename), error)
-
-    for folder, folders, files in os.walk(top, onerror=refuse):
-        start = _inside(_with_slashes(folder))[len(found.root) :]
-        for name in files:
-            if not name.startswith(".") and (wanted is None or wanted(start + name)):
-                found.add_image(start + name)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found.links += sum(Path(folder, name).is_symlink() for name in folders)
+    waiting = [top]
+    while waiting:
+        folder = waiting.pop()
+        # A folder at a time, as before Python 3.12 `os.walk` calls itself for every level of depth.
+        walk = os.walk(folder, onerror=partial(found.refuse, folder))
+        for _, folders, files in islice(walk, 1):
+            start = _inside(folder)
+            for name in files:
+                below = start[len(found.root) :] + name
+                if not name.startswith(".") and (wanted is None or wanted(below)):
+                    found.add_image(below)
+            for name in folders:
+                if name.startswith("."):
+                    continue
+                if os.path.islink(start + name):  # noqa: PTH114
+                    found.links += 1
+                else:
+                    waiting.append(start + name)
 
 
 def _matched(item: str, path: Path) -> Candidates:

@@ -17,10 +17,7 @@ _PACKAGES = (*_NUMERIC_PACKAGES, "densesiam-seg", "scipy", "safetensors", "timm"
 
 
 def environment() -> dict[str, Any]:
-    """The contents of a run's `env.json`; nothing heavier than torch is imported for it.
-
-    Absent packages are left out of "packages".
-    """
+    """The contents of a run's `env.json`; absent packages are left out, and none but torch is imported."""
     packages = {}
     for name in _PACKAGES:
         with suppress(PackageNotFoundError):

@@ -18,7 +18,9 @@ class Records:
         """Open `path`, created when absent; a line torn by a kill is cut off first. Raises OutputError."""
         self._path = path
         try:
-            _cut_torn_line(path)
+            if path.is_file():
+                with path.open("rb+") as file:
+                    file.truncate(file.read().rfind(b"\n") + 1)
             self._file = path.open("ab", buffering=0)
         except OSError as error:
             raise output_error(path, error) from error
@@ -58,12 +60,6 @@ def truncate_to_step(path: Path, step: int) -> None:
     if path.exists():
         kept = [line for line, record in _lines(path) if record.get("step", step) <= step]
         replace_file(path, b"".join(kept))
-
-
-def _cut_torn_line(path: Path) -> None:
-    if path.is_file():
-        with path.open("rb+") as file:
-            file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:

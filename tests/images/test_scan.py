@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import os
+import sys
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -108,6 +111,16 @@ def test_linked_folders_and_loops_are_not_followed(tmp_path: Path) -> None:
     for item in ("in", "in/**/*.jpg", "in/*"):
         assert scan([tmp_path / item]).names == ("a.jpg", "sub/b.jpg")
     assert scan([tmp_path / "in" / "way_out"]).names == ("c.jpg",)
+
+
+def test_folders_may_lie_as_deep_as_the_system_allows(tmp_path: Path) -> None:
+    touch(tmp_path, "d/" * 150 + "a.jpg")
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack()) + 100)
+    try:
+        assert len(scan([tmp_path])) == 1
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 def test_missing_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,14 +263,19 @@ def test_memory_for_each_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         values = (0o100644, number + 1, 7, 1, 0, 0, 3_000_000, 0, 0, 0)
         return os.stat_result(values, {"st_mtime_ns": 10**18 + number})
 
-    folder = f"{tmp_path}/folder/with/a/name/of/usual/length"
-    monkeypatch.setattr(os, "walk", lambda top, onerror: [(folder, [], listed)])
-    monkeypatch.setattr(os.path, "isdir", lambda path: True)
-    monkeypatch.setattr(os, "stat", look)
-    tracemalloc.start()
-    files = scan([tmp_path])
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
+    folder = "folder/with/a/name/of/usual/length"
+
+    def walk(top: str, **options: object) -> Iterator[tuple[str, list[str], list[str]]]:
+        yield (top, [], listed) if top.endswith(folder) else (top, [folder], [])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "walk", walk)
+        patch.setattr(os.path, "isdir", lambda path: True)
+        patch.setattr(os, "stat", look)
+        tracemalloc.start()
+        files = scan([tmp_path])
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
     assert len(files) == count
-    assert files.names[0] == "folder/with/a/name/of/usual/length/photograph_000000000.jpg"
+    assert files.names[0] == f"{folder}/photograph_000000000.jpg"
     assert peak / count < 250

@@ -30,8 +30,6 @@ from densesiam_seg.io.files import (
     to_json,
 )
 
-posix = pytest.mark.skipif(os.name != "posix", reason="POSIX files")
-
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
@@ -112,7 +110,6 @@ def test_impossible_places_are_output_errors_that_name_them(tmp_path: Path) -> N
         assert str(path) in str(caught.value)
 
 
-@posix
 def test_devices_and_pipes_are_neither_replaced_nor_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,7 +180,6 @@ def test_only_our_own_leftovers_are_removed(tmp_path: Path) -> None:
     remove_leftovers(tmp_path / "absent")
 
 
-@posix
 @pytest.mark.parametrize("delete", [remove, discard])
 def test_a_link_is_deleted_and_not_followed(tmp_path: Path, delete: Callable[[Path], None]) -> None:
     (tmp_path / "theirs").mkdir()

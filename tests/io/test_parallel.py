@@ -32,8 +32,6 @@ Each = Callable[..., Generator[int, None, None]]
 
 @pytest.mark.parametrize("each", [on_own_cores, *[partial(ahead, workers=n) for n in (0, 1, 3)]])
 class TestEither:
-    """What holds with any number of threads."""
-
     def test_results_keep_the_order(self, each: Each) -> None:
         assert list(each(lambda n: n * n, range(100))) == [n * n for n in range(100)]
         assert list(each(lambda n: n, [])) == []
@@ -87,9 +85,7 @@ class TestOnOwnCores:
             assert torch.get_num_threads() == 3
         assert inside == [1] * 10
 
-    def test_inside_one_another(self) -> None:
-        """The inner work has the one core of its thread."""
-
+    def test_inside_one_another_the_inner_has_one_core(self) -> None:
         def outer(item: int) -> list[int]:
             return list(on_own_cores(lambda other: item + other, range(3)))
 

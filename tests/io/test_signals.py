@@ -12,10 +12,7 @@ import pytest
 
 from densesiam_seg.io.signals import SIGNALS, stop_requests
 
-posix = pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
 
-
-@posix
 @pytest.mark.parametrize("number", SIGNALS)
 def test_the_first_signal_is_noted_in_its_block_alone(number: int) -> None:
     with stop_requests() as stop:
@@ -41,7 +38,6 @@ def test_handlers_are_the_old_ones_afterwards() -> None:
             signal.signal(number, handler)
 
 
-@posix
 def test_an_inner_block_passes_its_signal_on() -> None:
     with stop_requests() as outer:
         with stop_requests() as inner:
@@ -81,7 +77,6 @@ finally:
 """
 
 
-@posix
 @pytest.mark.parametrize("second", ["SIGINT", "SIGTERM"])
 def test_the_second_signal_ends_the_process_at_once(second: str) -> None:
     command = [sys.executable, "-c", CHILD.format(second=second)]
