@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from densesiam_seg.datasets.declaration import Dataset, DatasetClass, Split, load_dataset
-from densesiam_seg.datasets.reader import Samples, samples
+from densesiam_seg.datasets.reader import Sample, Samples, samples
 from densesiam_seg.errors import InputError, UsageError
 
 DATASET = Dataset(
@@ -196,36 +196,30 @@ def test_digest_is_of_names_and_declaration_not_of_the_place(root: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("image", "label", "folders"),
+    ("dataset", "name", "image", "label"),
     [
-        ("val2017/{}.jpg", "stuffthingmaps/val2017/{}.png", "official"),
-        ("images/val2017/{}.jpg", "annotations/val2017/{}.png", "joined"),
+        ("coco-stuff", "0139", "val2017/{}.jpg", "stuffthingmaps/val2017/{}.png"),
+        ("coco-stuff", "0139", "images/val2017/{}.jpg", "annotations/val2017/{}.png"),
+        (
+            "cityscapes",
+            "ulm/ulm_0_2",
+            "leftImg8bit/val/{}_leftImg8bit.png",
+            "gtFine/val/{}_gtFine_labelIds.png",
+        ),
+        ("camvid", "0016E5_07959", "val/{}.png", "valannot/{}.png"),
     ],
 )
-def test_coco_stuff_layouts(tmp_path: Path, image: str, label: str, folders: str) -> None:
+def test_official_layouts(tmp_path: Path, dataset: str, name: str, image: str, label: str) -> None:
+    files = [image.format(name), label.format(name)]
+    touch(tmp_path, *files, f"gtFine/val/{name}_gtFine_color.png")
+    (found,) = samples(load_dataset(dataset), tmp_path)
+    assert found == Sample(name, *(tmp_path / file for file in files))
+
+
+def test_the_curated_list_of_coco_stuff(tmp_path: Path) -> None:
     for name in ("000000000139", "000000000285"):
-        touch(tmp_path, image.format(name), label.format(name))
-    dataset = load_dataset("coco-stuff")
-    assert names(samples(dataset, tmp_path, "val")) == ["000000000139", "000000000285"]
-    listed = tmp_path / "curated/val2017/Coco164kFull_Stuff_Coarse_7.txt"
-    touch(tmp_path, str(listed.relative_to(tmp_path)))
-    listed.write_text("000000000285\n")
-    found = samples(dataset, tmp_path, "val")
+        touch(tmp_path, f"val2017/{name}.jpg", f"stuffthingmaps/val2017/{name}.png")
+    touch(tmp_path, "curated/val2017/Coco164kFull_Stuff_Coarse_7.txt")
+    (tmp_path / "curated/val2017/Coco164kFull_Stuff_Coarse_7.txt").write_text("000000000285\n")
+    found = samples(load_dataset("coco-stuff"), tmp_path, "val")
     assert (names(found), found.expected) == (["000000000285"], 2175)
-
-
-def test_cityscapes_layout(tmp_path: Path) -> None:
-    stem = "frankfurt/frankfurt_000000_000294"
-    image, label = f"val/{stem}_leftImg8bit.png", f"val/{stem}_gtFine_labelIds.png"
-    touch(tmp_path, f"leftImg8bit/{image}", f"gtFine/{label}")
-    touch(tmp_path, f"gtFine/val/{stem}_gtFine_color.png")
-    (found,) = samples(load_dataset("cityscapes"), tmp_path)
-    assert found.name == stem
-    assert found.image == tmp_path / "leftImg8bit" / image
-    assert found.label == tmp_path / "gtFine" / label
-
-
-def test_camvid_in_the_folders_of_segnet(tmp_path: Path) -> None:
-    touch(tmp_path, "val/0016E5_07959.png", "valannot/0016E5_07959.png")
-    (found,) = samples(load_dataset("camvid"), tmp_path)
-    assert found.label == tmp_path / "valannot/0016E5_07959.png"

@@ -13,7 +13,6 @@ from densesiam_seg.datasets.scenes import (
     CLASSES,
     COLOURS,
     GRASS,
-    ROAD,
     Canvas,
     blend,
     scene,
@@ -79,15 +78,6 @@ def test_labels_lie_on_the_edges_of_the_image() -> None:
     assert contrast[0] > 1.5 * max(contrast[-4], contrast[4])
 
 
-def test_painting_changes_image_and_label_in_the_same_pixels() -> None:
-    c = canvas()
-    where = np.zeros((64, 64), np.bool_)
-    where[10:20, 30:50] = True
-    c.paint(where, ROAD, np.full((3, 1, 1), 0.25, np.float32))
-    assert np.array_equal(c.label == ROAD, where)
-    assert np.array_equal((c.image == 0.25).all(0), where)
-
-
 def test_blend_weights_by_hand() -> None:
     # At place 1.5 the cells 0..3 lie 1.5, 0.5, 0.5, 1.5 away: exp(-4.5) and exp(-0.5), unit length.
     far, near = np.exp(-4.5), np.exp(-0.5)
@@ -96,14 +86,6 @@ def test_blend_weights_by_hand() -> None:
     np.testing.assert_allclose(
         got, [[far / length, near / length, near / length, far / length]], 1e-5
     )
-
-
-def test_noise_has_unit_variance_and_the_asked_scale() -> None:
-    c = canvas(1, 192)
-    fine, coarse = c.noise(40.0, 40.0), c.noise(40.0, 4.0)
-    assert abs(float(fine.std()) - 1) < 0.1
-    step = [float(np.abs(np.diff(field, axis=1)).mean()) for field in (fine, coarse)]
-    assert step[0] > 4 * step[1]
 
 
 def test_written_scenes_have_the_camvid_layout(tmp_path: Path) -> None:

@@ -166,27 +166,6 @@ class TestSums:
 
 
 class TestRecords:
-    def test_steps_and_epochs_are_counted(self, whole: Whole) -> None:
-        found = [(type(record).__name__, record.step, record.epoch) for record in whole[0]]
-        expected = []
-        for epoch in range(3):
-            expected += [("StepRecord", 3 * epoch + step, epoch) for step in (1, 2, 3)]
-            expected.append(("EpochRecord", 3 * epoch + 3, epoch))
-        assert found == expected
-
-    def test_an_epochs_record_is_the_mean_of_its_steps(self, whole: Whole) -> None:
-        for start in (0, 4, 8):
-            *parts, summary = whole[0][start : start + 4]
-            assert isinstance(summary, EpochRecord)
-            assert summary.losses.keys() == parts[0].losses.keys()
-            for name, value in summary.losses.items():
-                mean = sum(part.losses[name] for part in parts) / 3
-                assert value == pytest.approx(mean, rel=1e-12)
-            assert summary.agreement == pytest.approx(
-                sum(part.agreement for part in parts) / 3, rel=1e-12
-            )
-            assert sum(summary.shares) == pytest.approx(1) and len(summary.shares) == 4
-
     def test_the_region_loss_joins_in_its_epoch(self, whole: Whole) -> None:
         """0.8 of three epochs, rounded: after two."""
         for record in whole[0]:
@@ -212,20 +191,6 @@ class TestRecords:
         for record in untimed(training.records()):
             assert all(math.isfinite(value) for value in record.losses.values())
         assert training.step == 2
-
-    def test_a_method_without_clusters(self, make: Make) -> None:
-        *_, last = make(method="simsiam", epochs=1).records()
-        assert isinstance(last, EpochRecord)
-        assert list(last.losses) == ["image", "total"]
-        assert (last.shares, last.clusters_in_use, last.entropy) == ([], 0, 0)
-        assert last.spread is not None and 0.5 < last.spread < 1
-
-    def test_an_epoch_under_way_is_not_prepared_again(self, make: Make) -> None:
-        first, second = make(method="picie"), make(method="picie")
-        steps(first, 4)
-        second.restore(*first.state())
-        found = [type(record) for record in islice(second.records(), 3)]
-        assert found == [StepRecord, StepRecord, EpochRecord]
 
 
 class TestStep:
@@ -404,18 +369,6 @@ class TestState:
         assert rest == records[-len(rest) :]
         assert sum(isinstance(record, StepRecord) for record in rest) == LAST - step
         assert same(tensors_of(third), tensors_of(first))
-
-    def test_what_adam_and_a_method_add(self, make: Make) -> None:
-        training = make(method="picie")
-        assert not [name for name in training.state()[0] if not name.startswith("network.")]
-        steps(training, 2)
-        tensors = training.state()[0]
-        name = "encoder.backbone.conv1.weight"
-        assert tensors[f"optimizer.step.{name}"].item() == 2
-        for moment in ("exp_avg", "exp_avg_sq"):
-            assert tensors[f"optimizer.{moment}.{name}"].shape == tensors[f"network.{name}"].shape
-        kept = {name for name in tensors if name.startswith("method.")}
-        assert {"method.epoch", "method.labels", "method.centroids_1"} <= kept
 
     def test_a_restored_course_shares_nothing_with_the_state(self, make: Make) -> None:
         """Adam counts its steps in place."""

@@ -13,7 +13,7 @@ from PIL import Image
 from tiny_runs import TinyRuns, end, files_of
 from torch import nn
 
-from densesiam_seg.config import PretrainConfig, RunConfig, TrainConfig
+from densesiam_seg.config import PretrainConfig, TrainConfig
 from densesiam_seg.errors import InputError
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.methods import stage_cache
@@ -59,11 +59,6 @@ class TestSettings:
         for given, prior in (({}, "mixture"), ({"freeze": True}, "none")):
             _, config = choose_settings("train", None, 12, False, given)
             assert isinstance(config, TrainConfig) and config.prior == prior
-
-    def test_the_common_settings_of_both_commands_are_equal(self) -> None:
-        for name, value in vars(RunConfig()).items():
-            if name not in ("image_size", "epochs", "schedule"):
-                assert getattr(PretrainConfig(), name) == getattr(TrainConfig(), name) == value
 
 
 @pytest.fixture

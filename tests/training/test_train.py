@@ -42,7 +42,7 @@ from densesiam_seg.errors import (
     StoppedError,
     UsageError,
 )
-from densesiam_seg.events import EpochRecord, Event, Notice, Progress, StepRecord, Trained
+from densesiam_seg.events import EpochRecord, Event, Progress, StepRecord, Trained
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.environment import environment
 from densesiam_seg.io.lock import LOCK, run_lock
@@ -57,7 +57,6 @@ from densesiam_seg.training.recipes import CONFIGS, Command
 from densesiam_seg.training.train import pretrain, train, training_events
 
 Finished = dict[Command, tuple[Path, list[Event]]]
-BAD_IMAGES = Path(__file__).resolve().parents[3] / "shared" / "data" / "badimages"
 
 pytestmark = pytest.mark.usefixtures("slim_module")
 
@@ -406,31 +405,25 @@ class TestResumeAfterChange:
         assert files_of(stopped / "checkpoints") == before
         assert end(runs.resume(clusters=4, seed=0)).complete
 
-    @pytest.mark.parametrize("change", ["edit", "touch", "remove"])
+    @pytest.mark.parametrize("change", ["edit", "touch", "remove", "spoil"])
     def test_changed_images_are_refused(self, stopped: Path, runs: TinyRuns, change: str) -> None:
         image = stopped.parent / "images" / "05.png"
-        if change == "edit":
-            status = image.stat()
-            image.write_bytes(image.read_bytes() + b"\0")
-            os.utime(image, ns=(status.st_atime_ns, status.st_mtime_ns))
+        status = image.stat()
+        reason = r"1 of 12 training images .* first 05\.png"
+        if change == "remove":
+            image.unlink()
         elif change == "touch":
             os.utime(image, (1, 1))
         else:
-            image.unlink()
-        with pytest.raises(ModelError, match=r"1 of 12 training images .* first 05\.png") as caught:
+            image.write_bytes(image.read_bytes() + b"\0")
+            if change == "spoil":  # as nothing but its contents tells
+                image.write_bytes(b"\0" * status.st_size)
+                reason = r"05\.png: was read before and cannot be now"
+            os.utime(image, ns=(status.st_atime_ns, status.st_mtime_ns))
+        with pytest.raises(ModelError, match=reason) as caught:
             end(runs.resume())
         assert caught.value.exit_code == 4
         assert len(list((stopped / "checkpoints").iterdir())) == 2
-
-    def test_an_image_that_can_no_longer_be_read_is_refused(
-        self, stopped: Path, runs: TinyRuns
-    ) -> None:
-        image = stopped.parent / "images" / "05.png"
-        status = image.stat()
-        image.write_bytes(b"\0" * status.st_size)
-        os.utime(image, ns=(status.st_atime_ns, status.st_mtime_ns))
-        with pytest.raises(ModelError, match=r"05\.png: was read before and cannot be now"):
-            end(runs.resume())
 
     def test_images_that_were_added_are_left_out(
         self, stopped: Path, runs: TinyRuns, reference: Path
@@ -486,15 +479,6 @@ class TestResumeAfterChange:
         (text,) = warnings_of(runs.resume())
         assert "not bit-exact: threads 1 -> 7" in text
 
-    def test_no_run_is_refused(self, runs: TinyRuns, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.chdir(runs.folder)
-        for _ in ("absent", "empty"):
-            with pytest.raises(UsageError, match="no run to resume"):
-                end(runs.resume("empty"))
-            (runs.folder / "empty").mkdir(exist_ok=True)
-        with pytest.raises(UsageError, match="no run to resume"):
-            train([], resume=True)
-
     def test_a_finished_run_stays_as_it_is(self, reference: Path, runs: TinyRuns) -> None:
         run = shutil.copytree(reference, runs.path)
         before = files_of(run)
@@ -540,20 +524,6 @@ class TestTimeLimit:
 
 
 class TestPlace:
-    def test_a_taken_place_is_refused(self, runs: TinyRuns) -> None:
-        (runs.folder / "folder").mkdir()
-        (runs.folder / "folder" / "mine.txt").write_text("mine")
-        (runs.folder / "file").write_text("mine")
-        with pytest.raises(UsageError, match="is not empty; give --overwrite, --resume or another"):
-            end(runs.begin("folder"))
-        with pytest.raises(UsageError, match=r"mine\.txt"):
-            end(runs.begin("folder", overwrite=True))
-        for overwrite in (False, True):
-            with pytest.raises(OutputError, match="is not a folder"):
-                end(runs.begin("file", overwrite=overwrite))
-        assert (runs.folder / "folder" / "mine.txt").read_text() == "mine"
-        assert (runs.folder / "file").read_text() == "mine"
-
     def test_overwrite_replaces_a_run(self, runs: TinyRuns, reference: Path) -> None:
         end(runs.begin(seed=5, epochs=1))
         with pytest.raises(UsageError, match="is not empty"):
@@ -683,17 +653,6 @@ class TestInput:
         assert "1 of 13 files" in message and "--max-bad" in message and "13.png" in message
         assert end(runs.begin("b", images=own_images, max_bad=1 / 13, epochs=1)).complete
 
-    @pytest.mark.skipif(not BAD_IMAGES.is_dir(), reason="needs the shared data")
-    def test_real_bad_images_among_good_ones(self, runs: TinyRuns) -> None:
-        assert end(
-            runs.begin(images=[runs.images, BAD_IMAGES], epochs=1, max_pixels=10**6)
-        ).complete
-        listed = read_records(runs.path / "skipped.jsonl")
-        assert len({record["reason"] for record in listed}) > 3
-        content = json.loads((runs.path / "dataset.json").read_text())
-        assert len(content["names"]) >= 12
-        assert {record["path"] for record in listed}.isdisjoint(content["names"])
-
 
 class TestFailure:
     @pytest.mark.usefixtures("save_always")
@@ -755,27 +714,18 @@ class TestFailure:
                     (runs.path / "train.log").mkdir(exist_ok=True)
 
 
-class TestInitFrom:
-    """Which weights are taken over is tested in `test_setup`."""
+@pytest.mark.parametrize("part", ["", "model"])
+def test_a_run_starts_from_the_weights_of_another(
+    runs: TinyRuns, reference: Path, part: str
+) -> None:
+    events = list(runs.begin(init_from=reference / part, seed=9, epochs=1, learning_rate=1e-12))
+    assert f"initial weights: {reference / part}" in map(str, events)
+    one, other = (Segmenter.load(run, device="cpu").network for run in (reference, runs.path))
+    for name, value in one.named_parameters():
+        torch.testing.assert_close(other.get_parameter(name), value, rtol=0, atol=1e-6)
 
-    @pytest.mark.parametrize("part", ["", "model"])
-    def test_a_run_starts_from_the_weights_of_another(
-        self, runs: TinyRuns, reference: Path, part: str
-    ) -> None:
-        texts = []
-        for event in runs.begin(init_from=reference / part, seed=9):
-            if isinstance(event, Notice):
-                texts.append(event.text)
-            elif not isinstance(event, Progress):
-                break
-        assert texts[-1] == f"initial weights: {reference / part}"
-        loaded = load_checkpoint(runs.path / "checkpoints")
-        assert loaded is not None and loaded.step == 0
-        trained = Segmenter.load(reference, device="cpu").network.state_dict()
-        for name, value in trained.items():
-            assert torch.equal(loaded.tensors[f"network.{name}"], value), name
 
-    def test_what_is_no_model_is_refused(self, runs: TinyRuns) -> None:
-        with pytest.raises(ModelError, match="no model here"):
-            end(runs.begin(init_from=runs.images))
-        assert not runs.path.exists()
+def test_what_is_no_model_is_refused(runs: TinyRuns) -> None:
+    with pytest.raises(ModelError, match="no model here"):
+        end(runs.begin(init_from=runs.images))
+    assert not runs.path.exists()
