@@ -33,25 +33,26 @@ def appearance(images: Tensor, size: tuple[int, int]) -> Tensor:
 
     y and x run from -1 to 1 over the image, whatever its shape.
     """
+    height, width = size
     # The loop calls this under autocast, which may round what it takes the logarithm of.
     with torch.autocast(images.device.type, enabled=False):
-        return _appearance(images.float(), *size)
-
-
-def _appearance(images: Tensor, height: int, width: int) -> Tensor:
-    # Two cells a side for each place: windows then have a centre, and the mean of four cells is the place's value.
-    cells = F.interpolate(images, (2 * height, 2 * width), mode="area")
-    luminance = cells.mean(1, keepdim=True)
-    red, green, blue = (cells + DARK).log().unbind(1)
-    colour = torch.stack((red - green, blue - green), 1)
-    near, around = (
-        ((_mean(luminance, side) + DARK).log(), _mean(colour, side), _log_contrast(luminance, side))
-        for side in (NEAR, AROUND)
-    )
-    both = [each for pair in zip(near, around, strict=True) for each in pair]
-    places = F.avg_pool2d(torch.cat(both, 1), 2)
-    gist = _gist(F.avg_pool2d(torch.cat(near, 1), 2))
-    return torch.cat((gist, places, position(len(images), (height, width), places.device)), 1)
+        # Two cells a side for each place: windows then have a centre, and the mean of four cells is the place's value.
+        cells = F.interpolate(images.float(), (2 * height, 2 * width), mode="area")
+        luminance = cells.mean(1, keepdim=True)
+        red, green, blue = (cells + DARK).log().unbind(1)
+        colour = torch.stack((red - green, blue - green), 1)
+        near, around = (
+            (
+                (_mean(luminance, side) + DARK).log(),
+                _mean(colour, side),
+                _log_contrast(luminance, side),
+            )
+            for side in (NEAR, AROUND)
+        )
+        both = [each for pair in zip(near, around, strict=True) for each in pair]
+        places = F.avg_pool2d(torch.cat(both, 1), 2)
+        gist = _gist(F.avg_pool2d(torch.cat(near, 1), 2))
+        return torch.cat((gist, places, position(len(images), size, places.device)), 1)
 
 
 def _gist(maps: Tensor) -> Tensor:

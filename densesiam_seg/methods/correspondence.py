@@ -65,10 +65,7 @@ def location(crops: Crops, features: Maps, config: PretrainConfig, draws: Tensor
 def candidate_regions(
     crops: Crops, features: Maps, config: PretrainConfig, draws: Tensor
 ) -> Correspondence:
-    """N sliding windows over the overlap, pooled, each linked with itself (ReSim, ICCV 2021).
-
-    The windows are those of `sliding_windows`: each half as high and wide as the overlap, pooled from 3 × 3 positions.
-    """
+    """The N `sliding_windows` over the overlap, each linked with itself (ReSim, ICCV 2021)."""
     places = sliding_windows(config.grid, draws.device)
     return _each_with_itself(crops, places.expand(len(draws), -1, -1, -1))
 
@@ -98,8 +95,7 @@ def pixel_distance(
     """Cells whose centres lie close together in the image are linked (PixPro, CVPR 2021), with weight 1.
 
     Regular grids over the whole of each view. The distance is divided by the diagonal of a grid cell, of the view whose
-    cells are larger, and compared with `DISTANCE_THRESHOLD`. Lengths are fractions of the image's height and
-    width, where PixPro measures in pixels: in an image that is not square the two units differ along one axis.
+    cells are larger. Lengths are fractions of the image's height and width, where PixPro measures in pixels.
     """
     places = _whole_view(config, draws)
     in_image_1, in_image_2 = (to_image(places.squeeze(2), crop) for crop in crops)
@@ -162,21 +158,13 @@ def overlap(crop_1: Geometry, crop_2: Geometry) -> tuple[Geometry, Tensor]:
 
 def to_image(positions: Tensor, crop: Geometry) -> Tensor:
     """Positions (B, N, 2) of a view → fractions of the image's height and width, (B, N, 2)."""
-    y, x = positions.unbind(-1)
-    x = torch.where(_column(crop.flip) != 0, 1.0 - x, x)
-    y = _column(crop.top) + _column(crop.height) * y
-    x = _column(crop.left) + _column(crop.width) * x
-    return torch.stack((y, x), -1)
+    (y, x), crop = positions.unbind(-1), crop[:, None]
+    x = torch.where(crop.flip != 0, 1.0 - x, x)
+    return torch.stack((crop.top + crop.height * y, crop.left + crop.width * x), -1)
 
 
 def to_view(positions: Tensor, crop: Geometry) -> Tensor:
     """Fractions (B, N, 2) of the image's height and width → positions (B, N, 2) of a view, outside [0, 1] if unseen."""
-    y, x = positions.unbind(-1)
-    y = (y - _column(crop.top)) / _column(crop.height)
-    x = (x - _column(crop.left)) / _column(crop.width)
-    x = torch.where(_column(crop.flip) != 0, 1.0 - x, x)
-    return torch.stack((y, x), -1)
-
-
-def _column(values: Tensor) -> Tensor:
-    return values.view(-1, 1)
+    (y, x), crop = positions.unbind(-1), crop[:, None]
+    y, x = (y - crop.top) / crop.height, (x - crop.left) / crop.width
+    return torch.stack((y, torch.where(crop.flip != 0, 1.0 - x, x)), -1)

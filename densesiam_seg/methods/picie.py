@@ -43,13 +43,8 @@ class PiCIE(Method):
     """Pseudo-labels of both views, learned within a view and across; MDC is view 1 alone."""
 
     def __init__(
-        self,
-        network: DenseSiam,
-        config: TrainConfig,
-        device: torch.device,
-        precision: torch.dtype,
+        self, network: DenseSiam, config: TrainConfig, device: torch.device, precision: torch.dtype
     ) -> None:
-        assert config.method in ("picie", "mdc")
         self.network = network
         self.config = config
         self.device = device
@@ -167,24 +162,22 @@ class PiCIE(Method):
             return self._features(images, indices, epoch)
 
     def _cluster(self, held: Held, view: int, epoch: int) -> Centroids:
-        """k-means of a sample of a view's pixels, then one mini-batch update with all pixels of each held batch."""
-        sample = torch.cat(list(self._sampled(held, view, epoch)))
-        found = kmeans(unit_features(sample), self.config.clusters, seed=self.config.seed)
+        """k-means of the same number of a view's pixels of every image, then one mini-batch update with each batch."""
+        config = self.config
+        share = math.ceil(SAMPLE / sum(len(indices) for indices, _ in held))
+        sample = []
+        for indices, features in held:
+            for index, image in zip(indices, features.chunk(self.views)[view], strict=True):
+                points = image.flatten(1).T
+                draw = generator(config.seed, Stream.PIXELS, epoch, index, 1 + view)
+                chosen = torch.from_numpy(draw.permutation(len(points))[:share])
+                sample.append(points[chosen.to(points.device)])
+        found = kmeans(unit_features(torch.cat(sample)), config.clusters, seed=config.seed)
         found = Centroids(found.centres.to(self.device), found.counts.to(self.device))
         for _, features in held:
             points = features.chunk(self.views)[view].permute(0, 2, 3, 1).flatten(0, 2)
             found = refine(found, unit_features(points))
         return found
-
-    def _sampled(self, held: Held, view: int, epoch: int) -> Iterator[Tensor]:
-        """Features (n, C) of the same number of pixels of every image."""
-        share = math.ceil(SAMPLE / sum(len(indices) for indices, _ in held))
-        for indices, features in held:
-            for index, image in zip(indices, features.chunk(self.views)[view], strict=True):
-                points = image.flatten(1).T
-                draw = generator(self.config.seed, Stream.PIXELS, epoch, index, 1 + view)
-                chosen = torch.from_numpy(draw.permutation(len(points))[:share])
-                yield points[chosen.to(points.device)]
 
 
 def nearness(units: Tensor, centroids: Centroids) -> Tensor:

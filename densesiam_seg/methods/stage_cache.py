@@ -33,8 +33,6 @@ from densesiam_seg.io.parallel import ahead
 from densesiam_seg.network.encoder import Encoder
 from densesiam_seg.views.pair import view_pair
 
-_FORMAT = 1
-
 
 @dataclass(frozen=True)
 class StageCache:
@@ -60,7 +58,7 @@ class StageCache:
         with torch.no_grad(), autocast(device, precision):
             stages = encoder.backbone(torch.zeros(1, 3, side, side, device=device))
         facts = [
-            *(_FORMAT, PIL.__version__, torch.__version__, device.type, str(precision)),
+            *(PIL.__version__, torch.__version__, device.type, str(precision)),
             *(store.manifest.root, store.manifest.digest, store.side, store.fit, store.max_pixels),
             *(config.seed, config.exact(), config.backbone, _digest(encoder.backbone)),
         ]

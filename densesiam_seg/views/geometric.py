@@ -111,23 +111,26 @@ class Bands:
 
     weights: Tensor
     """(B, T, W), of W source pixels that begin where the target pixel's block begins."""
-    spans: list[list[tuple[int, int, int]]]
-    """Of each image and block: where W begins (it may be before the first pixel), the first source pixel that is read,
-    and the one behind the last."""
+    spans: list[list[list[int]]]
+    """Of each image and block: where W begins (it may be before the first pixel), and the source pixel behind the last
+    that is read."""
     pairs: Mapping[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """Of an image without a blur: the first (T,) of the two neighbours that a pixel mixes, and the second's share."""
 
     def read(self, image: int) -> slice:
         """The source pixels that any target pixel of an image reads."""
-        _, firsts, ends = zip(*self.spans[image], strict=True)
-        return slice(min(firsts), max(ends))
+        begins, ends = zip(*self.spans[image], strict=True)
+        return slice(max(min(begins), 0), max(ends))
 
     def blocks(self, image: int) -> Iterator[tuple[slice, slice, Tensor]]:
         """Of an image: a block of target pixels, the source pixels it reads, and their weights."""
-        for block, (begin, first, end) in enumerate(self.spans[image]):
-            target = slice(block * BLOCK, (block + 1) * BLOCK)
-            weights = self.weights[image, target, first - begin : end - begin]
-            yield target, slice(first, end), weights
+        for block, (begin, end) in enumerate(self.spans[image]):
+            target, first = slice(block * BLOCK, (block + 1) * BLOCK), max(begin, 0)
+            yield (
+                target,
+                slice(first, end),
+                self.weights[image, target, first - begin : end - begin],
+            )
 
 
 def resize_bands(start: Tensor, extent: Tensor, flip: Tensor, source: int, target: int) -> Bands:
@@ -192,23 +195,19 @@ def resample_read(
         out[:, :, here] = tall[:, :, read.start - left : read.stop - left] @ weights.mT
 
 
-def _spans(
-    position: Tensor, reach: Tensor, source: int
-) -> tuple[Tensor, list[list[tuple[int, int, int]]]]:
+def _spans(position: Tensor, reach: Tensor, source: int) -> tuple[Tensor, list[list[list[int]]]]:
     """Where the block of each target pixel at `position` (B, T) begins, and `Bands.spans`; `reach` (B,) both ways."""
     first = (position - reach.view(-1, 1)).floor()
     end = (position + reach.view(-1, 1)).ceil() + 1
     begins = torch.stack([part.amin(1) for part in torch.split(first, BLOCK, 1)], 1).long()
     ends = torch.stack([part.amax(1) for part in torch.split(end, BLOCK, 1)], 1).long()
-    firsts = begins.clamp(0, source - 1)
-    spans = torch.stack((begins, firsts, ends.clamp(1, source)), -1).tolist()
     own = begins.repeat_interleave(BLOCK, 1)[:, : position.shape[1]]
-    return own, [[tuple(span) for span in image] for image in spans]
+    return own, torch.stack((begins, ends.clamp(1, source)), -1).tolist()
 
 
-def _widest(spans: list[list[tuple[int, int, int]]]) -> int:
+def _widest(spans: list[list[list[int]]]) -> int:
     """Source pixels that the largest block spans."""
-    return max(end - begin for image in spans for begin, _, end in image)
+    return max(end - begin for image in spans for begin, end in image)
 
 
 def _renormalised(kernel: Tensor, pixels: Tensor, source: int) -> Tensor:

@@ -45,7 +45,7 @@ class PerImage:
     def to(self, device: torch.device | str) -> Self:
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def __getitem__(self, part: slice) -> Self:
+    def __getitem__(self, part: slice | tuple[slice, None]) -> Self:
         return self._map(lambda tensor: tensor[part])
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Self:
@@ -70,9 +70,9 @@ class Geometry(PerImage):
 
 @dataclass(frozen=True)
 class Photometry(PerImage):
-    """Colour changes in the order of their fields, then a blur of `sigma` pixels (0: none).
+    """Colour changes in the order of their fields, then a blur.
 
-    They are pixels of the stored image for segmentation, and of the view for pre-training.
+    `sigma` is in pixels of the stored image for segmentation, and of the view for pre-training; 0 is no blur.
     """
 
     brightness: Tensor

@@ -282,11 +282,6 @@ class TestPixelDistance:
         flipped = found("pixel-distance", [WHOLE], [Crop(0, 0.5, 1, 0.5, 1)], 2)
         assert flipped.weight[0].equal(pairs.weight[0][:, [1, 0, 3, 2]])
 
-    def test_same_view_is_linked_with_itself_only(self) -> None:
-        # In a square grid the next cell is 0.707 diagonals away, just beyond the threshold.
-        pairs = found("pixel-distance", [WHOLE], [WHOLE])
-        assert pairs.weight[0].equal(torch.eye(49))
-
     @QUICK
     @given(crops(), crops(), st.integers(1, 4))
     def test_against_a_loop(self, crop_1: Crop, crop_2: Crop, size: int) -> None:

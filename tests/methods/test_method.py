@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +24,13 @@ def test_nothing_is_prepared_or_kept_unless_a_method_does() -> None:
         def objective(self, images: Tensor, indices: Sequence[int], epoch: int) -> Objective:
             raise AssertionError
 
+    class Store:
+        def batches(self, groups: object, *, pinned: bool) -> object:
+            return groups, pinned
+
+    store: Any = Store()
     method = Plain()
-    assert list(method.prepare(None, 3)) == []  # type: ignore[arg-type]
+    assert method.batches(store, [(1, 2)], pinned=True) == ([(1, 2)], True)
+    assert list(method.prepare(store, 3)) == []
     assert method.state() == {}
     method.restore({})

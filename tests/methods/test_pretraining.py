@@ -13,12 +13,10 @@ import pytest
 import torch
 from crops import Crop, Position, cells, geometry_of, seen_at, shared
 from networks import batches_seen, gradients, require_alike
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from densesiam_seg.config import PretrainConfig, with_settings
-from densesiam_seg.events import COLLAPSED
-from densesiam_seg.methods import losses
 from densesiam_seg.methods.losses import image_loss
 from densesiam_seg.methods.method import Objective
 from densesiam_seg.methods.pretraining import Pretext, pretext_objective
@@ -168,7 +166,7 @@ def slowly(
     parts = {
         "image": slow_image(network, features),
         "pixel": slow_pixel(z, p, places, config.similarity),
-        "region": slow_region(network, z, samples.reshape(shape), places),
+        "region": slow_region(network, z, samples.reshape(shape), places, config),
     }
     return Slow(parts, z)
 
@@ -199,7 +197,9 @@ def slow_pixel(z: Tensor, p: Tensor, places: list[Linked], form: str) -> Tensor:
     return torch.stack(means).mean()
 
 
-def slow_region(network: DenseSiam, z: Tensor, samples: Tensor, places: list[Linked]) -> Tensor:
+def slow_region(
+    network: DenseSiam, z: Tensor, samples: Tensor, places: list[Linked], config: PretrainConfig
+) -> Tensor:
     """Of images that have links, pooled from the places that have one."""
     linked = [i for i, image in enumerate(places) if image.links]
     embeddings = [
@@ -216,11 +216,12 @@ def slow_region(network: DenseSiam, z: Tensor, samples: Tensor, places: list[Lin
     rows = network.region_projector(torch.stack(embeddings))
     shape = (2, len(linked), K, -1)
     u, q = rows.reshape(shape), network.region_predictor(rows).reshape(shape)
+    targets = constant(u) if config.region_stop_gradient else u
     terms = []
     for a, b in ((0, 1), (1, 0)):
         for i in range(len(linked)):
             for n in range(K):
-                scores = F.cosine_similarity(q[a, i, n], constant(u[b, i])) / 0.1
+                scores = F.cosine_similarity(q[a, i, n], targets[b, i]) / 0.1
                 terms.append(scores.logsumexp(0) - scores[n])
     return torch.stack(terms).mean()
 
@@ -243,14 +244,14 @@ class TestObjective:
             CONFIG,
             ODD,
             replace(ODD, similarity="cosine", grid=2),
-            replace(ODD, correspondence="pixel-distance"),
+            replace(ODD, correspondence="pixel-distance", region_stop_gradient=False),
         ],
         ids=["paper", "weights", "cosine", "distance"],
     )
     def test_parts_and_gradient_equal_the_slow_sum(
         self, network: DenseSiam, config: PretrainConfig
     ) -> None:
-        """Its targets are constants. Agreement is of the linked places alone, the histogram of all that are sampled."""
+        """Targets are constants. Agreement is of the linked places alone, the histogram of all that are sampled."""
         exact = copy.deepcopy(network).double()
         # As the loop keeps its weights; a gradient in another order of memory would be silently wrong.
         network = network.to(memory_format=torch.channels_last)
@@ -285,101 +286,6 @@ class TestObjective:
         directions = F.normalize(slow.z.flatten(0, 2), dim=1)
         deviation = directions.std(0, unbiased=False).mean().item() * math.sqrt(K)
         assert spread is not None and spread.item() == pytest.approx(deviation, abs=1e-4)
-
-
-# ---- no gradient reaches a target --------------------------------------------------------------
-
-
-class Cut(nn.Module):
-    """A predictor that no gradient passes: what is left of a loss's gradient comes through its targets."""
-
-    def __init__(self, predictor: nn.Module) -> None:
-        super().__init__()
-        self.predictor = predictor
-
-    def forward(self, projections: Tensor) -> Tensor:
-        predictions: Tensor = self.predictor(projections.detach())
-        return predictions
-
-
-def cut(network: DenseSiam) -> DenseSiam:
-    assert network.image_predictor is not None
-    network.image_predictor = nn.Sequential(Cut(network.image_predictor))
-    network.predictor = nn.Sequential(Cut(network.predictor))
-    network.region_predictor = nn.Sequential(Cut(network.region_predictor))
-    return network
-
-
-class TestStopGradient:
-    @pytest.mark.parametrize("similarity", ["cross-entropy", "cosine"])
-    def test_nothing_is_learned_through_the_targets(
-        self, network: DenseSiam, similarity: str
-    ) -> None:
-        """With the predictors cut off not one other weight of the network has a gradient other than 0."""
-        config = with_settings(CONFIG, {"similarity": similarity})
-        left = gradients(cut(network), found(network, config).total)
-        reached = [name for name, value in left.items() if value is not None and value.any()]
-        assert reached and all("predictor." in name for name in reached)
-
-    def test_the_region_losss_is_an_option(self, network: DenseSiam) -> None:
-        """DenseSiam's released code has none there: its targets learn, and nothing but regions does."""
-        config = replace(CONFIG, region_stop_gradient=False)
-        left = gradients(cut(network), found(network, config).total)
-        reached = {name.split(".")[0] for name, v in left.items() if v is not None and v.any()}
-        predictors = {"predictor", "image_predictor", "region_predictor"}
-        # The embeddings are pooled by the projector's softmax, so it is reached too.
-        assert reached - predictors == {"encoder", "projector", "region_projector"}
-
-
-# ---- collapse ----------------------------------------------------------------------------------
-
-
-def without_stop(p: Tensor, z: Tensor, form: str) -> Tensor:
-    """SimSiam's loss as it would be if gradients passed its targets."""
-    assert form == "cosine"
-    (p_1, p_2), (z_1, z_2) = p.chunk(2), z.chunk(2)
-    forth, back = F.cosine_similarity(p_1, z_2), F.cosine_similarity(p_2, z_1)
-    return -0.5 * forth.mean() - 0.5 * back.mean()
-
-
-def spread_after_training(seed: int) -> list[float]:
-    """Spread of the predictions at each of 200 steps of SimSiam: 64 images of 16 numbers, views by noise.
-
-    The encoder is a matrix; heads, loss and optimiser are the real ones.
-    """
-    draw = torch.Generator().manual_seed(seed)
-    network = build_network(Architecture(channels=16, clusters=2, image_head=True), seed).train()
-    assert network.image_projector is not None and network.image_predictor is not None
-    # In training the last norm sets each output's deviation over the batch to 1, whatever it gets. At rest it leaves
-    # outputs as they are, and nothing but the stop-gradient keeps them apart.
-    network.image_projector[-1].eval()
-    images = torch.randn(64, 16, generator=draw)
-    encoder = (torch.randn(16, 16, generator=draw) / 4).requires_grad_()
-    heads = [*network.image_projector.parameters(), *network.image_predictor.parameters()]
-    optimizer = torch.optim.SGD([encoder, *heads], lr=0.1, momentum=0.9)
-    spreads = []
-    for _ in range(200):
-        views = images + torch.randn(2, 64, 16, generator=draw)
-        loss, _, spread = image_loss(network, (views.flatten(0, 1) @ encoder)[..., None, None])
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        optimizer.step()
-        spreads.append(spread.item())
-    return spreads
-
-
-class TestCollapse:
-    """SimSiam's figure 2: the stop-gradient is what keeps projections from all becoming one."""
-
-    @pytest.mark.parametrize("seed", range(2))
-    def test_predictions_stay_spread_with_it_alone(
-        self, seed: int, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        first, *_, last = spread_after_training(seed)
-        assert first > COLLAPSED and last > 0.5
-        monkeypatch.setattr(losses, "pixel_loss", without_stop)
-        other, *_, last = spread_after_training(seed)
-        assert other == pytest.approx(first, abs=1e-3) and last < 0.1
 
 
 # ---- views without overlap ---------------------------------------------------------------------

@@ -29,14 +29,12 @@ from densesiam_seg.views import parameters
 from densesiam_seg.views.geometric import crop_matrices, resample, warp
 from densesiam_seg.views.pair import first_view, independent_views, view_pair
 from densesiam_seg.views.parameters import (
-    Geometry,
     Photometry,
     sample_geometry,
     sample_photometry,
     sample_pretraining_geometry,
     sample_pretraining_photometry,
 )
-from densesiam_seg.views.photometric import normalise
 
 Array = NDArray[np.float64]
 
@@ -149,13 +147,6 @@ class TestViewPair:
                 expected = (cropped(blurred(image, change[5]), place, 8) - MEANS) / DEVIATIONS
                 np.testing.assert_allclose(out[i].numpy(), expected, atol=2e-5, rtol=0)
 
-    @pytest.mark.usefixtures("plain")
-    def test_whole_view_is_the_mean_of_two_by_two_pixels(self) -> None:
-        images = random_images(1, 16)
-        pair = view_pair(images, [0], seed=0, round_=0)
-        expected = normalise(F.avg_pool2d(images.float() / 255, 2))
-        torch.testing.assert_close(pair.image_2, expected, atol=1e-5, rtol=0)
-
     def test_parameters_can_be_sliced_and_moved(self) -> None:
         geometry = sample_geometry(0, 0, range(5))
         part = geometry[1:3]
@@ -189,47 +180,6 @@ class TestIndependentViews:
                 np.testing.assert_allclose(out[i].numpy(), wanted, atol=2e-4, rtol=0)
         # Flipped and not, jittered and not, grey and not, blurred and not.
         assert all(set(column) == {0, 1} for column in zip(*met, strict=True))
-
-    @pytest.mark.parametrize(
-        "crop", [(0, 0, 16, 16), (3, 5, 8, 8), (2, 0, 12, 9), (6, 9, 3, 5), (15, 15, 1, 1)]
-    )
-    @pytest.mark.usefixtures("plain")
-    def test_crops_of_whole_pixels(
-        self, crop: tuple[int, int, int, int], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """Without colours the view is Pillow's resize of the box."""
-        top, left, height, width = crop
-        geometry = Geometry(*torch.tensor([*crop, 0.0]).div(16).view(5, 1))
-        monkeypatch.setattr(views, "sample_pretraining_geometry", lambda *rest: geometry)
-        images = random_images(1, 16)
-        out = independent_views(images, [0], torch.ones(1), seed=0, round_=0).image_1
-        box = (left, top, left + width, top + height)
-        planes = images[0].numpy() / 255
-        expected = torch.from_numpy(np.stack([pillow_resized(p, box, 8, 8) for p in planes]))
-        torch.testing.assert_close(out[0].double(), normalise(expected), atol=1e-5, rtol=0)
-
-    @pytest.mark.usefixtures("plain")
-    def test_small_crops_equal_grid_sample(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A point (Y, X) of the image is seen at ((Y - top) / height, (X - left) / width), mirrored where flipped."""
-        monkeypatch.setattr(parameters, "SCALES", (0.02, 0.18))
-        images = random_images(20, 16)
-        pair = independent_views(images, range(20), torch.ones(20), seed=1, round_=0)
-        for out, geometry in ((pair.image_1, pair.geometry_1), (pair.image_2, pair.geometry_2)):
-            assert set(geometry.flip.tolist()) == {0.0, 1.0}
-            centres = (torch.arange(8, dtype=torch.float64) + 0.5) / 8
-            grids = []
-            for top, left, height, width, flip in stacked(geometry).double().tolist():
-                ys = top + height * centres
-                xs = left + width * (1 - centres if flip else centres)
-                y, x = torch.meshgrid(2 * ys - 1, 2 * xs - 1, indexing="ij")
-                grids.append(torch.stack((x, y), -1))
-            expected = F.grid_sample(
-                images.double() / 255,
-                torch.stack(grids),
-                padding_mode="border",
-                align_corners=False,
-            )
-            torch.testing.assert_close(out.double(), normalise(expected), atol=5e-5, rtol=0)
 
 
 @pytest.mark.parametrize("pretraining", [False, True])
