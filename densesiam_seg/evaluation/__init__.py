@@ -1,5 +1,5 @@
 """Masks and labels → scores.
 
-Imports `inference`, `datasets` and below. Exports `evaluate` under a `protocol` by `metrics`, the probes of frozen
-features (`probe`), and what methods are compared with (`baselines`).
+Imports `inference`, `datasets` and below. `evaluate` scores masks under a `protocol` by `metrics`, `probe` frozen
+features; `baselines` are what methods are compared with.
 """

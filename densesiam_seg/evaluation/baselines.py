@@ -26,8 +26,6 @@ from densesiam_seg.methods.mixture_prior import Places, appearance_of
 
 Points = Callable[[Tensor], Tensor]
 """uint8 (3, H, W) → what k-means sees of each pixel, (H·W, C), in reading order."""
-PATCH = 5
-"""Side of the square that `patch_position_points` looks at."""
 
 
 def colour_points(image: Tensor) -> Tensor:
@@ -48,7 +46,7 @@ def patch_position_points(image: Tensor) -> Tensor:
     colours = (image.float() / 255.0)[None]
 
     def mean(values: Tensor) -> Tensor:
-        return F.avg_pool2d(values, PATCH, 1, PATCH // 2, count_include_pad=False)[0]
+        return F.avg_pool2d(values, 5, 1, 2, count_include_pad=False)[0]
 
     means = mean(colours)
     variance = mean((colours - 0.5).square()) - (means - 0.5).square()

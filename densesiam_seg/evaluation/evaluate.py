@@ -171,9 +171,8 @@ def scoring_events(
             # The last bits of a forward pass may depend on the size of its batch, so there are two sizes: 1 and this.
             images += images[-1:] * (TOGETHER - len(images))
         sizes = [(label.shape[0], label.shape[1]) for _, label in pairs]
-        for (_, label), masks in zip(
-            pairs, masks_of(torch.stack(images), protocol, sizes), strict=True
-        ):
+        masked = masks_of(torch.stack(images), protocol, sizes)
+        for (_, label), masks in zip(pairs, masked, strict=True):
             yield [
                 confusion(label, mask, classes, reading.clusters)
                 for reading, mask in zip(readings, masks, strict=True)

@@ -5,7 +5,7 @@ Axes: B images, C channels, h w features, K clusters, H W label size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -68,6 +68,8 @@ MasksOf = Callable[[Tensor, Protocol, Sequence[Size]], Sequence[Sequence[Mask]]]
 
 Images beyond those whose size is given only fill the batch.
 """
+Scores = Iterator[Sequence[Tensor]]
+"""Of each image the scores (K, h, w) by each of its read-outs."""
 ReadOut = Callable[[Tensor], Tensor]
 """Features (B, C, h, w) → cluster scores (B, K, h, w), at any resolution."""
 
@@ -152,9 +154,7 @@ def masks_made_by(segmenter: Segmenter, refinement: Refinement = AS_TRAINED) -> 
 def read_masks(segmenter: Segmenter, read_outs: Sequence[ReadOut]) -> MasksOf:
     """A mask of each read-out from the same features, under any protocol; for any number of threads."""
 
-    def scores_of(
-        images: Tensor, protocol: Protocol, sizes: Sequence[Size]
-    ) -> Iterator[Sequence[Tensor]]:
+    def scores_of(images: Tensor, protocol: Protocol, sizes: Sequence[Size]) -> Scores:
         features = dense_features(segmenter, images, protocol)
         if protocol.upsample == "logits":
             scores = [read_out(features)[: len(sizes)] for read_out in read_outs]
@@ -172,9 +172,7 @@ def read_masks(segmenter: Segmenter, read_outs: Sequence[ReadOut]) -> MasksOf:
 def refined_masks(segmenter: Segmenter, refinement: Refinement) -> MasksOf:
     """A segmenter's masks with passes and edges on top of any protocol, which makes each of the passes."""
 
-    def scores_of(
-        images: Tensor, protocol: Protocol, sizes: Sequence[Size]
-    ) -> Iterator[Sequence[Tensor]]:
+    def scores_of(images: Tensor, protocol: Protocol, sizes: Sequence[Size]) -> Scores:
         def at(size: Size | None, shown: Tensor) -> Tensor:
             features = dense_features(segmenter, shown, protocol)
             if size is not None:
@@ -193,10 +191,9 @@ def refined_masks(segmenter: Segmenter, refinement: Refinement) -> MasksOf:
 
 
 def _largest(
-    segmenter: Segmenter,
-    scores_of: Callable[[Tensor, Protocol, Sequence[Size]], Iterable[Sequence[Tensor]]],
+    segmenter: Segmenter, scores_of: Callable[[Tensor, Protocol, Sequence[Size]], Scores]
 ) -> MasksOf:
-    """Masks of the cluster with the largest of the scores (K, h, w) that `scores_of` gives for each image."""
+    """Masks of the clusters with the largest scores."""
     turn = turns(segmenter.device)
 
     def masks_of(images: Tensor, protocol: Protocol, sizes: Sequence[Size]) -> list[list[Mask]]:

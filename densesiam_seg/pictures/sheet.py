@@ -45,18 +45,12 @@ def comparison(
     side: int = 192,
 ) -> Image.Image:
     """A sheet with one column per title, which stands above the first row, and one row per image."""
-    assert all(len(row) == len(titles) for row in rows), "a picture for every title"
     first, *others = rows
     top = [Tile(picture, title) for title, picture in zip(titles, first, strict=True)]
     return sheet([top, *([Tile(picture) for picture in row] for row in others)], legend, side=side)
 
 
-def sheet(
-    rows: Sequence[Sequence[Tile]],
-    legend: Legend = (),
-    *,
-    side: int = 192,
-) -> Image.Image:
+def sheet(rows: Sequence[Sequence[Tile]], legend: Legend = (), *, side: int = 192) -> Image.Image:
     """Rows of pictures, each as large as fits `side` × `side`, and a legend of names and their colours below.
 
     Rows may differ in length. Columns are as wide as the widest picture; text that finds no room ends in an ellipsis.

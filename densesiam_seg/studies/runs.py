@@ -30,7 +30,7 @@ from densesiam_seg.training.train import pretraining_events
 
 ROWS, COSTS = "rows.jsonl", "costs.jsonl"
 BUDGET = ("epochs", "image_size", "batch_size", "learning_rate", "backbone", "features")
-"""Settings that say how long and on what a run trained."""
+"""What is kept of a run's settings, beside its steps: how long and on what it trained."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,6 @@ class RunResult:
     training: Cost
     probing: Cost
     budget: Mapping[str, Any]
-    """The run's steps and the settings of `BUDGET`."""
 
     def __str__(self) -> str:
         if self.linear is None or self.kmeans is None:
@@ -148,12 +147,9 @@ class RowRun:
 
     def cost(self, part: str) -> Cost:
         """What a part of the run has taken so far, earlier starts included."""
-        spent = [
-            Cost(record["wall"], record["processor"])
-            for record in read_records(self.study.folder / COSTS)
-            if (record["run"], record["part"]) == (self.name, part)
-        ]
-        return sum(spent, Cost())
+        spent = read_records(self.study.folder / COSTS)
+        own = [each for each in spent if (each["run"], each["part"]) == (self.name, part)]
+        return sum((Cost(each["wall"], each["processor"]) for each in own), Cost())
 
     @contextmanager
     def measured(self, part: str) -> Iterator[None]:
@@ -205,7 +201,6 @@ def _train(run: RowRun) -> Generator[Notice | Progress, None, Path]:
         _discard(run.folder)
         images = [plan.images.path(index) for index in range(len(plan.images))]
         options |= {"images": images, "preset": plan.preset}
-    trained: Trained | None = None
     steps = 0
     with run.measured("training"):
         for event in pretraining_events(out=run.folder, **options):
@@ -221,10 +216,8 @@ def _train(run: RowRun) -> Generator[Notice | Progress, None, Path]:
                 case Notice() if event.warning and event.text not in run.study.told:
                     run.study.told.add(event.text)
                     yield Notice(f"{name}: {event.text}", warning=True)
-                case Trained():
-                    trained = event
-    assert trained is not None, "training ends with its model or an error"
-    return trained.model
+    assert isinstance(event, Trained), "training ends with its model or an error"
+    return event.model
 
 
 def _probe(run: RowRun, model: Path) -> Generator[Progress, None, Probe]:
@@ -235,10 +228,10 @@ def _probe(run: RowRun, model: Path) -> Generator[Progress, None, Probe]:
     with run.measured("probing"):
         for event in probe_events(segmenter, plan.task, plan.train, seed=run.seed):
             run.study.require_going_on()
-            if isinstance(event, Probe):
-                return event
-            yield _of_row(event, run)
-    raise AssertionError("a probe ends with its scores or an error")
+            if isinstance(event, Progress):
+                yield _of_row(event, run)
+    assert isinstance(event, Probe), "a probe ends with its scores or an error"
+    return event
 
 
 def _of_row(event: Progress, run: RowRun) -> Progress:

@@ -56,8 +56,8 @@ class Studied:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON object."""
-        results = [asdict(result) for result in self.results]
-        return {"folder": str(self.folder), **self.table.to_dict(), "results": results}
+        results = map(asdict, self.results)
+        return {"folder": str(self.folder), **self.table.to_dict(), "results": list(results)}
 
 
 StudyEvent = Notice | Progress | Studied

@@ -153,21 +153,20 @@ class TestProbe:
         assert clustered.matching.kind == "hungarian"
         assert "label-free" in clustered.readout
 
+    def test_kmeans_with_any_number_of_clusters_needs_no_labelled_training_pixel(
+        self, run: Run
+    ) -> None:
+        result = run(kind="kmeans", clusters=7, train_split="void")["kmeans"]
+        assert (result.clusters, result.counts.shape) == (7, (3, 7))
+        assert result.matching.kind == "many-to-one"
+        assert result.scores.mean_iou == 100
+
     def test_one_alone_is_the_same(self, run: Run) -> None:
         both = run()
         for kind in ("linear", "kmeans"):
             ((name, alone),) = run(kind=kind).items()
             assert name == kind
             np.testing.assert_array_equal(both[kind].counts, alone.counts)
-
-    def test_any_number_of_clusters(self, run: Run) -> None:
-        result = run(kind="kmeans", clusters=7)["kmeans"]
-        assert (result.clusters, result.counts.shape) == (7, (3, 7))
-        assert result.matching.kind == "many-to-one"
-        assert result.scores.mean_iou == 100
-
-    def test_kmeans_needs_no_labelled_training_pixel(self, run: Run) -> None:
-        assert run(kind="kmeans", train_split="void")["kmeans"].scores.mean_iou == 100
 
     def test_equal_for_a_seed_and_blind_to_global_state(self, run: Run) -> None:
         states = torch.random.get_rng_state(), str(np.random.get_state())  # noqa: NPY002
@@ -182,11 +181,6 @@ class TestProbe:
             for result in (first, again, other)
         ]
         assert values[0] == values[1] != values[2]
-
-    def test_another_size(self, run: Run) -> None:
-        linear = run(kind="linear", protocol="picie", image_size=36)["linear"]
-        assert linear.counts.sum() == 3 * 36**2
-        assert "shorter side 36" in linear.protocol
 
     def test_a_models_folder(
         self, data: Path, segmenter: Segmenter, model_folder: Path, few_steps: None
@@ -349,29 +343,19 @@ class TestSamplePoints:
             at_cells = cell_labels(label, height, width)[rows, columns]
             np.testing.assert_array_equal(labels[part].numpy(), at_cells)
 
-    def test_every_pixel_where_all_fit(self, segmenter: Segmenter, mixed: Path) -> None:
+    @pytest.mark.parametrize(("values", "points"), [(2**20, 4 * 8 * 10 + 10 * 8), (1, 5)])
+    def test_every_pixel_where_all_fit_and_one_of_each_image_at_least(
+        self,
+        segmenter: Segmenter,
+        mixed: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        values: int,
+        points: int,
+    ) -> None:
+        monkeypatch.setattr(probe_module, "VALUES", values)
         features, labels = self.sampled(segmenter, mixed)
-        assert len(features) == len(labels) == 4 * 8 * 10 + 10 * 8
-        assert len({tuple(row) for row in features.tolist()}) == len(features)
-
-    def test_one_pixel_of_each_image_at_least(
-        self, segmenter: Segmenter, mixed: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(probe_module, "VALUES", 1)
-        assert len(self.sampled(segmenter, mixed)[0]) == 5
-
-    def test_labels_have_no_part_in_it(
-        self, segmenter: Segmenter, mixed: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(probe_module, "VALUES", 400)
-        before = self.sampled(segmenter, mixed)[0]
-        for path in (mixed / "labels" / "train").iterdir():
-            with Image.open(path) as label:
-                void = np.full_like(np.asarray(label), 255)
-            Image.fromarray(void).save(path)
-        after, labels = self.sampled(segmenter, mixed)
-        assert torch.equal(before, after)
-        assert set(labels.tolist()) == {255}
+        assert len(features) == len(labels) == points
+        assert len({tuple(row) for row in features.tolist()}) == points
 
     def test_features_keep_the_networks_precision(self, segmenter: Segmenter, mixed: Path) -> None:
         half = Segmenter(segmenter.network, segmenter.card, device="cpu", precision="bf16")
@@ -423,39 +407,36 @@ def objective(weight: Tensor, bias: Tensor, features: Tensor, labels: Tensor) ->
     return loss + 0.5 * DECAY * weight.square().sum()
 
 
+def test_the_linear_probe_ends_at_the_optimum_of_another_solver() -> None:
+    """L-BFGS on all points in fp64; 6000 points make three mini-batches."""
+    features, labels = mixture(6000, 0)
+    exact = features.double()
+    best = [torch.zeros(size, dtype=torch.float64, requires_grad=True) for size in ((3, 6), (3,))]
+    solver = torch.optim.LBFGS(best, max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> float:
+        solver.zero_grad()
+        loss = objective(best[0], best[1], exact, labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return float(loss.detach())
+
+    solver.step(closure)  # type: ignore[no-untyped-call]
+    weight, bias = finished(fit_linear(features, labels, 3))
+    assert weight.shape == (3, 6, 1, 1)
+    mean, deviation = exact.mean(0), exact.std(0, correction=0)
+    standard = weight[:, :, 0, 0].double() * deviation
+    shift = bias.double() + weight[:, :, 0, 0].double() @ mean
+    lowest = float(objective(best[0].detach(), best[1].detach(), exact, labels))
+    assert lowest > 0.2  # the classes overlap
+    assert float(objective(standard, shift, exact, labels)) < 1.001 * lowest
+    found = (features @ weight[:, :, 0, 0].T + bias).argmax(1)
+    wanted = ((exact - mean) / deviation @ best[0].T + best[1]).argmax(1)
+    assert (found == wanted).double().mean() > 0.995
+
+
+@pytest.mark.usefixtures("few_steps")
 class TestFitLinear:
-    def test_it_ends_at_the_optimum_of_another_solver(self) -> None:
-        """L-BFGS on all points in fp64; 6000 points make three mini-batches."""
-        features, labels = mixture(6000, 0)
-        exact = features.double()
-        best = [
-            torch.zeros(size, dtype=torch.float64, requires_grad=True) for size in ((3, 6), (3,))
-        ]
-        solver = torch.optim.LBFGS(best, max_iter=200, line_search_fn="strong_wolfe")
-
-        def closure() -> float:
-            solver.zero_grad()
-            loss = objective(best[0], best[1], exact, labels)
-            loss.backward()  # type: ignore[no-untyped-call]
-            return float(loss.detach())
-
-        solver.step(closure)  # type: ignore[no-untyped-call]
-        weight, bias = finished(fit_linear(features, labels, 3))
-        assert weight.shape == (3, 6, 1, 1)
-        mean, deviation = exact.mean(0), exact.std(0, correction=0)
-        standard = weight[:, :, 0, 0].double() * deviation
-        shift = bias.double() + weight[:, :, 0, 0].double() @ mean
-        lowest = float(objective(best[0].detach(), best[1].detach(), exact, labels))
-        assert lowest > 0.2  # the classes overlap
-        assert float(objective(standard, shift, exact, labels)) < 1.001 * lowest
-        found = (features @ weight[:, :, 0, 0].T + bias).argmax(1)
-        wanted = ((exact - mean) / deviation @ best[0].T + best[1]).argmax(1)
-        assert (found == wanted).double().mean() > 0.995
-
-    def test_scales_and_offsets_of_channels_do_not_matter(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(probe_module, "STEPS", 50)
+    def test_scales_and_offsets_of_channels_do_not_matter(self) -> None:
         features, labels = mixture(500, 1)
         change = torch.tensor([64.0, 0.25, 8.0, 1.0, 2.0, 0.5])
         shifted = features * change + 3.0
@@ -464,18 +445,15 @@ class TestFitLinear:
         torch.testing.assert_close(one, two, rtol=1e-2, atol=1e-2)
 
     @pytest.mark.parametrize("constant", [0.0, 0.1, 1e4])
-    def test_a_constant_channel(self, monkeypatch: pytest.MonkeyPatch, constant: float) -> None:
-        monkeypatch.setattr(probe_module, "STEPS", 50)
+    def test_a_constant_channel(self, constant: float) -> None:
         features, labels = mixture(3000, 2)
         features[:, 4] = constant
         weight, bias = finished(fit_linear(features, labels, 3))
-        assert weight.isfinite().all()
-        assert bias.isfinite().all()
+        assert weight.isfinite().all() and bias.isfinite().all()
         assert float(weight[:, 4].abs().max()) * max(constant, 1) < 10
 
-    def test_low_precision_features(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_low_precision_features(self) -> None:
         """bf16 features are used as they are; the classifier is fp32."""
-        monkeypatch.setattr(probe_module, "STEPS", 50)
         features, labels = mixture(500, 3)
         half = features.bfloat16()
         for one, two in zip(
@@ -486,17 +464,10 @@ class TestFitLinear:
             assert one.dtype == torch.float32
             assert torch.equal(one, two)
 
-    def test_a_class_without_pixels_is_never_predicted(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(probe_module, "STEPS", 100)
+    def test_a_class_without_pixels_is_never_predicted(self) -> None:
         features, labels = mixture(500, 4)
         weight, bias = finished(fit_linear(features, labels, 5))
         assert (features @ weight[:, :, 0, 0].T + bias).argmax(1).max() < 3
-
-    def test_no_labelled_pixel(self) -> None:
-        with pytest.raises(InputError, match="no pixel of the train split has a label"):
-            finished(fit_linear(torch.randn(9, 2), torch.full((9,), 255, dtype=torch.uint8), 3))
 
 
 def test_kmeans_sees_the_directions_of_an_even_sample(

@@ -95,14 +95,6 @@ def test_columns_of_upright_pictures_are_narrow_but_leave_room_for_a_title() -> 
         assert page.width == 3 * NARROWEST + 4 * GAP
 
 
-def test_pictures_keep_their_content() -> None:
-    half = plain(RED, 20, 20)
-    half[:, 10:] = BLUE
-    found = pixels(comparison(("x",), [[half]], side=40))[LINE + GAP :, GAP:]
-    assert (found[:40, :18] == RED).all()
-    assert (found[:40, 22:40] == BLUE).all()
-
-
 class TestTitles:
     def page(self, title: str, colour: tuple[int, int, int] | None = None) -> Image.Image:
         rows = [
@@ -160,13 +152,6 @@ def test_a_legend_of_any_length_stays_on_the_sheet(count: int) -> None:
     page = pixels(comparison(("x", "y"), [[plain(RED), plain(RED)]], legend, side=100))
     for _, colour in legend:
         assert (page == colour).all(-1).sum() == 13 * 13
-
-
-def test_a_name_wider_than_the_sheet_has_a_line_of_its_own() -> None:
-    legend = [("n" * 300, GREEN), ("sky", BLUE)]
-    page = pixels(comparison(("x",), [[plain(RED)]], legend, side=50))
-    assert page.shape[0] == LINE + GAP + 50 + GAP + 2 * LINE
-    assert (page == BLUE).all(-1).sum() == 13 * 13
 
 
 def test_an_entry_without_a_colour_is_text_alone() -> None:

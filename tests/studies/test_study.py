@@ -324,14 +324,6 @@ class TestStops:
             run(resume=True, epochs=9)
         assert ((out / "run.json").read_bytes(), (out / "rows.jsonl").read_bytes()) == before
 
-    def test_checkpoints_that_a_kill_left_go(self, stage: Stage, run: Run, out: Path) -> None:
-        run()
-        make_folder(out / "runs/cross-entropy-seed-0/checkpoints/step-9")
-        make_folder(out / "runs/cross-entropy-seed-0/.del-1-ab")
-        run(resume=True)
-        assert not (out / "runs/cross-entropy-seed-0/checkpoints").exists()
-        assert not (out / "runs/cross-entropy-seed-0/.del-1-ab").exists()
-
 
 class TestFailures:
     def test_the_others_go_on(self, stage: Stage, run: Run, out: Path) -> None:
