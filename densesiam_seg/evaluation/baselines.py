@@ -61,7 +61,7 @@ def _position(image: Tensor) -> Tensor:
 
 
 def kmeans_masks(
-    points_of: Points, images: Images, count: int, clusters: int, *, seed: int
+    points_of: Points, images: Images[Tensor], count: int, clusters: int, *, seed: int
 ) -> MasksOf:
     """Masks by k-means on `points_of` each image, every channel scaled to unit deviation over all `count` of them."""
     deviation = _deviation(map(points_of, images()))
@@ -79,7 +79,7 @@ def kmeans_masks(
 
 
 def mixture_masks(
-    images: Images,
+    images: Images[Tensor],
     count: int,
     clusters: int,
     *,

@@ -28,10 +28,7 @@ from densesiam_seg.io.files import make_folder
 from densesiam_seg.io.lock import run_lock
 from densesiam_seg.io.run_directory import write_status
 from densesiam_seg.studies import runs, study
-from densesiam_seg.studies.ablations import STUDIES
 from densesiam_seg.studies.study import NAMES, Studied, study_events
-
-ROWS = ["cross-entropy", "cosine"]
 
 
 def evaluation(right: int) -> Any:
@@ -104,34 +101,25 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "study"
 
 
-@pytest.fixture
-def start(scenes: Path, out: Path) -> Callable[..., Iterator[Any]]:
-    """A study of two rows with two seeds."""
-
-    def events(**options: Any) -> Iterator[Any]:
-        given = {"study": "similarity", "seeds": 2, "device": "cpu", "out": out, **options}
-        return study_events(given.pop("study"), scenes / "scenes.toml", scenes, **given)
-
-    return events
+Run = Callable[..., tuple[Studied, list[Any]]]
 
 
 @pytest.fixture
-def run(start: Callable[..., Iterator[Any]]) -> Callable[..., Studied]:
-    def last(**options: Any) -> Studied:
-        *_, done = start(**options)
+def run(scenes: Path, out: Path) -> Run:
+    """A study of two rows with two seeds: its end, and the events before that."""
+
+    def last(**options: Any) -> tuple[Studied, list[Any]]:
+        given = {"seeds": 2, "device": "cpu", "out": out, **options}
+        *events, done = study_events("similarity", scenes / "scenes.toml", scenes, **given)
         assert isinstance(done, Studied)
-        return done
+        return done, events
 
     return last
 
 
-Start = Callable[..., Iterator[Any]]
-Run = Callable[..., Studied]
-
-
-def status(out: Path) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads((out / "run.json").read_text())
-    return value
+def status(out: Path) -> tuple[str, int]:
+    value = json.loads((out / "run.json").read_text())
+    return value["status"], value["exit_code"]
 
 
 def records(path: Path) -> list[dict[str, Any]]:
@@ -139,69 +127,57 @@ def records(path: Path) -> list[dict[str, Any]]:
 
 
 class TestWhole:
-    def test_every_row_with_every_seed_in_turn(self, stage: Stage, start: Start, out: Path) -> None:
-        events = list(start())
-        wanted = [(name, seed) for seed in (0, 1) for name in ROWS]
-        assert [(result.row, result.seed) for result in events[-1].results] == wanted
-        assert stage.names()[:2] == ["cross-entropy-seed-0", "cosine-seed-0"]
-        assert str(events[-1].folder) == str(out)
-
     def test_what_lies_in_its_folder(self, stage: Stage, run: Run, out: Path) -> None:
-        done = run()
+        """Pixel accuracy: 80 and 82 by the linear probe, 60 and 62 by k-means."""
+        done, _ = run()
         assert {path.name for path in out.iterdir()} == NAMES | {".lock"}
-        folders = sorted((out / "runs").iterdir())
-        assert len(folders) == 4
-        for each in folders:
+        assert [path.name for path in sorted((out / "runs").iterdir())] == sorted(stage.names())
+        for each in (out / "runs").iterdir():
             assert (each / "model").is_dir()
             assert not (each / "checkpoints").exists()
-        assert (status(out)["status"], status(out)["exit_code"]) == ("done", 0)
-        assert (out / "table.md").read_text() == done.table.markdown()
-        assert done.plot.read_bytes() == b"a chart"
+        assert status(out) == ("done", 0)
         assert done.error() is None
+        text = (out / "table.md").read_text()
+        assert text == done.table.markdown()
+        assert text.startswith("# similarity study, Procedural scenes val\n")
+        assert text.count("81.00 ± 1.41") == text.count("61.00 ± 1.41") == 2
+        for words in ("- protocol: picie: 32", "scored on val (2 images", "4 of 4 runs finished"):
+            assert words in text
+        value = json.loads((out / "table.json").read_text())
+        assert [row["row"] for row in value["rows"]] == ["cross-entropy", "cosine"]
+        assert value["rows"][0]["linear_pixel_accuracy"]["values"] == [80.0, 82.0]
+        assert len(value["results"]) == 4
+        assert done.plot.read_bytes() == b"a chart"
 
     def test_a_finished_run_is_one_record(self, stage: Stage, run: Run, out: Path) -> None:
         run()
         first, *others = records(out / "rows.jsonl")
         assert len(others) == 3
         assert (first["row"], first["seed"], first["failure"]) == ("cross-entropy", 0, None)
-        assert first["linear"]["pixel_accuracy"] == 80
-        assert first["kmeans"]["mean_iou"] == 30
-        assert first["budget"]["steps"] == 2
-        assert (first["budget"]["epochs"], first["budget"]["backbone"]) == (3, "resnet18")
+        assert (first["linear"]["pixel_accuracy"], first["kmeans"]["mean_iou"]) == (80, 30)
+        assert (first["budget"]["steps"], first["budget"]["epochs"]) == (2, 3)
         assert first["training"]["wall"] > 0
         assert first["probing"]["processor"] >= 0
 
-    def test_the_table(self, stage: Stage, run: Run, out: Path) -> None:
-        """Pixel accuracy: 80 and 82 by the linear probe, 60 and 62 by k-means."""
-        text = run().table.markdown()
-        assert text.startswith("# similarity study, Procedural scenes val\n")
-        assert text.count("81.00 ± 1.41") == text.count("61.00 ± 1.41") == 2
-        for words in ("- protocol: picie: 32", "scored on val (2 images", "4 of 4 runs finished"):
-            assert words in text
-        value = json.loads((out / "table.json").read_text())
-        assert [row["row"] for row in value["rows"]] == ROWS
-        assert value["rows"][0]["linear_pixel_accuracy"]["values"] == [80.0, 82.0]
-        assert len(value["results"]) == 4
-
-    def test_all_runs_have_the_same_settings_but_for_their_row(
-        self, stage: Stage, run: Run, scenes: Path
+    def test_all_runs_have_the_same_settings_and_probes_but_for_their_row(
+        self, stage: Stage, run: Run, scenes: Path, out: Path
     ) -> None:
         run(epochs=4, preset="fast", grid=5)
-        shared = {"device": "cpu", "epochs": 4, "grid": 5, "preset": "fast"}
-        rows: list[dict[str, Any]] = [dict(row.settings) for row in STUDIES["similarity"]]
-        given = [{k: v for k, v in c.items() if k not in ("images", "out")} for c in stage.trained]
-        assert given == [{**shared, **row, "seed": seed} for seed in (0, 1) for row in rows]
         images = sorted(str(path) for path in (scenes / "images/train").iterdir())
-        assert all(call["images"] == images for call in stage.trained)
+        shared = {"device": "cpu", "epochs": 4, "grid": 5, "preset": "fast", "images": images}
+        wanted = [
+            {"out": out / "runs" / f"{row}-seed-{seed}", "similarity": row, "seed": seed, **shared}
+            for seed in (0, 1)
+            for row in ("cross-entropy", "cosine")
+        ]
+        assert stage.trained == wanted
+        assert stage.probed == [
+            (call["out"] / "model", "val", "train", call["seed"]) for call in wanted
+        ]
 
-    def test_all_are_probed_alike(self, stage: Stage, run: Run, out: Path) -> None:
-        run()
-        assert stage.probed[0] == (out / "runs/cross-entropy-seed-0/model", "val", "train", 0)
-        assert [call[-1] for call in stage.probed] == [0, 0, 1, 1]
-
-    def test_what_is_shown_of_a_run(self, stage: Stage, start: Start) -> None:
+    def test_what_is_shown_of_a_run(self, stage: Stage, run: Run) -> None:
         """Progress, and each warning once; neither its notices nor its epochs."""
-        events = list(start())
+        _, events = run()
         after = next(k for k, event in enumerate(events) if str(event).startswith("run 1"))
         notice, *shown, result, following = events[after : after + 8]
         assert str(notice) == "run 1 of 4: cross-entropy, seed 0"
@@ -219,11 +195,15 @@ class TestWhole:
     def test_by_default_in_a_folder_of_its_time(
         self, stage: Stage, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        """A finished study stays as it is."""
         monkeypatch.chdir(tmp_path)
-        done = run(out=None, seeds=1)
+        done, _ = run(out=None)
         assert done.folder.parent == Path("runs/study")
-        assert run(out=None, seeds=1, resume=True).folder == done.folder
-        assert len(stage.trained) == 2
+        again, events = run(out=None, resume=True)
+        assert again == done
+        assert Notice("4 of 4 runs were finished before") in events
+        assert len(stage.trained) == 4
+        assert status(done.folder) == ("done", 0)
 
 
 class TestRefusals:
@@ -251,118 +231,77 @@ class TestRefusals:
 
 
 class TestStops:
-    def stop_training(self, stage: Stage, name: str) -> None:
-        stage.train_error[name] = StoppedError("stopped after step 1", signal.SIGTERM)
-
-    def test_a_stop_while_training(self, stage: Stage, run: Run, out: Path) -> None:
-        self.stop_training(stage, "cross-entropy-seed-1")
+    def test_a_stop_while_training(self, stage: Stage, run: Run, out: Path, tmp_path: Path) -> None:
+        """It goes on where it was, unless the options are others, to the scores of a study in one go."""
+        whole, _ = run(out=tmp_path / "whole", preset="fast")
+        stage.train_error["cross-entropy-seed-1"] = StoppedError("stopped", signal.SIGTERM)
         with pytest.raises(StoppedError, match="stopped after 2 of 4 runs") as found:
-            run()
-        assert found.value.exit_code == 128 + signal.SIGTERM
-        assert (status(out)["status"], status(out)["exit_code"]) == (
-            "stopped",
-            128 + signal.SIGTERM,
-        )
-        assert "2 of 4 runs finished" in (out / "table.md").read_text()
-
-    def test_it_goes_on_where_it_was(self, stage: Stage, run: Run, out: Path) -> None:
-        self.stop_training(stage, "cross-entropy-seed-1")
-        with pytest.raises(StoppedError):
             run(preset="fast")
-        spent = [r for r in records(out / "costs.jsonl") if r["run"] == "cross-entropy-seed-1"]
+        assert found.value.exit_code == 128 + signal.SIGTERM
+        assert status(out) == ("stopped", 128 + signal.SIGTERM)
+        assert "2 of 4 runs finished" in (out / "table.md").read_text()
+        spent = records(out / "costs.jsonl")[-1]["wall"]
+
+        before = (out / "run.json").read_bytes(), (out / "rows.jsonl").read_bytes()
+        with pytest.raises(UsageError, match="--resume: epochs is not given"):
+            run(preset="fast", resume=True, epochs=9)
+        assert ((out / "run.json").read_bytes(), (out / "rows.jsonl").read_bytes()) == before
+
         stage.trained.clear()
-        run(preset="fast", resume=True)
-        assert stage.names()[0] == "cross-entropy-seed-1"
-        assert len(stage.names()) == 2
-        first, second = stage.trained[:2]
+        parts, _ = run(preset="fast", resume=True)
+        assert stage.names() == ["cross-entropy-seed-1", "cosine-seed-1"]
+        first, second = stage.trained
         assert (first["resume"], first["images"], "preset" in first) == (True, [], False)
         assert ("resume" in second, second["preset"]) == (False, "fast")
-        assert status(out)["status"] == "done"
-        row = records(out / "rows.jsonl")[2]
-        assert row["training"]["wall"] > spent[0]["wall"] > 0
-
-    def test_scores_are_those_of_a_study_in_one_go(
-        self, stage: Stage, run: Run, tmp_path: Path
-    ) -> None:
-        whole = run(out=tmp_path / "whole")
-        self.stop_training(stage, "cosine-seed-0")
-        with pytest.raises(StoppedError):
-            run()
-        parts = run(resume=True)
-        scores = [
-            [(each.row, each.seed, each.linear, each.kmeans) for each in done.results]
-            for done in (whole, parts)
-        ]
-        assert scores[0] == scores[1]
+        assert status(out) == ("done", 0)
+        assert records(out / "rows.jsonl")[2]["training"]["wall"] > spent > 0
+        for one, other in zip(whole.results, parts.results, strict=True):
+            assert (one.row, one.seed, one.linear) == (other.row, other.seed, other.linear)
 
     @pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
     def test_a_signal_while_probing(self, stage: Stage, run: Run, out: Path) -> None:
         stage.at_probe["cosine-seed-0"] = lambda: os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(StoppedError, match="stopped after 1 of 4 runs"):
             run()
-        assert status(out)["status"] == "stopped"
+        assert status(out)[0] == "stopped"
         stage.trained.clear()
         run(resume=True)
         assert stage.trained[0]["resume"] is True
         assert stage.names()[0] == "cosine-seed-0"
 
-    def test_a_finished_study_stays(self, stage: Stage, start: Start, run: Run, out: Path) -> None:
-        before = run().table
-        stage.trained.clear()
-        events = list(start(resume=True))
-        assert stage.trained == []
-        assert Notice("4 of 4 runs were finished before") in events
-        assert events[-1].table == before
-        assert status(out)["status"] == "done"
-
-    def test_a_refused_resume_leaves_everything(self, stage: Stage, run: Run, out: Path) -> None:
-        self.stop_training(stage, "cosine-seed-0")
-        with pytest.raises(StoppedError):
-            run()
-        before = (out / "run.json").read_bytes(), (out / "rows.jsonl").read_bytes()
-        with pytest.raises(UsageError, match="--resume: epochs is not given"):
-            run(resume=True, epochs=9)
-        assert ((out / "run.json").read_bytes(), (out / "rows.jsonl").read_bytes()) == before
-
 
 class TestFailures:
     def test_the_others_go_on(self, stage: Stage, run: Run, out: Path) -> None:
+        """A failure is not tried again."""
         stage.train_error["cosine-seed-1"] = NumericError("the loss is not finite")
-        done = run()
+        done, _ = run()
         error = done.error()
         assert error is not None
         assert error.exit_code == 9
         assert "1 of 4 runs failed, first cosine, seed 1" in str(error)
-        assert (status(out)["status"], status(out)["exit_code"]) == ("done", 9)
-        text = done.table.markdown()
-        assert "| cosine (1 of 2 seeds) " in text
-        assert "- failed: cosine, seed 1: the loss is not finite\n" in text
+        assert status(out) == ("done", 9)
+        assert "cosine (1 of 2 seeds)" in done.table.names
+        assert "failed: cosine, seed 1: the loss is not finite" in done.table.notes
         assert [r["failure"] for r in records(out / "rows.jsonl")].count(None) == 3
+        assert run(resume=True)[0] == done
+        assert len(stage.trained) == 4
 
-    def test_a_failure_is_not_tried_again(self, stage: Stage, run: Run) -> None:
-        stage.train_error["cosine-seed-1"] = NumericError("the loss is not finite")
-        run()
-        stage.trained.clear()
-        assert run(resume=True).error() is not None
-        assert stage.trained == []
-
-    def test_features_that_are_not_finite(self, stage: Stage, start: Start) -> None:
+    def test_features_that_are_not_finite(self, stage: Stage, run: Run) -> None:
         def fail() -> None:
             raise NumericError("its features are not finite")
 
         stage.at_probe["cross-entropy-seed-0"] = fail
-        events = list(start(seeds=1))
+        done, events = run(seeds=1)
         assert Notice("run 1 of 2: failed: its features are not finite") in events
-        assert events[-1].results[0].training.wall > 0
+        assert done.results[0].training.wall > 0
 
     def test_another_error_ends_the_study(self, stage: Stage, run: Run, out: Path) -> None:
         stage.train_error["cosine-seed-0"] = InputError("8 usable images cannot fill a batch of 16")
         with pytest.raises(InputError, match="cannot fill a batch"):
             run()
-        assert (status(out)["status"], status(out)["exit_code"]) == ("failed", 3)
-        assert "cannot fill" in status(out)["reason"]
+        assert status(out) == ("failed", 3)
         run(resume=True)
-        assert status(out)["status"] == "done"
+        assert status(out) == ("done", 0)
 
 
 @pytest.mark.usefixtures("slim")
@@ -372,7 +311,7 @@ def test_with_real_training_and_probes(
     monkeypatch.setattr(probe, "STEPS", 50)
     settings = {k: v for k, v in tiny_settings.items() if k not in ("clusters", "over_clusters")}
     settings |= {"categories": 4, "epochs": 1, "grid": 3, "features": "fpn"}
-    done = run(seeds=2, **settings)
+    done, _ = run(seeds=2, **settings)
     assert done.error() is None
     with Image.open(done.plot) as picture:
         assert picture.format == "PNG"
