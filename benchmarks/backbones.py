@@ -60,11 +60,11 @@ def line(name: str, paths: list[Path], settings: dict[str, Any]) -> str:
         training = training_of(paths, {**settings, "freeze": True, "cache_dir": folder})
         config, encoder, method = training.config, training.network.encoder, training.method
         assert isinstance(config, TrainConfig) and isinstance(method, Siamese)
-        cache = StageCache.of(encoder, config, training.store, CPU, training.precision)
+        cache = StageCache(encoder, config, training.store, CPU, training.precision)
         began = time.process_time()
-        for _ in cache.write(encoder, config, training.store, CPU):
+        for _ in cache.write():
             pass
-        written = (time.process_time() - began) / cache.count
+        written = (time.process_time() - began) / len(training.store)
         method.kept = cache
         kept = step_seconds(training)
     return (

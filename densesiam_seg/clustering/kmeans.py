@@ -58,18 +58,17 @@ def kmeans(points: Tensor, clusters: int, *, seed: int, restarts: int = 1) -> Ce
             "k-means: features are not finite or exceed 1e6; the model has diverged, train it with a lower rate"
         )
     data = features.numpy()
+    lower = "lower --clusters (--over-clusters of a merge)"
     if clusters < 1 or len(data) < clusters:
         raise InputError(
-            f"k-means: {len(data)} points cannot make {clusters} clusters; give more images or lower --clusters "
-            "(--over-clusters of a merge)"
+            f"k-means: {len(data)} points cannot make {clusters} clusters; give more images or {lower}"
         )
     # FAISS splits a centre in two where it finds too few distinct points, and says nothing. A few points nearly always
     # show enough distinct ones; only where they do not is the whole sample sorted.
     few = data[: 50 * clusters]
     if all(len(np.unique(part, axis=0)) < clusters for part in (few, data)):
         raise InputError(
-            f"k-means: fewer than {clusters} distinct points; give more varied images or lower --clusters "
-            "(--over-clusters of a merge)"
+            f"k-means: fewer than {clusters} distinct points; give more varied images or {lower}"
         )
     machine = faiss.Kmeans(
         data.shape[1],

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -34,47 +33,36 @@ from densesiam_seg.network.encoder import Encoder
 from densesiam_seg.views.pair import view_pair
 
 
-@dataclass(frozen=True)
 class StageCache:
-    """N rows of both views' stages, each (C, h, w)."""
+    """The stages of these images seen by this backbone, written or not: N rows, in the order of the store."""
 
-    path: Path
-    count: int
-    shapes: Sequence[torch.Size]
-    dtype: torch.dtype
-
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         encoder: Encoder,
         config: TrainConfig,
         store: ImageStore,
         device: torch.device,
         precision: torch.dtype,
-    ) -> StageCache:
-        """The cache of these images seen by this backbone, written or not."""
+    ) -> None:
         assert encoder.frozen and config.keeps_stages()
+        self.backbone, self.config, self.store = encoder.backbone, config, store
+        self.device, self.precision = device, precision
         side = config.image_size
         with torch.no_grad(), autocast(device, precision):
-            stages = encoder.backbone(torch.zeros(1, 3, side, side, device=device))
+            stages = self.backbone(torch.zeros(1, 3, side, side, device=device))
+        self.shapes = [stage.shape[1:] for stage in stages]
+        """(C, h, w) of each stage."""
+        self.row = 2 * sum(map(prod, self.shapes)) * precision.itemsize
+        """Bytes of one image."""
+        self.size = len(store) * self.row
+        """Bytes of all images."""
         facts = [
             *(PIL.__version__, torch.__version__, device.type, str(precision)),
             *(store.manifest.root, store.manifest.digest, store.side, store.fit, store.max_pixels),
-            *(config.seed, config.exact(), config.backbone, _digest(encoder.backbone)),
+            *(config.seed, config.exact(), config.backbone, _digest(self.backbone)),
         ]
         key = hashlib.sha256(json.dumps(facts).encode("ascii")).hexdigest()[:32]
-        path = Path(config.cache_dir) / f"{key}.stages"
-        return cls(path, len(store), [stage.shape[1:] for stage in stages], precision)
-
-    @property
-    def row(self) -> int:
-        """Bytes of one image."""
-        return 2 * sum(map(prod, self.shapes)) * self.dtype.itemsize
-
-    @property
-    def size(self) -> int:
-        """Bytes of all images."""
-        return self.count * self.row
+        self.path = Path(config.cache_dir) / f"{key}.stages"
 
     def written(self) -> bool:
         """Whether the file is there; it never is in part."""
@@ -90,21 +78,20 @@ class StageCache:
             )
         return asked or self.size <= DISK_SHARE * free
 
-    def write(
-        self, encoder: Encoder, config: TrainConfig, store: ImageStore, device: torch.device
-    ) -> Generator[int, None, None]:
+    def write(self) -> Generator[int, None, None]:
         """Compute every row, yielding how many are done. Raises OutputError; a stop leaves no file."""
+        count, size = len(self.store), self.config.batch_size
         # Every pass is as large as those of training: another size may be summed in another order.
         groups = [
-            tuple(index % self.count for index in range(first, first + config.batch_size))
-            for first in range(0, self.count, config.batch_size)
+            tuple(index % count for index in range(first, first + size))
+            for first in range(0, count, size)
         ]
         make_folder(self.path.parent)
         done = 0
         with replacing(self.path, sync=False) as file:
-            batches = store.batches(groups, pinned=device.type == "cuda")
-            for batch in on_device(batches, device):
-                rows = self._rows(encoder, config, batch, device)[: self.count - done]
+            batches = self.store.batches(groups, pinned=self.device.type == "cuda")
+            for batch in on_device(batches, self.device):
+                rows = self._rows(batch)[: count - done]
                 file.write(rows.cpu().view(torch.uint8).numpy().data)
                 done += len(rows)
                 yield done
@@ -123,7 +110,7 @@ class StageCache:
 
     def stages(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Rows (B, bytes) → the stages, each (2B, C, h, w), view 1 of all images first."""
-        views = rows.view(self.dtype).view(len(rows), 2, -1).transpose(0, 1).flatten(0, 1)
+        views = rows.view(self.precision).view(len(rows), 2, -1).transpose(0, 1).flatten(0, 1)
         parts = torch.split(views, [prod(shape) for shape in self.shapes], 1)
         return tuple(
             part.reshape(-1, height, width, channels).permute(0, 3, 1, 2)
@@ -134,20 +121,17 @@ class StageCache:
     def _mapped(self) -> NDArray[np.uint8]:
         """The file (N, bytes), mapped once: a run goes on when it is deleted meanwhile."""
         data = torch.from_file(str(self.path), False, self.size, dtype=torch.uint8)
-        return data.view(self.count, self.row).numpy()
+        return data.view(-1, self.row).numpy()
 
     @torch.no_grad()
-    def _rows(
-        self, encoder: Encoder, config: TrainConfig, batch: Batch, device: torch.device
-    ) -> Tensor:
+    def _rows(self, batch: Batch) -> Tensor:
         """(B, 2·V) of one batch of stored images."""
-        views = view_pair(
-            batch.images, batch.indices, seed=config.seed, round_=0, exact=config.exact()
-        )
-        with autocast(device, self.dtype):
-            stages = encoder.backbone(torch.cat((views.image_1, views.image_2)))
-        flat = [stage.permute(0, 2, 3, 1).flatten(1).to(self.dtype) for stage in stages]
-        return torch.cat([torch.cat(flat, 1).chunk(2)[view] for view in (0, 1)], 1)
+        seed, exact = self.config.seed, self.config.exact()
+        views = view_pair(batch.images, batch.indices, seed=seed, round_=0, exact=exact)
+        with autocast(self.device, self.precision):
+            stages = self.backbone(torch.cat((views.image_1, views.image_2)))
+        flat = [stage.permute(0, 2, 3, 1).flatten(1).to(self.precision) for stage in stages]
+        return torch.cat(torch.cat(flat, 1).chunk(2), 1)
 
 
 def _digest(backbone: nn.Module) -> str:

@@ -227,8 +227,8 @@ def _keep_stages(training: Training, run: Run) -> Iterator[Event]:
     if config.cache not in ("auto", "disk"):
         return
     assert isinstance(method, Siamese)
-    encoder, device = training.network.encoder, training.device
-    cache = StageCache.of(encoder, config, store, device, training.precision)
+    encoder = training.network.encoder
+    cache = StageCache(encoder, config, store, training.device, training.precision)
     size = _shown(cache.size)
     if not cache.written():
         if not cache.has_room(asked=config.cache == "disk"):
@@ -238,7 +238,7 @@ def _keep_stages(training: Training, run: Run) -> Iterator[Event]:
             )
             return
         yield Notice(f"the frozen backbone's features are written once, {size}")
-        with closing(cache.write(encoder, config, store, device)) as writing:
+        with closing(cache.write()) as writing:
             for done in writing:
                 run.require_going_on()
                 yield Progress("features of the frozen backbone", done, len(store))
