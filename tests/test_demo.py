@@ -22,7 +22,8 @@ from densesiam_seg.pictures.sheet import GAP
 @pytest.mark.usefixtures("small_demo")
 def test_end_to_end(tmp_path: Path) -> None:
     out = tmp_path / "demo"
-    events = list(demo_events(out))
+    events = list(demo_events(out, epochs=2))
+    assert sum(isinstance(event, EpochRecord) for event in events) == 2
     done = events[-1]
     assert isinstance(done, Demonstrated)
     assert isinstance(events[0], Notice)
@@ -55,10 +56,6 @@ def test_end_to_end(tmp_path: Path) -> None:
     for path, index in (("train/0001.png", 0), ("train/0008.png", 7), ("val/0001.png", 8)):
         with Image.open(data / "labels" / path) as label:
             np.testing.assert_array_equal(np.asarray(label), scene(0, index, 48)[1])
-
-    # The same again, with another number of epochs.
-    events = list(demo_events(out, overwrite=True, epochs=2))
-    assert sum(isinstance(event, EpochRecord) for event in events) == 2
 
 
 def test_the_scenes_are_declared(tmp_path: Path) -> None:

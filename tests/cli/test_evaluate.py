@@ -96,19 +96,14 @@ class TestEvaluate:
         assert chosen.startswith(f"{json.loads(out)['readout']}, ")
         assert f"candidate {chosen}" in error
 
-    def test_size_and_list(self, run: Cli, tmp_path: Path) -> None:
-        (tmp_path / "some.txt").write_text("0002\n")
-        code, out, _ = run("--json", "--image-size", "40", "--list", tmp_path / "some.txt")
+    def test_some_images_and_missing_ones(self, run: Cli, tmp_path: Path) -> None:
+        (tmp_path / "some.txt").write_text("0001\n0009\n")
+        given = ("--list", tmp_path / "some.txt", "--image-size", "40")
+        refused(run(*given), 3, "input", "(--allow-missing)")
+        code, out, error = run(*given, "--allow-missing", "--json")
         value = json.loads(out)
-        assert (code, value["images"]) == (0, 1)
+        assert (code, value["images"], value["missing"]) == (0, 1, ["0009"])
         assert sum(map(sum, value["counts"])) == 40**2
-
-    def test_missing_images(self, run: Cli, tmp_path: Path) -> None:
-        (tmp_path / "more.txt").write_text("0001\n0009\n")
-        found = run("--list", tmp_path / "more.txt")
-        refused(found, 3, "input", "(--allow-missing)")
-        code, out, error = run("--list", tmp_path / "more.txt", "--allow-missing", "--json")
-        assert (code, json.loads(out)["missing"]) == (0, ["0009"])
         assert error == "warning: 1 images were missing, first 0009\n"
 
     @pytest.mark.parametrize(
@@ -136,10 +131,6 @@ class TestEvaluate:
         refused(found, 3, "input", "mine.toml: No such file")
         found = cli("evaluate", "camvid", *where)
         refused(found, 3, "input", f"{tmp_path}: no folder images/val or val")
-
-    def test_models(self, cli: Cli, scenes: Path, tmp_path: Path) -> None:
-        where = (scenes / "scenes.toml", "--root", scenes)
-        refused(cli("evaluate", *where, "-m", tmp_path), 4, "model", "no model here")
 
     def test_labels_that_do_not_fit(
         self, cli: Cli, scenes: Path, tmp_path: Path, model_folder: Path
@@ -216,9 +207,7 @@ class TestProbe:
             (["--kind", "tree"], "--kind tree: give one of both, linear, kmeans"),
             (["--kind", "linear", "-k", "4"], "--clusters belongs to the k-means probe"),
             (["--clusters", "0"], "--clusters 0"),
-            (["--protocol", "voc"], "--protocol voc"),
             (["--split", "train"], "--train-split train and --split train share 4"),
-            (["--precision", "fp8"], "precision = 'fp8'"),
         ],
     )
     def test_wrong_options(self, run_probe: Cli, arguments: list[str], words: str) -> None:
@@ -230,10 +219,6 @@ class TestProbe:
         (tmp_path / "images").symlink_to(scenes / "images")
         found = cli("probe", model_folder, "--dataset", scenes / "scenes.toml", "--root", tmp_path)
         refused(found, 3, "input", f"probe needs labelled images: {tmp_path}: no folder labels/val")
-
-    def test_models(self, cli: Cli, scenes: Path, tmp_path: Path) -> None:
-        where = ("--dataset", scenes / "scenes.toml", "--root", scenes)
-        refused(cli("probe", tmp_path, *where), 4, "model", "no model here")
 
     def test_a_diverged_model(self, run_probe: Cli, monkeypatch: Patch) -> None:
         def features(*arguments: Any) -> torch.Tensor:
@@ -256,3 +241,11 @@ def test_the_result_also_in_a_file(
     assert run("--out", path, "--overwrite")[0] == 0
     code, out, _ = run("--out", path / "deeper.json", "-q")
     assert (code, "mean IoU" in out.splitlines()[-1]) == (5, True)
+
+
+def test_without_a_model(cli: Cli, scenes: Path, tmp_path: Path) -> None:
+    data = scenes / "scenes.toml"
+    found = cli("evaluate", data, "--root", scenes, "-m", tmp_path)
+    refused(found, 4, "model", "no model here")
+    found = cli("probe", tmp_path, "--dataset", data, "--root", scenes)
+    refused(found, 4, "model", "no model here")

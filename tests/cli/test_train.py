@@ -12,7 +12,6 @@ from program import Cli, Patch, Result, options, other_values, refused
 
 from densesiam_seg.config import PretrainConfig, RunConfig, TrainConfig
 from densesiam_seg.errors import InputError
-from densesiam_seg.inference.segmenter import Segmenter
 
 Call = Callable[..., dict[str, Any]]
 CONFIGS: dict[str, type[RunConfig]] = {"train": TrainConfig, "pretrain": PretrainConfig}
@@ -129,19 +128,6 @@ class TestRuns:
         mask = tmp_path / "mask.png"
         assert cli("predict", image_folder / "01.png", "--model", second, "-o", mask)[0] == 0
 
-    @pytest.mark.parametrize("method", ["simsiam", "picie"])
-    def test_another_method(self, run: Cli, out: Path, method: str) -> None:
-        code, text, error = run("train", "-o", out, "--method", method)
-        assert (code, text) == (0, "")
-        assert f"method {method}" in error and "warning" not in error
-        assert Segmenter.load(out, device="cpu").card.readout == "kmeans"
-
-    def test_pictures(self, run: Cli, out: Path) -> None:
-        code, _, error = run("train", "-o", out, "--visualize-every", "1")
-        picture = out / "report" / "epoch-0001.png"
-        assert (code, picture.is_file()) == (0, True)
-        assert f"picture: {picture}" in error.splitlines()
-
     @BOTH
     def test_json_and_quiet_under_runs_and_then_the_latest(
         self, cli: Cli, run: Cli, image_folder: Path, out: Path, monkeypatch: Patch, command: str
@@ -175,11 +161,6 @@ class TestRuns:
         code, text, _ = cli(command, "--resume", "-o", out, "--json")
         assert (code, json.loads(text)["complete"]) == (0, True)
 
-    @BOTH
-    def test_fewer_images_than_a_batch(self, run: Cli, out: Path, command: str) -> None:
-        found = run(command, "-o", out, "-b", "13", "-q")
-        refused(found, 3, "input", "12 usable images cannot fill a batch of 13")
-
 
 class TestRefusals:
     """Nothing has been started, so stderr is the one line."""
@@ -187,9 +168,6 @@ class TestRefusals:
     def test_images(self, cli: Cli, tmp_path: Path, out: Path) -> None:
         refused(cli("train", tmp_path / "none", "-o", out), 3, "input", "no such file or folder")
         refused(cli("train", tmp_path, "-o", out), 3, "input", "no image found")
-        (tmp_path / "list.txt").write_text("a.jpg\nb.jpg\n")
-        found = cli("train", tmp_path / "list.txt", "-o", out)
-        refused(found, 3, "input", "2 of the 2 files it names do not exist")
         assert not out.exists()
 
     def test_a_folder_of_junk(self, cli: Cli, tmp_path: Path, out: Path) -> None:
