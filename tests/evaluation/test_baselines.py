@@ -50,13 +50,6 @@ class TestPoints:
         points = colour_position_points(image)
         assert points.tolist() == [[1, 0, 0, 0.5, 0.25], [0, 1, 1, 0.5, 0.75]]
 
-    def test_rows_come_in_reading_order(self) -> None:
-        image = torch.arange(3 * 2 * 4, dtype=torch.uint8).view(3, 2, 4)
-        points = colour_position_points(image)
-        assert points.shape == (8, 5)
-        torch.testing.assert_close(points[5, :3] * 255, torch.tensor([5.0, 13.0, 21.0]))
-        assert points[5, 3:].tolist() == [0.75, 0.375]
-
 
 class TestPatchPoints:
     def test_against_plain_loops(self) -> None:

@@ -13,9 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
-from densesiam_seg.clustering.kmeans import Centroids
 from densesiam_seg.datasets.scenes import scene
 from densesiam_seg.errors import ImageError, InputError, UsageError
 from densesiam_seg.evaluation.evaluate import (
@@ -26,7 +24,6 @@ from densesiam_seg.evaluation.evaluate import (
     evaluate,
     known_classes,
     scoring_events,
-    segmenter_events,
 )
 from densesiam_seg.evaluation.metrics import Matching
 from densesiam_seg.evaluation.protocol import (
@@ -326,17 +323,6 @@ class TestEvaluate:
         given: dict[str, Any] = {"dataset": scenes / "tiny.toml", **options}
         with pytest.raises(UsageError, match=words):
             evaluate(root=scenes, model=scenes / "nowhere", **given)
-
-    def test_a_benchmark_serves_any_model(self, scenes: Path, segmenter: Segmenter) -> None:
-        task = task_of(scenes, protocol="picie", image_size=40)
-        centres = F.normalize(torch.randn(7, 8, generator=torch.Generator().manual_seed(0)), dim=1)
-        read = segmenter.with_centroids(Centroids(centres, torch.ones(7, dtype=torch.int64)))
-        *_, first = segmenter_events(segmenter, task)
-        *_, second = segmenter_events(read, task)
-        assert isinstance(first, Evaluation)
-        assert isinstance(second, Evaluation)
-        assert (first.readout, first.clusters) == ("head", 5)
-        assert (second.readout, second.clusters) == ("kmeans", 7)
 
     def test_cores_do_not_matter(self, scenes: Path, segmenter: Segmenter) -> None:
         before = torch.get_num_threads()

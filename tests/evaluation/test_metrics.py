@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -98,18 +99,17 @@ class TestConfusion:
 
 
 class TestMatch:
-    def test_hand_worked_hungarian(self) -> None:
-        # Cluster 0 prefers class 0, but class 0 gains more from cluster 1: 6 + 5 > 7 + 1.
-        matching = match(counts_of([[7, 6], [5, 1]]))
-        assert matching == Matching((1, 0), "hungarian")
-
-    def test_fewer_clusters_than_classes(self) -> None:
-        matching = match(counts_of([[1, 0], [0, 9], [8, 2]]))
-        assert matching == Matching((2, 1), "hungarian")
-
-    def test_more_clusters_than_classes(self) -> None:
-        matching = match(counts_of([[3, 0, 4, 0], [2, 5, 4, 0]]))
-        assert matching == Matching((0, 1, 0, -1), "many-to-one")
+    @pytest.mark.parametrize(
+        ("rows", "expected"),
+        [
+            # Cluster 0 prefers class 0, but class 0 gains more from cluster 1: 6 + 5 > 7 + 1.
+            ([[7, 6], [5, 1]], Matching((1, 0), "hungarian")),
+            ([[1, 0], [0, 9], [8, 2]], Matching((2, 1), "hungarian")),
+            ([[3, 0, 4, 0], [2, 5, 4, 0]], Matching((0, 1, 0, -1), "many-to-one")),
+        ],
+    )
+    def test_hand_worked(self, rows: list[list[int]], expected: Matching) -> None:
+        assert match(counts_of(rows)) == expected
 
     @given(ANY_MATRIX)
     def test_optimal(self, counts: Counts) -> None:
@@ -153,33 +153,31 @@ class TestScore:
         assert scores.absent == ()
         assert scores.names == ("class 0", "class 1", "class 2")
 
-    def test_things_keep_their_confusion_with_stuff(self) -> None:
-        # The thing's 10 pixels predicted as stuff count in both: 10/20 and 30/40.
-        scores = scored([[10, 10], [0, 30]], "ts")
-        assert (scores.things_iou, scores.stuff_iou) == (50.0, 75.0)
-
-    def test_absent_class_is_excluded_though_predicted(self) -> None:
-        scores = scored([[6, 2], [0, 0]], "st")
-        assert scores.iou == (75.0, None)
-        assert scores.accuracy == (75.0, None)
-        assert scores.share == (100.0, 0.0)
-        assert scores.mean_iou == 75.0
-        assert scores.things_iou is None
-        assert scores.absent == ("class 1",)
-
-    def test_unmatched_class_counts_as_zero(self) -> None:
-        scores = scored([[4, 0], [0, 4], [1, 1]])
-        assert scores.iou == (80.0, 80.0, 0.0)
-        assert scores.mean_iou == pytest.approx(160 / 3)
+    @pytest.mark.parametrize(
+        ("rows", "kinds", "expected"),
+        [
+            # The thing's 10 pixels predicted as stuff count in both: 10/20 and 30/40.
+            ([[10, 10], [0, 30]], "ts", {"things_iou": 50, "stuff_iou": 75}),
+            # An absent class is excluded though predicted.
+            ([[6, 2], [0, 0]], "st", {"iou": (75, None), "mean_iou": 75, "absent": ("class 1",)}),
+            ([[6, 2], [0, 0]], "st", {"accuracy": (75, None), "things_iou": None}),
+            # A class without a cluster counts as zero.
+            ([[4, 0], [0, 4], [1, 1]], "---", {"iou": (80, 80, 0), "mean_iou": 160 / 3}),
+            # Many to one joins clusters.
+            ([[3, 4, 0, 0], [0, 1, 8, 0]], "--", {"iou": (700 / 8, 800 / 9), "clusters_in_use": 3}),
+        ],
+    )
+    def test_special_classes(
+        self, rows: list[list[int]], kinds: str, expected: dict[str, Any]
+    ) -> None:
+        scores = scored(rows, kinds)
+        for name, value in expected.items():
+            numbers = value if name == "absent" else pytest.approx(value)
+            assert getattr(scores, name) == numbers
 
     def test_unmatched_cluster_is_an_error_of_its_class(self) -> None:
         scores = score(counts_of([[5, 5]]), Matching((0, -1), "hungarian"), ["a"], [None])
         assert (scores.mean_iou, scores.pixel_accuracy) == (50.0, 50.0)
-
-    def test_many_to_one_joins_clusters(self) -> None:
-        scores = scored([[3, 4, 0, 0], [0, 1, 8, 0]])
-        assert scores.iou == pytest.approx((100 * 7 / 8, 100 * 8 / 9))
-        assert scores.clusters_in_use == 3
 
     def test_no_label_at_all_is_refused(self) -> None:
         with pytest.raises(InputError, match="no pixel has a label"):

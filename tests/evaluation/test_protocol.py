@@ -172,16 +172,6 @@ class TestOwnMasks:
 
 class TestReadMasks:
     @pytest.mark.parametrize("name", PROTOCOLS)
-    def test_features_of_a_batch_are_those_of_its_images(
-        self, segmenter: Segmenter, images: Tensor, name: str
-    ) -> None:
-        together = dense_features(segmenter, images, PROTOCOLS[name])
-        assert together.shape == (3, 8, 10, 10)
-        for features, image in zip(together, images, strict=True):
-            alone = dense_features(segmenter, image[None], PROTOCOLS[name])[0]
-            torch.testing.assert_close(features, alone)
-
-    @pytest.mark.parametrize("name", PROTOCOLS)
     def test_several_read_outs_of_the_same_features(
         self, segmenter: Segmenter, images: Tensor, name: str
     ) -> None:

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from densesiam_seg.errors import OutputError
 from densesiam_seg.pictures.masks import (
     Colour,
     colourise,
@@ -72,10 +71,6 @@ class TestWriteMask:
         with Image.open(tmp_path / "m.png") as picture:
             np.testing.assert_array_equal(np.asarray(picture), mask)
 
-    def test_no_place_to_write(self, tmp_path: Path) -> None:
-        with pytest.raises(OutputError, match="absent"):
-            write_mask(tmp_path / "absent" / "m.png", np.zeros((1, 1), np.uint8), palette(2))
-
 
 class TestPictures:
     def test_ids_take_their_colours(self) -> None:
@@ -87,9 +82,6 @@ class TestPictures:
     def test_ignored_ids_are_black(self, ignored: int) -> None:
         mask = np.array([[0, ignored]], np.uint8)
         assert colourise(mask, COLOURS).tolist() == [[[250, 0, 0], [0, 0, 0]]]
-
-    def test_an_empty_mask(self) -> None:
-        assert colourise(np.zeros((0, 4), np.uint8), COLOURS).shape == (0, 4, 3)
 
     def test_overlay_mixes_inside_and_draws_borders(self) -> None:
         """Columns 0, 0, 1, 1: the third column is a border, the others are the mean of image and colour."""

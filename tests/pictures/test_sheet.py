@@ -146,14 +146,6 @@ def test_the_legend_shows_every_colour_with_its_name() -> None:
     assert (below == INK).all(-1).sum() > 50
 
 
-@pytest.mark.parametrize("count", [1, 60])
-def test_a_legend_of_any_length_stays_on_the_sheet(count: int) -> None:
-    legend = [(f"class {k}", (k + 1, 255 - k, 7)) for k in range(count)]
-    page = pixels(comparison(("x", "y"), [[plain(RED), plain(RED)]], legend, side=100))
-    for _, colour in legend:
-        assert (page == colour).all(-1).sum() == 13 * 13
-
-
 def test_an_entry_without_a_colour_is_text_alone() -> None:
     picture = [[plain(RED)]]
     places = changes(
