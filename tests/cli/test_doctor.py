@@ -31,8 +31,3 @@ def test_a_broken_installation(cli: Cli, monkeypatch: Patch, options: list[str])
     code, out, error = cli("doctor", *options)
     assert (code, BROKEN.text in out) == (2, True)
     assert error.startswith("error[usage]: doctor: ")
-
-
-def test_this_installation(cli: Cli) -> None:
-    code, out, error = cli("doctor")
-    assert (code, error, "torchvision" in out) == (0, "", True)

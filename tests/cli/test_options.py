@@ -78,13 +78,9 @@ def test_what_the_read_out_is_asked_for(
         *words, *(() if model else ("-m", "run")), "--readout", "merge", "-k", "9", "--fit-images", "a",
         "--fit-images", "b", "--over-clusters", "50", "--seed", "7", "--device", "cpu", "--precision", "bf16",
     )  # fmt: skip
+    defaults = {"over_clusters": None, "seed": 0, "device": "auto", "precision": "auto"}
+    given = {"over_clusters": 50, "seed": 7, "device": "cpu", "precision": "bf16"}
     assert calls == [
-        (
-            (model, "head", None, None),
-            {"over_clusters": None, "seed": 0, "device": "auto", "precision": "auto"},
-        ),
-        (
-            (Path("run"), "merge", 9, ["a", "b"]),
-            {"over_clusters": 50, "seed": 7, "device": "cpu", "precision": "bf16"},
-        ),
+        ((model, "head", None, None), defaults),
+        ((Path("run"), "merge", 9, ["a", "b"]), given),
     ]

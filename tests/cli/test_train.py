@@ -170,6 +170,10 @@ class TestRefusals:
         refused(cli("train", tmp_path, "-o", out), 3, "input", "no image found")
         assert not out.exists()
 
+    def test_fewer_images_than_a_batch(self, run: Cli, out: Path) -> None:
+        found = run("train", "-o", out, "-b", "13", "-q")
+        refused(found, 3, "input", "12 usable images cannot fill a batch of 13")
+
     def test_a_folder_of_junk(self, cli: Cli, tmp_path: Path, out: Path) -> None:
         (tmp_path / "a.jpg").write_bytes(b"junk")
         code, text, error = cli("train", tmp_path, "-o", out, "-q")
