@@ -14,8 +14,6 @@ from densesiam_seg.datasets.labels import read_label
 from densesiam_seg.datasets.reader import samples
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
-MAPS = SHARED / "label_maps"
-needs_maps = pytest.mark.skipif(not MAPS.is_dir(), reason="the shared label maps are not here")
 needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data are not here")
 
 
@@ -24,12 +22,8 @@ def ids(dataset: Dataset) -> dict[int, int]:
     return {raw: n for n, each in enumerate(dataset.classes) for raw in each.raw}
 
 
-def shared_map(name: str) -> Any:
-    return json.loads((MAPS / name).read_text())
-
-
-def listed_colours(dataset: Dataset) -> list[list[int]]:
-    return [list(colour or ()) for colour in dataset.colours]
+def shared_json(name: str) -> Any:
+    return json.loads((SHARED / name).read_text())
 
 
 def test_names() -> None:
@@ -103,45 +97,32 @@ def test_camvid() -> None:
     assert dataset.splits["val"].expected == 101
 
 
-@needs_maps
-def test_coco_stuff_equals_the_shared_map() -> None:
-    dataset, shared = load_dataset("coco-stuff"), shared_map("cocostuff27.json")
-    fine = ids(dataset)
-    assert [fine[raw] for raw in range(182)] == shared["fine_to_coarse"]
-    assert list(dataset.names) == [each["name"] for each in shared["coarse"]]
-    assert list(dataset.kinds) == [each["kind"] for each in shared["coarse"]]
-    assert listed_colours(dataset) == [each["color"] for each in shared["coarse"]]
-    for split, listed in shared["curated_lists"].items():
-        assert dataset.splits[split].lists == (listed["file"],)
-        assert dataset.splits[split].expected == listed["count"]
-
-
-@needs_maps
-def test_cityscapes_equals_the_shared_map() -> None:
-    dataset, shared = load_dataset("cityscapes"), shared_map("cityscapes27.json")
-    meaning = dict.fromkeys(dataset.ignored, 255) | ids(dataset)
-    wanted = {int(raw) % 256: each for raw, each in shared["labelId_to_27"].items()}
-    assert meaning == wanted
-    assert list(dataset.names) == [each["name"] for each in shared["classes27"]]
-    assert listed_colours(dataset) == [each["color"] for each in shared["classes27"]]
-
-
-@needs_maps
-def test_potsdam_equals_the_shared_map() -> None:
-    dataset, shared = load_dataset("potsdam"), shared_map("potsdam3.json")
-    red, green, blue = np.array([each["rgb"] for each in shared["fine"]]).T
-    packed = (red << 16 | green << 8 | blue).tolist()
-    coarse = [each["coarse"] for each in shared["fine"]]
-    assert ids(dataset) == dict(zip(packed, coarse, strict=True))
-    assert list(dataset.names) == shared["coarse"]
+@needs_data
+@pytest.mark.parametrize(
+    ("name", "file", "key"),
+    [
+        ("coco-stuff", "label_maps/cocostuff27.json", "coarse"),
+        ("cityscapes", "label_maps/cityscapes27.json", "classes27"),
+        ("camvid", "camvid/classes.json", "classes"),
+    ],
+)
+def test_names_and_colours_equal_the_shared_ones(name: str, file: str, key: str) -> None:
+    dataset, classes = load_dataset(name), shared_json(file)[key]
+    assert list(dataset.names) == [each["name"] for each in classes]
+    assert [list(colour or ()) for colour in dataset.colours] == [each["color"] for each in classes]
 
 
 @needs_data
-def test_camvid_equals_the_shared_classes() -> None:
-    dataset = load_dataset("camvid")
-    shared = json.loads((SHARED / "camvid" / "classes.json").read_text())["classes"]
-    assert list(dataset.names) == [each["name"] for each in shared]
-    assert listed_colours(dataset) == [each["color"] for each in shared]
+def test_maps_equal_the_shared_ones() -> None:
+    dataset, shared = load_dataset("coco-stuff"), shared_json("label_maps/cocostuff27.json")
+    fine = ids(dataset)
+    assert [fine[raw] for raw in range(182)] == shared["fine_to_coarse"]
+    for split, listed in shared["curated_lists"].items():
+        assert dataset.splits[split].lists == (listed["file"],)
+        assert dataset.splits[split].expected == listed["count"]
+    dataset, shared = load_dataset("cityscapes"), shared_json("label_maps/cityscapes27.json")
+    wanted = {int(raw) % 256: each for raw, each in shared["labelId_to_27"].items()}
+    assert dict.fromkeys(dataset.ignored, 255) | ids(dataset) == wanted
 
 
 @needs_data

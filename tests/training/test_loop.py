@@ -25,7 +25,6 @@ from densesiam_seg.network.model import DenseSiam
 from densesiam_seg.presets import METHODS
 from densesiam_seg.training.loop import EpochSums, Training
 from densesiam_seg.training.recipes import CONFIGS, FITS, Command, build_method
-from densesiam_seg.views.pair import ViewPair, view_pair
 
 Record = StepRecord | EpochRecord
 Make = Callable[..., Training]
@@ -151,18 +150,13 @@ class TestSums:
         record = sums.record(2, 0)
         assert (record.disjoint, record.spread) == (3, 0.625)
 
-    def test_a_spread_of_zero_is_not_a_missing_one(self) -> None:
+    def test_what_is_zero_and_what_is_missing(self) -> None:
         sums = EpochSums()
-        sums.add(StepRecord(1, 0, {}, 0.0, 0.0, spread=0.0), [1, 1])
-        assert sums.record(1, 0).spread == 0.0
-        assert EpochSums(1, histogram=[1, 1]).record(1, 0).spread is None
-
-    def test_nothing_clustered_makes_no_shares(self) -> None:
-        sums = EpochSums()
-        for step in (1, 2):
-            sums.add(StepRecord(step, 0, {"total": 1.0}, 0.5, 0.0), [])
-        record = sums.record(2, 0)
+        sums.add(StepRecord(1, 0, {"total": 1.0}, 0.5, 0.0, spread=0.0), [])
+        record = sums.record(1, 0)
+        assert record.spread == 0.0
         assert (record.shares, record.clusters_in_use, record.entropy) == ([], 0, 0)
+        assert EpochSums(1, histogram=[1, 1]).record(1, 0).spread is None
 
 
 class TestRecords:
@@ -276,23 +270,6 @@ class TestStep:
         training = make(workers=workers)
         assert untimed(training.records()) == whole[0]
         assert same(tensors_of(training), whole[1])
-
-    @pytest.mark.parametrize(("replay", "rounds"), [("epoch", {0, 1, 2}), ("run", {0})])
-    def test_views_are_drawn_per_epoch_or_once(
-        self, make: Make, monkeypatch: pytest.MonkeyPatch, replay: str, rounds: set[int]
-    ) -> None:
-        found: list[tuple[int, int]] = []
-
-        def spy(
-            images: Tensor, indices: tuple[int, ...], *, seed: int, round_: int, exact: bool
-        ) -> ViewPair:
-            found.append((seed, round_))
-            return view_pair(images, indices, seed=seed, round_=round_, exact=exact)
-
-        monkeypatch.setattr("densesiam_seg.methods.densesiam.view_pair", spy)
-        list(make(replay=replay, seed=4).records())
-        assert {round_ for _, round_ in found} == rounds
-        assert {seed for seed, _ in found} == {4}
 
     def test_constant_images_train(self, make: Make) -> None:
         """Every pixel alike: nothing may divide by a deviation or a length of zero."""
@@ -444,6 +421,16 @@ class TestNumericFailure:
         for name, value in training.network.named_parameters():
             assert torch.equal(value, weights[name]), name
 
+    @pytest.mark.parametrize("fault", list(FAULTS))
+    def test_where_results_are_read_seldom_it_comes_before_any_record(
+        self, make: Make, fault: str
+    ) -> None:
+        training = make()
+        training.read_seconds = 1e9
+        training.method = Faulty(training.method, FAULTS[fault])
+        with pytest.raises(NumericError, match="step 3"):
+            next(training.records())
+
 
 class TestReading:
     """Where results are read seldom, as on a GPU, everything is as if they were read at once."""
@@ -469,13 +456,3 @@ class TestReading:
         later.restore(*saved(training))
         assert untimed(later.records()) == whole[0][4:]
         assert same(tensors_of(later), whole[1])
-
-    @pytest.mark.parametrize("fault", list(FAULTS))
-    def test_a_failure_is_told_with_its_step_before_any_record_of_that_state(
-        self, make: Make, fault: str
-    ) -> None:
-        training = make()
-        training.read_seconds = 1e9
-        training.method = Faulty(training.method, FAULTS[fault])
-        with pytest.raises(NumericError, match="step 3"):
-            next(training.records())

@@ -54,13 +54,6 @@ class TestReadout:
         assert torch.equal(found.centroids, fitted.centroids)
         assert found.clusters == fitted.clusters
 
-    def test_a_run_that_ran_out_of_time_has_one_too(self, runs: TinyRuns) -> None:
-        trained = end(runs.begin(method="picie", max_time=0))
-        assert not trained.complete
-        segmenter = Segmenter.load(runs.path, device="cpu")
-        assert (segmenter.card.readout, segmenter.card.training["steps"]) == ("kmeans", 1)
-        assert end(runs.resume()).complete
-
 
 class TestPictures:
     """`--visualize-every`."""
