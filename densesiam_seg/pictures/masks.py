@@ -84,8 +84,14 @@ def overlay(
     """The mean of an image (H, W, 3) and its mask's colours; borders of clusters have the colours alone."""
     colour = colourise(mask, colours)
     tinted = np.array(Image.blend(Image.fromarray(image), Image.fromarray(colour), 0.5))
+    border = borders(mask)
+    tinted[border] = colour[border]
+    return tinted
+
+
+def borders(mask: NDArray[np.generic]) -> NDArray[np.bool_]:
+    """Where a mask (H, W) differs from the pixel above or before it."""
     border = np.zeros(mask.shape, bool)
     border[:, 1:] |= mask[:, 1:] != mask[:, :-1]
     border[1:] |= mask[1:] != mask[:-1]
-    tinted[border] = colour[border]
-    return tinted
+    return border

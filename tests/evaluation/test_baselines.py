@@ -43,26 +43,24 @@ def halves(left: tuple[int, int, int], right: tuple[int, int, int], side: int = 
     return (image + noise).to(torch.uint8)
 
 
-class TestPoints:
-    def test_two_pixels_by_hand(self) -> None:
-        """Red at x = ¼ and cyan at x = ¾, both at y = ½."""
-        image = torch.tensor([[[255, 0]], [[0, 255]], [[0, 255]]], dtype=torch.uint8)
-        points = colour_position_points(image)
-        assert points.tolist() == [[1, 0, 0, 0.5, 0.25], [0, 1, 1, 0.5, 0.75]]
+def test_colour_and_position_of_two_pixels_by_hand() -> None:
+    """Red at x = ¼ and cyan at x = ¾, both at y = ½."""
+    image = torch.tensor([[[255, 0]], [[0, 255]], [[0, 255]]], dtype=torch.uint8)
+    points = colour_position_points(image)
+    assert points.tolist() == [[1, 0, 0, 0.5, 0.25], [0, 1, 1, 0.5, 0.75]]
 
 
-class TestPatchPoints:
-    def test_against_plain_loops(self) -> None:
-        """Squares are cut at the border, and position stands behind the six statistics."""
-        image = torch.from_numpy(scene(0, 2, 24)[0]).permute(2, 0, 1)[:, :13, :17].contiguous()
-        points = patch_position_points(image).view(13, 17, 8)
-        colours = image.double().numpy() / 255
-        for row, column in ((0, 0), (0, 8), (6, 8), (12, 16), (11, 1), (2, 15)):
-            rows = slice(max(row - 2, 0), row + 3)
-            columns = slice(max(column - 2, 0), column + 3)
-            patch = colours[:, rows, columns].reshape(3, -1)
-            expected = [*patch.mean(1), *patch.std(1), (row + 0.5) / 13, (column + 0.5) / 17]
-            np.testing.assert_allclose(points[row, column].numpy(), expected, atol=2e-4)
+def test_patches_against_plain_loops() -> None:
+    """Squares are cut at the border, and position stands behind the six statistics."""
+    image = scenes(3)[2][:, :13, :17].contiguous()
+    points = patch_position_points(image).view(13, 17, 8)
+    colours = image.double().numpy() / 255
+    for row, column in ((0, 0), (0, 8), (6, 8), (12, 16), (11, 1), (2, 15)):
+        rows = slice(max(row - 2, 0), row + 3)
+        columns = slice(max(column - 2, 0), column + 3)
+        patch = colours[:, rows, columns].reshape(3, -1)
+        expected = [*patch.mean(1), *patch.std(1), (row + 0.5) / 13, (column + 0.5) / 17]
+        np.testing.assert_allclose(points[row, column].numpy(), expected, atol=2e-4)
 
 
 class TestKmeansMasks:

@@ -165,7 +165,7 @@ class TestWhole:
         run(epochs=4, preset="fast", grid=5)
         images = sorted(str(path) for path in (scenes / "images/train").iterdir())
         shared = {"device": "cpu", "epochs": 4, "grid": 5, "preset": "fast", "images": images}
-        wanted = [
+        wanted: list[dict[str, Any]] = [
             {"out": out / "runs" / f"{row}-seed-{seed}", "similarity": row, "seed": seed, **shared}
             for seed in (0, 1)
             for row in ("cross-entropy", "cosine")
