@@ -237,11 +237,3 @@ def test_a_certain_place_stays_and_an_unsure_one_follows_its_image() -> None:
     # The unsure place's share p of the first cluster has odds of (8 + p) / (1 + 1 - p), so p is 8 / 9.
     assert float(found[0, 0, 0, 9]) == pytest.approx(8 / 9, abs=0.01)
     torch.testing.assert_close(found[1], torch.full((2, 1, 10), 0.5))
-
-
-def test_own_shares_are_each_images() -> None:
-    """Two images at once are two images by themselves, whatever their shapes."""
-    mixture = Mixture(3, 3, 0)
-    scores = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
-    both = mixture.adapted(scores)
-    torch.testing.assert_close(both, torch.cat([mixture.adapted(each[None]) for each in scores]))

@@ -310,13 +310,6 @@ class TestCandidateRegions:
         torch.testing.assert_close(pairs.places_2[..., 1], 1 - pairs.places_1[..., 1])
         assert pairs.weight[0].equal(torch.eye(4))
 
-    def test_region_holds_the_mean_of_its_positions(self) -> None:
-        maps = torch.arange(36.0).view(1, 1, 6, 6)
-        pairs = found("candidate-regions", [WHOLE], [WHOLE], 2, (maps, maps))
-        # The nine positions of the first window are the centres of the first 3 × 3 pixels, whose middle one is 7.
-        expected = torch.tensor([7.0, 10.0, 25.0, 28.0])
-        torch.testing.assert_close(pool(maps, pairs.places_1)[0, :, 0], expected)
-
 
 @pytest.mark.parametrize("corner", [0.0, 1.0])
 def test_rounding_leaves_no_view(corner: float) -> None:

@@ -225,12 +225,6 @@ class TestSwitches:
         seen = batches_seen(network)
         assert seen == {head: {int(head not in HEADS[name])} for head in seen}
 
-    def test_regions_off(self, network: DenseSiam) -> None:
-        with_regions, without = (found(network, ODD, regions=regions) for regions in (True, False))
-        assert list(without.parts) == ["image", "pixel", "over_cluster", "segmentation"]
-        expected = with_regions.total - 0.45 * with_regions.parts["region"]
-        assert without.total.item() == pytest.approx(expected.item(), abs=1e-5)
-
     def test_regions_alone_must_start_at_once(self, network: DenseSiam) -> None:
         """An epoch without any loss would have no gradient, so no settings ask for one."""
         method = Siamese(network, replace(CONFIG, **REGIONS_ALONE))

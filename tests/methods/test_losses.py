@@ -287,22 +287,14 @@ class TestImageLoss:
         assert dispersion.item() == pytest.approx(deviation.item() * math.sqrt(8), abs=1e-5)
 
 
-class TestSpread:
-    def test_by_hand(self) -> None:
-        # Each column is 0 and 1: deviation ½, times √2.
-        assert spread(torch.tensor([[1.0, 0.0], [0.0, 1.0]])).item() == pytest.approx(0.7071068)
-        # Columns 1 -1 0 0 and 0 0 1 -1, of whatever length: deviation √½, times √2.
-        axes = torch.tensor([[1.0, 0.0], [-7.0, 0.0], [0.0, 1.0], [0.0, -0.1]])
-        assert spread(axes).item() == pytest.approx(1)
-        assert spread(torch.zeros(3, 4)).item() == 0
-
-    @pytest.mark.parametrize("width", [2, 16, 128])
-    def test_falls_from_one_to_zero_with_what_rows_have_in_common(self, width: int) -> None:
-        directions = torch.randn(4000, width, generator=torch.Generator().manual_seed(width))
-        values = [spread(directions + common).item() for common in (0, 1, 3, 1000)]
-        assert values == sorted(values, reverse=True)
-        assert values[0] == pytest.approx(1, abs=0.02)
-        assert values[-1] == pytest.approx(0, abs=1e-2)
+def test_spread_by_hand() -> None:
+    # Each column is 0 and 1: deviation ½, times √2.
+    assert spread(torch.tensor([[1.0, 0.0], [0.0, 1.0]])).item() == pytest.approx(0.7071068)
+    # Columns 1 -1 0 0 and 0 0 1 -1, of whatever length: deviation √½, times √2.
+    axes = torch.tensor([[1.0, 0.0], [-7.0, 0.0], [0.0, 1.0], [0.0, -0.1]])
+    assert spread(axes).item() == pytest.approx(1)
+    assert spread(torch.tensor([[3.0, 4.0], [0.3, 0.4]])).item() == pytest.approx(0, abs=1e-6)
+    assert spread(torch.zeros(3, 4)).item() == 0
 
 
 class TestPseudoLabels:

@@ -30,7 +30,8 @@ def test_nothing_is_prepared_or_kept_unless_a_method_does() -> None:
 
     store: Any = Store()
     method = Plain()
-    assert method.batches(store, [(1, 2)], pinned=True) == ([(1, 2)], True)
+    batches: Any = method.batches(store, [(1, 2)], pinned=True)
+    assert batches == ([(1, 2)], True)
     assert list(method.prepare(store, 3)) == []
     assert method.state() == {}
     method.restore({})

@@ -130,13 +130,6 @@ class TestDraws:
             own = generator(seed, Stream.GRID, round_, image)
             np.testing.assert_array_equal(row.numpy(), own.random((count, 2), dtype=np.float32))
 
-    def test_are_uniform_in_the_half_open_square(self) -> None:
-        draws = grid_draws(PretrainConfig(sampling="uniform", grid=10), 0, range(100), "cpu")
-        assert draws.min() >= 0
-        assert draws.max() < 1
-        counts = torch.histc(draws, 10, 0, 1)
-        assert (counts - 2000).abs().max() < 213  # five standard deviations of 42.4
-
 
 class TestSamplers:
     """From draws to positions."""

@@ -16,7 +16,6 @@ from references import (
     coloured,
     cropped,
     geometry_of,
-    photometry_of,
     pillow_resized,
     random_images,
     stacked,
@@ -24,12 +23,10 @@ from references import (
 from torch import Tensor
 from torch.nn import functional as F
 
-from densesiam_seg.views import pair as views
 from densesiam_seg.views import parameters
 from densesiam_seg.views.geometric import crop_matrices, resample, warp
 from densesiam_seg.views.pair import first_view, independent_views, view_pair
 from densesiam_seg.views.parameters import (
-    Photometry,
     sample_geometry,
     sample_photometry,
     sample_pretraining_geometry,
@@ -58,17 +55,6 @@ def shown(plane: Tensor, crop: list[float], change: list[float], side: int) -> A
     image = blurred(coloured(torch.from_numpy(small), change).numpy(), change[5])
     normalised: Array = ((image[..., ::-1] if flip else image) - MEANS) / DEVIATIONS
     return normalised
-
-
-@pytest.fixture
-def plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No change of colours."""
-
-    def unchanged(seed: int, round_: int, images: Sequence[int], view: int) -> Photometry:
-        return photometry_of(*((1.0, 1.0, 1.0, 0.0, 0.0, 0.0),) * len(images))
-
-    monkeypatch.setattr(views, "sample_photometry", unchanged)
-    monkeypatch.setattr(views, "sample_pretraining_photometry", unchanged)
 
 
 def both(
@@ -114,19 +100,6 @@ class TestImageAgainstFeatureMap:
         assert exact.sum() >= (cells - 2) ** 2
         assert difference[exact].max() < 1e-5
         assert difference.max() <= (abs(slope_y) + abs(slope_x)) * half + 1e-5
-
-    @pytest.mark.usefixtures("plain")
-    def test_views_without_photometry_correspond(self) -> None:
-        """The same through `view_pair`: what `warp` makes of view 2 lies on view 1."""
-        ramp = torch.arange(64) * 4
-        image = torch.stack((ramp[:, None].expand(64, 64), ramp[None, :].expand(64, 64)))
-        images = torch.cat((image, image.sum(0, keepdim=True) // 2)).to(torch.uint8)
-        pair = view_pair(images.expand(6, 3, 64, 64), range(6), seed=0, round_=0)
-        assert {0.0, 1.0} == set(pair.geometry.flip.tolist())
-        first = F.avg_pool2d(pair.image_1, 4)
-        second = warp(F.avg_pool2d(pair.image_2, 4), pair.geometry)
-        inner = (..., slice(1, -1), slice(1, -1))
-        torch.testing.assert_close(first[inner], second[inner], atol=1e-4, rtol=0)
 
 
 class TestViewPair:
