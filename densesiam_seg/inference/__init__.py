@@ -2,5 +2,5 @@
 
 Imports `network`, `clustering`, `pictures`, `views`, `images` and `io`. Exports `segmenter`, its files (`model_card`),
 `predict` for folders, read-outs by k-means and merging (`readout`) and their choice without labels (`selection`),
-test-time options (`test_time`), pictures of clusters (`visualize`) and weights for other programs (`export`).
+options at test time (`options`), pictures of clusters (`visualize`) and weights for other programs (`export`).
 """

@@ -32,13 +32,13 @@ AHEAD = 2
 """Images per core whose points may wait; those of one take megabytes."""
 
 Item = TypeVar("Item")
-Images = Callable[[], Iterable[Tensor]]
-"""Makes one pass over images, each uint8 (3, H, W)."""
+Images = Callable[[], Iterable[Item]]
+"""Makes one pass over images."""
 
 
 def fit_readout(
     segmenter: Segmenter,
-    images: Callable[[], Iterable[ImageLike]],
+    images: Images[ImageLike],
     count: int,
     clusters: int,
     *,
@@ -47,39 +47,30 @@ def fit_readout(
 ) -> Segmenter:
     """The segmenter read out by k-means of its own features over `count` images, for any number of clusters.
 
-    `images` makes a pass over images as `Segmenter.read` takes them; files that cannot be read are passed over. The
-    rest is as in `fit_centroids`.
+    Files that cannot be read are passed over; the rest is as in `fit_centroids`.
     """
-    points_of = _of_each(segmenter, lambda pixels: dense_points(segmenter, pixels))
+    points_of = _points_of(segmenter)
     return segmenter.with_centroids(
         fit_centroids(points_of, images, count, clusters, seed=seed, restarts=restarts)
     )
 
 
 def fit_merged(
-    segmenter: Segmenter,
-    images: Callable[[], Iterable[ImageLike]],
-    count: int,
-    clusters: int,
-    over_clusters: int,
-    *,
-    seed: int,
+    segmenter: Segmenter, images: Images[ImageLike], count: int, over_clusters: int, *, seed: int
 ) -> Segmenter:
-    """The segmenter read out by k-means with many `over_clusters`, merged to `clusters` by distance and contacts.
+    """The segmenter read out by k-means with many `over_clusters`, all merged to one by distance and contacts.
 
-    The images are passed over as in `fit_readout`, and once more for which over-clusters touch.
+    `Segmenter.with_clusters` gives any other number. The images are passed over as in `fit_readout`, and once more for
+    which over-clusters touch.
     """
-    points_of = _of_each(segmenter, lambda pixels: dense_points(segmenter, pixels))
-    fine = fit_centroids(points_of, images, count, over_clusters, seed=seed)
+    fine = fit_centroids(_points_of(segmenter), images, count, over_clusters, seed=seed)
     touching = touches(segmenter.with_centroids(fine), images, count)
     tree = merge_tree(fine.centres.numpy(), fine.counts.numpy(), touching)
-    return segmenter.with_merges(fine.centres, Merges(tree, fine.counts.numpy()), clusters)
+    return segmenter.with_merges(fine.centres, Merges(tree, fine.counts.numpy()), 1)
 
 
-def touches(
-    segmenter: Segmenter, images: Callable[[], Iterable[ImageLike]], count: int
-) -> Contacts:
-    """The contacts of the clusters of a segmenter in `LOOKED_AT` of `count` images, or all where there are no more."""
+def touches(segmenter: Segmenter, images: Images[ImageLike], count: int) -> Contacts:
+    """The contacts of a segmenter's clusters in at most `LOOKED_AT` of `count` images."""
     clusters = segmenter.card.clusters
 
     def contacts_of(pixels: Tensor) -> Contacts:
@@ -96,10 +87,14 @@ def touches(
     return total
 
 
-def dense_points(segmenter: Segmenter, images: Tensor) -> Tensor:
-    """uint8 (1, 3, H', W') of `Segmenter.read` → its L2-normalised features as points (N, C) on the processor."""
-    features = segmenter.learned(segmenter.features(segmenter.normalised(images)))
-    return unit_features(features)[0].flatten(1).T.cpu()
+def _points_of(segmenter: Segmenter) -> Callable[[ImageLike], Tensor | None]:
+    """An image's L2-normalised features as points (N, C) on the processor, for `fit_centroids`."""
+
+    def points_of(pixels: Tensor) -> Tensor:
+        features = segmenter.learned(segmenter.features(segmenter.normalised(pixels)))
+        return unit_features(features)[0].flatten(1).T.cpu()
+
+    return _of_each(segmenter, points_of)
 
 
 def _of_each(
@@ -121,7 +116,7 @@ def _of_each(
 
 def fit_centroids(
     points_of: Callable[[Item], Tensor | None],
-    images: Callable[[], Iterable[Item]],
+    images: Images[Item],
     count: int,
     clusters: int,
     *,

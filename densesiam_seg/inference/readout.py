@@ -109,7 +109,7 @@ def candidates(
     if "merge" in readouts:
         merged = segmenter
         if over_clusters is not None:
-            merged = fit_merged(segmenter, paths, images, 1, over_clusters, seed=seed)
+            merged = fit_merged(segmenter, paths, images, over_clusters, seed=seed)
         assert merged.merges is not None
         most = merged.merges.over_clusters
         yield from (merged.with_clusters(count) for count in counts if count <= most)

@@ -9,8 +9,7 @@ it is therefore the largest everywhere between them. On a processor only columns
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, starmap
 
 import numpy as np
 import torch
@@ -21,6 +20,8 @@ from torch.nn import functional as F
 from densesiam_seg.pictures.masks import LARGEST_8_BIT
 
 Ids = NDArray[np.integer]
+Places = tuple[Tensor, Tensor, Tensor]
+"""Where pixels of a resized axis lie in its source: between low and high, by fraction."""
 
 TILE = 2**22
 """Upsampled logits that an accelerator holds at once: 16 MB in float32, whatever the image's size."""
@@ -45,25 +46,11 @@ def upsample_argmax(logits: Tensor, height: int, width: int) -> Tensor:
     return _dense(logits, height, width)
 
 
-@dataclass(frozen=True)
-class Places:
-    """Where the places of a resized axis lie in its source: between `low` and `high`, by `fraction`."""
+def places(source: int, target: int, device: torch.device | None = None) -> Places:
+    """Places of `target` pixels among `source` ones, as `F.interpolate` has them without aligned corners.
 
-    low: NDArray[np.intp]
-    high: NDArray[np.intp]
-    fraction: NDArray[np.float32]
-
-    def __getitem__(self, which: slice | NDArray[np.intp]) -> Places:
-        return Places(self.low[which], self.high[which], self.fraction[which])
-
-
-def places(source: int, target: int) -> Places:
-    """Places of `target` pixels among `source` ones, as `F.interpolate` has them without aligned corners."""
-    return Places(*(each.numpy() for each in _places_on(torch.device("cpu"), source, target)))
-
-
-def _places_on(device: torch.device, source: int, target: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Low, high and fraction of `places`, computed on a device, since a copy to it would wait for its work."""
+    They are computed on their device, since a copy to it would wait for its work.
+    """
     pixels = torch.arange(target, dtype=torch.float32, device=device)
     position = ((pixels + 0.5) * (source / target) - 0.5).clamp(0, source - 1)
     low = position.long()
@@ -75,7 +62,7 @@ def _dense(logits: Tensor, height: int, width: int) -> Tensor:
     clusters, source, _ = logits.shape
     dtype = torch.uint8 if clusters <= LARGEST_8_BIT else torch.int32
     mask = torch.empty((height, width), dtype=dtype, device=logits.device)
-    low, high, fraction = _places_on(logits.device, source, height)
+    low, high, fraction = places(source, height, logits.device)
     at_once = max(TILE // (clusters * width), 1)
     for top in range(0, height, at_once):
         rows = slice(top, top + at_once)
@@ -90,27 +77,30 @@ def _sparse(logits: Tensor, height: int, width: int) -> Ids:
     largest = _largest_everywhere(logits)
     if largest.shape == (height, width):
         return largest
-    rows, columns = places(logits.shape[1], height), places(logits.shape[2], width)
+    low, high, fraction = places(logits.shape[1], height)
+    columns = places(logits.shape[2], width)
+    left = columns[0].numpy()
     mixed = _disagreements(largest)
-    mask = largest.take(rows.low, 0).take(columns.low, 1)
-    for top, bottom in _cuts(rows.low, logits.shape, width):
-        here = rows[top:bottom]
-        chosen = np.flatnonzero(mixed[here.low].any(axis=0).take(columns.low))
+    mask = largest.take(low.numpy(), 0).take(left, 1)
+    for rows in _cuts(low.numpy(), logits.shape, width):
+        first, last = int(low[rows][0]), int(high[rows][-1])
+        chosen = np.flatnonzero(mixed[low[rows].numpy()].any(axis=0).take(left))
         if len(chosen) > MOSTLY * width:
             chosen = np.arange(width)
-        part = logits[:, here.low[0] : here.high[-1] + 1]
+        part = logits[:, first : last + 1]
+        down = (low[rows] - first, high[rows] - first, fraction[rows])
         at_once = max(PIECE // part[..., 0].numel() // LANES, 1) * LANES
-        for first in range(0, len(chosen), at_once):
-            _interpolate(mask[top:bottom], part, here, columns, chosen[first : first + at_once])
+        for start in range(0, len(chosen), at_once):
+            _interpolate(mask[rows], part, down, columns, chosen[start : start + at_once])
     return mask
 
 
-def _cuts(low: NDArray[np.intp], shape: tuple[int, ...], width: int) -> Iterator[tuple[int, int]]:
-    """First and last + 1 row of each band. Bands begin at rows of logits, so that each needs few of them."""
+def _cuts(low: NDArray[np.int64], shape: tuple[int, ...], width: int) -> Iterator[slice]:
+    """Rows of each band. Bands begin at rows of logits, so that each needs few of them."""
     clusters, source, _ = shape
     gaps = min(BAND * source // (width * len(low)), PIECE // (clusters * width) - 1)
     starts = np.searchsorted(low, np.arange(0, source, max(gaps, 1)))
-    yield from pairwise(np.unique([*starts, len(low)]).tolist())
+    return starmap(slice, pairwise(np.unique([*starts, len(low)]).tolist()))
 
 
 def _disagreements(largest: Ids) -> NDArray[np.bool_]:
@@ -128,14 +118,14 @@ def _interpolate(
 ) -> None:
     """Fill the chosen columns of a band (n, W) from its rows of logits (K, s, w)."""
     clusters, source, _ = logits.shape
-    across = columns[np.pad(chosen, (0, -len(chosen) % LANES), mode="edge")]
-    stretched = _between(logits.permute(2, 1, 0).flatten(1), across)  # (m, s·K)
+    across = torch.from_numpy(np.pad(chosen, (0, -len(chosen) % LANES), mode="edge"))
+    low, high, fraction = (each[across] for each in columns)
+    stretched = _between(logits.permute(2, 1, 0).flatten(1), low, high, fraction)  # (m, s·K)
     stretched = stretched.T.contiguous().view(source, -1)
-    down = Places(rows.low - rows.low[0], rows.high - rows.low[0], rows.fraction)
     at_once = max(PIECE // stretched.shape[1], 1)
     for top in range(0, len(band), at_once):
         these = slice(top, top + at_once)
-        values = _between(stretched, down[these])
+        values = _between(stretched, *(each[these] for each in rows))
         found = _largest(values.view(len(values), clusters, -1))[:, : len(chosen)]
         if len(chosen) == band.shape[1]:
             band[these] = found
@@ -143,9 +133,8 @@ def _interpolate(
             band[these, chosen] = found
 
 
-def _between(table: Tensor, at: Places) -> Tensor:
+def _between(table: Tensor, low: Tensor, high: Tensor, fraction: Tensor) -> Tensor:
     """Means of the rows of a table that lie beside each place. Whole rows are much faster than single columns."""
-    low, high, fraction = map(torch.from_numpy, (at.low, at.high, at.fraction))
     return table.index_select(0, low).lerp_(table.index_select(0, high), fraction[:, None])
 
 

@@ -26,7 +26,7 @@ from densesiam_seg.inference.model_card import Cluster
 from densesiam_seg.inference.options import PLAIN
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.inference.upsampling import upsample_argmax
-from densesiam_seg.pictures.masks import Colour, colourise
+from densesiam_seg.pictures.masks import Colour, borders, colourise
 from densesiam_seg.pictures.sheet import Legend, Tile, fitted, sheet
 
 SIDE = 224
@@ -188,10 +188,7 @@ def lit(picture: NDArray[np.uint8], mask: NDArray[np.bool_], colour: Colour) -> 
     # Neither black nor white, so that both stand out from it.
     faint = 160 + picture.mean(2, keepdims=True) / 6
     shown = np.where(mask[..., None], picture, faint.astype(np.uint8))
-    border = np.zeros_like(mask)
-    border[:, 1:] |= mask[:, 1:] != mask[:, :-1]
-    border[1:] |= mask[1:] != mask[:-1]
-    shown[border] = colour
+    shown[borders(mask)] = colour
     return shown
 
 

@@ -1,6 +1,6 @@
-"""The network joined from its parts.
+"""The network: encoder, heads of pixels, regions and images (DenseSiam, section 3; SimSiam, section 3), and mixture.
 
-Axes: B images, K clusters, A over-clusters, C channels, R view side, h = R/4.
+Axes: B images, N vectors of regions or images, K clusters, A over-clusters, C channels, R view side, h = R/4.
 """
 
 from __future__ import annotations
@@ -15,11 +15,15 @@ from densesiam_seg.clustering.appearance import appearance
 from densesiam_seg.clustering.mixture import Mixture, smoothed
 from densesiam_seg.io.randomness import Stream, torch_seed
 from densesiam_seg.network.encoder import Encoder, Features
-from densesiam_seg.network.heads import predictor, projector
 from densesiam_seg.views.geometric import warp
 from densesiam_seg.views.pair import ViewPair
 from densesiam_seg.views.parameters import Geometry
 from densesiam_seg.views.photometric import denormalise
+
+SHARPNESS = 3.0
+"""The projection has unit deviation, which as logits could not say that a cluster is all but certain."""
+LATEST = 0.1
+"""Weight of the latest batch in the running mean of the projector's shares, as in batch normalisation."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +42,38 @@ class Architecture:
     """A mixture over appearance, which the projector's scores are joined with."""
 
 
-SHARPNESS = 3.0
-"""The projection has unit deviation, which as logits could not say that a cluster is all but certain."""
-LATEST = 0.1
-"""Weight of the latest batch in the running mean of the projector's shares, as in batch normalisation."""
+def projector(channels: int, outputs: int, *, pixels: bool) -> nn.Sequential:
+    """Features (B, C, h, w) of `pixels` or vectors (N, C) → projection z (B, K, h, w) or (N, K).
+
+    Each output has zero mean and unit deviation.
+    """
+    return nn.Sequential(
+        *_hidden(channels, channels, pixels),
+        *_hidden(channels, channels, pixels),
+        # No bias: the batch norm behind it would take it away.
+        _linear(channels, outputs, pixels, bias=False),
+        nn.BatchNorm2d(outputs, affine=False) if pixels else nn.BatchNorm1d(outputs, affine=False),
+    )
+
+
+def predictor(outputs: int, hidden: int, *, pixels: bool) -> nn.Sequential:
+    """Projection z → prediction p of the same shape, through `hidden` channels."""
+    return nn.Sequential(
+        *_hidden(outputs, hidden, pixels), _linear(hidden, outputs, pixels, bias=True)
+    )
+
+
+def _hidden(inputs: int, outputs: int, pixels: bool) -> tuple[nn.Module, ...]:
+    norm = nn.BatchNorm2d(outputs) if pixels else nn.BatchNorm1d(outputs)
+    return _linear(inputs, outputs, pixels, bias=False), norm, nn.ReLU(inplace=True)
+
+
+def _linear(inputs: int, outputs: int, pixels: bool, *, bias: bool) -> nn.Module:
+    return nn.Conv2d(inputs, outputs, 1, bias=bias) if pixels else nn.Linear(inputs, outputs, bias)
 
 
 class DenseSiam(nn.Module):
-    """Encoder, the pixel heads (K clusters, A over-clusters), the region head and the image head; some may be None."""
+    """Encoder, the pixel heads (K clusters, A over-clusters), the region and the image head; some may be None."""
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()

@@ -69,13 +69,11 @@ class TestByHand:
 
     def test_places(self) -> None:
         """Of a smaller axis two pixels of eight lie between the second and third, and the sixth and seventh."""
-        at = places(2, 8)
-        assert at.low.tolist() == [0, 0, 0, 0, 0, 0, 1, 1]
-        assert at.high.tolist() == [1, 1, 1, 1, 1, 1, 1, 1]
-        assert at.fraction.tolist() == [0, 0, 0.125, 0.375, 0.625, 0.875, 0, 0]
-        at = places(8, 2)
-        assert (at.low.tolist(), at.high.tolist()) == ([1, 5], [2, 6])
-        assert at.fraction.tolist() == [0.5, 0.5]
+        low, high, fraction = places(2, 8)
+        assert low.tolist() == [0, 0, 0, 0, 0, 0, 1, 1]
+        assert high.tolist() == [1, 1, 1, 1, 1, 1, 1, 1]
+        assert fraction.tolist() == [0, 0, 0.125, 0.375, 0.625, 0.875, 0, 0]
+        assert [each.tolist() for each in places(8, 2)] == [[1, 5], [2, 6], [0.5, 0.5]]
 
 
 class TestAgainstReferences:
