@@ -5,21 +5,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, Literal, Protocol, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
 from densesiam_seg.config import RunConfig, Setting, settings_of, with_settings
 from densesiam_seg.errors import UsageError
 from densesiam_seg.presets import changed_by_presets
-
-
-class _Group(Protocol):
-    """Options that become one parameter of a command."""
-
-    def parameters(self) -> list[inspect.Parameter]: ...
-
-    def build(self, given: dict[str, Any]) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -110,7 +102,7 @@ def takes(**groups: Settings | type[Any]) -> Callable[[Callable[..., None]], Cal
     """A command whose parameters of these names are groups of options: `Settings`, or a dataclass of options."""
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        expanded: dict[str, _Group] = {
+        expanded = {
             name: group if isinstance(group, Settings) else _Fields(group)
             for name, group in groups.items()
         }

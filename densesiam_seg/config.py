@@ -10,7 +10,7 @@ import math
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import Field, asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -381,24 +381,19 @@ def settings_table() -> str:
         "| setting | `train` | `pretrain` | values | what it does |",
         "|---|---|---|---|---|",
     ]
-    both: dict[str, Field[Any]] = {}
-    for config in (TrainConfig, PretrainConfig):
-        both |= {each.name: each for each in fields(config) if each.name not in both}
-    for name, declared in both.items():
-        default = [
-            f"`{_toml(found.default)}`" if (found := _field(config, name)) else ""
-            for config in (TrainConfig, PretrainConfig)
+    train, pretrain = (
+        {each.name: each for each in fields(config)} for config in (TrainConfig, PretrainConfig)
+    )
+    hints = get_type_hints(TrainConfig) | get_type_hints(PretrainConfig)
+    for name, declared in (train | pretrain).items():
+        defaults = [
+            f"`{_toml(settings[name].default)}`" if name in settings else ""
+            for settings in (train, pretrain)
         ]
         told: Setting = declared.metadata["setting"]
-        owner = TrainConfig if _field(TrainConfig, name) else PretrainConfig
-        hint = get_type_hints(owner)[name]
-        values = ", ".join(map(str, get_args(hint))) or told.range()
-        lines.append(f"| `{name}` | {default[0]} | {default[1]} | {values} | {told.help} |")
+        values = ", ".join(get_args(hints[name])) or told.range()
+        lines.append(f"| `{name}` | {' | '.join(defaults)} | {values} | {told.help} |")
     return "\n".join(lines) + "\n"
-
-
-def _field(config: type[RunConfig], name: str) -> Field[Any] | None:
-    return next((each for each in fields(config) if each.name == name), None)
 
 
 def _check_type(name: str, hint: Any, value: object) -> None:

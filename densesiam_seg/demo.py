@@ -34,7 +34,7 @@ from densesiam_seg.inference.predict import plan, predict_events
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.files import replace_file, replace_text
 from densesiam_seg.io.run_directory import new_run_folder, write_status
-from densesiam_seg.pictures.masks import Colour, colourise, encode_png
+from densesiam_seg.pictures.masks import colourise, encode_png
 from densesiam_seg.pictures.sheet import comparison
 from densesiam_seg.training.train import training_events
 
@@ -50,6 +50,8 @@ SETTINGS: dict[str, Any] = {
 DECLARED = "scenes.toml"
 PICTURED = 4
 PROTOCOL = PROTOCOLS["picie"]
+NAMES = frozenset({"scenes", "run", "masks", "demo.png", "run.json"})
+"""What the demonstration writes into its folder."""
 
 
 @dataclass(frozen=True)
@@ -99,10 +101,6 @@ def demo_events(
     yield Demonstrated(folder, picture, learned, baseline)
 
 
-NAMES = frozenset({"scenes", "run", "masks", "demo.png", "run.json"})
-"""What the demonstration writes into its folder."""
-
-
 def write_dataset(folder: Path, seed: int) -> Path:
     """Write the scenes of both splits with their labels, and last the file that declares them, which is returned."""
     write_scenes(folder, TRAINING_SCENES, seed=seed, side=SIDE, split="train")
@@ -114,25 +112,23 @@ def write_dataset(folder: Path, seed: int) -> Path:
 
 def scenes_toml() -> str:
     """The scenes declared as a dataset, so that `evaluate` reads them like any other."""
-    lines = [
-        'title = "Procedural scenes"',
-        'protocol = "picie"',
-        'image_suffixes = [".jpg"]',
-        'label_suffix = ".png"',
-        "classes = [",
-        *(
-            f'    {{ name = "{name}", colour = {list(colour)}, values = [{index}] }},'
-            for index, (name, colour) in enumerate(zip(CLASSES, COLOURS, strict=True))
-        ),
-        "]",
-    ]
-    for split in ("val", "train"):
-        lines += [
-            f"[splits.{split}]",
-            f'images = ["images/{split}"]',
-            f'labels = ["labels/{split}"]',
-        ]
-    return "\n".join(lines) + "\n"
+    classes = "\n".join(
+        f'    {{ name = "{name}", colour = {list(colour)}, values = [{index}] }},'
+        for index, (name, colour) in enumerate(zip(CLASSES, COLOURS, strict=True))
+    )
+    splits = "".join(
+        f'[splits.{split}]\nimages = ["images/{split}"]\nlabels = ["labels/{split}"]\n'
+        for split in ("val", "train")
+    )
+    return f"""\
+title = "Procedural scenes"
+protocol = "picie"
+image_suffixes = [".jpg"]
+label_suffix = ".png"
+classes = [
+{classes}
+]
+{splits}"""
 
 
 def _baseline(folder: Path, seed: int) -> MasksOf:
@@ -161,9 +157,5 @@ def _row(
     for masks_of, matching in ways:
         size = (image.shape[-2], image.shape[-1])
         mask = masks_of(image[None], PROTOCOL, [size])[0][0]
-        pictures.append(colourise(np.asarray(matching.cluster_to_class)[mask], _colours()))
-    return [*pictures, colourise(label, _colours())]
-
-
-def _colours() -> list[Colour]:
-    return list(COLOURS)
+        pictures.append(colourise(np.asarray(matching.cluster_to_class)[mask], COLOURS))
+    return [*pictures, colourise(label, COLOURS)]

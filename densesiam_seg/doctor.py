@@ -54,18 +54,13 @@ def python() -> Iterator[Finding]:
 def packages() -> Iterator[Finding]:
     """Versions of what the program stands on."""
     for name in ("numpy", "scipy", "pillow", "typer", "rich", "safetensors"):
-        try:
-            yield Finding(name, "ok", version(name))
-        except PackageNotFoundError:
+        if found := _installed(name):
+            yield Finding(name, "ok", found)
+        else:
             yield Finding(name, "broken", f"not installed; pip install {name}")
-    if _has("timm"):
-        yield Finding("timm", "ok", version("timm"))
-    else:
-        yield Finding(
-            "timm",
-            "note",
-            "not installed; --backbone timm:NAME needs pip install 'densesiam-seg[timm]'",
-        )
+    remedy = "not installed; --backbone timm:NAME needs pip install 'densesiam-seg[timm]'"
+    found = _installed("timm")
+    yield Finding("timm", "ok", found) if found else Finding("timm", "note", remedy)
 
 
 def torch_and_torchvision() -> Iterator[Finding]:
@@ -95,20 +90,16 @@ def torch_and_torchvision() -> Iterator[Finding]:
 
 def faiss() -> Iterator[Finding]:
     """FAISS clusters, and only one of its packages is installed: two overwrite each other's files."""
-    installed = [name for name in ("faiss-gpu", "faiss-cpu") if _has(name)]
-    if len(installed) > 1:
-        yield Finding(
-            "faiss",
-            "broken",
-            "faiss-gpu and faiss-cpu are both installed and share files; uninstall both, install one",
+    installed = [
+        f"{name} {known}" for name in ("faiss-gpu", "faiss-cpu") if (known := _installed(name))
+    ]
+    if len(installed) != 1:
+        remedy = (
+            "faiss-gpu and faiss-cpu are both installed and share files; uninstall both, install one"
+            if installed
+            else "not installed; pip install faiss-gpu on Linux x86-64, faiss-cpu elsewhere"
         )
-        return
-    if not installed:
-        yield Finding(
-            "faiss",
-            "broken",
-            "not installed; pip install faiss-gpu on Linux x86-64, faiss-cpu elsewhere",
-        )
+        yield Finding("faiss", "broken", remedy)
         return
     import torch
 
@@ -117,14 +108,10 @@ def faiss() -> Iterator[Finding]:
     # Two far blobs are found from any start; with three, k-means may rightly end in a poor optimum.
     points = torch.linspace(0, 1, 80).view(40, 2)
     found = kmeans(torch.cat((points, points + 100)), 2, seed=0).counts.tolist()
-    state: State = "ok" if found == [40, 40] else "broken"
-    yield Finding(
-        "faiss",
-        state,
-        f"{installed[0]} {version(installed[0])}, k-means works"
-        if state == "ok"
-        else "wrong result",
-    )
+    if found == [40, 40]:
+        yield Finding("faiss", "ok", f"{installed[0]}, k-means works")
+    else:
+        yield Finding("faiss", "broken", "wrong result")
 
 
 def devices() -> Iterator[Finding]:
@@ -181,9 +168,9 @@ def place() -> Iterator[Finding]:
         yield Finding("current directory", "ok", f"writable, {free / 1e9:.0f} GB free")
 
 
-def _has(package: str) -> bool:
+def _installed(package: str) -> str | None:
+    """Its version, if any."""
     try:
-        version(package)
+        return version(package)
     except PackageNotFoundError:
-        return False
-    return True
+        return None

@@ -25,8 +25,8 @@ ROOMS = {path.name: path for path in PACKAGE.iterdir() if (path / "__init__.py")
 
 
 def test_the_public_names() -> None:
-    names = {"evaluate": evaluate, "pretrain": pretrain, "train": train}
-    names |= {"Refinement": Refinement, "Segmenter": Segmenter}
+    names: dict[str, object] = {"Refinement": Refinement, "Segmenter": Segmenter}
+    names |= {"evaluate": evaluate, "pretrain": pretrain, "train": train}
     assert {*densesiam_seg.__all__} == {*names, "__version__"}
     assert all(getattr(densesiam_seg, name) is value for name, value in names.items())
     with pytest.raises(AttributeError, match="has no attribute 'predict'"):
@@ -90,8 +90,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=ignore)
     options = ["--no-deps", "--no-build-isolation", "--disable-pip-version-check", "--quiet"]
-    command = [sys.executable, "-m", "pip", "wheel", *options, "--wheel-dir", copy / "dist", copy]
-    run = subprocess.run(command, check=False, capture_output=True, text=True)
+    command = [sys.executable, "-m", "pip", "wheel", *options, "--wheel-dir", str(copy / "dist")]
+    run = subprocess.run([*command, str(copy)], check=False, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     (found,) = (copy / "dist").glob("*.whl")
     return found

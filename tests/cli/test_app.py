@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -274,9 +273,7 @@ class TestStdout:
             check=False,
         )
 
-    def test_an_earlier_error_keeps_its_code(
-        self, fails: Callable[..., object], monkeypatch: Patch
-    ) -> None:
+    def test_an_earlier_error_keeps_its_code(self, fails: Cli, monkeypatch: Patch) -> None:
         class Gone(io.StringIO):
             def flush(self) -> None:
                 raise BrokenPipeError(32, "Broken pipe")

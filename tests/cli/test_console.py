@@ -55,7 +55,12 @@ def evaluation(counts: list[list[int]], **changes: Any) -> Evaluation:
 @pytest.fixture
 def streams(capsys: pytest.CaptureFixture[str], monkeypatch: Patch) -> Streams:
     monkeypatch.setenv("COLUMNS", "100")
-    return lambda: tuple(capsys.readouterr())
+
+    def read() -> tuple[str, str]:
+        out, error = capsys.readouterr()
+        return out, error
+
+    return read
 
 
 class TestSay:

@@ -17,7 +17,8 @@ from densesiam_seg.errors import InputError
 @pytest.mark.usefixtures("small_demo")
 def test_both_scores_and_what_to_look_at(cli: Cli, monkeypatch: Patch, tmp_path: Path) -> None:
     """As text, and the same events again as JSON."""
-    out, real, events = tmp_path / "demo", demo.demo_events, []
+    out, real = tmp_path / "demo", demo.demo_events
+    events: list[Any] = []
 
     def once(*arguments: Any, **given: Any) -> Iterator[Any]:
         events.extend(() if events else real(*arguments, **given))
