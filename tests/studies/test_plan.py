@@ -33,25 +33,12 @@ class TestPlan:
         found = [(row.name, seed) for row, seed in plan(scenes, seeds=2, seed=5).runs()]
         assert found == [("cross-entropy", 5), ("cosine", 5), ("cross-entropy", 6), ("cosine", 6)]
 
-    def test_by_default(self, scenes: Path) -> None:
-        found = plan(scenes)
-        task = found.task
-        assert (task.samples.split, task.protocol.name, found.train.split) == (
-            "val",
-            "picie",
-            "train",
-        )
-        assert found.seeds == (0, 1, 2)
-        assert [found.images.path(k) for k in range(len(found.images))] == [
-            str(sample.image) for sample in found.train
-        ]
-
-    def test_other_images(self, scenes: Path) -> None:
-        found = plan(scenes, images=[scenes / "images"])
-        assert len(found.images) == 10
-        assert all(
-            each[:12] in found.data_note() for each in (found.images.digest, found.train.digest)
-        )
+    def test_images_are_those_of_the_train_split_or_those_given(self, scenes: Path) -> None:
+        found, other = plan(scenes), plan(scenes, images=[scenes / "images"])
+        assert [found.images.path(k) for k in range(8)] == [str(each.image) for each in found.train]
+        assert (len(found.images), len(other.images)) == (8, 10)
+        assert other.images.digest[:12] in other.data_note()
+        assert (found.task.samples.split, found.task.protocol.name) == ("val", "picie")
 
     @pytest.mark.parametrize(
         ("options", "error", "words"),

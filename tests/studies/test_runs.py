@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from densesiam_seg.errors import ModelError, NumericError, StoppedError
+from densesiam_seg.errors import ModelError, NumericError, OutputError, StoppedError
 from densesiam_seg.evaluation.evaluate import Evaluation
 from densesiam_seg.evaluation.metrics import match, score
 from densesiam_seg.events import Notice
+from densesiam_seg.images.manifest import Manifest
 from densesiam_seg.io.records import Records, read_records
 from densesiam_seg.io.run_directory import write_status
 from densesiam_seg.io.signals import StopRequest
@@ -31,16 +33,6 @@ from densesiam_seg.studies.runs import (
 )
 
 
-class Images:
-    """Two images."""
-
-    def __len__(self) -> int:
-        return 2
-
-    def path(self, index: int) -> str:
-        return f"{index}.jpg"
-
-
 @pytest.fixture
 def run(tmp_path: Path) -> RowRun:
     """A run that has begun and holds nothing but its settings."""
@@ -48,7 +40,7 @@ def run(tmp_path: Path) -> RowRun:
         study="similarity",
         given="camvid",
         root=Path("data"),
-        images=Images(),
+        images=Manifest("", ("0.jpg", "1.jpg"), array("q", [1, 1]), array("q", [0, 0])),
         preset="fast",
         settings={},
         runs=lambda: [1, 2, 3],
@@ -197,6 +189,16 @@ class TestFinish:
         monkeypatch.setattr(runs, "pretraining_events", lambda **_: iter([Notice("x")]))
         with pytest.raises(StoppedError, match="stopped after 0 of 3 runs"):
             drained(run)
+
+
+def test_what_cannot_be_deleted_is_an_error(run: RowRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(runs, "discard", refuse)
+    (run.folder / "checkpoints").mkdir()
+    with pytest.raises(OutputError, match="checkpoints"):
+        tidy(run)
 
 
 def test_tidy_leaves_what_is_worth_keeping(run: RowRun) -> None:

@@ -192,6 +192,14 @@ class TestWhole:
         assert str(following).startswith("run 2 of 4")
         assert sum(isinstance(event, Notice) and event.warning for event in events) == 1
 
+    def test_files_that_all_runs_skip_are_told_once(
+        self, stage: Stage, run: Run, scenes: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere")
+        _, events = run(images=[scenes / "images/train", tmp_path], seeds=1)
+        told = [str(event) for event in events if "gone.jpg" in str(event)]
+        assert len(told) == 1
+
     def test_by_default_in_a_folder_of_its_time(
         self, stage: Stage, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
