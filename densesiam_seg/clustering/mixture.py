@@ -140,11 +140,11 @@ class Mixture(nn.Module):
         maximisation of the shares alone, each image by itself (Saerens et al., "Adjusting the outputs of a classifier
         to new a priori probabilities", 2002, section 2.2).
         """
-
-        def own(shares: Tensor) -> Tensor:
-            return shares.mean((-2, -1), keepdim=True)
-
-        return _under_own_shares(scores.log_softmax(1), self.shares.view(-1, 1, 1), own)
+        return _under_own_shares(
+            scores.log_softmax(1),
+            self.shares.view(-1, 1, 1),
+            lambda shares: shares.mean((-2, -1), keepdim=True),
+        )
 
     def fit(self, sample: Sample, *, seed: int, search: Search = SEARCH) -> None:
         """Take over the joint mixture of many fits to a sample.
@@ -189,7 +189,7 @@ class Mixture(nn.Module):
         shares = [expectation(points, fit)[1] for fit in best[kind][1]]
         fit = maximisation(points, consensus(shares), self.gist)
         for name, value in {"mean": mean, "deviation": deviation, **vars(fit)}.items():
-            getattr(self, name).copy_(value)
+            self.get_buffer(name).copy_(value)
 
 
 class Ranked(NamedTuple):

@@ -113,7 +113,7 @@ def objective(
             embed = region_embeddings if config.exact() else fused.region_embeddings
             loss = region_loss(network, embed(z, features), config.region_stop_gradient)
             terms["region"] = config.region_weight, loss
-    return weighted(terms, agreement, histogram, spread=spread)
+    return Objective(*weighted(terms), agreement, histogram, spread=spread)
 
 
 def _siamese_loss(

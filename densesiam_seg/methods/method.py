@@ -36,19 +36,10 @@ class Objective:
     """Deviation of the L2-normalised projections times √dimensions: 1 is healthy, 0 collapsed (SimSiam, figure 2)."""
 
 
-def weighted(
-    terms: Terms,
-    agreement: Tensor,
-    histogram: Tensor,
-    *,
-    disjoint: int = 0,
-    spread: Tensor | None = None,
-) -> Objective:
-    """The objective of some losses, added up in their order."""
-    zero = torch.zeros((), device=agreement.device)
-    total = sum((weight * loss for weight, loss in terms.values()), zero)
-    parts = {name: loss.detach() for name, (_, loss) in terms.items()}
-    return Objective(total, parts, agreement, histogram, disjoint, spread)
+def weighted(terms: Terms) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weighted sum of losses, added up in their order, and its parts before weighting."""
+    total = sum((weight * loss for weight, loss in terms.values()), torch.zeros(()))
+    return total, {name: loss.detach() for name, (_, loss) in terms.items()}
 
 
 class Method(ABC):

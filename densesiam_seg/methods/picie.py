@@ -36,7 +36,7 @@ SAMPLE = 100_000
 """Pixels per view that the initial k-means sees, spread evenly over those images."""
 
 Held = list[tuple[tuple[int, ...], Tensor]]
-"""Positions of a batch's images, and their features (V·B, C, h, h)."""
+"""Positions of the images of batches, and their features (V·B, C, h, h)."""
 
 
 class PiCIE(Method):

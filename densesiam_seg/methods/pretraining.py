@@ -80,7 +80,7 @@ def pretext_objective(
             agreement, histogram = _health(z, places, config.categories)
             dispersion = spread(z.flatten(0, 1)) if dispersion is None else dispersion
             disjoint = int((~places.linked).sum())
-    return weighted(terms, agreement, histogram, disjoint=disjoint, spread=dispersion)
+    return Objective(*weighted(terms), agreement, histogram, disjoint, dispersion)
 
 
 def _rows(head: nn.Module, rows: Tensor) -> Tensor:

@@ -137,8 +137,8 @@ def resize_bands(start: Tensor, extent: Tensor, flip: Tensor, source: int, targe
     """`bilinear_matrix` with `antialias` as bands."""
     position = _positions(start, extent, flip, source, target)
     width = (extent * source / target).clamp(min=1)
-    begins, spans = _spans(position, width, source)
-    pixels = begins.unsqueeze(-1) + torch.arange(_widest(spans))
+    begins, widest, spans = _spans(position, width, source)
+    pixels = begins.unsqueeze(-1) + torch.arange(widest)
     weights = 1 - (position.unsqueeze(-1) - pixels).abs() / width.view(-1, 1, 1)
     weights = weights.clamp_(min=0) * ((pixels >= 0) & (pixels < source))
     return Bands(weights / weights.sum(-1, keepdim=True), spans)
@@ -161,9 +161,8 @@ def blurred_bands(
     taps = torch.zeros(*position.shape, len(offsets) + 1)
     taps[..., :-1] = _renormalised(kernel, pixels + offsets, source) * (1 - second)
     taps[..., 1:] += _renormalised(kernel, pixels + 1 + offsets, source) * second
-    begins, spans = _spans(position, (sigma * _CUT).clamp(max=REACH) + 1, source)
+    begins, widest, spans = _spans(position, (sigma * _CUT).clamp(max=REACH) + 1, source)
     # Taps that nothing reads have weight 0 and fall into margins on both sides, which are cut off.
-    widest = _widest(spans)
     weights = torch.zeros(*position.shape, widest + 2 * len(offsets))
     places = pixels + torch.arange(len(offsets) + 1) - begins.unsqueeze(-1)
     weights.scatter_(-1, places + (len(offsets) - REACH), taps)
@@ -195,19 +194,20 @@ def resample_read(
         out[:, :, here] = tall[:, :, read.start - left : read.stop - left] @ weights.mT
 
 
-def _spans(position: Tensor, reach: Tensor, source: int) -> tuple[Tensor, list[list[list[int]]]]:
-    """Where the block of each target pixel at `position` (B, T) begins, and `Bands.spans`; `reach` (B,) both ways."""
+def _spans(
+    position: Tensor, reach: Tensor, source: int
+) -> tuple[Tensor, int, list[list[list[int]]]]:
+    """Where the block of each target pixel at `position` (B, T) begins, the widest block, and `Bands.spans`.
+
+    A target pixel reads so far as `reach` (B,) to both sides.
+    """
     first = (position - reach.view(-1, 1)).floor()
     end = (position + reach.view(-1, 1)).ceil() + 1
     begins = torch.stack([part.amin(1) for part in torch.split(first, BLOCK, 1)], 1).long()
     ends = torch.stack([part.amax(1) for part in torch.split(end, BLOCK, 1)], 1).long()
+    ends = ends.clamp(1, source)
     own = begins.repeat_interleave(BLOCK, 1)[:, : position.shape[1]]
-    return own, torch.stack((begins, ends.clamp(1, source)), -1).tolist()
-
-
-def _widest(spans: list[list[list[int]]]) -> int:
-    """Source pixels that the largest block spans."""
-    return max(end - begin for image in spans for begin, end in image)
+    return own, int((ends - begins).max()), torch.stack((begins, ends), -1).tolist()
 
 
 def _renormalised(kernel: Tensor, pixels: Tensor, source: int) -> Tensor:

@@ -62,10 +62,9 @@ class IndependentPair:
 def view_pair(
     images: Tensor, indices: Sequence[int], *, seed: int, round_: int, exact: bool = True
 ) -> ViewPair:
-    """Both views of a batch of stored images.
+    """Both views of stored images, uint8 (B, 3, S, S) on any device, at B manifest positions `indices`.
 
-    `images` is uint8 (B, 3, S, S) on any device, `indices` their B manifest positions. The views have side R = S / 2:
-    view 1 is changed in colour and then cropped, view 2 is changed in colour and shown whole (METHOD: its features are
+    View 1 is changed in colour and then cropped, view 2 is changed in colour and shown whole (METHOD: its features are
     cropped later, by `warp` with the returned geometry).
     """
     geometry = sample_geometry(seed, round_, indices)
@@ -94,10 +93,9 @@ def independent_views(
     round_: int,
     exact: bool = True,
 ) -> IndependentPair:
-    """Both pre-training views of a batch, crop, flip and colours drawn per view.
+    """Both pre-training views, crop, flip and colours drawn per view; the crop comes first, as in SimSiam.
 
-    `images` is uint8 (B, 3, S, S): whole images, stretched to a square; `aspects` (B,) are their true widths over
-    heights. The views have side R = S / 2. The crop comes first, then colours and the blur, as in SimSiam.
+    `images` is uint8 (B, 3, S, S): whole images, stretched to a square; `aspects` (B,) are their widths over heights.
     """
     places = [sample_pretraining_geometry(seed, round_, indices, v, aspects) for v in (1, 2)]
     image_1, image_2 = (

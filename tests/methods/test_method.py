@@ -12,11 +12,10 @@ from densesiam_seg.methods.method import Method, Objective, weighted
 def test_parts_are_before_and_the_total_after_weighting() -> None:
     losses = [torch.tensor(value, requires_grad=True) for value in (2.0, 3.0)]
     terms = {"one": (0.5, losses[0]), "two": (4.0, losses[1])}
-    found = weighted(terms, torch.tensor(1.0), torch.zeros(0))
-    assert found.total.item() == 13
-    assert found.parts == {"one": 2, "two": 3}
-    assert found.total.requires_grad and not any(p.requires_grad for p in found.parts.values())
-    assert (found.disjoint, found.spread) == (0, None)
+    total, parts = weighted(terms)
+    assert total.item() == 13
+    assert parts == {"one": 2, "two": 3}
+    assert total.requires_grad and not any(part.requires_grad for part in parts.values())
 
 
 def test_nothing_is_prepared_or_kept_unless_a_method_does() -> None:
