@@ -47,8 +47,6 @@ class Judgement:
     """Clusters that some place of the image has."""
     clusters: int
     """K."""
-    places: int
-    """How many pairs of places there were."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,6 @@ def judged(joint: Joint) -> Judgement:
         balance=entropy(image) / float(np.log(clusters)) if clusters > 1 else 0.0,
         in_use=int(np.count_nonzero(image)),
         clusters=clusters,
-        places=total,
     )
 
 

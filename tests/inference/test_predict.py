@@ -127,25 +127,17 @@ class TestPlan:
         assert (work.done, work.failures) == (0, out / "failed.jsonl")
         assert not out.exists()
 
-    @pytest.mark.parametrize("name", ["mask.png", "mask.PNG", "new/folder/mask.png"])
-    def test_one_image_and_the_masks_own_name(
-        self, images: Path, tmp_path: Path, name: str
-    ) -> None:
-        work = plan(scan([images / "a.jpg"]), tmp_path / name)
-        assert work.targets == (tmp_path / name,)
-        assert work.folder == (tmp_path / name).parent
-
-    def test_folders(self, images: Path, tmp_path: Path) -> None:
-        """For one image too, and also one that is called .png."""
-        assert plan(scan([images / "a.jpg"]), tmp_path / "o").targets == (tmp_path / "o" / "a.png",)
+    def test_one_image(self, images: Path, tmp_path: Path) -> None:
+        """The mask's own name, or a folder, also one that is called .png."""
+        one = scan([images / "a.jpg"])
+        assert plan(one, tmp_path / "new" / "m.PNG").targets == (tmp_path / "new" / "m.PNG",)
+        assert plan(one, tmp_path / "o").targets == (tmp_path / "o" / "a.png",)
         (tmp_path / "o.png").mkdir()
-        assert plan(scan([images]), tmp_path / "o.png").targets[0] == tmp_path / "o.png" / "a.png"
+        assert plan(one, tmp_path / "o.png").targets == (tmp_path / "o.png" / "a.png",)
 
-    def test_many_images_and_one_name(self, images: Path, tmp_path: Path) -> None:
+    def test_places_that_do_not_fit(self, images: Path, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="there are 3 images; give a folder"):
             plan(scan([images]), tmp_path / "mask.png")
-
-    def test_a_file_of_another_kind(self, images: Path, tmp_path: Path) -> None:
         (tmp_path / "notes.txt").write_text("mine")
         with pytest.raises(UsageError, match="a file of another kind"):
             plan(scan([images]), tmp_path / "notes.txt", overwrite=True)
@@ -178,17 +170,13 @@ class TestPlan:
             )
 
     def test_resume_leaves_what_is_there(self, images: Path, tmp_path: Path) -> None:
-        picture(tmp_path / "out" / "b.png")
-        work = plan(scan([images]), tmp_path / "out", resume=True)
-        assert [path.name for path in work.targets] == ["a.png", "c.png"]
-        assert work.done == 1
-
-    def test_resume_completes_a_mask_without_its_overlay(
-        self, images: Path, tmp_path: Path
-    ) -> None:
+        """A mask without its overlay is made again."""
+        out = tmp_path / "out"
         for name in ("a.png", "a_overlay.jpg", "b.png"):
-            picture(tmp_path / "out" / name)
-        work = plan(scan([images]), tmp_path / "out", resume=True, overlays=True)
+            picture(out / name)
+        work = plan(scan([images]), out, resume=True)
+        assert (work.targets, work.done) == ((out / "deep/er/c.png",), 2)
+        work = plan(scan([images]), out, resume=True, overlays=True)
         assert [path.name for path in work.targets] == ["b.png", "c.png"]
 
 
@@ -337,21 +325,15 @@ class TestLargeImages:
     def test_files_and_python_give_the_same_mask(
         self, segmenter: Segmenter, large: Path, tmp_path: Path
     ) -> None:
-        """Nearly that of the whole image."""
+        """Nearly that of the whole image, and an overlay changes nothing of it."""
         predict(segmenter, [large], tmp_path / "mask.png")
         mask = mask_of(tmp_path / "mask.png")
         np.testing.assert_array_equal(mask, segmenter.predict(large))
         assert (mask == segmenter.predict(load_image(large))).mean() > 0.95
-
-    def test_an_overlay_changes_nothing_of_the_mask(
-        self, segmenter: Segmenter, large: Path, tmp_path: Path
-    ) -> None:
-        predict(segmenter, [large], tmp_path / "with", overlays=True)
-        with Image.open(tmp_path / "with" / "a_overlay.jpg") as overlay:
+        predict(segmenter, [large], tmp_path, overlays=True)
+        assert (tmp_path / "a.png").read_bytes() == (tmp_path / "mask.png").read_bytes()
+        with Image.open(tmp_path / "a_overlay.jpg") as overlay:
             assert overlay.size == (270, 288)
-        predict(segmenter, [large], tmp_path / "without")
-        one, two = ((tmp_path / name / "a.png").read_bytes() for name in ("with", "without"))
-        assert one == two
 
     def test_an_image_that_an_overlay_cannot_be_made_of(
         self, segmenter: Segmenter, large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -428,9 +410,13 @@ class TestBadFiles:
         assert predict(segmenter, [images], out, resume=True) == []
 
     def test_a_single_bad_file_is_the_error(self, segmenter: Segmenter, tmp_path: Path) -> None:
-        results = predict(segmenter, [junk(tmp_path / "bad.jpg")], tmp_path / "out" / "mask.png")
-        assert isinstance(overall_error(results), ImageError)
-        assert files(tmp_path / "out") == set()
+        """A list of failures that lies there is not this program's."""
+        bad, out = junk(tmp_path / "bad.jpg"), tmp_path / "out"
+        out.mkdir()
+        (out / "failed.jsonl").write_text("mine")
+        assert isinstance(overall_error(predict(segmenter, [bad], out / "mask.png")), ImageError)
+        assert files(out) == {"failed.jsonl"}
+        assert (out / "failed.jsonl").read_text() == "mine"
 
     def test_too_large_and_missing_images(
         self, segmenter: Segmenter, images: Path, tmp_path: Path
@@ -439,13 +425,6 @@ class TestBadFiles:
         (images / "b.png").unlink()
         results = list(predict_events(segmenter, work, max_pixels=550))
         assert reasons(results) == ["too-large", "missing", None]
-
-    def test_ones_own_list_of_failures_beside_a_single_mask_stays(
-        self, segmenter: Segmenter, images: Path, tmp_path: Path
-    ) -> None:
-        (tmp_path / "failed.jsonl").write_text("mine")
-        predict(segmenter, [images / "a.jpg"], tmp_path / "mask.png")
-        assert (tmp_path / "failed.jsonl").read_text() == "mine"
 
     def test_skipped_files_count(self) -> None:
         done = [Predicted("a", Path("a.png"))]

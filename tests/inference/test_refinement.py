@@ -188,17 +188,6 @@ class TestRefined:
             expected.append(F.interpolate(self.scores_of(shown), large, mode="bilinear"))
         torch.testing.assert_close(found, torch.stack(expected).mean(0))
 
-    def test_images_are_shown_at_the_scale(self) -> None:
-        seen: list[tuple[int, ...]] = []
-
-        def spy(images: Tensor) -> Tensor:
-            seen.append(tuple(images.shape))
-            return self.scores_of(images)
-
-        refined(pictures(2, 3, 33, 50), spy, Refinement(True, (0.5, 1.0, 1.25)))
-        sizes = [(16, 25), (33, 50), (41, 62)]
-        assert seen == [(2, 3, *size) for size in sizes for _ in range(2)]
-
     @pytest.mark.parametrize("refine", ["guided", "pamr"])
     def test_edges_have_the_images_size(self, refine: str) -> None:
         images = pictures(2, 3, 33, 50)

@@ -52,10 +52,10 @@ def drawn(segmenter: Segmenter, folder: Path, *pictures: Pixels, **options: Any)
     return drawing
 
 
-def place(drawing: Drawing, row: int, column: int, height: int = SIDE) -> Pixels:
-    """The pixels of one picture of a sheet whose rows are all `height` high."""
-    top, left = (row + 1) * (GAP + LINE) + row * height, GAP + column * (SIDE + GAP)
-    return np.asarray(drawing.picture)[top : top + height, left : left + SIDE]
+def place(drawing: Drawing, row: int, column: int) -> Pixels:
+    """The pixels of one picture of a sheet."""
+    top, left = (row + 1) * (GAP + LINE) + row * SIDE, GAP + column * (SIDE + GAP)
+    return np.asarray(drawing.picture)[top : top + SIDE, left : left + SIDE]
 
 
 def by_share(masks: Sequence[NDArray[np.integer]], count: int) -> list[int]:
@@ -79,23 +79,19 @@ class TestSheet:
             for column, wanted in enumerate([pixels, colourise(mask, segmenter.palette), *colours]):
                 np.testing.assert_array_equal(place(drawing, row, column), wanted)
 
-    def test_categories_that_are_named_in_their_order(
+    def test_named_categories_and_images_side_by_side(
         self, segmenter: Segmenter, tmp_path: Path
     ) -> None:
-        pixels = picture(0)
-        mask = segmenter.predict(pixels)
-        drawing = drawn(segmenter, tmp_path, pixels, shown=["4,0", "cluster_02"])
+        pictures = [picture(k) for k in range(3)]
+        options = {"shown": ["4,0", "cluster_02"], "columns": 2}
+        drawing = drawn(segmenter, tmp_path, *pictures, **options)
         assert drawing.shown == (4, 0, 2)
-        for column, k in enumerate((4, 0, 2), 2):
-            wanted = lit(pixels, mask == k, segmenter.palette[k])
-            np.testing.assert_array_equal(place(drawing, 0, column), wanted)
-
-    def test_pictures_keep_their_shape(self, segmenter: Segmenter, tmp_path: Path) -> None:
-        pixels = picture(0, height=100)
-        drawing = drawn(segmenter, tmp_path, pixels)
-        np.testing.assert_array_equal(place(drawing, 0, 0, height=100), pixels)
-        categories = colourise(segmenter.predict(pixels), segmenter.palette)
-        np.testing.assert_array_equal(place(drawing, 0, 1, height=100), categories)
+        assert drawing.picture.width == 10 * (SIDE + GAP) + GAP
+        for pixels, (row, column) in zip(pictures, ((0, 0), (0, 5), (1, 0)), strict=True):
+            np.testing.assert_array_equal(place(drawing, row, column), pixels)
+            mask = segmenter.predict(pixels)
+            wanted = lit(pixels, mask == 0, segmenter.palette[0])
+            np.testing.assert_array_equal(place(drawing, row, column + 3), wanted)
 
     def test_large_images_are_looked_at_in_full_and_drawn_small(
         self, segmenter: Segmenter, tmp_path: Path
@@ -106,13 +102,6 @@ class TestSheet:
         assert np.abs(place(drawing, 0, 0).astype(int) - pixels).mean() < 6
         same = place(drawing, 0, 1) == colourise(segmenter.predict(pixels), segmenter.palette)
         assert same.all(-1).mean() > 0.95
-
-    def test_images_side_by_side(self, segmenter: Segmenter, tmp_path: Path) -> None:
-        pictures = [picture(k) for k in range(3)]
-        drawing = drawn(segmenter, tmp_path, *pictures, shown=["1"], columns=2)
-        assert drawing.picture.width == 6 * (SIDE + GAP) + GAP
-        for pixels, (row, column) in zip(pictures, ((0, 0), (0, 3), (1, 0)), strict=True):
-            np.testing.assert_array_equal(place(drawing, row, column), pixels)
 
     def test_in_training(self, segmenter: Segmenter, tmp_path: Path) -> None:
         pictures = [picture(0), picture(1)]
@@ -294,25 +283,18 @@ class TestSpread:
         assert spread(3, 8) == [0, 1, 2]
 
 
-class TestTarget:
-    @pytest.mark.parametrize("name", ["sheet", "sheet.jpg", "folder.png"])
-    def test_what_is_no_png_file(self, tmp_path: Path, name: str) -> None:
-        (tmp_path / "folder.png").mkdir()
+def test_targets(tmp_path: Path) -> None:
+    """A PNG file that is no input under any name, and does not exist unless it may be overwritten."""
+    (tmp_path / "folder.png").mkdir()
+    for name in ("sheet", "sheet.jpg", "folder.png"):
         with pytest.raises(UsageError, match=r"give a file name ending in \.png"):
             require_picture_target(tmp_path / name, [])
-
-    def test_one_that_exists(self, tmp_path: Path) -> None:
-        out = tmp_path / "sheet.PNG"
+    out, link = tmp_path / "sheet.PNG", tmp_path / "link.png"
+    require_picture_target(out, [])
+    out.touch()
+    with pytest.raises(UsageError, match="exists already; give --overwrite"):
         require_picture_target(out, [])
-        out.touch()
-        with pytest.raises(UsageError, match="exists already; give --overwrite"):
-            require_picture_target(out, [])
-        require_picture_target(out, [], overwrite=True)
-
-    def test_an_input_whatever_it_is_called(self, tmp_path: Path) -> None:
-        (tmp_path / "image.png").touch()
-        (tmp_path / "link.png").symlink_to("image.png")
-        with pytest.raises(UsageError, match="would overwrite an input image"):
-            require_picture_target(
-                tmp_path / "link.png", [str(tmp_path / "image.png")], overwrite=True
-            )
+    require_picture_target(out, [], overwrite=True)
+    link.symlink_to("sheet.PNG")
+    with pytest.raises(UsageError, match="would overwrite an input image"):
+        require_picture_target(link, [str(out)], overwrite=True)

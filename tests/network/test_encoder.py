@@ -122,10 +122,6 @@ class TestFreeze:
         after = encoder.backbone.state_dict()
         assert all(torch.equal(value, before[name]) for name, value in after.items())
 
-    def test_others_train_as_ever(self, slim: None) -> None:
-        encoder = Encoder("resnet18", 8).eval().train()
-        assert all(module.training for module in encoder.modules())
-
 
 class TestDecoder:
     def test_layers_are_four_lateral_convolutions_with_bias(self) -> None:

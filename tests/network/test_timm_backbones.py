@@ -17,10 +17,8 @@ from densesiam_seg.views.photometric import normalise
 timm = pytest.importorskip("timm")
 
 SHAPES: dict[str, tuple[int, list[int], list[int]]] = {
-    "vit_small_patch14_dinov2.lvd142m": (14, [384] * 4, [11] * 4),
     "vit_small_patch14_reg4_dinov2.lvd142m": (14, [384] * 4, [11] * 4),
     "vit_small_patch16_dinov3.lvd1689m": (16, [384] * 4, [10] * 4),
-    "vit_small_patch8_224.dino": (8, [384] * 4, [20] * 4),
     "convnext_tiny.dinov3_lvd1689m": (32, [96, 192, 384, 768], [40, 20, 10, 5]),
     "swin_tiny_patch4_window7_224": (32, [96, 192, 384, 768], [40, 20, 10, 5]),
     "resnet18": (32, [64, 128, 256, 512], [40, 20, 10, 5]),
@@ -162,12 +160,6 @@ class TestTranslate:
         assert found.keys() >= wanted.keys()
         assert all(torch.equal(found[key], wanted[key]) for key in wanted)
 
-    def test_timms_own_names_stay(self) -> None:
-        backbone = TimmBackbone("vit_small_patch16_224.dino")
-        wanted = backbone.plain.state_dict()
-        found = backbone.translate(wanted)
-        assert all(torch.equal(found[key], wanted[key]) for key in wanted)
-
 
 @pytest.mark.usefixtures("small")
 def test_fetched_weights_are_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,9 +188,8 @@ class TestRefusals:
         ],
     )
     def test_unknown_names(self, name: str, near: str) -> None:
-        with pytest.raises(UsageError, match="no such model") as caught:
+        with pytest.raises(UsageError, match=f"no such model.*{near}.*timm.list_models"):
             on_meta(name)
-        assert near in str(caught.value) and "timm.list_models" in str(caught.value)
 
     def test_without_timm(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "timm", None)
