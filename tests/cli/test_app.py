@@ -12,11 +12,10 @@ from typing import Any
 
 import pytest
 import typer
-from program import Cli, Patch, refused
+from program import RUNS, Cli, Patch, refused
 
 from densesiam_seg import __version__
 from densesiam_seg.cli import app as app_module
-from densesiam_seg.config import PretrainConfig, RunConfig, TrainConfig
 from densesiam_seg.errors import (
     ImageError,
     ModelError,
@@ -50,7 +49,6 @@ OPTIONS = {
     "doctor": "--json",
 }
 """Frozen, so that a change of the command line is deliberate; without the settings of `train` and `pretrain`."""
-SETTINGS: dict[str, type[RunConfig]] = {"train": TrainConfig, "pretrain": PretrainConfig}
 
 PROBE = """
 import contextlib, io, json, os, sys
@@ -76,7 +74,6 @@ print(json.dumps(found))
 MISTAKES = {
     "nonsense": "nonsense",
     "train": "densesiam-seg train images/",
-    "train --bogus": "--bogus",
     "train x --epochs two": "'--epochs'",
     "train x --preset huge": "'fast', 'balanced', 'paper'",
     "train x --max-bad 2": "'--max-bad'",
@@ -151,13 +148,13 @@ def fails(cli: Cli, monkeypatch: Patch) -> Cli:
 class TestStart:
     def test_help_version_and_completion_load_nothing_heavy(self) -> None:
         calls = ["--help", "-h", "", "--version", *(f"{name} --help" for name in OPTIONS if name)]
-        found = probe([*calls, *(f"{name} --help-all" for name in SETTINGS), "complete"])
+        found = probe([*calls, *(f"{name} --help-all" for name in RUNS), "complete"])
         assert {call: code for call, (code, *_) in found.items() if code} == {"": 2}
         assert {error for *_, error in found.values()} == {""}
         for call in ("--help", "-h", ""):
             assert all(name in found[call][1] for name in OPTIONS), call
         assert found["complete"][1].split() == ["train"]
-        for name, config in SETTINGS.items():
+        for name, config in RUNS.items():
             assert len(found[f"{name} --help"][1].splitlines()) <= 80
             settings = {f"--{each.replace('_', '-')}" for each in vars(config())}
             assert settings <= set(found[f"{name} --help-all"][1].split())
@@ -192,7 +189,7 @@ class TestOptions:
         return list((program.commands[name] if name else program).params)
 
     def test_names(self, parameters: list[Any], name: str) -> None:
-        settings = vars(SETTINGS[name]()) if name in SETTINGS else {}
+        settings = vars(RUNS[name]()) if name in RUNS else {}
         options = [
             "/".join([*each.opts, *each.secondary_opts])
             for each in parameters

@@ -134,13 +134,6 @@ class TestBadInput:
         found = predict(images / "00.jpg", "-o", tmp_path / "m.png", "--max-pixels", "4095")
         refused(found, 3, "image", "--max-pixels")
 
-    def test_only_bad_files(self, predict: Cli, tmp_path: Path) -> None:
-        for name in ("a.jpg", "b.jpg"):
-            (tmp_path / name).touch()
-        code, _, error = predict(tmp_path / "a.jpg", tmp_path / "b.jpg", "-o", tmp_path / "out")
-        assert code == 3
-        assert error.splitlines()[-1].startswith("error[input]: none of the 2 images")
-
     def test_weird_names(self, predict: Cli, images: Path, tmp_path: Path) -> None:
         names = ["a\nb.png", "[/red].png", os.fsdecode(b"\xff.png"), "-x.png"]
         folder = tmp_path / "weird"

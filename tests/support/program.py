@@ -7,12 +7,14 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
-from densesiam_seg.config import RunConfig
+from densesiam_seg.config import PretrainConfig, RunConfig, TrainConfig
 
 Result = tuple[int, str, str]
 """Exit code, stdout, stderr."""
 Cli = Callable[..., Result]
 Patch = pytest.MonkeyPatch
+RUNS: dict[str, type[RunConfig]] = {"train": TrainConfig, "pretrain": PretrainConfig}
+"""The commands that take every setting."""
 
 
 def refused(found: Result, code: int, name: str, words: str) -> None:
