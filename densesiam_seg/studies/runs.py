@@ -176,16 +176,9 @@ def finish(run: RowRun) -> Generator[Notice | Progress, None, RunResult]:
         raise run.study.stopped(error.exit_code - 128) from error
     config = read_config(run.folder / "config.toml", PretrainConfig())
     steps = [record["step"] for record in read_records(run.folder / "metrics.jsonl")]
-    return RunResult(
-        run.row.name,
-        run.seed,
-        failure,
-        linear,
-        kmeans,
-        run.cost("training"),
-        run.cost("probing"),
-        {"steps": max(steps, default=0), **{name: config.get(name) for name in BUDGET}},
-    )
+    budget = {"steps": max(steps, default=0), **{name: config.get(name) for name in BUDGET}}
+    costs = (run.cost("training"), run.cost("probing"))
+    return RunResult(run.row.name, run.seed, failure, linear, kmeans, *costs, budget)
 
 
 def _train(run: RowRun) -> Generator[Notice | Progress, None, Path]:

@@ -158,12 +158,11 @@ def standing_notes(results: Sequence[RunResult], total: int) -> list[str]:
     """What the numbers mean and what they cost."""
     training = sum((result.training for result in results), Cost())
     probing = sum((result.probing for result in results), Cost())
-    seeds = sorted({result.seed for result in results})
-    of_all = f"{len(results)} of {total} runs finished"
+    seeds = ", ".join(map(str, sorted({result.seed for result in results})))
     budget = ", ".join(f"{name} {value}" for name, value in results[0].budget.items())
     return [
         f"budget per run: {budget}",
-        f"seeds: {', '.join(map(str, seeds))}; mean ± standard deviation (n - 1); {of_all}",
+        f"seeds: {seeds}; mean ± standard deviation (n - 1); {len(results)} of {total} runs finished",
         "labels: pre-training uses none; the linear probe is trained on the labels of the train split; the k-means "
         "probe uses labels for scoring alone",
         "training s: processor seconds of one run's pre-training, decoding included",

@@ -75,23 +75,6 @@ class TestConfusion:
     def test_no_pixels(self) -> None:
         assert confusion(np.zeros(0, np.uint8), np.zeros(0, int), 1, 2).tolist() == [[0, 0]]
 
-    @given(st.data())
-    def test_equals_a_loop_over_pixels_and_adds_up(self, data: st.DataObject) -> None:
-        label = st.one_of(st.integers(0, 3), st.just(255))
-        pixels = data.draw(st.lists(st.tuples(label, st.integers(0, 4)), max_size=40))
-        split = data.draw(st.integers(0, len(pixels)))
-        slow = np.zeros((4, 5), dtype=np.int64)
-        for true, predicted in pixels:
-            if true != 255:
-                slow[true, predicted] += 1
-
-        def counted(part: list[tuple[int, int]]) -> Counts:
-            both = np.array(part, dtype=np.int64).reshape(-1, 2)
-            return confusion(both[:, 0].astype(np.uint8), both[:, 1], 4, 5)
-
-        assert np.array_equal(counted(pixels), slow)
-        assert np.array_equal(counted(pixels[:split]) + counted(pixels[split:]), slow)
-
 
 class TestMatch:
     @pytest.mark.parametrize(
