@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from densesiam_seg.config import with_settings
-from densesiam_seg.errors import InputError, NumericError
+from densesiam_seg.errors import NumericError
 from densesiam_seg.events import EpochRecord, Progress, StepRecord
 from densesiam_seg.images import store as batches
 from densesiam_seg.images.scan import scan
@@ -121,24 +121,16 @@ class TestSums:
         # H(1/4, 1/4, 1/2) is 1.5 bits of log2 4 = 2 bits.
         assert record.entropy == pytest.approx(0.75, abs=1e-15)
 
-    @pytest.mark.parametrize(
-        ("histogram", "entropy", "in_use"),
-        [
-            ([5] * 7, 1.0, 7),
-            ([0, 9, 0], 0.0, 1),
-            ([0, 1, 998, 1], None, 3),
-            ([0, 1, 1999], None, 1),
-        ],
-    )
-    def test_entropy_and_clusters_in_use(
-        self, histogram: list[int], entropy: float | None, in_use: int
-    ) -> None:
+    def test_entropy_and_clusters_in_use(self) -> None:
         """A cluster is in use from a thousandth of the pixels on."""
-        sums = EpochSums()
-        sums.add(StepRecord(1, 0, {}, 0.0, 0.0), histogram)
-        record = sums.record(1, 0)
-        assert record.clusters_in_use == in_use
-        assert entropy is None or record.entropy == pytest.approx(entropy, abs=1e-12)
+        for histogram, entropy, in_use in (([5] * 7, 1.0, 7), ([0, 9, 0], 0.0, 1)):
+            sums = EpochSums()
+            sums.add(StepRecord(1, 0, {}, 0.0, 0.0), histogram)
+            record = sums.record(1, 0)
+            assert record.entropy == pytest.approx(entropy, abs=1e-12)
+            assert record.clusters_in_use == in_use
+        assert EpochSums(1, histogram=[0, 1, 998, 1]).record(1, 0).clusters_in_use == 3
+        assert EpochSums(1, histogram=[0, 1, 1999]).record(1, 0).clusters_in_use == 1
 
     def test_views_that_do_not_meet_are_counted_and_spread_is_a_mean(self) -> None:
         """And sums survive JSON."""
@@ -175,16 +167,6 @@ class TestRecords:
         training = make(epochs=1)
         assert len(list(training.records())) == 4
         assert list(training.records()) == []
-
-    def test_fewer_images_than_a_batch_are_refused_with_both_numbers(self, make: Make) -> None:
-        with pytest.raises(InputError, match=r"11 usable images .* batch of 12.*--batch-size"):
-            make(images=11, batch_size=12)
-
-    def test_one_image_is_a_batch(self, make: Make) -> None:
-        training = make(images=1, batch_size=1, epochs=2, region_start=0)
-        for record in untimed(training.records()):
-            assert all(math.isfinite(value) for value in record.losses.values())
-        assert training.step == 2
 
 
 class TestStep:
