@@ -8,12 +8,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 
 from densesiam_seg.errors import ModelError, NumericError, OutputError, StoppedError
-from densesiam_seg.evaluation.evaluate import Evaluation
-from densesiam_seg.evaluation.metrics import match, score
 from densesiam_seg.events import Notice
 from densesiam_seg.images.manifest import Manifest
 from densesiam_seg.io.records import Records, read_records
@@ -78,18 +75,6 @@ def drained(run: RowRun) -> tuple[list[Any], Any]:
 
 
 class TestResults:
-    def test_the_score_of_an_evaluation(self) -> None:
-        """Class a: 3 of 4 right; class b absent, so without an IoU. Cluster 1 is class b's."""
-        counts = np.array([[3, 1], [0, 0]], np.int64)
-        matching = match(counts)
-        scores = score(counts, matching, ("a", "b"), (None, None))
-        evaluation = Evaluation(
-            "D", "val", "picie: 32", 1, None, (), "0", 2, "probe", matching, scores, counts
-        )
-        assert ProbeScore.of(evaluation) == ProbeScore(
-            75.0, 75.0, {"a": 75.0, "b": None}, "picie: 32", "probe", 2
-        )
-
     def test_through_a_file(self, tmp_path: Path) -> None:
         probe = ProbeScore(20.0, 60.0, {"a": 20.0, "b": None}, "picie: 32", "probe", 2)
         results = [

@@ -33,7 +33,9 @@ from densesiam_seg.studies.study import NAMES, Studied, study_events
 
 def evaluation(right: int) -> Any:
     """Half of `right` is the mean IoU; nothing else is looked at."""
-    scores = SimpleNamespace(mean_iou=right / 2, pixel_accuracy=right, names=("a",), iou=(right,))
+    scores = SimpleNamespace(
+        mean_iou=right / 2, pixel_accuracy=right, names=("a", "b"), iou=(right, None)
+    )
     return SimpleNamespace(scores=scores, protocol="picie: 32", readout="probe", clusters=2)
 
 
@@ -155,6 +157,7 @@ class TestWhole:
         assert len(others) == 3
         assert (first["row"], first["seed"], first["failure"]) == ("cross-entropy", 0, None)
         assert (first["linear"]["pixel_accuracy"], first["kmeans"]["mean_iou"]) == (80, 30)
+        assert first["linear"]["iou"] == {"a": 80, "b": None}
         assert (first["budget"]["steps"], first["budget"]["epochs"]) == (2, 3)
         assert first["training"]["wall"] > 0
         assert first["probing"]["processor"] >= 0
