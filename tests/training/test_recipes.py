@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tomllib
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 import pytest
 import torch
@@ -144,7 +144,11 @@ class TestFrozenBackbone:
         self, runs: TinyRuns, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(stage_cache, "free_space", lambda folder: 10**9)
-        options = {"freeze": True, "replay": "run", "cache_dir": str(runs.folder / "cache")}
+        options: dict[str, Any] = {
+            "freeze": True,
+            "replay": "run",
+            "cache_dir": str(runs.folder / "cache"),
+        }
         for name, cache in (("without", "none"), ("written", "disk"), ("read", "disk")):
             end(runs.begin(name, **options, cache=cache))
             found = files_of(runs.folder / name / "model")
@@ -176,9 +180,9 @@ class TestPretraining:
     @pytest.mark.parametrize("sampling", get_args(HINTS["sampling"]))
     @pytest.mark.parametrize("features", ["fpn", "res5"])
     def test_every_sampling_on_either_features(
-        self, runs: TinyRuns, sampling: str, features: str
+        self, runs: TinyRuns, sampling: str, features: Literal["fpn", "res5"]
     ) -> None:
-        options = {"epochs": 1, "sampling": sampling, "features": features}
+        options: dict[str, Any] = {"epochs": 1, "sampling": sampling, "features": features}
         last = end(runs.begin(command="pretrain", **options)).last
         assert last is not None and last.losses.keys() == {"image", "pixel", "region", "total"}
         assert all(math.isfinite(value) for value in last.losses.values())
@@ -200,7 +204,7 @@ class TestPretraining:
         ],
     )
     def test_a_loss_of_no_weight_is_not_there(
-        self, runs: TinyRuns, weights: dict[str, float], losses: set[str]
+        self, runs: TinyRuns, weights: dict[str, Any], losses: set[str]
     ) -> None:
         last = end(runs.begin(command="pretrain", epochs=1, **weights)).last
         assert last is not None and last.losses.keys() == losses | {"total"}
@@ -212,11 +216,12 @@ class TestPretraining:
         folder.mkdir()
         for number, size in enumerate([(64, 64), (200, 20), (20, 200), (90, 60)]):
             Image.radial_gradient("L").resize(size).save(folder / f"{number}.png")
-        for out, options in (
-            ("many", {"images": folder, "channels": 2}),
-            ("one", {"images": folder / "0.png", "grid": 1, "batch_size": 1}),
-            ("plain", {"images": folder / "0.png", "batch_size": 1, "correspondence": "none"}),
-        ):
+        courses: dict[str, dict[str, Any]] = {
+            "many": {"images": folder, "channels": 2},
+            "one": {"images": folder / "0.png", "grid": 1, "batch_size": 1},
+            "plain": {"images": folder / "0.png", "batch_size": 1, "correspondence": "none"},
+        }
+        for out, options in courses.items():
             last = end(runs.begin(out, command="pretrain", epochs=1, **options)).last
             assert last is not None
             assert all(math.isfinite(value) for value in last.losses.values())

@@ -75,7 +75,8 @@ class TestPictures:
     def test_of_few_images_and_of_res5(self, runs: TinyRuns) -> None:
         """Fewer than a picture has room for."""
         paths = sorted(runs.images.iterdir())[:2]
-        options = {"images": paths, "batch_size": 2, "epochs": 1, "visualize_every": 1}
+        options: dict[str, Any] = {"images": paths, "batch_size": 2, "epochs": 1}
+        options["visualize_every"] = 1
         end(runs.begin("a", **options))
         end(runs.begin("b", command="pretrain", features="res5", **options))
         for run in ("a", "b"):
