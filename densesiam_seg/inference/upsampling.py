@@ -41,9 +41,7 @@ def upsample_argmax(logits: Tensor, height: int, width: int) -> Tensor:
     Works through bands of rows, so beside the mask memory does not grow with the image.
     """
     logits = logits.detach().float()
-    if logits.device.type == "cpu":
-        return torch.from_numpy(_sparse(logits, height, width))
-    return _dense(logits, height, width)
+    return (_sparse if logits.device.type == "cpu" else _dense)(logits, height, width)
 
 
 def places(source: int, target: int, device: torch.device | None = None) -> Places:
@@ -72,11 +70,11 @@ def _dense(logits: Tensor, height: int, width: int) -> Tensor:
     return mask
 
 
-def _sparse(logits: Tensor, height: int, width: int) -> Ids:
+def _sparse(logits: Tensor, height: int, width: int) -> Tensor:
     """On a processor: each pixel begins as the cluster above and left of it; then comes what must be interpolated."""
     largest = _largest_everywhere(logits)
     if largest.shape == (height, width):
-        return largest
+        return torch.from_numpy(largest)
     low, high, fraction = places(logits.shape[1], height)
     columns = places(logits.shape[2], width)
     left = columns[0].numpy()
@@ -92,7 +90,7 @@ def _sparse(logits: Tensor, height: int, width: int) -> Ids:
         at_once = max(PIECE // part[..., 0].numel() // LANES, 1) * LANES
         for start in range(0, len(chosen), at_once):
             _interpolate(mask[rows], part, down, columns, chosen[start : start + at_once])
-    return mask
+    return torch.from_numpy(mask)
 
 
 def _cuts(low: NDArray[np.int64], shape: tuple[int, ...], width: int) -> Iterator[slice]:
