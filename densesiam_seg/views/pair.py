@@ -30,7 +30,6 @@ from densesiam_seg.views.parameters import (
     sample_geometry,
     sample_photometry,
     sample_pretraining_geometry,
-    sample_pretraining_photometry,
 )
 from densesiam_seg.views.photometric import adjust_colour, brightened_luma, normalise_, recolour
 
@@ -101,7 +100,7 @@ def independent_views(
     image_1, image_2 = (
         _views(
             images,
-            sample_pretraining_photometry(seed, round_, indices, view),
+            sample_photometry(seed, round_, indices, view, pretraining=True),
             geometry,
             exact,
             pretraining=True,

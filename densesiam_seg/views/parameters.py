@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Self, TypeAlias
+from typing import Self
 
 import numpy as np
 import torch
@@ -34,9 +34,6 @@ ASPECTS = (3 / 4, 4 / 3)
 """Width over height of a pre-training crop, in the image's own pixels."""
 ATTEMPTS = 10
 """Crops drawn until one fits into the image, as torchvision's RandomResizedCrop does."""
-
-Axis: TypeAlias = tuple[Tensor, Tensor, Tensor]
-"""Start and extent of a crop along one axis, as fractions of the image, and whether it is flipped; each (B,)."""
 
 
 class PerImage:
@@ -62,8 +59,8 @@ class Geometry(PerImage):
     width: Tensor
     flip: Tensor
 
-    def axes(self) -> tuple[Axis, Axis]:
-        """The crop along y and along x."""
+    def axes(self) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
+        """Start, extent and flip along y and along x."""
         never = torch.zeros_like(self.flip)
         return (self.top, self.height, never), (self.left, self.width, self.flip)
 
@@ -101,25 +98,19 @@ def sample_geometry(seed: int, round_: int, images: Sequence[int]) -> Geometry:
     return Geometry(tops, lefts, sides, sides, flips)
 
 
-def sample_photometry(seed: int, round_: int, images: Sequence[int], view: int) -> Photometry:
-    """The colour changes and blur of each image in view 1 or 2; each change has its own chance."""
-    return _photometry(seed, round_, images, view, JITTER, chances=4)
-
-
-def sample_pretraining_photometry(
-    seed: int, round_: int, images: Sequence[int], view: int
+def sample_photometry(
+    seed: int, round_: int, images: Sequence[int], view: int, *, pretraining: bool = False
 ) -> Photometry:
-    """The same for pre-training: ColorJitter(0.4, 0.4, 0.4, 0.1), with one chance for all four changes."""
-    return _photometry(seed, round_, images, 4 + view, PRETRAINING_JITTER, chances=1)
+    """The colour changes and blur of each image in view 1 or 2.
 
-
-def _photometry(
-    seed: int, round_: int, images: Sequence[int], view: int, jitter: float, *, chances: int
-) -> Photometry:
+    Each of the four jitters has its own chance; in pre-training they are larger and have one chance for all.
+    """
+    jitter = PRETRAINING_JITTER if pretraining else JITTER
     table = np.empty((len(images), 6), np.float32)
     for row, image in enumerate(images):
-        draw = generator(seed, Stream.VIEWS, round_, image, view)
-        jitters = np.broadcast_to(draw.random(chances) < JITTER_PROBABILITY, 4)
+        draw = generator(seed, Stream.VIEWS, round_, image, 4 + view if pretraining else view)
+        chances = draw.random(1 if pretraining else 4)
+        jitters = np.broadcast_to(chances < JITTER_PROBABILITY, 4)
         factors = draw.uniform(1.0 - jitter, 1.0 + jitter, 3)
         hue = draw.uniform(-HUE, HUE)
         grey = draw.random() < GREY_PROBABILITY

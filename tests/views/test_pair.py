@@ -30,7 +30,6 @@ from densesiam_seg.views.parameters import (
     sample_geometry,
     sample_photometry,
     sample_pretraining_geometry,
-    sample_pretraining_photometry,
 )
 
 Array = NDArray[np.float64]
@@ -145,7 +144,8 @@ class TestIndependentViews:
             assert out.shape == (8, 3, 8, 8) and out.dtype == torch.float32
             expected = sample_pretraining_geometry(9, 3, self.INDICES, view, aspects)
             assert torch.equal(stacked(geometry), stacked(expected))
-            changes = stacked(sample_pretraining_photometry(9, 3, self.INDICES, view)).tolist()
+            colours = sample_photometry(9, 3, self.INDICES, view, pretraining=True)
+            changes = stacked(colours).tolist()
             crops = stacked(geometry).tolist()
             for i, (crop, change) in enumerate(zip(crops, changes, strict=True)):
                 met.append((crop[4], change[0] != 1, change[4], change[5] != 0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -17,11 +17,9 @@ from torch import Tensor
 from densesiam_seg.io.randomness import Stream, generator
 from densesiam_seg.views import parameters
 from densesiam_seg.views.parameters import (
-    Photometry,
     sample_geometry,
     sample_photometry,
     sample_pretraining_geometry,
-    sample_pretraining_photometry,
 )
 
 MANY = range(4000)
@@ -37,7 +35,7 @@ def drawn(seed: int, round_: int, images: Sequence[int], view: int, aspects: Ten
         sample_geometry(seed, round_, images),
         sample_photometry(seed, round_, images, view),
         sample_pretraining_geometry(seed, round_, images, view, aspects),
-        sample_pretraining_photometry(seed, round_, images, view),
+        sample_photometry(seed, round_, images, view, pretraining=True),
     )
     return torch.cat([stacked(each) for each in values], 1)
 
@@ -143,14 +141,11 @@ class TestDistribution:
 
     @pytest.mark.parametrize("view", [1, 2])
     @pytest.mark.parametrize(
-        ("sampled", "factor", "all_four"),
-        [(sample_photometry, 0.3, 0.8**4), (sample_pretraining_photometry, 0.4, 0.8)],
+        ("pretraining", "factor", "all_four"), [(False, 0.3, 0.8**4), (True, 0.4, 0.8)]
     )
-    def test_photometry(
-        self, sampled: Callable[..., Photometry], factor: float, all_four: float, view: int
-    ) -> None:
+    def test_photometry(self, pretraining: bool, factor: float, all_four: float, view: int) -> None:
         """Training's four changes have a chance each; those of pre-training come together or not at all."""
-        table = stacked(sampled(0, 0, MANY, view)).double()
+        table = stacked(sample_photometry(0, 0, MANY, view, pretraining=pretraining)).double()
         jitters = table[:, :4] != NEUTRAL
         for column, middle, reach in ((0, 1, factor), (1, 1, factor), (2, 1, factor), (3, 0, 0.1)):
             values = table[:, column][jitters[:, column]] - middle
@@ -160,7 +155,7 @@ class TestDistribution:
             assert abs(values.mean()) < 0.055 * reach
             assert abs(values.var() - reach**2 / 3) < 0.1 * reach**2 / 3
         assert abs(jitters.all(1).double().mean() - all_four) < 0.04
-        if all_four == 0.8:
+        if pretraining:
             assert torch.equal(jitters.all(1), jitters.any(1))
         grey, sigma = table[:, 4], table[:, 5]
         assert set(grey.tolist()) == {0.0, 1.0}
