@@ -111,31 +111,21 @@ class TestFitCentroids:
         assert torch.equal(first.counts, again.counts)
         assert not torch.equal(first.centres, fit(images, 4, seed=1).centres)
 
-    @pytest.mark.parametrize(("room", "expected"), [(0, 2), (10**9, 1)])
-    def test_two_passes_and_no_more(
-        self, monkeypatch: pytest.MonkeyPatch, room: int, expected: int
-    ) -> None:
-        """Points that fit into memory need no second one."""
-        monkeypatch.setattr(centroids_module, "free_memory", lambda: room)
+    def test_memory_saves_a_pass_and_does_not_show(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """600 bytes an image: room for none of them, for two of three, and for all."""
         passes: list[int] = []
+        found = []
 
         def images() -> Iterable[Tensor]:
             passes.append(1)
-            return [points(50, 0), points(50, 1)]
+            return [points(50, seed) for seed in range(3)]
 
-        fit_centroids(lambda image: image, images, 2, 3, seed=0)
-        assert len(passes) == expected
-
-    def test_memory_does_not_show(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """600 bytes an image: room for none of them, for two of three, and for all."""
-        images = [points(50, seed) for seed in range(3)]
-        found = []
-        for room in (0, 1200, 1800):
+        for room, total in ((0, 2), (1200, 4), (1800, 5)):
             monkeypatch.setattr(centroids_module, "free_memory", lambda room=room: 4 * room)
-            found.append(fit(images, 4))
-        assert torch.equal(found[0].centres, found[1].centres)
-        assert torch.equal(found[0].centres, found[2].centres)
-        assert torch.equal(found[0].counts, found[2].counts)
+            found.append(fit_centroids(lambda image: image, images, 3, 4, seed=0))
+            assert len(passes) == total
+            assert torch.equal(found[0].centres, found[-1].centres)
+            assert torch.equal(found[0].counts, found[-1].counts)
 
     def test_images_without_points_are_passed_over(self) -> None:
         """They take no part in the draw either, so the others have the pixels that they have alone."""
