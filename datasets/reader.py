@@ -49,14 +49,12 @@ def samples(
 ) -> Samples:
     """The samples of `split` (None: the dataset's default) below the folder `root`.
 
-    Names come from `list_file`, else from the split's list if it lies below the root, else they
-    are all images of the split's folder. `a+b` joins two splits, whose names then begin with `a/`
-    and `b/`. The digest covers the declaration and the names, not the place: where it is equal,
-    the same samples were taken.
+    Names come from `list_file`, else from the split's list if it lies below the root, else they are all images of the
+    split's folder. `a+b` joins two splits, whose names then begin with `a/` and `b/`. The digest covers the declaration
+    and the names, not the place: where it is equal, the same samples were taken.
 
-    Raises `UsageError` for a split that is not declared; `InputError` for folders or a list that
-    are not there, an unusable list, no sample at all, two images of one name, and samples without
-    image or label unless `allow_missing`.
+    Raises UsageError for a split that is not declared; InputError for folders or a list that are not there, an unusable
+    list, no sample at all, two images of one name, and samples without image or label unless `allow_missing`.
     """
     split = dataset.default_split if split is None else split
     parts = _parts(dataset, split)
@@ -98,22 +96,16 @@ def _find(
     label_folder = _folder(root, split.labels, f"labels of {dataset.name} {part}")
     images = _scan(image_folder, dataset.image_suffixes)
     names = sorted(images) if listed is None else sorted(_names(listed, images, dataset))
+    endings = ", ".join(f"*{suffix}" for suffix in dataset.image_suffixes)
     if not names:
-        raise InputError(f"{image_folder}: no image in it ({_endings(dataset)}); check the root")
-    items: list[Sample] = []
-    without_image: list[str] = []
-    without_label: list[str] = []
-    for name in names:
-        label = label_folder / f"{name}{dataset.label_suffix}"
-        if name not in images:
-            without_image.append(name)
-        elif not label.is_file():
-            without_label.append(name)
-        else:
-            items.append(Sample(name, images[name], label))
-    missing = sorted(without_image + without_label)
+        raise InputError(f"{image_folder}: no image in it ({endings}); check the root")
+    labels = {name: label_folder / f"{name}{dataset.label_suffix}" for name in names}
+    without_image = [name for name in names if name not in images]
+    without_label = [name for name in names if name in images and not labels[name].is_file()]
+    missing = {*without_image, *without_label}
+    items = [Sample(name, images[name], labels[name]) for name in names if name not in missing]
     if missing and not allow_missing:
-        few = ", ".join(map(repr, missing[:3])) + (", ..." if len(missing) > 3 else "")
+        few = ", ".join(map(repr, sorted(missing)[:3])) + (", ..." if len(missing) > 3 else "")
         raise InputError(
             f"{listed or image_folder}: of {len(names)} names, {len(without_image)} have no image "
             f"in {image_folder} and {len(without_label)} no label in {label_folder} ({few}); "
@@ -122,13 +114,9 @@ def _find(
     if not items:
         raise InputError(
             f"{listed or image_folder}: none of {len(names)} names has both an image "
-            f"({_endings(dataset)}) and a label; check the root and the list"
+            f"({endings}) and a label; check the root and the list"
         )
-    return items, missing
-
-
-def _endings(dataset: Dataset) -> str:
-    return ", ".join(f"*{suffix}" for suffix in dataset.image_suffixes)
+    return items, sorted(missing)
 
 
 def _folder(root: Path, choices: tuple[str, ...], what: str) -> Path:

@@ -8,7 +8,6 @@ differ in texture; layout, light and tint are drawn anew for every scene.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +28,6 @@ COLOURS: tuple[tuple[int, int, int], ...] = (
 SKY, WATER, GRASS, TREES, BUILDINGS, ROAD = range(len(CLASSES))
 
 Floats = NDArray[np.float32]
-Bits = NDArray[np.bool_]
-Element = Callable[["Canvas", float], None]
 
 
 def scene(seed: int, index: int, side: int = 192) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -101,7 +98,7 @@ class Canvas:
             total += weight * blend(across.T, v * scale + 1)
         return total
 
-    def paint(self, where: Bits, kind: int, texture: Floats) -> None:
+    def paint(self, where: NDArray[np.bool_], kind: int, texture: Floats) -> None:
         np.copyto(self.image, texture, where=where)
         np.copyto(self.label, np.uint8(kind), where=where)
 
@@ -247,11 +244,11 @@ def compose(c: Canvas) -> None:
         lake(c)
     if not wet or c.rng.random() < 0.5:  # one of the two, so that the ground has two classes
         (road if c.rng.random() < 0.7 else street)(c)
-    elements: tuple[tuple[Element, float], ...] = ((wood, 0.1), (house, 0.35), (grove, 0.6))
-    standing: list[tuple[float, Element]] = []
+    elements = ((wood, 0.1), (house, 0.35), (grove, 0.6))
+    standing = []
     for choice in c.rng.choice(3, size=c.rng.integers(1, 8), p=(0.15, 0.47, 0.38)):
-        element, reach = elements[choice]
-        standing.append((c.horizon + reach * c.uniform(0, 1 - c.horizon) + 0.01, element))
+        paint, reach = elements[choice]
+        standing.append((c.horizon + reach * c.uniform(0, 1 - c.horizon) + 0.01, paint))
     for base, paint in sorted(standing, key=lambda pair: pair[0]):
         paint(c, base)
 

@@ -148,11 +148,9 @@ def _order(path: Path) -> tuple[int, int]:
 
 
 def _free_name(folder: Path, step: int) -> Path:
-    repetition = max(
-        (_order(p)[1] for p in _newest_first(folder) if _order(p)[0] == step), default=0
-    )
-    name = f"step-{step:08d}" + (f".{repetition + 1}" if repetition else "")
-    return folder / name
+    taken = [_order(path)[1] for path in _newest_first(folder) if _order(path)[0] == step]
+    repetition = f".{max(taken) + 1}" if taken else ""
+    return folder / f"step-{step:08d}{repetition}"
 
 
 def _seal(manifest: Mapping[str, JSON]) -> bytes:

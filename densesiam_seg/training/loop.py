@@ -112,18 +112,12 @@ class Training:
         self.optimizer = _optimizer(self.network, config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
         self.step = 0
+        self.steps_per_epoch = len(store) // config.batch_size
+        self.total_steps = self.steps_per_epoch * config.epochs
         self.sums = EpochSums()
         self.last_epoch: EpochRecord | None = None
         self.read_seconds = READ_SECONDS if device.type == "cuda" else 0.0
         """0: every step's results are read before the weights change."""
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return len(self.store) // self.config.batch_size
-
-    @property
-    def total_steps(self) -> int:
-        return self.steps_per_epoch * self.config.epochs
 
     def records(self) -> Iterator[Progress | StepRecord | EpochRecord]:
         """Train from the current step to the last; the state is consistent whenever a record is yielded.

@@ -222,9 +222,8 @@ def _report_skipped(folder: Path, manifest: Manifest, max_bad: float) -> Iterato
 def _keep_stages(training: Training, run: Run) -> Iterator[Event]:
     """Keep what a frozen backbone makes of unchanging views on the disk, where `cache` lets it and there is room."""
     config, method, store = training.config, training.method, training.store
-    if not isinstance(config, TrainConfig) or not config.keeps_stages():
-        return
-    if config.cache not in ("auto", "disk"):
+    wanted = config.cache in ("auto", "disk")
+    if not wanted or not isinstance(config, TrainConfig) or not config.keeps_stages():
         return
     assert isinstance(method, Siamese)
     encoder = training.network.encoder

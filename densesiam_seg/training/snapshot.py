@@ -20,9 +20,7 @@ PICTURES = 4
 """Images in a picture of a run under way."""
 
 
-def segmenter_of(
-    training: Training, images: Sequence[int], facts: Mapping[str, Any] | None = None
-) -> Segmenter:
+def segmenter_of(training: Training, images: Sequence[int], facts: Mapping[str, Any]) -> Segmenter:
     """The network read out by the head that learned clusters, else by a fresh k-means of the features of `images`.
 
     `facts` are what its card says of the training.
@@ -35,7 +33,7 @@ def segmenter_of(
         config.image_size,
         clusters=clusters,
         refine="pamr" if architecture.mixture else "none",
-        training=dict(facts or {}),
+        training=dict(facts),
     )
     shares = training.last_epoch.shares if training.last_epoch else None
     segmenter = Segmenter(
@@ -60,7 +58,7 @@ def draw_clusters(training: Training, path: Path) -> None:
     chosen = spread(len(training.store), PICTURES)
     batch = next(training.store.batches([tuple(chosen)]))
     try:
-        picture = training_picture(segmenter_of(training, chosen), batch.images)
+        picture = training_picture(segmenter_of(training, chosen, {}), batch.images)
     finally:
         # A segmenter puts its network into inference form.
         training.network.train()

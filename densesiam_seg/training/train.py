@@ -191,25 +191,23 @@ def _fit(
 
 def _after_epoch(run: Run, training: Training, record: EpochRecord) -> Iterator[Event]:
     """Warn of a collapse, and draw a picture where one is asked for."""
-    if record.collapsed():
-        yield Notice(_collapse(record), warning=True)
+    if record.collapsed() and record.spread is not None:
+        text = (
+            f"the representation is collapsing onto one direction (spread {record.spread:.3f}, healthy is near 1); "
+            "lower --learning-rate or give larger batches"
+        )
+        yield Notice(text, warning=True)
+    elif record.collapsed():
+        text = (
+            f"clusters are collapsing: {record.clusters_in_use} of {len(record.shares)} in use, the largest has "
+            f"{100 * max(record.shares):.0f} % of the pixels; try fewer --clusters or --balance inverse"
+        )
+        yield Notice(text, warning=True)
     every = training.config.visualize_every
     if every and (record.epoch + 1) % every == 0:
         path = run.folder / "report" / f"epoch-{record.epoch + 1:04}.png"
         draw_clusters(training, path)
         yield Notice(f"picture: {path}")
-
-
-def _collapse(record: EpochRecord) -> str:
-    if record.spread is not None:
-        return (
-            f"the representation is collapsing onto one direction (spread {record.spread:.3f}, healthy is near 1); "
-            "lower --learning-rate or give larger batches"
-        )
-    return (
-        f"clusters are collapsing: {record.clusters_in_use} of {len(record.shares)} in use, the largest has "
-        f"{100 * max(record.shares):.0f} % of the pixels; try fewer --clusters or --balance inverse"
-    )
 
 
 def _finish(run: Run, training: Training) -> Trained:

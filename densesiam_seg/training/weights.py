@@ -92,10 +92,9 @@ def _part(name: str) -> str:
 
 
 def require_source(weights: str) -> None:
-    """Refuse `weights` that nothing can come of, before any other work is done.
+    """Refuse `weights` before any other work is done.
 
-    Raises UsageError when they are neither a known word nor a file or folder that is there, and ModelError for a folder
-    without a sound model.
+    Raises UsageError for what is neither a known word nor a file or folder, ModelError for a folder without a model.
     """
     if weights not in ("auto", "imagenet", "none"):
         path = _given(weights)
