@@ -177,8 +177,8 @@ def _read(path: Path) -> Checkpoint:
     try:
         with open_regular(source) as file:
             manifest = _unseal(file.read(_MAX_MANIFEST), source)
-    except OSError as error:
-        raise ModelError(f"{source}: cannot be read ({error.strerror or error})") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{source}: cannot be read ({error})") from error
     match manifest:
         case {"format": version, "step": step, "files": dict(files), "state": dict(state)} if (
             version == _FORMAT

@@ -7,6 +7,7 @@ found to be stored uncompressed, so that a small file cannot become a large one.
 from __future__ import annotations
 
 import hashlib
+import http.client
 import shutil
 import urllib.request
 import warnings
@@ -105,13 +106,14 @@ def require_source(weights: str) -> None:
 def _fill_published(backbone: Backbone | TimmBackbone, name: str, *, needed: bool) -> str:
     """Fill the backbone with the weights that its library publishes; raises ModelError where they are `needed`."""
     whose = "timm's" if isinstance(backbone, TimmBackbone) else "ImageNet's"
+    # The Hub's library and timm raise unrelated classes.
+    expected = Exception if whose == "timm's" else (OSError, http.client.HTTPException)
     try:
         if isinstance(backbone, TimmBackbone):
             backbone.fetch()
             return f"weights: timm's, {name}"
         path = _cached(name)
-    except Exception as error:
-        # The Hub's library, timm and what fetches files raise unrelated classes.
+    except expected as error:
         text = str(getattr(error, "reason", None) or error)
         reason = next(iter(text.splitlines()), type(error).__name__)
         if needed:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from references import stacked
 from torch import Tensor
+from torchvision.transforms import RandomResizedCrop
 
 from densesiam_seg.io.randomness import Stream, generator
 from densesiam_seg.views import parameters
@@ -233,3 +234,19 @@ class TestPretrainingGeometry:
         assert (flip * (1 - flip) == 0).all()
         shape = own * width / height
         assert shape.min() >= 3 / 4 - 1e-5 and shape.max() <= 4 / 3 + 1e-5
+
+
+@pytest.mark.parametrize("aspect", [0.4, 1.0, 2.5])
+def test_crops_of_pre_training_are_distributed_as_torchvisions(aspect: float) -> None:
+    """Means and deviations of 3000 crops each, within about five standard errors and the rounding to pixels."""
+    size = torch.tensor([800, round(800 * aspect)] * 2)
+    image = torch.empty(1, *size[:2])
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        boxes = [RandomResizedCrop.get_params(image, [0.2, 1.0], [3 / 4, 4 / 3]) for _ in MANY]
+    theirs = torch.tensor(boxes).double() / size
+    ours = crops_of(0, MANY, aspect)[:, :4].double()
+    torch.testing.assert_close(ours.mean(0), theirs.mean(0), atol=0.03, rtol=0)
+    torch.testing.assert_close(ours.std(0), theirs.std(0), atol=0.02, rtol=0)
+    areas = [(crops[:, 2] * crops[:, 3]).mean() for crops in (ours, theirs)]
+    torch.testing.assert_close(*areas, atol=0.025, rtol=0)
