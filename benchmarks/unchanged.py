@@ -23,6 +23,7 @@ TOLERANCE = 0.02
 """Of the loss of the first step (of 1 where that is smaller), before rounding has moved the weights apart."""
 CASES = {
     "densesiam": ("train", {"region_start": 0.0}),
+    "densesiam, from a mixture": ("train", {"prior": "mixture"}),
     "densesiam, cosine": ("train", {"similarity": "cosine", "balance": "frequency"}),
     "pixsim": ("train", {"method": "pixsim", "balance": "none"}),
     "simsiam": ("train", {"method": "simsiam", "image_weight": 1.0, "pixel_weight": 0.0}),
@@ -48,11 +49,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--base", default="HEAD", help="revision to compare with")
-    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", type=Path, nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        print(json.dumps(outcomes(arguments.worker)))
+        print(json.dumps(outcomes(*arguments.worker)))
         return
+    # Only here: where an earlier revision has its scenes is of no concern.
+    from densesiam_seg.datasets.scenes import write_scenes
+
     root = Path(__file__).parents[1]
     with tempfile.TemporaryDirectory() as scratch:
         base = Path(scratch, "base")
@@ -61,14 +65,16 @@ def main() -> None:
             ["git", "archive", arguments.base], cwd=root, check=True, capture_output=True
         )
         subprocess.run(["tar", "x"], cwd=base, input=archive.stdout, check=True)
-        before = revision(base, Path(scratch, "before"))
-        after = revision(root, Path(scratch, "after"))
+        write_scenes(Path(scratch, "scenes"), 12, seed=3, side=200, split="train")
+        images = Path(scratch, "scenes", "images", "train")
+        before = revision(base, images, Path(scratch, "before"))
+        after = revision(root, images, Path(scratch, "after"))
     sys.exit(report(before, after))
 
 
-def revision(root: Path, scratch: Path) -> dict[str, Any]:
+def revision(root: Path, images: Path, scratch: Path) -> dict[str, Any]:
     """What the package in `root` computes, in a process of its own."""
-    command = [sys.executable, "-P", __file__, "--worker", str(scratch)]
+    command = [sys.executable, "-P", __file__, "--worker", str(images), str(scratch)]
     done = subprocess.run(
         command,
         env={**os.environ, "PYTHONPATH": str(root)},
@@ -82,27 +88,21 @@ def revision(root: Path, scratch: Path) -> dict[str, Any]:
     return found
 
 
-def outcomes(scratch: Path) -> dict[str, Any]:
+def outcomes(images: Path, scratch: Path) -> dict[str, Any]:
     """Of every case: the model's digest in exact mode, and the first losses of both modes."""
     import densesiam_seg
-    from densesiam_seg.config import TrainConfig
-    from densesiam_seg.datasets.scenes import write_scenes
 
-    write_scenes(scratch / "scenes", 12, seed=3, side=200, split="train")
-    images = scratch / "scenes" / "images" / "train"
     found: dict[str, Any] = {"package": densesiam_seg.__file__}
-    # The plain method; revisions before there were priors know no other.
-    plain = {"prior": "none"} if hasattr(TrainConfig, "prior") else {}
     for name, (command, settings) in CASES.items():
         off = OFF if settings.get("method") == "simsiam" else {}
         for precision in ("fp32", "auto"):
             out = scratch / f"{name}-{precision}"
             run = densesiam_seg.train if command == "train" else densesiam_seg.pretrain
+            plain = {"prior": "none"} if command == "train" else {}
             run(
                 images,
                 out,
-                **{**COMMON, **settings, **off, "epochs": 2, "precision": precision},
-                **(plain if command == "train" else {}),
+                **{**COMMON, **plain, **settings, **off, "epochs": 2, "precision": precision},
             )
             model = (out / "model" / "model.safetensors").read_bytes()
             records = (out / "metrics.jsonl").read_text(encoding="ascii").splitlines()
