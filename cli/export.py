@@ -13,7 +13,7 @@ def command(
     out: Annotated[Path, io_option("--out", "-o", help="File to write: .pth or .safetensors.")],
     backbone: Annotated[
         bool,
-        io_option("--backbone", help="Export the backbone as a state dict of torchvision or timm."),
+        io_option("--backbone", help="Required: the backbone, as a state dict of torchvision or timm."),
     ] = False,
     overwrite: Overwrite = False,
     json: Json = False,

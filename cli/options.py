@@ -30,14 +30,14 @@ RunArgument = Annotated[
 DatasetArgument = Annotated[str, typer.Argument(help=DATASETS, show_default=False)]
 Root = Annotated[Path, io_option("--root", help="Folder that holds the dataset.")]
 Split = Annotated[
-    str | None, io_option("--split", help="Split to score; default val. Join with +.")
+    str | None, io_option("--split", help="Split to score, or several as train+val; default val.")
 ]
 TrainSplit = Annotated[
     str, io_option("--train-split", help="Split whose labels the linear probe learns.")
 ]
 ScoringProtocol = Annotated[
     str | None,
-    recipe_option("--protocol", help="picie, stego or full-image; default the dataset's."),
+    recipe_option("--protocol", metavar="picie|stego|full-image", help="Default: the dataset's."),
 ]
 ScoringSize = Annotated[
     int | None, recipe_option("--image-size", help="Shorter side in pixels; default the model's.")
@@ -92,7 +92,7 @@ HelpAll = Annotated[
         "--help-all",
         callback=_show_all,
         is_eager=True,
-        help="Show every option; docs/settings.md tells their defaults.",
+        help="Show every option and exit.",
     ),
 ]
 
@@ -140,8 +140,10 @@ class ReadoutOptions:
         str,
         recipe_option(
             "--readout",
-            help="head: the learned clusters. kmeans: k-means of the features, any K. merge: many of those, joined to "
-            "K. auto: the one on which changed views agree best; the head where training started from a mixture.",
+            metavar="head|kmeans|merge|auto",
+            help="head: the learned clusters. kmeans: k-means of the features, any K. merge: many k-means clusters, "
+            "merged to K. auto: the one of them on which augmented views agree best; the head where training started "
+            "from a mixture.",
         ),
     ] = "head"
     clusters: Annotated[
@@ -149,7 +151,7 @@ class ReadoutOptions:
         recipe_option(
             "--clusters",
             "-k",
-            help="Clusters of a read-out by kmeans or merge; auto chooses among 4 to 32 as --readout auto does.",
+            help="Clusters K of --readout kmeans or merge; auto chooses from 4 to 32 as --readout auto does.",
         ),
     ] = None
     fit_images: Annotated[
@@ -206,8 +208,9 @@ class RefineOptions:
         str,
         recipe_option(
             "--refine",
-            help="Sharpen edges by the image: none, guided (a guided filter), pamr, or auto: as the model was trained "
-            "for, which is pamr where training started from a mixture, else none.",
+            metavar="auto|none|guided|pamr",
+            help="Make masks follow the image's edges: guided is a guided filter, pamr pixel-adaptive refinement. auto: "
+            "pamr where training started from a mixture, else none.",
         ),
     ] = "auto"
 

@@ -42,8 +42,9 @@ class Settings:
         kind = str if choices or declared.takes_auto else hint
         default = self.config.__dataclass_fields__[name].default
         told = declared.help
-        if not by_preset and hint is not bool:
-            told += f" Default: {'auto' if declared.takes_auto else default}."
+        if hint is not bool:
+            known = "auto" if declared.takes_auto else default
+            told += f" Default: {'by preset' if by_preset else known}."
         return Annotated[
             kind | None,
             typer.Option(

@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 from densesiam_seg.errors import InputError, UsageError
 
 RECIPE = "Recipe"
-METHOD = "Method (defaults: the paper's)"
+METHOD = "Method (defaults of --preset paper)"
 MACHINE = "Machine"
 
 Value = TypeVar("Value")
@@ -80,11 +80,11 @@ class RunConfig:
         most=4096,
         common=True,
     )
-    learning_rate: float = setting(0.05, "First learning rate of the optimiser.", RECIPE)
+    learning_rate: float = setting(0.05, "Initial learning rate.", RECIPE)
     weights: str = setting(
         "auto",
-        "Initial weights: auto (ImageNet's where they can be had), imagenet, none, a .safetensors or .pth file, or a "
-        "run of pretrain.",
+        "Initial weights of the backbone: auto (ImageNet's where they are cached or can be fetched), imagenet, none, "
+        "a .safetensors or .pth file, or a run of pretrain or train.",
         RECIPE,
         common=True,
     )
@@ -105,7 +105,7 @@ class RunConfig:
     )
     optimizer: Literal["sgd", "adam"] = setting("sgd", "Optimiser.", METHOD)
     schedule: Literal["constant", "cosine"] = setting(
-        "constant", "Learning rate over time; with cosine the predictors keep theirs.", METHOD
+        "constant", "Learning rate over time; with cosine that of the predictors stays constant.", METHOD
     )
     rate_scaling: Literal["batch", "none"] = setting(
         "batch", "batch: learning rate times batch / 256. none: as given.", METHOD
@@ -113,18 +113,18 @@ class RunConfig:
     weight_decay: float = setting(1e-4, "Weight decay.", METHOD, least=0)
     visualize_every: int = setting(
         0,
-        "Draw a picture of the clusters after every so many epochs; 0: never.",
-        METHOD,
+        "Draw a picture of the clusters every so many epochs; 0: never.",
+        MACHINE,
         least=0,
         most=1_000_000,
     )
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps.", MACHINE, common=True)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
-        "auto", "Precision of the network; fp32 is exact mode.", MACHINE
+        "auto", "Precision of the network. fp32: the same bits from one version to the next, but slower.", MACHINE
     )
     workers: int = setting(
         -1,
-        "Threads that decode images; auto: one a core.",
+        "Threads that decode images; -1 or auto: one per core.",
         MACHINE,
         least=-1,
         most=1024,
@@ -176,7 +176,7 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class TrainConfig(RunConfig):
-    """Every setting that training depends on. The defaults are the paper's recipe (METHOD, sections 1 and 2)."""
+    """Every setting that training depends on. The defaults are the paper's recipe (DenseSiam, section 4)."""
 
     clusters: int = setting(
         27, "Clusters K to learn.", RECIPE, least=2, most=4096, short="-k", common=True
@@ -188,12 +188,12 @@ class TrainConfig(RunConfig):
     )
     over_clusters: int = setting(128, "Over-clusters A.", METHOD, least=2, most=4096)
     replay: Literal["epoch", "run"] = setting(
-        "epoch", "Draw views anew every epoch, or once for the run.", METHOD
+        "epoch", "Draw new views every epoch, or once for the run.", METHOD
     )
     prior: Literal["mixture", "none"] = setting(
         "none",
         "mixture: start from Gaussians over colour, texture and position, and read out with them (in the presets fast "
-        "and balanced where no weights are loaded). none: the plain method.",
+        "and balanced where no weights are loaded). none: DenseSiam as published.",
         METHOD,
     )
     similarity: Literal["cross-entropy", "cosine"] = setting(
@@ -267,7 +267,7 @@ class TrainConfig(RunConfig):
 
 @dataclass(frozen=True)
 class PretrainConfig(RunConfig):
-    """Every setting that pre-training depends on. The defaults are the paper's recipe (METHOD, sections 1 and 4)."""
+    """Every setting that pre-training depends on. The defaults are the paper's recipe (DenseSiam, section 4)."""
 
     image_size: int = _again(RunConfig, "image_size", 224)
     schedule: Literal["constant", "cosine"] = _again(RunConfig, "schedule", "cosine")

@@ -35,7 +35,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "picie": _PICIE,
     "mdc": _PICIE,
 }
-"""What each `method` changes in a preset: losses switched off, or PiCIE's own optimiser (METHOD, section 3)."""
+"""What each `method` changes in a preset: losses switched off, or PiCIE's own optimiser (PiCIE, section 4)."""
 
 
 STEPS: Mapping[str, int] = {"fast": 160, "balanced": 500}
@@ -63,7 +63,7 @@ def train_preset(
     """The named preset for this many images; without a name `paper` for large sets on a GPU, else `balanced`.
 
     `fast` and `balanced` fit small sets and processors: smaller images, batches of 16, a learning rate that is not
-    scaled down by the batch (docs/method.md has the measurement) and as many epochs as make a fixed number of steps.
+    scaled down by the batch and as many epochs as make a fixed number of steps.
     They start from a mixture unless `prior` is false. `method` has its own settings on top of it.
     """
     name = name or ("paper" if gpu and images >= PAPER_IMAGES else "balanced")
