@@ -23,7 +23,7 @@ from densesiam_seg.events import StepRecord
 from densesiam_seg.images.scan import scan
 from densesiam_seg.images.store import ImageStore
 from densesiam_seg.io.devices import pick_precision
-from densesiam_seg.methods.densesiam import Siamese
+from densesiam_seg.methods.densesiam import DenseSiamMethod
 from densesiam_seg.methods.stage_cache import StageCache
 from densesiam_seg.presets import train_preset
 from densesiam_seg.training.loop import Training
@@ -59,13 +59,13 @@ def line(name: str, paths: list[Path], settings: dict[str, Any]) -> str:
     with tempfile.TemporaryDirectory() as folder:
         training = training_of(paths, {**settings, "freeze": True, "cache_dir": folder})
         config, encoder, method = training.config, training.network.encoder, training.method
-        assert isinstance(config, TrainConfig) and isinstance(method, Siamese)
+        assert isinstance(config, TrainConfig) and isinstance(method, DenseSiamMethod)
         cache = StageCache(encoder, config, training.store, CPU, training.precision)
         began = time.process_time()
         for _ in cache.write():
             pass
         written = (time.process_time() - began) / len(training.store)
-        method.kept = cache
+        method.stage_cache = cache
         kept = step_seconds(training)
     return (
         f"{name}: fine-tuned {tuned:.2f} s, frozen {frozen:.2f} s, kept {kept:.2f} s a step; "

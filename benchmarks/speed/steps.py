@@ -14,7 +14,7 @@ from densesiam_seg.config import TrainConfig, with_settings
 from densesiam_seg.events import EpochRecord
 from densesiam_seg.images.store import Batch
 from densesiam_seg.io.devices import autocast, pick_precision
-from densesiam_seg.methods.densesiam import Siamese, objective
+from densesiam_seg.methods.densesiam import DenseSiamMethod, objective
 from densesiam_seg.methods.method import Objective
 from densesiam_seg.network.encoder import Encoder
 from densesiam_seg.network.model import DenseSiam
@@ -26,7 +26,7 @@ from densesiam_seg.views.pair import ViewPair
 CLUSTERS = 27
 
 
-class Ready(Siamese):
+class Ready(DenseSiamMethod):
     """DenseSiam on views that are there already, with all its losses: the step without its input."""
 
     def __init__(self, network: DenseSiam, config: TrainConfig, views: ViewPair) -> None:

@@ -2,9 +2,9 @@
 
 Axes: B images, N places of each view, P positions of a place, C channels, h w feature size.
 
-A place is P positions (y, x) in [0, 1] of its view, and `sampling.pool` tells its value in a map (a point: P = 1; a
+A place is P positions (y, x) in [0, 1] of its view, and `sampling.pool` reads its value from a map (a point: P = 1; a
 candidate region: P = 9). A strategy takes the crops and the features (B, C, h, w) of both views and the draws of
-`sampling.grid_draws`; it answers with N places in each view and a weight for each pair. Where the two views do not
+`sampling.grid_draws`; it returns N places in each view and a weight for each pair. Where the two views do not
 overlap every weight is 0.
 """
 
@@ -22,10 +22,10 @@ from densesiam_seg.config import PretrainConfig
 from densesiam_seg.methods.sampling import cell_centres, pool, sample, sliding_windows
 from densesiam_seg.views.parameters import Geometry
 
-THINNEST = 1e-6
-"""An overlap thinner than this fraction of the image is rounding, not area."""
+MIN_OVERLAP = 1e-6
+"""An overlap narrower than this fraction of the image is a rounding error."""
 DISTANCE_THRESHOLD = 0.7
-"""Of the links by pixel distance, in diagonals of a grid cell (PixPro, CVPR 2021)."""
+"""Largest distance of cells linked by pixel distance, in diagonals of a grid cell (PixPro, CVPR 2021)."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,10 @@ Maps: TypeAlias = tuple[Tensor, Tensor]
 
 
 def location(crops: Crops, features: Maps, config: PretrainConfig, draws: Tensor) -> Correspondence:
-    """The sampler's N positions of the overlap as seen in both views, each linked with itself (DenseSiam)."""
+    """The sampler's N positions of the overlap in both views, each linked with itself (DenseSiam)."""
 
     def similarity(positions: Tensor) -> Tensor:
-        places_1, places_2, _ = _seen_twice(crops, positions.unsqueeze(2))
+        places_1, places_2, _ = _in_both_views(crops, positions.unsqueeze(2))
         return F.cosine_similarity(pool(features[0], places_1), pool(features[1], places_2), dim=-1)
 
     return _each_with_itself(crops, sample(config, draws, similarity).unsqueeze(2))
@@ -73,10 +73,10 @@ def candidate_regions(
 def feature_similarity(
     crops: Crops, features: Maps, config: PretrainConfig, draws: Tensor
 ) -> Correspondence:
-    """Each cell of a view is linked with the cell of the other whose features are most alike (DenseCL, CVPR 2021).
+    """Each cell of a view is linked with the cell of the other whose features are most similar (DenseCL, CVPR 2021).
 
-    Regular grids over the whole of each view; alike is the cosine of the pooled features. A link adds 1 to its pair's
-    weight, so two cells that choose each other have weight 2.
+    Regular grids over the whole of each view; similarity is the cosine of the pooled features. A link adds 1 to the
+    weight of its pair, so two cells that choose each other have weight 2.
     """
     places = _whole_view(config, draws)
     values_1, values_2 = (F.normalize(pool(maps, places), dim=-1) for maps in features)
@@ -120,12 +120,12 @@ def _whole_view(config: PretrainConfig, draws: Tensor) -> Tensor:
 
 def _each_with_itself(crops: Crops, places: Tensor) -> Correspondence:
     """Places (B, N, P, 2) of the overlap's own unit square in both views, pair n of place n and place n."""
-    places_1, places_2, overlapping = _seen_twice(crops, places)
+    places_1, places_2, overlapping = _in_both_views(crops, places)
     identity = torch.eye(places.shape[1], device=places.device)
     return Correspondence(places_1, places_2, identity * overlapping)
 
 
-def _seen_twice(crops: Crops, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _in_both_views(crops: Crops, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Places (B, N, P, 2) of the overlap's own unit square as places of view 1 and of view 2; which images overlap.
 
     Where the views do not overlap, bool (B, 1, 1), the places are spread over the whole of each view.
@@ -153,7 +153,7 @@ def overlap(crop_1: Geometry, crop_2: Geometry) -> tuple[Geometry, Tensor]:
     right = torch.minimum(crop_1.left + crop_1.width, crop_2.left + crop_2.width)
     height, width = bottom - top, right - left
     common = Geometry(top, left, height, width, torch.zeros_like(crop_1.flip))
-    return common, (height > THINNEST) & (width > THINNEST)
+    return common, (height > MIN_OVERLAP) & (width > MIN_OVERLAP)
 
 
 def to_image(positions: Tensor, crop: Geometry) -> Tensor:

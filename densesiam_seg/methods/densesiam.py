@@ -1,4 +1,4 @@
-"""DenseSiam's objective for segmentation, and its ablations: the one place where weights meet losses.
+"""DenseSiam's objective for segmentation, and its ablations: which losses are computed, and their weights.
 
 Axes: B images, K clusters, C channels, h feature side.
 """
@@ -31,20 +31,20 @@ from densesiam_seg.views.pair import view_pair
 from densesiam_seg.views.parameters import sample_geometry
 
 
-class Siamese(Method):
+class DenseSiamMethod(Method):
     """DenseSiam on replayed views; SimSiam and PixSim are the same with losses switched off."""
 
     def __init__(self, network: DenseSiam, config: TrainConfig) -> None:
         self.network = network
         self.config = config
-        self.kept: StageCache | None = None
-        """Where a frozen backbone's stages of all views lie, once they were written."""
+        self.stage_cache: StageCache | None = None
+        """A frozen backbone's stages of all views, once they are written to the disk."""
 
     def batches(
         self, store: ImageStore, groups: Sequence[tuple[int, ...]], *, pinned: bool
     ) -> Iterator[Batch]:
-        """Stored images, or what is kept of their views."""
-        return (self.kept or store).batches(groups, pinned=pinned)
+        """Stored images, or the cached stages of their views."""
+        return (self.stage_cache or store).batches(groups, pinned=pinned)
 
     def prepare(self, store: ImageStore, epoch: int) -> Iterator[int]:
         """Before the first epoch the mixture is fitted; the network's state keeps it."""
@@ -55,9 +55,9 @@ class Siamese(Method):
         """Losses of one of those batches; the region loss joins in the last epochs."""
         config, network, prior = self.config, self.network, None
         seed, round_ = config.seed, config.round(epoch)
-        if self.kept:
+        if self.stage_cache:
             geometry = sample_geometry(seed, round_, indices).to(images.device)
-            features = matched(network.encoder.dense(self.kept.stages(images)), geometry)
+            features = matched(network.encoder.dense(self.stage_cache.stages(images)), geometry)
         else:
             views = view_pair(images, indices, seed=seed, round_=round_, exact=config.exact())
             features = network.paired_features(views)
@@ -75,10 +75,10 @@ def objective(
     regions: bool,
     prior: Tensor | None = None,
 ) -> Objective:
-    """Losses of both views' features in exact correspondence (2B, C, h, h), view 1 first (METHOD, section 2).
+    """Losses of both views' features in exact correspondence (2B, C, h, h), view 1 first (section 3).
 
-    `prior` (B, K, h, h) are the shares that a mixture gives the clusters at the same places. A loss whose weight is 0
-    is not computed.
+    `prior` (B, K, h, h): the mixture's posteriors of the clusters at the same places. A loss whose weight is 0 is not
+    computed.
     """
     terms: Terms = {}
     agreement, spread = torch.zeros((), device=features.device), None
@@ -94,9 +94,9 @@ def objective(
             agreement = (winners_1 == winners_2).float().mean()
             histogram = label_counts(winners, config.clusters)
         if prior is not None:
-            network.count(z)
+            network.update_mean_shares(z)
             terms["prior"] = 1.0, prior_loss(SHARPNESS * z, torch.cat((prior, prior)))
-        # Before any other loss: this order decides in which order the gradients of z are added up.
+        # Before any other loss: the order of use decides the order in which the gradients of z are added up.
         views = z.chunk(2)
         weight_k, weight_a = pixel_weights(config.clusters, config.over_clusters)
         if config.pixel_weight:
@@ -128,7 +128,9 @@ def _siamese_loss(
             return pixel_loss(p, z, config.similarity)
         return fused.siamese_loss(p, z)
 
-    return compute(maps) if config.exact() else fused.early(compute, maps, predictor, projector)
+    if config.exact():
+        return compute(maps)
+    return fused.with_immediate_gradient(compute, maps, predictor, projector)
 
 
 def _segmentation_loss(views: Sequence[Tensor], winners: Tensor, config: TrainConfig) -> Tensor:

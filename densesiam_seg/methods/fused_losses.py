@@ -1,10 +1,10 @@
-"""The losses of a step with their gradients, block by block: what `losses` defines, for all but exact mode.
+"""Faster forms of `losses`, for all but exact mode: loss and gradient are computed together, block by block.
 
 Axes: B images, K clusters, C channels, h w feature size, N = 2B·h·w pixels of both views, view 1 first.
 
 The plain formulas hold several maps of probabilities in float32 at once, each of them larger than the features. Here a
-block of pixels passes through the processor's cache, and all that is kept for the backward pass is the gradient in the
-prediction's own precision. Pixels are rows of K neighbouring numbers, as they lie in channels-last memory.
+block of pixels fits in the processor's cache, and only the gradient, in the prediction's own precision, is saved for
+the backward pass. Pixels are rows of K neighbouring numbers, as they lie in channels-last memory.
 """
 
 from __future__ import annotations
@@ -39,21 +39,23 @@ def region_embeddings(z: Tensor, features: Tensor) -> Tensor:
     return shares.to(features.dtype).mT @ rows(features).view(images, -1, features.shape[1])
 
 
-def early(compute: Callable[[Tensor], Tensor], maps: Tensor, *heads: nn.Module) -> Tensor:
-    """The loss `compute(maps)` of `heads` with its gradients taken at once, so that what they come from is freed.
+def with_immediate_gradient(
+    compute: Callable[[Tensor], Tensor], maps: Tensor, *heads: nn.Module
+) -> Tensor:
+    """Computes the backward pass of `heads` inside the forward pass of their loss, which frees their activations.
 
-    A head keeps about ten maps as large as the features for its backward pass; like this only one head does so at a
-    time. fp16 waits for the scaled loss, as gradients before scaling would vanish.
+    `compute(maps)` is the loss. A head's activations are about ten maps as large as the features; this way only one
+    head holds them at a time. Not in fp16, where gradients of the unscaled loss would vanish.
     """
     if not torch.is_grad_enabled() or not maps.requires_grad or maps.dtype == torch.float16:
         return compute(maps)
     parameters = [p for head in heads for p in head.parameters() if p.requires_grad]
-    loss: Tensor = _Early.apply(compute, maps, *parameters)
+    loss: Tensor = _ImmediateGradient.apply(compute, maps, *parameters)
     return loss
 
 
-class _Early(torch.autograd.Function):
-    """A loss whose backward pass multiplies gradients that are there already."""
+class _ImmediateGradient(torch.autograd.Function):
+    """A loss whose gradients are computed in the forward pass; the backward pass only scales them."""
 
     @staticmethod
     def forward(
@@ -99,6 +101,6 @@ class _SiameseCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
         (gradient,) = ctx.saved_tensors
         images, clusters, height, width = ctx.shape
-        # Divided by the number of pixels only here: half precision cannot hold numbers that small before scaling.
+        # Divided by the number of pixels only here, after loss scaling: half precision would underflow before it.
         gradient = gradient * (upstream / len(gradient))
         return gradient.view(images, height, width, clusters).permute(0, 3, 1, 2), None

@@ -2,7 +2,7 @@
 
 Axes: B images, K clusters, C channels, h w feature size, N places sampled in each view. z is a projection, p a
 prediction, both (2B, K, h, w), or rows (2B, N, K) of places: those of both views, view 1 first.
-The stop-gradient stands where a target is named and nowhere else.
+The stop-gradient is applied where `target` is assigned and nowhere else.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from densesiam_seg.network.model import DenseSiam
 Similarity = Literal["cross-entropy", "cosine"]
 Balance = Literal["inverse", "frequency", "none"]
 
-TEMPERATURE = 0.1
-"""Of the region loss."""
+REGION_TEMPERATURE = 0.1
+"""Divides the cosine similarities of the region loss before its softmax."""
 
 
 def pixel_weights(clusters: int, over_clusters: int) -> tuple[float, float]:
-    """Weights of the K-way and the A-way pixel loss: log A and log K over their sum, so that both count alike."""
+    """Weights of the K-way and the A-way pixel loss: log A and log K over their sum, which balances the two."""
     log_k, log_a = math.log(max(clusters, 2)), math.log(max(over_clusters, 2))
     return log_a / (log_a + log_k), log_k / (log_a + log_k)
 
@@ -46,7 +46,7 @@ def pixel_loss(p: Tensor, z: Tensor, form: Similarity = "cross-entropy") -> Tens
 def linked_loss(p: Tensor, z: Tensor, weight: Tensor, form: Similarity = "cross-entropy") -> Tensor:
     """PixSim of places linked by `weight` (B, N, N) ≥ 0: the mean of ½ D(p₁, z₂) + ½ D(p₂, z₁) over all links.
 
-    Every image with a link counts alike; with the identity as weight it is `pixel_loss`. Without any link it is 0.
+    Images with a link have equal weight; with the identity as weight it is `pixel_loss`. Without any link it is 0.
     """
     (p_1, p_2), (z_1, z_2) = p.chunk(2), z.chunk(2)
     pairs = _similarities(p_1, z_2, form) + _similarities(p_2, z_1, form).mT
@@ -58,7 +58,7 @@ def linked_loss(p: Tensor, z: Tensor, weight: Tensor, form: Similarity = "cross-
 def _similarities(p: Tensor, z: Tensor, form: Similarity) -> Tensor:
     """-D of every prediction (B, N, K) with every target: (B, N, N)."""
     target = z.detach().float()
-    # Autocast would round logarithms of shares to three digits.
+    # Autocast would round log-probabilities to three digits.
     with torch.autocast(p.device.type, enabled=False):
         if form == "cosine":
             return F.normalize(p.float(), dim=-1) @ F.normalize(target, dim=-1).mT
@@ -85,13 +85,13 @@ def image_loss(network: DenseSiam, features: Tensor) -> tuple[Tensor, Tensor, Te
 
 @torch.no_grad()
 def spread(z: Tensor) -> Tensor:
-    """Deviation of L2-normalised rows (N, D) times √D, mean over D: 1 for directions all around, 0 for a single one."""
+    """Deviation of L2-normalised rows (N, D) times √D, mean over D: 1 for even directions, 0 for a single one."""
     deviation = F.normalize(z.float(), dim=1).std(0, unbiased=False).mean()
     return deviation * math.sqrt(z.shape[1])
 
 
 def prior_loss(z: Tensor, shares: Tensor) -> Tensor:
-    """Cross-entropy of z with given shares of the clusters (2B, K, h, w), mean over all pixels."""
+    """Cross-entropy of z with given cluster probabilities (2B, K, h, w), mean over all pixels."""
     return -(shares * z.float().log_softmax(1)).sum(1).mean()
 
 
@@ -137,16 +137,16 @@ def region_embeddings(z: Tensor, features: Tensor, used: Tensor | None = None) -
 
 
 def region_loss(network: DenseSiam, embeddings: Tensor, stop_gradient: bool = True) -> Tensor:
-    """RegionSim of embeddings (2B, K, C): region n of one view must find region n of the other among its image's K.
+    """RegionSim of embeddings (2B, K, C): contrastive, region n of one view against the K of the other.
 
-    With predictions q and projections u it is the mean of both directions; similarities are cosines over TEMPERATURE.
+    With predictions q and projections u it is the mean of both directions, on cosines over REGION_TEMPERATURE.
     """
     u, q = network.region_outputs(embeddings)
     (u_1, u_2), (q_1, q_2) = u.chunk(2), q.chunk(2)
-    return 0.5 * _find(q_1, u_2, stop_gradient) + 0.5 * _find(q_2, u_1, stop_gradient)
+    return 0.5 * _contrast(q_1, u_2, stop_gradient) + 0.5 * _contrast(q_2, u_1, stop_gradient)
 
 
-def _find(q: Tensor, u: Tensor, stop_gradient: bool) -> Tensor:
+def _contrast(q: Tensor, u: Tensor, stop_gradient: bool) -> Tensor:
     target = u.detach() if stop_gradient else u
-    scores = F.normalize(q.float(), dim=-1) @ F.normalize(target.float(), dim=-1).mT / TEMPERATURE
-    return -scores.log_softmax(-1).diagonal(dim1=-2, dim2=-1).mean()
+    cosines = F.normalize(q.float(), dim=-1) @ F.normalize(target.float(), dim=-1).mT
+    return -(cosines / REGION_TEMPERATURE).log_softmax(-1).diagonal(dim1=-2, dim2=-1).mean()

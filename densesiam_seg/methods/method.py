@@ -21,7 +21,7 @@ Terms = dict[str, tuple[float, Tensor]]
 
 @dataclass(frozen=True)
 class Objective:
-    """The weighted sum to minimise, its parts before weighting, and signs of health that need no labels."""
+    """The weighted sum to minimise, its parts before weighting, and diagnostics that need no labels."""
 
     total: Tensor
     parts: dict[str, Tensor]
@@ -43,7 +43,7 @@ def weighted(terms: Terms) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 class Method(ABC):
-    """One way to learn from unlabelled images. By default nothing is prepared, and nothing kept in checkpoints."""
+    """One way to learn from unlabelled images. By default it prepares nothing and adds nothing to checkpoints."""
 
     network: DenseSiam
 

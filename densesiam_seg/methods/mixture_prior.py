@@ -1,4 +1,4 @@
-"""What training takes from a mixture: its clusters of the unchanged image, at the places of both views.
+"""The mixture as a prior: fitted to the training images, and its posteriors as targets at the places of both views.
 
 Axes: B images, K clusters, S stored side, h feature side.
 """
@@ -22,16 +22,16 @@ from densesiam_seg.views.parameters import JITTER, Geometry
 POINTS = 40_000
 """Places that the mixture is fitted to."""
 IMAGES = 1_000
-"""Images that they are taken from, evenly over the set."""
+"""Images that they are taken from, evenly spaced in the set."""
 STRIDE = 4
 LIGHTS = (1 - JITTER, 1 + JITTER)
-"""The darkest and the brightest that a training view can be."""
+"""Lowest and highest brightness factor of a training view."""
 
 
 def fit_mixture(network: DenseSiam, store: ImageStore, seed: int) -> Iterator[int]:
-    """Fit the network's mixture to places of the stored images; yields what is done, as a number of images.
+    """Fit the network's mixture to places of the stored images; yields progress, as a number of images.
 
-    Half of it is to look at them, and half the fits. Raises InputError and NumericError as `Mixture.fit` does.
+    Half of it is for reading the images, half for the fits. Raises InputError and NumericError as `Mixture.fit` does.
     """
     assert network.mixture is not None
     chosen = torch.linspace(0, len(store) - 1, min(IMAGES, len(store))).round().long().tolist()
@@ -49,27 +49,27 @@ class Places:
     def __init__(self, images: int, seed: int) -> None:
         self.share = -(-POINTS // images)
         self.seed = seed
-        self._found: list[Tensor] = []
+        self._sampled: list[Tensor] = []
 
     def add(self, image: Tensor, index: int) -> None:
-        """Take places of an image (1, 3, H, W), 0 to 255, as it is and in other lights, drawn by (seed, image)."""
+        """Sample places of an image (1, 3, H, W), 0 to 255, as it is and in `LIGHTS`, drawn by (seed, image)."""
         lit = torch.cat([(image.float() * light).clamp(max=255) for light in (1.0, *LIGHTS)])
         places = appearance_of(lit).flatten(2).mT
         draw = generator(self.seed, Stream.PIXELS, 0, index)
         chosen = torch.from_numpy(draw.permutation(places.shape[1])[: self.share])
-        self._found.append(places[:, chosen])
+        self._sampled.append(places[:, chosen])
 
     def sample(self) -> Sample:
         """What a mixture is fitted to."""
-        counts = torch.tensor([each.shape[1] for each in self._found])
-        points, *relit = torch.cat(self._found, 1)
+        counts = torch.tensor([each.shape[1] for each in self._sampled])
+        points, *relit = torch.cat(self._sampled, 1)
         images = torch.arange(len(counts)).repeat_interleave(counts)
         return Sample(points, torch.stack(relit), images)
 
 
 @torch.no_grad()
 def prior_shares(network: DenseSiam, images: Tensor, geometry: Geometry, side: int) -> Tensor:
-    """Shares (B, K, h, h) of the mixture's clusters in stored images, uint8 (B, 3, S, S), where view 1 shows them."""
+    """The mixture's posteriors (B, K, h, h) for stored images, uint8 (B, 3, S, S), warped to view 1."""
     logs = network.log_posteriors(_halved(images).div(255.0), (side, side))
     assert network.mixture is not None
     shares = warp(network.mixture.adapted(logs).exp(), geometry)
@@ -84,9 +84,9 @@ def appearance_of(images: Tensor) -> Tensor:
 
 
 def _halved(images: Tensor) -> Tensor:
-    """Stored images, uint8 (B, 3, S, S) → as a trained model will be shown them: at half the side, (B, 3, S/2, S/2).
+    """Stored images, uint8 (B, 3, S, S) → at the model's input size, (B, 3, S/2, S/2).
 
-    Contrast depends on how an image was made small, and clusters lie near each other in it.
+    Resized as at inference: local contrast depends on the resize, and clusters differ little in it.
     """
     size = images.shape[-1] // 2
     return F.interpolate(images.float(), (size, size), mode="bilinear", antialias=True)

@@ -1,10 +1,10 @@
-"""PiCIE and MDC: k-means of the features before every epoch, then cross-entropy with what it found.
+"""PiCIE and MDC: k-means of the features before every epoch, then cross-entropy with its assignments.
 
 Axes: B images of a batch, N images of the store, V views (2, or 1 for MDC), K clusters, C channels, h feature side.
 
-Both after PiCIE (CVPR 2021), section 3, with METHOD's section 3: each view has centroids of its own, which are frozen
-for the epoch and classify by negative squared distance. The clustering pass sees the very batches and views that
-training will see, so nothing but the pseudo-labels has to be kept between the two.
+Both after PiCIE (CVPR 2021), section 3: each view has centroids of its own, which are frozen for the epoch and classify
+by negative squared distance. The clustering pass has the same batches and views as training, so only the
+pseudo-labels have to be stored between the two.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from densesiam_seg.network.model import DenseSiam
 from densesiam_seg.views.pair import first_view, view_pair
 
 CLUSTERING_IMAGES = 256
-"""Images that the centroids are found from: the epoch's first ones, whose order is drawn anew for every epoch."""
-HELD = 2**30
-"""Bytes that the features of those images may take; past them the centroids come from fewer images (never from less
-than a batch). Holding them lets a single pass over the images find centroids and pseudo-labels both."""
+"""Images that the centroids are fitted to: the first of the epoch, whose order is drawn anew for every epoch."""
+MAX_FEATURE_BYTES = 2**30
+"""Limit on the features of those images in memory; beyond it the centroids are fitted to fewer images (at least one
+batch). Keeping them makes one pass over the images enough for both centroids and pseudo-labels."""
 SAMPLE = 100_000
-"""Pixels per view that the initial k-means sees, spread evenly over those images."""
+"""Pixels per view in the sample of the initial k-means, spread evenly over those images."""
 
-Held = list[tuple[tuple[int, ...], Tensor]]
+BatchFeatures = list[tuple[tuple[int, ...], Tensor]]
 """Positions of the images of batches, and their features (V·B, C, h, h)."""
 
 
@@ -57,43 +57,44 @@ class PiCIE(Method):
         """Pseudo-labels (N, V, h, h) in the processor's memory."""
 
     def prepare(self, store: ImageStore, epoch: int) -> Iterator[int]:
-        """Find an epoch's centroids and pseudo-labels in one pass over its batches; yields how many images are done.
+        """Compute an epoch's centroids and pseudo-labels in one pass over its batches; yields how many images are done.
 
-        Images that no batch of this epoch has keep meaningless labels, which nothing reads. Raises InputError for more
-        clusters than pixels and NumericError for features that are not finite.
+        Labels of images in no batch of this epoch are meaningless and never read. Raises InputError for more clusters
+        than pixels and NumericError for features that are not finite.
         """
         if self.epoch == epoch:
             return
         config = self.config
         groups = epoch_batches(len(store), config.batch_size, seed=config.seed, epoch=epoch)
-        passing = (
-            (batch.indices, self._held_features(batch.images, batch.indices, epoch))
+        batches = (
+            (batch.indices, self._fixed_features(batch.images, batch.indices, epoch))
             for batch in store.batches(groups)
         )
-        held: Held = []
+        collected: BatchFeatures = []
         done = 0
-        for indices, features in passing:
-            held.append((indices, features))
+        for indices, features in batches:
+            collected.append((indices, features))
             done += len(indices)
             yield done
-            if done >= CLUSTERING_IMAGES or (len(held) + 1) * features.nbytes > HELD:
+            most = MAX_FEATURE_BYTES // features.nbytes
+            if done >= CLUSTERING_IMAGES or len(collected) >= most:
                 break
-        centroids = tuple(self._cluster(held, view, epoch) for view in range(self.views))
+        centroids = tuple(self._cluster(collected, view, epoch) for view in range(self.views))
 
         side = features.shape[-1]
         dtype = torch.uint8 if config.clusters <= 256 else torch.int16
         labels = torch.zeros((len(store), self.views, side, side), dtype=dtype)
-        while held:
-            indices, features = held.pop()
+        while collected:
+            indices, features = collected.pop()
             labels[list(indices)] = _nearest(features, centroids).to(labels)
-        for indices, features in passing:
+        for indices, features in batches:
             labels[list(indices)] = _nearest(features, centroids).to(labels)
             done += len(indices)
             yield done
         self.epoch, self.centroids, self.labels = epoch, centroids, labels
 
     def objective(self, images: Tensor, indices: Sequence[int], epoch: int) -> Objective:
-        """½ within + ½ across views, each the mean of two cross-entropies; for MDC the one of view 1.
+        """½ within + ½ across views, each the mean of two cross-entropies; for MDC that of view 1.
 
         Views agree on a pixel where view 1's centroids give both the same cluster. MDC has no second view: there the
         pixel's present cluster is compared with its pseudo-label.
@@ -103,14 +104,14 @@ class PiCIE(Method):
         units = unit_features(self._features(images, indices, epoch)).chunk(self.views)
         stored = self.labels[list(indices)]
         labels = stored.to(self.device, torch.int64, non_blocking=True).unbind(1)
-        own = [nearness(unit, known) for unit, known in zip(units, self.centroids, strict=True)]
+        own = [centroid_logits(*pair) for pair in zip(units, self.centroids, strict=True)]
         losses = [pseudo_label_loss(z, y, balance) for z, y in zip(own, labels, strict=True)]
         total = within = torch.stack(losses).mean()
         parts = {"within": within.detach()}
         others = labels[0]
         if self.views == 2:
-            of_1 = nearness(units[1], self.centroids[0])
-            of_2 = nearness(units[0], self.centroids[1])
+            of_1 = centroid_logits(units[1], self.centroids[0])
+            of_2 = centroid_logits(units[0], self.centroids[1])
             across = 0.5 * (
                 pseudo_label_loss(of_2, labels[1], balance)
                 + pseudo_label_loss(of_1, labels[0], balance)
@@ -155,34 +156,34 @@ class PiCIE(Method):
         return features
 
     @torch.no_grad()
-    def _held_features(self, images: Tensor, indices: Sequence[int], epoch: int) -> Tensor:
-        """The same without a gradient and without a trace in the network, for images in the processor's memory."""
+    def _fixed_features(self, images: Tensor, indices: Sequence[int], epoch: int) -> Tensor:
+        """The same without gradients and without updating running statistics, for images in main memory."""
         images = images.to(self.device, non_blocking=True)
         with autocast(self.device, self.precision), running_statistics_kept(self.network):
             return self._features(images, indices, epoch)
 
-    def _cluster(self, held: Held, view: int, epoch: int) -> Centroids:
+    def _cluster(self, collected: BatchFeatures, view: int, epoch: int) -> Centroids:
         """k-means of the same number of a view's pixels of every image, then one mini-batch update with each batch."""
         config = self.config
-        share = math.ceil(SAMPLE / sum(len(indices) for indices, _ in held))
+        share = math.ceil(SAMPLE / sum(len(indices) for indices, _ in collected))
         sample = []
-        for indices, features in held:
+        for indices, features in collected:
             for index, image in zip(indices, features.chunk(self.views)[view], strict=True):
                 points = image.flatten(1).T
                 draw = generator(config.seed, Stream.PIXELS, epoch, index, 1 + view)
                 chosen = torch.from_numpy(draw.permutation(len(points))[:share])
                 sample.append(points[chosen.to(points.device)])
-        found = kmeans(unit_features(torch.cat(sample)), config.clusters, seed=config.seed)
-        found = Centroids(found.centres.to(self.device), found.counts.to(self.device))
-        for _, features in held:
+        fit = kmeans(unit_features(torch.cat(sample)), config.clusters, seed=config.seed)
+        fit = Centroids(fit.centres.to(self.device), fit.counts.to(self.device))
+        for _, features in collected:
             points = features.chunk(self.views)[view].permute(0, 2, 3, 1).flatten(0, 2)
-            found = refine(found, unit_features(points))
-        return found
+            fit = refine(fit, unit_features(points))
+        return fit
 
 
-def nearness(units: Tensor, centroids: Centroids) -> Tensor:
+def centroid_logits(units: Tensor, centroids: Centroids) -> Tensor:
     """-|f - c|² + |f|² of every pixel f and centre c: unit features (B, C, h, h) → logits (B, K, h, h) in float32."""
-    # Autocast would round distances to three digits, and near pixels would change their cluster.
+    # Autocast would round distances to three digits, which changes clusters.
     with torch.autocast(units.device.type, enabled=False):
         return F.conv2d(units, *centroids.classifier())
 
@@ -204,7 +205,7 @@ def _nearest(features: Tensor, centroids: Sequence[Centroids]) -> Tensor:
     """Nearest own centre of every pixel of V views (V·B, C, h, h) → (B, V, h, h)."""
     views = features.chunk(len(centroids))
     nearest = [
-        nearness(unit_features(part), known).argmax(1)
+        centroid_logits(unit_features(part), known).argmax(1)
         for part, known in zip(views, centroids, strict=True)
     ]
     return torch.stack(nearest, 1)

@@ -2,7 +2,7 @@
 
 Axes: B images, N places of a view, C channels, K pseudo categories.
 
-Which places correspond is `correspondence`'s business; the losses here know nothing of it (METHOD, section 4).
+`correspondence` decides which places correspond; the losses here only use its weights.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def pretext_objective(
         crops, maps = (views.geometry_1, views.geometry_2), (maps_1.detach(), maps_2.detach())
         places = STRATEGIES[config.correspondence](crops, maps, config, draws)
         samples = torch.cat((pool(maps_1, places.places_1), pool(maps_2, places.places_2)))
-        # One location's head sees one location alone, so the heads run on the samples and not on the whole map.
+        # The heads are 1×1 convolutions, so they run on the samples instead of the whole map.
         z = _rows(network.projector, samples)
         if config.pixel_weight:
             p = _rows(network.predictor, z)

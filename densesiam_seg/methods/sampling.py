@@ -22,7 +22,7 @@ from densesiam_seg.io.randomness import Stream, generator
 
 def hardest(config: PretrainConfig) -> int:
     """How many of the biased sampler's N positions are chosen for their dissimilarity: βN, rounded down."""
-    # As decimals 0.29 of 100 are 29, but the product of floats lies just below.
+    # Rounded first: 0.29 * 100 is just below 29 in floats.
     return math.floor(round(config.importance * config.grid**2, 9))
 
 
@@ -45,7 +45,7 @@ def grid_draws(
 def sample(config: PretrainConfig, draws: Tensor, similarity: Callable[[Tensor], Tensor]) -> Tensor:
     """The N positions (B, N, 2) of the sampler; `draws` are those of `grid_draws`.
 
-    `similarity` tells how alike the two views are at positions (B, M, 2) of the square, (B, M). The biased sampler
+    `similarity` maps positions (B, M, 2) of the square to the similarity of the views there, (B, M). The biased sampler
     takes of kN candidates the βN least similar, least similar first, then (1 - β)N more as drawn.
     """
     if config.sampling == "regular":

@@ -1,11 +1,11 @@
-"""A frozen backbone's stages of views that never change, in a file on the disk: computed once, read in every epoch.
+"""The stages of a frozen backbone for views that never change, on the disk: computed once, read in every epoch.
 
 Axes: N images of the store, B images of a batch, C h w a stage's channels and size, V numbers in all stages of a view.
 
 With a frozen backbone and views drawn once for the run, the backbone's stages are a function of the image, the seed and
 the weights. A row of the file holds both views' stages of one image, channels last, in the precision of the run: under
-autocast the decoder rounds its inputs to that precision itself, so nothing is lost. The file's name is made from all
-that the numbers depend on, and it appears when it is whole.
+autocast the decoder rounds its inputs to that precision itself, so nothing is lost. The file's name is a hash of
+everything that the numbers depend on, and it appears when it is complete.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from densesiam_seg.views.pair import view_pair
 
 
 class StageCache:
-    """The stages of these images seen by this backbone, written or not: N rows, in the order of the store."""
+    """The stages of these images by this backbone, whether written yet or not: N rows, in the order of the store."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class StageCache:
         return self.path.is_file() and self.path.stat().st_size == self.size
 
     def has_room(self, *, asked: bool) -> bool:
-        """Whether it goes on the disk; where it was `asked` for and does not, raises UsageError."""
+        """Whether the disk has room for it; where it was `asked` for and has none, raises UsageError."""
         free = free_space(self.path.parent)
         if asked and self.size > free:
             raise UsageError(
@@ -81,7 +81,7 @@ class StageCache:
     def write(self) -> Generator[int, None, None]:
         """Compute every row, yielding how many are done. Raises OutputError; a stop leaves no file."""
         count, size = len(self.store), self.config.batch_size
-        # Every pass is as large as those of training: another size may be summed in another order.
+        # Batches as large as those of training: another size may be summed in another order.
         groups = [
             tuple(index % count for index in range(first, first + size))
             for first in range(0, count, size)

@@ -42,6 +42,8 @@ def _family(
     return {name: Stages(channels, path, channels_last) for name in names.split()}
 
 
+# Any model with four stages can be a `Stages(...)` entry. RegNet is missing: torchvision computes its widths on
+# tensors, which fails on the meta device, where a saved model is checked before memory is allocated.
 TORCHVISION: dict[str, Stages] = {
     **_family(64, "resnet18 resnet34", _RESNET),
     **_family(256, "resnet50 resnet101 resnet152 resnext50_32x4d resnext101_32x8d", _RESNET),
@@ -55,7 +57,7 @@ TORCHVISION: dict[str, Stages] = {
 
 
 def plausible(name: str) -> bool:
-    """Whether a backbone may have this name; only timm itself knows whether it has a model of that name."""
+    """Whether a backbone may have this name; whether timm has a model of that name, only timm can say."""
     return name in TORCHVISION or _TIMM_NAME.fullmatch(name) is not None
 
 

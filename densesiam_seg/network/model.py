@@ -21,8 +21,8 @@ from densesiam_seg.views.parameters import Geometry
 from densesiam_seg.views.photometric import denormalise
 
 SHARPNESS = 3.0
-"""The projection has unit deviation, which as logits could not say that a cluster is all but certain."""
-LATEST = 0.1
+"""Scales z, which has unit variance, before the softmax."""
+SHARES_MOMENTUM = 0.1
 """Weight of the latest batch in the running mean of the projector's shares, as in batch normalisation."""
 
 
@@ -39,7 +39,7 @@ class Architecture:
     image_head: bool = False
     """SimSiam's projector and predictor of the pooled features."""
     mixture: bool = False
-    """A mixture over appearance, which the projector's scores are joined with."""
+    """A mixture over appearance, whose log-posteriors are added to the projector's."""
 
 
 def projector(channels: int, outputs: int, *, pixels: bool) -> nn.Sequential:
@@ -50,7 +50,7 @@ def projector(channels: int, outputs: int, *, pixels: bool) -> nn.Sequential:
     return nn.Sequential(
         *_hidden(channels, channels, pixels),
         *_hidden(channels, channels, pixels),
-        # No bias: the batch norm behind it would take it away.
+        # No bias: the batch norm after it would subtract it.
         _linear(channels, outputs, pixels, bias=False),
         nn.BatchNorm2d(outputs, affine=False) if pixels else nn.BatchNorm1d(outputs, affine=False),
     )
@@ -100,10 +100,10 @@ class DenseSiam(nn.Module):
             self.register_buffer("usual", torch.full((clusters,), 1 / clusters))
 
     @torch.no_grad()
-    def count(self, z: Tensor) -> None:
-        """Add the shares of clusters in projections (B, K, h, w) to their running mean."""
+    def update_mean_shares(self, z: Tensor) -> None:
+        """Update `usual`, the running mean of the cluster shares in projections (B, K, h, w)."""
         shares = (SHARPNESS * z.float()).softmax(1).mean((0, 2, 3))
-        self.usual.lerp_(shares, LATEST)
+        self.usual.lerp_(shares, SHARES_MOMENTUM)
 
     def paired_features(self, views: ViewPair) -> Tensor:
         """Features of both views in exact correspondence, (2B, C, h, h), view 1 first.
@@ -138,9 +138,8 @@ class DenseSiam(nn.Module):
     def scores(self, dense: Tensor) -> Tensor:
         """What `dense` returned → cluster logits (B, K, h, w): z, or log-posteriors of z and mixture together.
 
-        They are a product of experts, which err in different ways: the network sees shapes and surroundings, the
-        mixture colours and places. Both know the clusters' usual shares, which count once: what the network says is
-        divided by its own, which it has only in part learned to be the mixture's.
+        With a mixture they are a product of experts. Both experts contain the prior of the clusters: the network's
+        probabilities are divided by its mean cluster shares, so that the prior counts once.
         """
         if self.mixture is None:
             logits: Tensor = self.projector(dense)
@@ -148,9 +147,9 @@ class DenseSiam(nn.Module):
         features, logs = dense[:, : self.encoder.width], dense[:, self.encoder.width :]
         z: Tensor = self.projector(features)
         learned = (SHARPNESS * z.float()).log_softmax(1)
-        # A cluster that the network never names must not be divided by nothing.
-        usual = smoothed(self.usual, self.mixture.shares)
-        return self.mixture.adapted(learned + logs - usual.log().view(-1, 1, 1))
+        # Smoothed: a cluster that the network never predicts would be divided by 0.
+        mean_shares = smoothed(self.usual, self.mixture.shares)
+        return self.mixture.adapted(learned + logs - mean_shares.log().view(-1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         """Cluster logits (B, K, h, w) of normalised images (B, 3, H, W)."""

@@ -1,4 +1,4 @@
-"""What tells the two kinds of run apart: their settings, how images become squares, and the method that learns."""
+"""What differs between `train` and `pretrain`: settings, how images become squares, and the method."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from densesiam_seg.config import PretrainConfig, RunConfig, TrainConfig, with_settings
 from densesiam_seg.images.store import Fit, ImageStore
-from densesiam_seg.methods.densesiam import Siamese
+from densesiam_seg.methods.densesiam import DenseSiamMethod
 from densesiam_seg.methods.method import Method
 from densesiam_seg.methods.picie import PiCIE
 from densesiam_seg.methods.pretraining import Pretext
@@ -32,9 +32,9 @@ def choose_settings(
     if command == "pretrain":
         name, pretraining = pretrain_preset(preset, images, gpu=gpu)
         return name, with_settings(pretraining, given)
-    # A method that is no text is refused with the other settings.
+    # `with_settings` refuses a method that is not a string.
     method = str(given.get("method", "densesiam"))
-    # A backbone worth freezing knows more than colours do.
+    # With pre-trained weights DenseSiam is trained without the mixture prior; a frozen backbone has them.
     prior = given.get("prior", "none" if given.get("freeze") else "mixture") != "none"
     name, training = train_preset(preset, images, gpu=gpu, method=method, prior=prior)
     return name, with_settings(training, given)
@@ -70,4 +70,4 @@ def build_method(
         return Pretext(network, config, store.aspects)
     if config.clusters_features():
         return PiCIE(network, config, device, precision)
-    return Siamese(network, config)
+    return DenseSiamMethod(network, config)

@@ -24,7 +24,7 @@ from densesiam_seg.io.files import replace_json, replace_text
 from densesiam_seg.io.records import Records, truncate_to_step
 from densesiam_seg.io.run_directory import read_status, require_space, write_status
 from densesiam_seg.io.signals import StopRequest
-from densesiam_seg.methods.densesiam import Siamese
+from densesiam_seg.methods.densesiam import DenseSiamMethod
 from densesiam_seg.methods.stage_cache import StageCache
 from densesiam_seg.network.model import DenseSiam
 from densesiam_seg.presets import Preset
@@ -86,8 +86,8 @@ def fresh(
         told = load_encoder(training.network.encoder, config.backbone, config.weights)
         learned = not told.endswith(SCRATCH)
     if learned and run.command == "train" and "prior" not in given:
-        # Weights know more than colours do, and the plain method is what is published for them. Only now is it known
-        # whether there are weights: `auto` takes what can be had.
+        # With pre-trained weights DenseSiam is trained without the mixture prior, as published. Only now is it known
+        # whether there are weights: `auto` takes those that are cached or can be fetched.
         plain = {**given, "prior": "none"}
         _, config = choose_settings(run.command, name, len(store), gpu, plain)
         if config != training.config:
@@ -225,7 +225,7 @@ def _keep_stages(training: Training, run: Run) -> Iterator[Event]:
     wanted = config.cache in ("auto", "disk")
     if not wanted or not isinstance(config, TrainConfig) or not config.keeps_stages():
         return
-    assert isinstance(method, Siamese)
+    assert isinstance(method, DenseSiamMethod)
     encoder = training.network.encoder
     cache = StageCache(encoder, config, store, training.device, training.precision)
     size = _shown(cache.size)
@@ -244,7 +244,7 @@ def _keep_stages(training: Training, run: Run) -> Iterator[Event]:
     yield Notice(
         f"features of the frozen backbone lie in {cache.path} ({size}) for this and later runs; delete it at any time"
     )
-    method.kept = cache
+    method.stage_cache = cache
 
 
 def _shown(size: int) -> str:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from densesiam_seg.config import TrainConfig, with_settings
 from densesiam_seg.errors import UsageError
-from densesiam_seg.methods.densesiam import Siamese, objective
+from densesiam_seg.methods.densesiam import DenseSiamMethod, objective
 from densesiam_seg.methods.method import Objective
 from densesiam_seg.network.model import Architecture, DenseSiam, build_network
 from densesiam_seg.presets import METHODS
@@ -227,7 +227,7 @@ class TestSwitches:
 
     def test_regions_alone_must_start_at_once(self, network: DenseSiam) -> None:
         """An epoch without any loss would have no gradient, so no settings ask for one."""
-        method = Siamese(network, replace(CONFIG, **REGIONS_ALONE))
+        method = DenseSiamMethod(network, replace(CONFIG, **REGIONS_ALONE))
         assert list(method.objective(IMAGES, INDICES, 0).parts) == ["region"]
         with pytest.raises(UsageError, match="in the first epoch"):
             replace(CONFIG, **{**REGIONS_ALONE, "region_start": 0.8})
@@ -274,7 +274,7 @@ class TestSiamese:
     def test_views_are_those_of_the_epoch(self, network: DenseSiam, epoch: int) -> None:
         def same(config: TrainConfig, round_: int) -> bool:
             """Whether the method's objective is that of the views drawn for a round."""
-            result = Siamese(network, config).objective(IMAGES, INDICES, epoch)
+            result = DenseSiamMethod(network, config).objective(IMAGES, INDICES, epoch)
             views = drawn_views(IMAGES, INDICES, seed=4, round_=round_, exact=config.exact())
             return torch.equal(result.total, found(network, config, views, regions=False).total)
 
@@ -285,7 +285,7 @@ class TestSiamese:
 
     def test_region_loss_joins_in_its_epoch(self, network: DenseSiam) -> None:
         """8 of 10 in the paper: epochs 0 to 7 go without."""
-        method = Siamese(network, CONFIG)
+        method = DenseSiamMethod(network, CONFIG)
         with torch.no_grad():
             parts = [method.objective(IMAGES, INDICES, epoch).parts for epoch in (7, 8)]
         assert ["region" in part for part in parts] == [False, True]

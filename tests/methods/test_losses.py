@@ -377,7 +377,7 @@ class TestRegionLoss:
         same, turned = torch.cat((eye, eye)), torch.cat((eye, eye.flip(1)))
         # Scores (10, 0) per row: ln(1 + e⁻¹⁰).
         assert regions(same, same).item() == pytest.approx(4.53989e-5, abs=1e-7)
-        monkeypatch.setattr(losses, "TEMPERATURE", 1.0)
+        monkeypatch.setattr(losses, "REGION_TEMPERATURE", 1.0)
         # Scores (1, 0): ln(1 + e⁻¹).
         assert regions(same, same).item() == pytest.approx(0.3132617, abs=1e-6)
         # View 2 swapped: both directions look for their row in the other's place, ln(1 + e).

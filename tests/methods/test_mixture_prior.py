@@ -12,7 +12,7 @@ from densesiam_seg.config import TrainConfig
 from densesiam_seg.images.decode import load_square
 from densesiam_seg.images.scan import scan
 from densesiam_seg.images.store import ImageStore
-from densesiam_seg.methods.densesiam import Siamese
+from densesiam_seg.methods.densesiam import DenseSiamMethod
 from densesiam_seg.methods.mixture_prior import Places, appearance_of, fit_mixture, prior_shares
 from densesiam_seg.network.model import Architecture, DenseSiam, build_network
 from densesiam_seg.views.parameters import Geometry
@@ -105,12 +105,14 @@ def test_places_are_the_same_in_every_light() -> None:
 def test_only_the_first_epoch_fits(store: ImageStore) -> None:
     config = TrainConfig(image_size=32, channels=8, clusters=2, prior="mixture")
     network = build_network(Architecture(channels=8, clusters=2, mixture=True), seed=0)
-    method = Siamese(network, config)
+    method = DenseSiamMethod(network, config)
     assert list(method.prepare(store, 1)) == []
     assert [*method.prepare(store, 0)][-1] == 6
     before = network.usual.clone()
     result = method.objective(images_of(store), range(6), 0)
     assert next(iter(result.parts)) == "prior"
     assert not torch.equal(network.usual, before)
-    plain = Siamese(build_network(Architecture(channels=8, clusters=2), seed=0), TrainConfig())
+    plain = DenseSiamMethod(
+        build_network(Architecture(channels=8, clusters=2), seed=0), TrainConfig()
+    )
     assert list(plain.prepare(store, 0)) == []

@@ -21,7 +21,7 @@ from densesiam_seg.images.scan import scan
 from densesiam_seg.images.store import Batch, ImageStore, epoch_batches
 from densesiam_seg.io.devices import autocast
 from densesiam_seg.methods import picie
-from densesiam_seg.methods.picie import PiCIE, nearness, running_statistics_kept
+from densesiam_seg.methods.picie import PiCIE, centroid_logits, running_statistics_kept
 from densesiam_seg.network.model import Architecture, build_network
 from densesiam_seg.views.pair import view_pair
 
@@ -165,7 +165,7 @@ class TestObjective:
         units = torch.tensor([1.0, 0.0]).view(1, 2, 1, 1)
         centres = torch.tensor([[0.999, 0.0], [0.9995, 0.0], [-1.0, 0.0]])
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            logits = nearness(units, Centroids(centres, torch.ones(3, dtype=torch.int64)))
+            logits = centroid_logits(units, Centroids(centres, torch.ones(3, dtype=torch.int64)))
         assert logits.dtype == torch.float32
         torch.testing.assert_close(
             logits.flatten(), torch.tensor([1 - 1e-6, 1 - 2.5e-7, -3.0]), atol=1e-6, rtol=0
@@ -261,7 +261,7 @@ class TestCentroids:
         whole = prepared(store)
         assert int(whole.centroids[0].counts.sum()) == 2 * IMAGES * SIDE**2
         one_batch = 2 * BATCH * C * SIDE**2 * 4
-        for name, limit in (("HELD", 2 * one_batch - 1), ("CLUSTERING_IMAGES", 2)):
+        for name, limit in (("MAX_FEATURE_BYTES", 2 * one_batch - 1), ("CLUSTERING_IMAGES", 2)):
             with monkeypatch.context() as patch:
                 patch.setattr(picie, name, limit)
                 method = made()

@@ -15,7 +15,7 @@ from densesiam_seg.images.scan import scan
 from densesiam_seg.images.store import ImageStore
 from densesiam_seg.io.devices import autocast
 from densesiam_seg.methods import stage_cache
-from densesiam_seg.methods.densesiam import Siamese
+from densesiam_seg.methods.densesiam import DenseSiamMethod
 from densesiam_seg.methods.method import Objective
 from densesiam_seg.methods.stage_cache import StageCache
 from densesiam_seg.network.model import Architecture, DenseSiam, build_network
@@ -102,9 +102,9 @@ def test_losses_and_gradients_are_those_without_it(
         network = build_network(architecture, 3).train()
         network.to(memory_format=torch.channels_last)
         network.encoder.freeze()
-        method = Siamese(network, config)
+        method = DenseSiamMethod(network, config)
         if kept:
-            method.kept = written(network, config, store, precision)
+            method.stage_cache = written(network, config, store, precision)
         (batch,) = method.batches(store, [group], pinned=False)
         with autocast(CPU, precision):
             result = method.objective(batch.images, batch.indices, epoch=2)

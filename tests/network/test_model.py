@@ -338,7 +338,7 @@ class TestMixture:
         """Two places that say 0 and ln 3 twice over have shares of ½ and ¼ of the first of two clusters."""
         network = build_network(Architecture(channels=8, clusters=2, mixture=True), seed=0)
         z = torch.tensor([[0.0, 0.0], [0.0, np.log(3.0)]]).T.view(1, 2, 1, 2) / SHARPNESS
-        network.count(z)
+        network.update_mean_shares(z)
         torch.testing.assert_close(
             network.usual, 0.9 * torch.tensor([0.5, 0.5]) + 0.1 * torch.tensor([0.375, 0.625])
         )

@@ -16,7 +16,7 @@ from densesiam_seg.events import Event, Progress
 from densesiam_seg.images.scan import scan
 from densesiam_seg.io.signals import StopRequest
 from densesiam_seg.methods import stage_cache
-from densesiam_seg.methods.densesiam import Siamese
+from densesiam_seg.methods.densesiam import DenseSiamMethod
 from densesiam_seg.network.model import Architecture, build_network
 from densesiam_seg.training.loop import Training
 from densesiam_seg.training.recipes import Command
@@ -92,8 +92,8 @@ class TestKeptStages:
         return {**caches, "freeze": True, "replay": "run"}
 
     def kept(self, training: Training) -> stage_cache.StageCache | None:
-        assert isinstance(training.method, Siamese)
-        return training.method.kept
+        assert isinstance(training.method, DenseSiamMethod)
+        return training.method.stage_cache
 
     def progress(self, events: list[Event]) -> list[Event]:
         return [e for e in events if isinstance(e, Progress) and "backbone" in e.what]

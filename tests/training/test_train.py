@@ -49,7 +49,7 @@ from densesiam_seg.io.environment import environment
 from densesiam_seg.io.lock import LOCK, run_lock
 from densesiam_seg.io.records import read_records
 from densesiam_seg.io.run_directory import RUN_NAMES, read_status
-from densesiam_seg.methods.densesiam import Siamese
+from densesiam_seg.methods.densesiam import DenseSiamMethod
 from densesiam_seg.methods.method import Objective
 from densesiam_seg.training import loop, setup
 from densesiam_seg.training import train as running
@@ -634,7 +634,7 @@ class TestFailure:
     def test_a_numeric_failure_keeps_the_last_checkpoint_and_tells_why(
         self, runs: TinyRuns, reference: Path
     ) -> None:
-        calls, objective = 0, Siamese.objective
+        calls, objective = 0, DenseSiamMethod.objective
 
         def faulty(*args: Any, **options: Any) -> Objective:
             nonlocal calls
@@ -644,7 +644,7 @@ class TestFailure:
 
         run = runs.path
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Siamese, "objective", faulty)
+            patch.setattr(DenseSiamMethod, "objective", faulty)
             patch.setattr(running, "SAVE_SECONDS", -1.0)
             with pytest.raises(NumericError, match="step 3") as caught:
                 end(runs.begin())
