@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Annotated
 
 from densesiam_seg.cli.options import Json, Out, Overwrite, Quiet, recipe_option
-from densesiam_seg.cli.settings import Settings, takes
+from densesiam_seg.cli.settings import checked, takes
 from densesiam_seg.config import RunConfig
 
 
-@takes(settings=Settings(RunConfig, ("seed",)))
+@takes(settings=checked("seed"))
 def command(
     *,
     out: Out = None,
@@ -19,14 +19,15 @@ def command(
     epochs: Annotated[
         int | None, recipe_option("--epochs", min=1, help="Passes over the scenes.")
     ] = None,
-    settings: dict[str, int],
+    settings: RunConfig,
 ) -> None:
     """See the whole job in three minutes on procedural scenes: train, score, masks and a picture. Needs no data."""
     from densesiam_seg.cli.console import Console
     from densesiam_seg.demo import Demonstrated, demo_events
 
     console = Console(quiet=quiet)
-    done = console.follow(demo_events(out, overwrite=overwrite, epochs=epochs, **settings))[-1]
+    events = demo_events(out, overwrite=overwrite, epochs=epochs, seed=settings.seed)
+    done = console.follow(events)[-1]
     assert isinstance(done, Demonstrated)
     if json:
         evaluations = {"learned": done.learned.to_dict(), "baseline": done.baseline.to_dict()}

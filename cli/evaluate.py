@@ -25,11 +25,13 @@ from densesiam_seg.cli.options import (
     recipe_option,
     require_new,
 )
-from densesiam_seg.cli.settings import machine, takes
+from densesiam_seg.cli.settings import checked, takes
 from densesiam_seg.config import RunConfig
 
 
-@takes(reading=ReadoutOptions, refining=RefineOptions, settings=machine("seed"))
+@takes(
+    reading=ReadoutOptions, refining=RefineOptions, settings=checked("seed", "device", "precision")
+)
 def evaluate(
     dataset: DatasetArgument,
     root: Root,
@@ -85,7 +87,7 @@ def evaluate(
     console.keep(result.to_dict(), out)
 
 
-@takes(settings=machine("seed"))
+@takes(settings=checked("seed", "device", "precision"))
 def probe(
     run: RunArgument,
     dataset: Annotated[str, io_option("--dataset", help=DATASETS)],

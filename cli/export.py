@@ -13,15 +13,17 @@ def command(
     out: Annotated[Path, io_option("--out", "-o", help="File to write: .pth or .safetensors.")],
     backbone: Annotated[
         bool,
-        io_option("--backbone", help="Required: the backbone, as a state dict of torchvision or timm."),
+        io_option(
+            "--backbone", help="Required: the backbone, as a state dict of torchvision or timm."
+        ),
     ] = False,
     overwrite: Overwrite = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Write a model's backbone as a plain state dict of torchvision or timm, for programs other than this one."""
+    from densesiam_seg.backbones import TIMM
     from densesiam_seg.errors import UsageError
-    from densesiam_seg.network.backbones import TIMM
 
     if not backbone:
         raise UsageError("export: only the backbone can be exported so far; give --backbone")

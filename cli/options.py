@@ -209,8 +209,8 @@ class RefineOptions:
         recipe_option(
             "--refine",
             metavar="auto|none|guided|pamr",
-            help="Make masks follow the image's edges: guided is a guided filter, pamr pixel-adaptive refinement. auto: "
-            "pamr where training started from a mixture, else none.",
+            help="Make masks follow the image's edges: guided is a guided filter, pamr pixel-adaptive refinement. "
+            "auto: pamr where training started from a mixture, else none.",
         ),
     ] = "auto"
 

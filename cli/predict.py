@@ -20,7 +20,7 @@ from densesiam_seg.cli.options import (
     RefineOptions,
     io_option,
 )
-from densesiam_seg.cli.settings import machine, number_or_auto, takes
+from densesiam_seg.cli.settings import checked, number_or_auto, takes
 from densesiam_seg.config import MACHINE, RunConfig
 from densesiam_seg.events import Predicted
 
@@ -30,7 +30,11 @@ if TYPE_CHECKING:
     from densesiam_seg.inference.predict import Plan
 
 
-@takes(reading=ReadoutOptions, refining=RefineOptions, settings=machine("seed", "max_pixels"))
+@takes(
+    reading=ReadoutOptions,
+    refining=RefineOptions,
+    settings=checked("seed", "max_pixels", "device", "precision"),
+)
 def command(
     images: ImagesArgument,
     *,

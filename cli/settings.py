@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
-from densesiam_seg.config import RunConfig, Setting, settings_of, with_settings
+from densesiam_seg.config import RunConfig, Setting, require_valid, settings_of, with_settings
 from densesiam_seg.errors import UsageError
 from densesiam_seg.presets import changed_by_presets
 
@@ -63,24 +63,22 @@ class Settings:
             if declared[name].takes_auto:
                 given[name] = number_or_auto(f"--{name.replace('_', '-')}", value)
         given = {name: value for name, value in given.items() if value is not None}
-        if "backbone" in given:
-            from densesiam_seg.network.backbones import require_plausible
-
-            require_plausible(given["backbone"])
+        for name, value in given.items():
+            require_valid(self.config, name, value)
         return given
 
 
 @dataclass(frozen=True)
-class _Checked(Settings):
+class _CheckedSettings(Settings):
     """The same → a config with what was given. Raises UsageError."""
 
     def build(self, given: dict[str, Any]) -> Any:
         return with_settings(self.config(), super().build(given))
 
 
-def machine(*names: str) -> Settings:
-    """Options for device, precision and the other settings named → a `RunConfig`."""
-    return _Checked(RunConfig, ("device", "precision", *names))
+def checked(*names: str) -> Settings:
+    """Options for the settings named, of those that every config has → a `RunConfig`."""
+    return _CheckedSettings(RunConfig, names)
 
 
 @dataclass(frozen=True)

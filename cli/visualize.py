@@ -18,7 +18,7 @@ from densesiam_seg.cli.options import (
     RunArgument,
     io_option,
 )
-from densesiam_seg.cli.settings import machine, takes
+from densesiam_seg.cli.settings import checked, takes
 from densesiam_seg.config import RunConfig
 from densesiam_seg.events import Predicted
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 SHEET = "Sheet"
 
 
-@takes(reading=ReadoutOptions, settings=machine("seed", "max_pixels"))
+@takes(reading=ReadoutOptions, settings=checked("seed", "max_pixels", "device", "precision"))
 def command(
     run: RunArgument,
     images: ImagesArgument,

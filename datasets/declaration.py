@@ -176,8 +176,6 @@ def _check_meaning(dataset: Dataset, file: str) -> None:
     coding = dataset.coding
     other = "values" if coding == "rgb" else "rgb"
     meaning = dict.fromkeys(dataset.ignored, "ignored pixels")
-    if getattr(dataset, f"ignore_{other}"):
-        raise InputError(f"{file}: ignore_{other}: the classes have `{coding}`; remove it")
     for number, each in enumerate(dataset.classes):
         place = f"{file}: classes[{number}]"
         if not getattr(each, coding) or getattr(each, other):
@@ -190,6 +188,8 @@ def _check_meaning(dataset: Dataset, file: str) -> None:
                     f"{place}.{coding}: {shown(raw, coding)} stands for {meaning[raw]} already; let it stand for one"
                 )
             meaning[raw] = repr(each.name)
+    if getattr(dataset, f"ignore_{other}"):
+        raise InputError(f"{file}: ignore_{other}: the classes have `{coding}`; remove it")
     for name in dataset.splits:
         if "+" in name:
             raise InputError(f"{file}: splits.{name}: a + joins splits; rename it")

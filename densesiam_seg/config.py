@@ -11,9 +11,11 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from densesiam_seg.backbones import require_plausible
 from densesiam_seg.errors import InputError, UsageError
 
 RECIPE = "Recipe"
@@ -105,7 +107,9 @@ class RunConfig:
     )
     optimizer: Literal["sgd", "adam"] = setting("sgd", "Optimiser.", METHOD)
     schedule: Literal["constant", "cosine"] = setting(
-        "constant", "Learning rate over time; with cosine that of the predictors stays constant.", METHOD
+        "constant",
+        "Learning rate over time; with cosine that of the predictors stays constant.",
+        METHOD,
     )
     rate_scaling: Literal["batch", "none"] = setting(
         "batch", "batch: learning rate times batch / 256. none: as given.", METHOD
@@ -120,7 +124,9 @@ class RunConfig:
     )
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps.", MACHINE, common=True)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
-        "auto", "Precision of the network. fp32: the same bits from one version to the next, but slower.", MACHINE
+        "auto",
+        "Precision of the network. fp32: the same bits from one version to the next, but slower.",
+        MACHINE,
     )
     workers: int = setting(
         -1,
@@ -143,13 +149,8 @@ class RunConfig:
     max_pixels: int = setting(89_000_000, "Refuse images with more pixels.", MACHINE, least=1)
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
-        for name, declared in settings_of(type(self)):
-            value = getattr(self, name)
-            _check_type(name, hints[name], value)
-            least, most = declared.least, declared.most
-            inside = (least is None or value >= least) and (most is None or value <= most)
-            _require(inside, name, declared.range(), value)
+        for name, value in asdict(self).items():
+            require_valid(type(self), name, value)
         _require(self.learning_rate > 0, "learning_rate", "above 0", self.learning_rate)
         _require(self.image_size % 4 == 0, "image_size", "a multiple of 4", self.image_size)
 
@@ -333,6 +334,22 @@ def settings_of(config: type[RunConfig]) -> Iterator[tuple[str, Setting]]:
     """Name and declaration of every setting, in the order of declaration."""
     for each in fields(config):
         yield each.name, each.metadata["setting"]
+
+
+def require_valid(config: type[RunConfig], name: str, value: Any) -> None:
+    """Refuse a value of another type or out of its setting's range. Raises UsageError."""
+    _check_type(name, _hints(config)[name], value)  # type: ignore[arg-type]  # a class can be hashed
+    declared: Setting = config.__dataclass_fields__[name].metadata["setting"]
+    least, most = declared.least, declared.most
+    inside = (least is None or value >= least) and (most is None or value <= most)
+    _require(inside, name, declared.range(), value)
+    if name == "backbone":
+        require_plausible(value)
+
+
+@cache
+def _hints(config: Any) -> dict[str, Any]:
+    return get_type_hints(config)
 
 
 def with_settings(base: Config, settings: Mapping[str, Any]) -> Config:

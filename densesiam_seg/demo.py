@@ -26,7 +26,7 @@ from densesiam_seg.evaluation.evaluate import (
     segmenter_events,
 )
 from densesiam_seg.evaluation.metrics import Matching
-from densesiam_seg.evaluation.protocol import PROTOCOLS, MasksOf, masks_made_by, shown
+from densesiam_seg.evaluation.protocol import PROTOCOLS, MasksOf, masks_made_by, prepare_sample
 from densesiam_seg.events import Event, Notice, Progress, Trained
 from densesiam_seg.images.decode import load_image
 from densesiam_seg.images.scan import scan
@@ -151,7 +151,7 @@ def _row(
 ) -> list[NDArray[np.uint8]]:
     """One scene, each way's clusters in the colours of the classes they match, and the truth."""
     sample = task.samples.items[index]
-    image, _ = shown(sample, task.dataset, PROTOCOL, task.side(segmenter))
+    image, _ = prepare_sample(sample, task.dataset, PROTOCOL, task.side(segmenter))
     label = read_label(task.dataset, sample.label)
     pictures = [load_image(sample.image).permute(1, 2, 0).numpy()]
     for masks_of, matching in ways:

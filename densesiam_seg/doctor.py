@@ -15,9 +15,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
-from densesiam_seg.network.backbones import TORCHVISION
+from densesiam_seg.backbones import TORCHVISION
 
 State = Literal["ok", "note", "broken"]
+
+
+NEEDED = ["numpy", "scipy", "pillow", "pydantic", "typer", "rich", "safetensors", "matplotlib"]
+"""What the program stands on beside torch, torchvision and FAISS, which have checks of their own."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +57,12 @@ def python() -> Iterator[Finding]:
 
 def packages() -> Iterator[Finding]:
     """Versions of what the program stands on."""
-    for name in ("numpy", "scipy", "pillow", "typer", "rich", "safetensors"):
+    for name in NEEDED:
         if found := _installed(name):
             yield Finding(name, "ok", found)
         else:
             yield Finding(name, "broken", f"not installed; pip install {name}")
-    remedy = "not installed; --backbone timm:NAME needs pip install 'densesiam-seg[timm]'"
+    remedy = "not installed; --backbone timm:NAME needs pip install timm"
     found = _installed("timm")
     yield Finding("timm", "ok", found) if found else Finding("timm", "note", remedy)
 

@@ -77,9 +77,10 @@ class Candidates:
 
     def merge(self, other: Candidates) -> None:
         """Take all that another input means; names become full paths."""
-        self.names = [self.root + name for name in self.names]
+        if self.root:
+            self.names = [self.root + name for name in self.names]
+            self.root = ""
         self.names += [other.root + name for name in other.names]
-        self.root = ""
         self.identities += other.identities
         self.skipped += other.skipped
         self.others += other.others

@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from densesiam_seg.errors import BusyError
@@ -43,11 +43,21 @@ def run_lock(folder: Path) -> Iterator[None]:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise output_error(path, error) from error
+    held = [handle]
+    if hasattr(os, "register_at_fork"):
+        # A forked process shares the lock, and would hold it beyond a sudden death of this one.
+        os.register_at_fork(after_in_child=lambda: _close(held))
     try:
         _take(handle, path)
         yield
     finally:
-        os.close(handle)
+        _close(held)
+
+
+def _close(held: list[int]) -> None:
+    """Close the lock's file, once."""
+    if held:
+        os.close(held.pop())
 
 
 def _take(handle: int, path: Path) -> None:
@@ -66,8 +76,10 @@ def _take(handle: int, path: Path) -> None:
 
 def _holder(handle: int) -> str:
     """Who wrote the lock's file; its text is foreign, so only plain characters are shown."""
-    os.lseek(handle, 0, os.SEEK_SET)
-    words = os.read(handle, 256).decode("ascii", "replace").split()
+    words: list[str] = []
+    with suppress(OSError):
+        os.lseek(handle, 0, os.SEEK_SET)
+        words = os.read(handle, 256).decode("ascii", "replace").split()
     if len(words) != 2 or not words[0].isdecimal() or not words[1].isprintable():
         return "another process"
     return f"process {words[0]} on {words[1]}"

@@ -32,6 +32,8 @@ from densesiam_seg.io.parallel import ahead
 from densesiam_seg.network.encoder import Encoder
 from densesiam_seg.views.pair import view_pair
 
+_FORMAT = 1
+
 
 class StageCache:
     """The stages of these images by this backbone, whether written yet or not: N rows, in the order of the store."""
@@ -57,7 +59,7 @@ class StageCache:
         self.size = len(store) * self.row
         """Bytes of all images."""
         facts = [
-            *(PIL.__version__, torch.__version__, device.type, str(precision)),
+            *(_FORMAT, PIL.__version__, torch.__version__, device.type, str(precision)),
             *(store.manifest.root, store.manifest.digest, store.side, store.fit, store.max_pixels),
             *(config.seed, config.exact(), config.backbone, _digest(self.backbone)),
         ]
@@ -106,7 +108,7 @@ class StageCache:
             part = torch.from_numpy(rows[list(group)])
             return Batch(part.pin_memory() if pinned else part, group)
 
-        return ahead(gather, groups, 1, each=2)
+        return ahead(gather, groups, 1, max_waiting=2)
 
     def stages(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Rows (B, bytes) → the stages, each (2B, C, h, w), view 1 of all images first."""

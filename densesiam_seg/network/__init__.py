@@ -1,5 +1,5 @@
 """Backbone, decoder and heads: what is trained.
 
-Imports `clustering` (the mixture is part of a network), `views` and `io`. Exports the names of backbones (`backbones`),
-timm's models (`timm_backbones`), backbone + decoder (`encoder`), and the network with its heads (`model`).
+Imports `clustering` (the mixture is part of a network), `views` and `io`. Exports timm's models (`timm_backbones`),
+backbone + decoder (`encoder`), and the network with its heads (`model`).
 """

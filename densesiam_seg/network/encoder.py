@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from densesiam_seg.backbones import TIMM, TORCHVISION
 from densesiam_seg.errors import UsageError
-from densesiam_seg.network.backbones import TIMM, TORCHVISION, require_plausible
 from densesiam_seg.network.timm_backbones import TimmBackbone
 
 Features = Literal["fpn", "res5"]
@@ -58,7 +58,6 @@ class Backbone(nn.Module):
 
 def require_backbone(name: str, side: int) -> None:
     """Refuse a backbone that is not there or does not take images of `side`. Raises UsageError."""
-    require_plausible(name)
     if not name.startswith(TIMM):
         return
     with torch.device("meta"):

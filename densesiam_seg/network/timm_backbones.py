@@ -15,8 +15,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from densesiam_seg.backbones import TIMM
 from densesiam_seg.errors import UsageError
-from densesiam_seg.network.backbones import TIMM
 from densesiam_seg.views.photometric import MEAN, STD
 
 DEPTHS = 4

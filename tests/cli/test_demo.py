@@ -52,9 +52,10 @@ def test_options_reach_the_demonstration(cli: Cli, monkeypatch: Patch) -> None:
 
     monkeypatch.setattr(demo, "demo_events", record)
     refused(cli("demo"), 3, "input", "enough")
+    refused(cli("demo", "--seed", "-1"), 2, "usage", "seed = -1")
     cli("demo", "-o", "d", "--overwrite", "--seed", "7", "--epochs", "2")
     assert calls == [
-        (None, {"overwrite": False, "epochs": None}),
+        (None, {"overwrite": False, "seed": 0, "epochs": None}),
         (Path("d"), {"overwrite": True, "seed": 7, "epochs": 2}),
     ]
 

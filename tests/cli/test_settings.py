@@ -9,7 +9,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from densesiam_seg.cli.settings import Settings, machine, number_or_auto, takes
+from densesiam_seg.cli.settings import Settings, checked, number_or_auto, takes
 from densesiam_seg.config import PretrainConfig, RunConfig, TrainConfig
 from densesiam_seg.errors import UsageError
 from densesiam_seg.presets import changed_by_presets
@@ -42,11 +42,13 @@ def given(group: Settings, *arguments: str) -> Any:
 
 
 @pytest.mark.parametrize("config", [TrainConfig, PretrainConfig])
-def test_the_help_names_a_default_unless_a_preset_changes_it(config: type[RunConfig]) -> None:
+def test_the_help_names_the_default_or_that_presets_change_it(config: type[RunConfig]) -> None:
     shown = {each.name: each.annotation for each in Settings(config).parameters()}
-    told = {name for name, kind in shown.items() if "Default: " in kind.__metadata__[0].help}
+    told = {name: kind.__metadata__[0].help for name, kind in shown.items()}
     switches = {name for name, value in vars(config()).items() if isinstance(value, bool)}
-    assert told == shown.keys() - changed_by_presets(config) - switches
+    assert {name for name, text in told.items() if "Default: " in text} == shown.keys() - switches
+    by_preset = {name for name, text in told.items() if "Default: by preset." in text}
+    assert by_preset == changed_by_presets(config) - switches
 
 
 def test_some_settings() -> None:
@@ -61,12 +63,12 @@ def test_a_backbone_that_is_not_known_is_refused() -> None:
         given(Settings(TrainConfig), "--backbone", "resnet17")
 
 
-def test_machine_is_a_checked_config() -> None:
-    assert given(machine("seed"), "--device", "cpu") == RunConfig(device="cpu")
+def test_settings_of_every_command_become_a_checked_config() -> None:
+    assert given(checked("seed", "device"), "--device", "cpu") == RunConfig(device="cpu")
     with pytest.raises(UsageError, match="precision"):
-        given(machine(), "--precision", "fp8")
+        given(checked("precision"), "--precision", "fp8")
     with pytest.raises(UsageError, match="seed"):
-        given(machine("seed"), "--seed", "-1")
+        given(checked("seed", "device"), "--seed", "-1")
 
 
 def test_a_group_of_options_becomes_one_parameter_in_its_place() -> None:

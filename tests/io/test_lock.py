@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -20,7 +21,8 @@ import os, sys
 from pathlib import Path
 from densesiam_seg.io.lock import run_lock
 with run_lock(Path(sys.argv[1])):
-    print(os.getpid(), flush=True)
+    worker = os.fork() if "worker" in sys.argv else 0
+    print(worker or os.getpid(), flush=True) if worker or "worker" not in sys.argv else None
     sys.stdin.read()
 """
 
@@ -57,6 +59,23 @@ def test_the_holder_in_another_process_is_named_and_its_death_frees_the_lock(
         other.wait()
         with run_lock(tmp_path):
             pass
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_worker_does_not_hold_the_lock_of_its_dead_parent(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLD, str(tmp_path), "worker"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as other:
+        assert other.stdout is not None
+        worker = int(other.stdout.readline())
+        with pytest.raises(BusyError, match=f"process {other.pid} "), run_lock(tmp_path):
+            pass
+        other.kill()
+        other.wait()
+        os.kill(worker, 0)  # alive
+        with run_lock(tmp_path):
+            pass
+        os.kill(worker, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("text", [b"", b"x" * 5000, b"1 \x1b[31mred", b"12", b"\xff\xfe 1"])

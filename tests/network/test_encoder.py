@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
+from densesiam_seg.backbones import TORCHVISION
 from densesiam_seg.errors import UsageError
-from densesiam_seg.network.backbones import TORCHVISION
 from densesiam_seg.network.encoder import Backbone, Decoder, Encoder, require_backbone
 
 Array = NDArray[np.float64]

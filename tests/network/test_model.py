@@ -258,7 +258,7 @@ class TestInitialWeights:
 
 class TestPairedFeatures:
     def test_equal_separate_passes(self, network: DenseSiam) -> None:
-        """METHOD, section 2: F₁ is the encoder's of view 1, F₂ the encoder's of view 2, then G."""
+        """DenseSiam, section 3: F₁ is the encoder's of view 1, F₂ the encoder's of view 2, then G."""
         views = view_pair()
         with torch.no_grad():
             features = network.paired_features(views)

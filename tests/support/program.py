@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
-from densesiam_seg.config import PretrainConfig, RunConfig, TrainConfig
+from densesiam_seg.config import PretrainConfig, RunConfig, TrainConfig, settings_of
 
 Result = tuple[int, str, str]
 """Exit code, stdout, stderr."""
@@ -39,14 +39,19 @@ def _option(name: str, value: Any) -> Iterator[str]:
 
 
 def other_values(config: type[RunConfig]) -> dict[str, Any]:
-    """For every setting another value than its default, of its type."""
-    hints = get_type_hints(config)
-    return {name: _other(hints[name], default) for name, default in vars(config()).items()}
+    """For every setting another value than its default, of its type and in its range."""
+    hints, declared = get_type_hints(config), dict(settings_of(config))
+    return {
+        name: _other(hints[name], default, declared[name].most)
+        for name, default in vars(config()).items()
+    }
 
 
-def _other(hint: Any, default: Any) -> Any:
+def _other(hint: Any, default: Any, most: float | None) -> Any:
     if get_origin(hint) is Literal:
         return next(value for value in get_args(hint) if value != default)
     if hint is str:
         return "resnet34"
-    return not default if hint is bool else default + hint(4)
+    if hint is bool:
+        return not default
+    return default / 2 if most is not None and default + 4 > most else default + hint(4)

@@ -42,7 +42,7 @@ def random_images(batch: int, side: int, seed: int = 0) -> Tensor:
 
 
 def coloured(image: Tensor, change: Sequence[float]) -> Tensor:
-    """The five colour changes in METHOD's order by torchvision, on one float image (3, H, W)."""
+    """The five colour changes in PiCIE's order by torchvision, on one float image (3, H, W)."""
     brightness, contrast, saturation, hue, grey = change[:5]
     image = tv.adjust_brightness(image, brightness)
     image = tv.adjust_contrast(image, contrast)

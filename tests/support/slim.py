@@ -11,7 +11,7 @@ import pytest
 import torchvision
 from torch import nn
 
-from densesiam_seg.network.backbones import TORCHVISION
+from densesiam_seg.backbones import TORCHVISION
 
 
 @contextmanager

@@ -8,8 +8,8 @@ import sys
 import pytest
 import torchvision
 
+from densesiam_seg.backbones import TORCHVISION, plausible, require_plausible
 from densesiam_seg.errors import UsageError
-from densesiam_seg.network.backbones import TORCHVISION, plausible, require_plausible
 
 
 def test_torchvision_has_every_model() -> None:
@@ -51,7 +51,7 @@ def test_the_remedy_names_what_is_near() -> None:
 
 def test_names_are_checked_without_any_of_the_libraries() -> None:
     code = (
-        "import sys, densesiam_seg.network.backbones;"
+        "import sys, densesiam_seg.backbones;"
         "assert not {'torch', 'torchvision', 'timm', 'numpy'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
