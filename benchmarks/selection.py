@@ -33,7 +33,7 @@ from densesiam_seg.evaluation.protocol import read_masks
 from densesiam_seg.images.scan import scan
 from densesiam_seg.inference.readout import GRID, READOUTS, candidates
 from densesiam_seg.inference.segmenter import Segmenter
-from densesiam_seg.inference.selection import Choice, choose, looked_at
+from densesiam_seg.inference.selection import Choice, choose, sampled_indices
 
 RESULTS = Path(__file__).parent / "results" / "selection.json"
 
@@ -108,13 +108,13 @@ def judged_and_scored(path: Path, task: Benchmark, fine: int, seed: int) -> list
     found = list(candidates(segmenter, manifest, READOUTS, [own], fine, seed=seed))
     merged = next(each for each in found if each.merges is not None)
     found += [merged.with_clusters(count) for count in GRID if count != own]
-    images = [manifest.path(index) for index in looked_at(len(manifest))]
+    images = [manifest.path(index) for index in sampled_indices(len(manifest))]
     choice = choose(found, images, seed=seed)
     return [
         {
             "readout": candidate.segmenter.readout,
             "side": task.side(segmenter),
-            **asdict(candidate.judgement),
+            **asdict(candidate.quality),
             "mean_iou": evaluation.scores.mean_iou,
             "pixel_accuracy": evaluation.scores.pixel_accuracy,
             "matching": evaluation.matching.kind,

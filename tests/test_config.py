@@ -40,7 +40,7 @@ PRETRAIN: dict[str, Any] = COMMON | {
     "correspondence": "location", "sampling": "regular", "grid": 7, "oversample": 3, "importance": 0.75,
     "image_weight": 1.0,
 }  # fmt: skip
-"""The paper's recipe: METHOD, sections 1, 2 and 4."""
+"""The recipe of the paper and its supplement."""
 
 BOTH = pytest.mark.parametrize("config", [TrainConfig, PretrainConfig])
 OF_ANOTHER_TYPE: dict[Any, list[object]] = {

@@ -93,7 +93,7 @@ def test_a_method_has_its_own_settings_on_top(name: Preset) -> None:
 
 
 def test_the_baselines_train_as_picie_does() -> None:
-    """METHOD, section 3: Adam at 1e-4 whatever the batch; its published loss has no weight per label."""
+    """PiCIE: Adam at 1e-4 whatever the batch; its published loss has no weight per label."""
     for method in ("picie", "mdc"):
         config = train_preset("paper", 100, gpu=False, method=method)[1]
         assert (config.optimizer, config.rate(), config.weight_decay) == ("adam", 1e-4, 0.0)

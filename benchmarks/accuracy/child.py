@@ -19,7 +19,7 @@ from tasks import Task, load_task, pictured
 
 from densesiam_seg.errors import DenseSiamError
 from densesiam_seg.evaluation.evaluate import Benchmark, Evaluation, scoring_events
-from densesiam_seg.evaluation.protocol import shown
+from densesiam_seg.evaluation.protocol import prepare_sample
 from densesiam_seg.io.environment import environment
 from densesiam_seg.io.files import replace_json
 
@@ -101,7 +101,9 @@ def keep_masks(path: Path, task: Task, made: Made) -> None:
 
 def _masks(task: Task, made: Made) -> Iterable[tuple[int, np.ndarray[Any, Any]]]:
     for place in pictured(PICTURED, len(task.scored)):
-        image, label = shown(task.scored.items[place], task.dataset, task.protocol, task.side)
+        image, label = prepare_sample(
+            task.scored.items[place], task.dataset, task.protocol, task.side
+        )
         size = (label.shape[0], label.shape[1])
         yield place, np.asarray(made.masks_of(image[None], task.protocol, [size])[0][0])
 

@@ -12,7 +12,7 @@ from PIL import Image
 from report import Line
 from tasks import Task
 
-from densesiam_seg.evaluation.protocol import shown
+from densesiam_seg.evaluation.protocol import prepare_sample
 from densesiam_seg.pictures.masks import Colour, colourise, palette
 from densesiam_seg.pictures.sheet import comparison
 
@@ -30,7 +30,9 @@ def grid(task: Task, lines: Sequence[Line], folder: Path) -> Image.Image:
     colours = _colours(task)
     pictures = []
     for place in sorted(masks[0], key=int):
-        image, label = shown(task.scored.items[int(place)], task.dataset, task.protocol, task.side)
+        image, label = prepare_sample(
+            task.scored.items[int(place)], task.dataset, task.protocol, task.side
+        )
         row = [image.permute(1, 2, 0).numpy(), colourise(label, colours)]
         for found, known in zip(masks, classes, strict=True):
             row.append(_matched(found[place], known, colours))

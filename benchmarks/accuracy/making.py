@@ -25,8 +25,8 @@ from densesiam_seg.evaluation.protocol import (
     MasksOf,
     masks_made_by,
     one_by_one,
+    prepare_sample,
     read_masks,
-    shown,
 )
 from densesiam_seg.inference.centroids import fit_readout
 from densesiam_seg.inference.model_card import ModelCard
@@ -75,7 +75,9 @@ def one_class(setting: Setting) -> Made:
 def frequent_labels(setting: Setting) -> Made:
     """The label most frequent at each position of the training split: ids are class ids."""
     task = setting.task
-    labels = (shown(each, task.dataset, task.protocol, task.side)[1] for each in task.train)
+    labels = (
+        prepare_sample(each, task.dataset, task.protocol, task.side)[1] for each in task.train
+    )
     masks = position_masks(labels, len(task.dataset.classes))
     known = known_classes(len(task.dataset.classes))
     return Made(masks, Reading(task.clusters, "labels of the training split", known))

@@ -138,7 +138,7 @@ def ablation_rows() -> dict[str, Row]:
             "without the network, never under the gist",
             mixture_of(
                 "mixture without gist + PAMR",
-                search=Search(RESTARTS // 2, kinds=(False,)),
+                search=Search(RESTARTS // 2, conditioned=(False,)),
                 refine="pamr",
             ),
             "no gist",
@@ -147,7 +147,7 @@ def ablation_rows() -> dict[str, Row]:
             "without the network, always under the gist",
             mixture_of(
                 "mixture under the gist + PAMR",
-                search=Search(RESTARTS // 2, kinds=(True,)),
+                search=Search(RESTARTS // 2, conditioned=(True,)),
                 refine="pamr",
             ),
             "gist",
@@ -159,7 +159,9 @@ def ablation_rows() -> dict[str, Row]:
         ),
         "mixture-all-fits": Row(
             "without the network, every fit kept",
-            mixture_of("mixture of every fit + PAMR", search=Search(kept=1), refine="pamr"),
+            mixture_of(
+                "mixture of every fit + PAMR", search=Search(select_one_in=1), refine="pamr"
+            ),
             "every fit",
         ),
         "mixture-as-fitted": Row(

@@ -14,7 +14,7 @@ from torch import Tensor
 from densesiam_seg.datasets.declaration import Dataset, load_dataset
 from densesiam_seg.datasets.reader import Samples, samples
 from densesiam_seg.demo import DECLARED, SETTINGS, write_dataset
-from densesiam_seg.evaluation.protocol import PROTOCOLS, Protocol, shown_image
+from densesiam_seg.evaluation.protocol import PROTOCOLS, Protocol, prepare_image
 from densesiam_seg.images.decode import image_size, load_image
 
 SIDE = 160
@@ -51,7 +51,7 @@ class Task:
     def training_images(self) -> list[Tensor]:
         """The images of `train`, uint8 (3, h, w), as the protocol shows them; no label is read."""
         return [
-            shown_image(load_image(each.image), self.protocol, self.side) for each in self.train
+            prepare_image(load_image(each.image), self.protocol, self.side) for each in self.train
         ]
 
     def facts(self) -> dict[str, Any]:

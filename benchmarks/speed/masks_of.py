@@ -12,8 +12,8 @@ from torch import Tensor
 
 from densesiam_seg.datasets.declaration import load_dataset
 from densesiam_seg.datasets.reader import samples
-from densesiam_seg.evaluation.evaluate import TOGETHER, evaluate
-from densesiam_seg.evaluation.protocol import PROTOCOLS, shown
+from densesiam_seg.evaluation.evaluate import BATCH, evaluate
+from densesiam_seg.evaluation.protocol import PROTOCOLS, prepare_sample
 from densesiam_seg.images.scan import scan
 from densesiam_seg.inference.batching import images_together
 from densesiam_seg.inference.model_card import ModelCard
@@ -51,14 +51,16 @@ def evaluate_rows(scratch: Path, photos: Path | None, repeats: int) -> Iterator[
     dataset = load_dataset("camvid")
     for name in ("picie", "full-image"):
         protocol = PROTOCOLS[name]
-        pictures = [shown(s, dataset, protocol, 160)[0] for s in samples(dataset, root).items]
+        pictures = [
+            prepare_sample(s, dataset, protocol, 160)[0] for s in samples(dataset, root).items
+        ]
         prepared = [segmenter.normalised(picture[None]) for picture in pictures]
         yield from against_forward(
             f"evaluate, {name}",
             lambda name=name: evaluate("camvid", root, segmenter, protocol=name),
             segmenter,
             prepared,
-            TOGETHER,
+            BATCH,
             1.25,
             repeats,
         )

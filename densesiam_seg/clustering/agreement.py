@@ -1,4 +1,4 @@
-"""How far two clusterings agree: their best pairing, and the information that they share.
+"""How far two clusterings agree: their best pairing and their normalised mutual information.
 
 Axes: K L clusters of the one and of the other.
 """
@@ -19,8 +19,8 @@ def best_pairs(gains: NDArray[Any]) -> NDArray[np.int64]:
     return np.asarray(linear_sum_assignment(gains, maximize=True)[1], np.int64)
 
 
-def shared_information(joint: NDArray[np.int64]) -> float:
-    """How much two clusterings of the same places tell of each other, 0 to 1, from their joint histogram (K, K).
+def normalised_mutual_information(joint: NDArray[np.int64]) -> float:
+    """Normalised mutual information of two clusterings of the same places, 0 to 1, from their joint histogram (K, K).
 
     I(X; Y) / √(H(X) H(Y)), Strehl and Ghosh, "Cluster ensembles" (2002); where either has no entropy it is 0.
     """
@@ -28,7 +28,7 @@ def shared_information(joint: NDArray[np.int64]) -> float:
     own, other = entropy(shares.sum(1)), entropy(shares.sum(0))
     if own <= 0 or other <= 0:
         return 0.0
-    # Rounding may leave the bounds by a last digit.
+    # Rounding may exceed the bounds.
     return float(np.clip((own + other - entropy(shares)) / (own * other) ** 0.5, 0, 1))
 
 

@@ -1,12 +1,12 @@
-"""What a place looks like, where it lies, and the gist of its image: colour, texture and position, nothing learned.
+"""Hand-made features of a place: colour, texture and position, and the gist of its image. Nothing is learned.
 
 Axes: B images, D channels, H W image size, h w map size.
 
-Colours are logarithms: a change of light multiplies all three, which moves the luminance and leaves the
-log-chromaticities, differences of logarithms, nearly as they were (Finlayson and Hordley, "Color constancy at a
-pixel", 2001). Texture is the logarithm of the local contrast, whose spread within a material is even. The gist of an
-image is what its upper and its lower half look like on average (a small one of Oliva and Torralba's, 2001): it tells of
-light, weather and exposure, under which the same material looks different.
+Colours are logarithms: a change of light multiplies all three, which changes the luminance and hardly the
+log-chromaticities, differences of logarithms (Finlayson and Hordley, "Color constancy at a pixel", 2001). Texture is
+the logarithm of the local contrast, whose variance is similar for all materials. The gist of an image is the mean
+appearance of its upper and of its lower half (a small one of Oliva and Torralba's, 2001): it describes light, weather
+and exposure, which change the look of a material.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from torch import Tensor
 from torch.nn import functional as F
 
 GIST = 8
-"""Luminance, two chromaticities and contrast of the upper half and of the lower half: the same at all places."""
+"""Channels of the gist: luminance, two chromaticities and contrast of both halves; the same for a whole image."""
 OWN = 10
-"""Luminance and two chromaticities near and around, contrast near and around, y and x: the place's own."""
+"""Channels of the place: luminance, two chromaticities and contrast in both windows, y and x."""
 CHANNELS = GIST + OWN
 NEAR, AROUND = 3, 9
 """Sides of the windows, in cells of half the features' stride: 6 and 18 pixels of the image at stride 4."""
 DARK = 0.05
-"""Added to intensities in [0, 1] before the logarithm, so that the noise of dark places does not count."""
+"""Added to intensities in [0, 1] before the logarithm, which limits the noise of dark places."""
 FLAT = 0.01
 """Added to contrasts before the logarithm."""
 
 
 def appearance(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """RGB images (B, 3, H, W) in [0, 1] → (B, D, h, w) of that size, float32: the gist, then what is the place's own.
+    """RGB images (B, 3, H, W) in [0, 1] → (B, D, h, w) of that size, float32: the gist, then the place's own channels.
 
     y and x run from -1 to 1 over the image, whatever its shape.
     """
     height, width = size
-    # The loop calls this under autocast, which may round what it takes the logarithm of.
+    # The training loop calls this under autocast, which may round the logarithms' arguments.
     with torch.autocast(images.device.type, enabled=False):
-        # Two cells a side for each place: windows then have a centre, and the mean of four cells is the place's value.
+        # Two cells a side for each place, so that windows have a centre; a place's value is the mean of its four cells.
         cells = F.interpolate(images.float(), (2 * height, 2 * width), mode="area")
         luminance = cells.mean(1, keepdim=True)
         red, green, blue = (cells + DARK).log().unbind(1)

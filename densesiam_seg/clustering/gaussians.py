@@ -3,9 +3,9 @@
 Axes: N points, K clusters, D channels, of which the first G are given. Points are standardised: every channel has mean
 0 and deviation 1.
 
-What is given is not explained but explains: a cluster's density is that of the other channels under the given ones, a
-Gaussian whose centre moves with them linearly (a mixture of linear regressions; DeSarbo and Cron, 1988). With G = 0 it
-is the usual mixture.
+The first G channels are conditioned on: a cluster's density is that of the other channels given these, a Gaussian whose
+mean depends on them linearly (a mixture of linear regressions; DeSarbo and Cron, 1988). With G = 0 it is the ordinary
+mixture of Gaussians.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from torch.nn import functional as F
 from densesiam_seg.clustering.kmeans import assign, kmeans
 
 ITERATIONS = 30
-SETTLED = 1e-4
-"""Mean log-likelihood per point that an iteration must gain, or the fit is done."""
+TOLERANCE = 1e-4
+"""The fit ends when an iteration gains less mean log-likelihood per point."""
 RIDGE = 0.1
-"""Added to the variances: a cluster cannot shrink onto a few like points."""
-OUTLYING = 0.1
-"""The part of the points, those that the first half of the clusters fits worst, where the other half starts."""
+"""Added to the variances, so that a cluster cannot shrink onto a few similar points."""
+OUTLIER_SHARE = 0.1
+"""The second of two `halves` of the clusters starts from this share of the points: those that the first fits worst."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,13 @@ class Gaussians:
     centres: Tensor
     """(K, D)."""
     whitening: Tensor
-    """The rows of what is not given in the inverses W of the covariances' lower roots, (K, D - G, D).
+    """The rows of the channels not given in the inverses W of the covariances' Cholesky factors, (K, D - G, D).
 
-    |W (x - c)|² is x's squared distance in deviations from where the cluster lies under what is given."""
+    |W (x - c)|² is the squared Mahalanobis distance of x from the cluster's conditional mean."""
     offsets: Tensor
     """Log of weight times density at the centre (K,)."""
     shares: Tensor
-    """The weights: the part of the points that each cluster has (K,)."""
+    """The mixture weights (K,)."""
 
 
 def log_joint(points: Tensor, fit: Gaussians) -> Tensor:
@@ -54,14 +54,14 @@ def log_joint(points: Tensor, fit: Gaussians) -> Tensor:
 
 
 def expectation(points: Tensor, fit: Gaussians) -> tuple[Tensor, Tensor]:
-    """The log-likelihoods (N,) of points, and their shares of the clusters (N, K)."""
+    """The log-likelihoods (N,) of points, and their posteriors (N, K)."""
     joint = log_joint(points, fit)
     evidence = joint.logsumexp(1, keepdim=True)
     return evidence[:, 0], (joint - evidence).exp()
 
 
 def maximisation(points: Tensor, shares: Tensor, given: int = 0) -> Gaussians:
-    """Gaussians fitted to points (N, D) that belong to clusters by `shares` (N, K)."""
+    """Gaussians fitted to points (N, D) with posteriors `shares` (N, K)."""
     clusters, channels = shares.shape[1], points.shape[1]
     counts = shares.sum(0).clamp(min=1.0)
     centres = shares.T @ points / counts[:, None]
@@ -74,7 +74,7 @@ def maximisation(points: Tensor, shares: Tensor, given: int = 0) -> Gaussians:
     whitening = torch.linalg.solve_triangular(
         roots, torch.eye(channels, dtype=torch.float64).expand_as(roots), upper=False
     )
-    # The first rows of a lower root are the given channels' own: without them the joint density is the conditional one.
+    # The first rows of a Cholesky factor are the given channels' own: without them the density is the conditional one.
     volumes = roots.diagonal(dim1=-2, dim2=-1)[:, given:].log().sum(-1)
     weights = counts / counts.sum()
     offsets = weights.log() - volumes - 0.5 * (channels - given) * math.log(2 * math.pi)
@@ -84,11 +84,11 @@ def maximisation(points: Tensor, shares: Tensor, given: int = 0) -> Gaussians:
 def fit_gaussians(
     points: Tensor, clusters: int, *, seed: int, halves: bool = False, given: int = 0
 ) -> Gaussians:
-    """Expectation-maximisation from k-means of what is not given, with all clusters at once or in two `halves`.
+    """Expectation-maximisation from k-means of the channels not given, with all clusters at once or in two `halves`.
 
-    All at once they come out about equally large. In halves the second starts where the first fits worst, and they come
-    out large and small. Raises InputError for fewer distinct points than clusters and NumericError for points that are
-    not finite.
+    At once the clusters get about equal weights; in halves, of which the second starts from the outliers of the first,
+    they get large and small ones. Raises InputError for fewer distinct points than clusters and NumericError for points
+    that are not finite.
     """
     first = -(-clusters // 2) if halves else clusters
     shares = _one_hot(_kmeans_labels(points[:, given:], first, seed), first)
@@ -102,13 +102,13 @@ def fit_gaussians(
 def joined_by_outliers(
     points: Tensor, fit: Gaussians, more: int, *, seed: int, given: int = 0
 ) -> Tensor:
-    """Shares of the clusters of a fit and of `more` new ones, which take the points that it explains worst."""
+    """Posteriors of the clusters of a fit and of `more` new ones, which get the points of lowest likelihood."""
     evidence, shares = expectation(points, fit)
-    # k-means takes no fewer distinct points than clusters.
+    # k-means needs at least as many distinct points as clusters.
     distinct, place = torch.unique(points[:, given:].float(), dim=0, return_inverse=True)
     of_distinct = torch.empty(len(distinct), dtype=points.dtype)
     of_distinct[place] = evidence
-    worst = of_distinct.argsort()[: max(int(OUTLYING * len(distinct)), more)]
+    worst = of_distinct.argsort()[: max(int(OUTLIER_SHARE * len(distinct)), more)]
     labels = torch.full((len(distinct),), more)
     labels[worst] = _kmeans_labels(distinct[worst], more, seed)
     new = _one_hot(labels[place], more)
@@ -122,17 +122,17 @@ def _kmeans_labels(points: Tensor, clusters: int, seed: int) -> Tensor:
 
 
 def _one_hot(labels: Tensor, clusters: int) -> Tensor:
-    """Shares (N, K) of points that belong to one cluster alone, or where the label is `clusters` to none."""
+    """Posteriors (N, K) of points with one cluster each, or where the label is `clusters` with none."""
     return F.one_hot(labels, clusters + 1)[:, :clusters].double()
 
 
 def _iterated(points: Tensor, shares: Tensor, given: int) -> Gaussians:
-    """Expectation-maximisation from shares (N, K)."""
+    """Expectation-maximisation from posteriors (N, K)."""
     fit, before = maximisation(points, shares, given), -math.inf
     for _ in range(ITERATIONS):
         evidence, shares = expectation(points, fit)
         likelihood = float(evidence.mean())
-        if likelihood - before < SETTLED:
+        if likelihood - before < TOLERANCE:
             break
         fit, before = maximisation(points, shares, given), likelihood
     return fit

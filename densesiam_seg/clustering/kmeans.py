@@ -2,8 +2,8 @@
 
 Axes: N pixels, C channels, K clusters, B images.
 
-Centroids start from FAISS k-means on a sample and are refined by mini-batches over the data (METHOD: PiCIE, section
-3). Assignment by the smallest squared distance is a 1×1 convolution: argmax over k of 2 c_k·f - |c_k|².
+Centroids start from FAISS k-means on a sample and are refined by mini-batches over the data (PiCIE, CVPR 2021,
+section 3). Assignment by the smallest squared distance is a 1×1 convolution: argmax over k of 2 c_k·f - |c_k|².
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from densesiam_seg.errors import InputError, NumericError
 ITERATIONS = 20
 BLOCK = 4096
 """Points whose distances are computed at once: they stay in the processor's cache."""
-LARGEST = 1e6
+MAX_MAGNITUDE = 1e6
 """Largest feature magnitude that is handed to FAISS, whose distances overflow (and abort the process) near 3e18."""
 
 
 @dataclass(frozen=True)
 class Centroids:
-    """K cluster centres (K, C) in float32 and how many points each has seen, (K,) int64."""
+    """K cluster centres (K, C) in float32 and how many points were assigned to each, (K,) int64."""
 
     centres: Tensor
     counts: Tensor
@@ -53,7 +53,7 @@ def kmeans(points: Tensor, clusters: int, *, seed: int, restarts: int = 1) -> Ce
     features = points.detach().float().cpu().contiguous()
     # A single pass without copies; no comparison with NaN is true.
     lowest, highest = torch.aminmax(features) if features.numel() else torch.zeros(2)
-    if not (float(lowest) >= -LARGEST and float(highest) <= LARGEST):
+    if not (float(lowest) >= -MAX_MAGNITUDE and float(highest) <= MAX_MAGNITUDE):
         raise NumericError(
             "k-means: features are not finite or exceed 1e6; the model has diverged, train it with a lower rate"
         )
@@ -63,8 +63,7 @@ def kmeans(points: Tensor, clusters: int, *, seed: int, restarts: int = 1) -> Ce
         raise InputError(
             f"k-means: {len(data)} points cannot make {clusters} clusters; give more images or {lower}"
         )
-    # FAISS splits a centre in two where it finds too few distinct points, and says nothing. A few points nearly always
-    # show enough distinct ones; only where they do not is the whole sample sorted.
+    # With too few distinct points FAISS splits a centre in two without a warning. Usually a few points show enough.
     few = data[: 50 * clusters]
     if all(len(np.unique(part, axis=0)) < clusters for part in (few, data)):
         raise InputError(

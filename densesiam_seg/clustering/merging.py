@@ -2,7 +2,7 @@
 
 Axes: A over-clusters, C channels, K clusters, n images, h w a map of over-cluster ids.
 
-Two clusters are alike where their centres are near (Ward's distance, weighted by size) and where they touch: textures
+Two clusters are similar if their centres are near (Ward's distance, weighted by size) and if they touch often: textures
 that interleave belong to one surface. Sizes, centres and contacts of a merged cluster follow exactly from its parts.
 """
 
@@ -20,10 +20,10 @@ Ids: TypeAlias = NDArray[np.int64]
 Groups: TypeAlias = tuple[tuple[int, ...], ...]
 """Over-clusters of each cluster, each one exactly once, in increasing order."""
 
-TOUCH = 2.0
-"""Weight of contacts: the exponent of how much more often than by chance two clusters are neighbours."""
-DOUBT = 100.0
-"""Contacts added to those seen and to those expected: few of them say little."""
+CONTACT_WEIGHT = 2.0
+"""The exponent of the ratio of observed to expected contacts."""
+PSEUDO_COUNT = 100.0
+"""Added to observed and to expected contacts, so that few contacts have little weight."""
 
 
 @dataclass(frozen=True)
@@ -39,24 +39,24 @@ class Merges:
         return len(self.counts)
 
     def shares(self, groups: Groups) -> list[float]:
-        """The part of all points that each group has."""
+        """The share of all points that each group has."""
         total = max(int(self.counts.sum()), 1)
         return [int(self.counts[list(group)].sum()) / total for group in groups]
 
 
 @dataclass(frozen=True)
 class Contacts:
-    """Neighbouring places of different over-clusters: how many there are, and how many chance would give; both (A A).
+    """Neighbouring places of different over-clusters: their observed and their expected number, both (A, A).
 
-    Chance: within each image borders meet independently of what lies on their other side. Two that never share an
-    image thus have none expected, and their absence says nothing.
+    Expected are the contacts within an image if both sides of its borders were independent. Two over-clusters that
+    never share an image have 0 observed and 0 expected.
     """
 
-    seen: Numbers
+    observed: Numbers
     expected: Numbers
 
     def __add__(self, other: Contacts) -> Contacts:
-        return Contacts(self.seen + other.seen, self.expected + other.expected)
+        return Contacts(self.observed + other.observed, self.expected + other.expected)
 
 
 def contacts(ids: NDArray[np.integer], count: int) -> Contacts:
@@ -65,38 +65,39 @@ def contacts(ids: NDArray[np.integer], count: int) -> Contacts:
     numbers = ids.astype(np.int64)
     for one, two in ((numbers[:, :-1], numbers[:, 1:]), (numbers[:-1], numbers[1:])):
         pairs += np.bincount((one * count + two).ravel(), minlength=count * count)
-    seen = pairs.reshape(count, count).astype(np.float64)
-    seen += seen.T
-    np.fill_diagonal(seen, 0)
-    borders = seen.sum(1)
-    return Contacts(seen, np.outer(borders, borders) / max(borders.sum(), 1))
+    observed = pairs.reshape(count, count).astype(np.float64)
+    observed += observed.T
+    np.fill_diagonal(observed, 0)
+    borders = observed.sum(1)
+    return Contacts(observed, np.outer(borders, borders) / max(borders.sum(), 1))
 
 
 def merge_tree(centres: NDArray[np.floating], counts: Ids, touching: Contacts) -> Ids:
-    """Merges (A - 1, 2) of over-clusters with centres (A, C) and sizes (A,), the most alike ones first.
+    """Merges (A - 1, 2) of over-clusters with centres (A, C) and sizes (A,), the most similar first.
 
-    Row t joins two nodes into node A + t; nodes below A are the over-clusters themselves. What is least is
-    n_i n_j / (n_i + n_j) |c_i - c_j|² · ((seen + DOUBT) / (expected + DOUBT))^-TOUCH: Ward's growth of the variance
-    within clusters (Ward 1963), less where two touch more often than by chance. An empty over-cluster counts as one
-    point, so that it joins its nearest neighbour.
+    Row t joins two nodes into node A + t; nodes below A are the over-clusters themselves. The two with the least
+    n_i n_j / (n_i + n_j) |c_i - c_j|² · ((observed + PSEUDO_COUNT) / (expected + PSEUDO_COUNT))^-CONTACT_WEIGHT join:
+    the increase of the variance within clusters (Ward, 1963), lower where they touch more often than expected. An empty
+    over-cluster counts as one point, so that it joins its nearest neighbour.
     """
     total = len(centres)
     places = centres.astype(np.float64)
     sizes = np.maximum(counts, 1).astype(np.float64)
-    seen, expected = touching.seen.copy(), touching.expected.copy()
+    observed, expected = touching.observed.copy(), touching.expected.copy()
     nodes = np.arange(total)
     alive = np.ones(total, bool)
 
-    def gaps_of(place: int) -> Numbers:
-        """How unlike one cluster and each other are, (A,); infinite for itself and those that are gone."""
+    def distances_of(place: int) -> Numbers:
+        """The distances of one cluster to the others, (A,); infinite for itself and for merged ones."""
         own = sizes[place]
-        apart: Numbers = np.square(places - places[place]).sum(1) * sizes * own / (sizes + own)
-        apart *= ((seen[place] + DOUBT) / (expected[place] + DOUBT)) ** -TOUCH
-        apart[place] = np.inf
-        apart[~alive] = np.inf
-        return apart
+        distances: Numbers = np.square(places - places[place]).sum(1) * sizes * own / (sizes + own)
+        ratio = (observed[place] + PSEUDO_COUNT) / (expected[place] + PSEUDO_COUNT)
+        distances *= ratio**-CONTACT_WEIGHT
+        distances[place] = np.inf
+        distances[~alive] = np.inf
+        return distances
 
-    gaps = np.stack([gaps_of(place) for place in range(total)])
+    gaps = np.stack([distances_of(place) for place in range(total)])
     tree = np.empty((total - 1, 2), np.int64)
     for step in range(total - 1):
         keep, drop = sorted(divmod(int(gaps.argmin()), total))
@@ -104,12 +105,12 @@ def merge_tree(centres: NDArray[np.floating], counts: Ids, touching: Contacts) -
         both = sizes[keep] + sizes[drop]
         places[keep] = (sizes[keep] * places[keep] + sizes[drop] * places[drop]) / both
         sizes[keep] = both
-        for table in (seen, expected):
+        for table in (observed, expected):
             table[keep] += table[drop]
             table[:, keep] += table[:, drop]
         nodes[keep], alive[drop] = total + step, False
         gaps[drop] = gaps[:, drop] = np.inf
-        gaps[keep] = gaps[:, keep] = gaps_of(keep)
+        gaps[keep] = gaps[:, keep] = distances_of(keep)
     return tree
 
 

@@ -1,5 +1,5 @@
-"""Masks and labels → scores.
+"""Masks + labels → scores.
 
-Imports `inference`, `datasets` and below. `evaluate` scores masks under a `protocol` by `metrics`, `probe` frozen
-features; `baselines` are what methods are compared with.
+Imports `inference`, `methods` and lower rooms. Exports scores of masks (`evaluate`) under a `protocol` by `metrics`, of
+frozen features (`probe`), and the masks that methods are compared with (`baselines`).
 """

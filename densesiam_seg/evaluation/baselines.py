@@ -1,8 +1,8 @@
-"""What a learned segmentation must beat: masks that no training has made.
+"""Baselines: masks without a trained network.
 
 Axes: N pixels, C channels, H W image, K clusters.
 
-`position_masks` is made from labels; nothing else here sees one.
+`position_masks` uses labels; nothing else here does.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from densesiam_seg.inference.upsampling import upsample_argmax
 from densesiam_seg.methods.mixture_prior import Places, appearance_of
 
 Points = Callable[[Tensor], Tensor]
-"""uint8 (3, H, W) → what k-means sees of each pixel, (H·W, C), in reading order."""
+"""uint8 (3, H, W) → the points that k-means clusters, (H·W, C), in reading order."""
 
 
 def colour_points(image: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ def mixture_masks(
 
 
 def appearance_points(image: Tensor) -> Tensor:
-    """uint8 (3, H, W) → points (H·W, D) of what the mixture sees of a place, repeated over its pixels."""
+    """uint8 (3, H, W) → points (H·W, D): the mixture's own channels of a place, repeated over its pixels."""
     maps = F.interpolate(
         appearance_of(image[None])[:, GIST:], image.shape[-2:], mode="nearest-exact"
     )

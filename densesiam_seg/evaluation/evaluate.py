@@ -2,7 +2,7 @@
 
 Axes: N classes, K clusters, H W label size.
 
-Numbers are comparable only within a protocol (METHOD, section 5), so every result names its own in full.
+Scores are comparable only within a protocol, so every result states its own in full.
 """
 
 from __future__ import annotations
@@ -23,30 +23,35 @@ from densesiam_seg.datasets.declaration import Dataset, load_dataset
 from densesiam_seg.datasets.reader import Sample, Samples, samples
 from densesiam_seg.errors import ImageError, InputError, UsageError
 from densesiam_seg.evaluation.metrics import Counts, Matching, Scores, confusion, match, score
-from densesiam_seg.evaluation.protocol import MasksOf, Protocol, masks_made_by, pick_protocol, shown
+from densesiam_seg.evaluation.protocol import (
+    MasksOf,
+    Protocol,
+    masks_made_by,
+    pick_protocol,
+    prepare_sample,
+)
 from densesiam_seg.events import Progress
 from densesiam_seg.inference.options import AS_TRAINED, Refinement
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.parallel import on_own_cores
 
-TOGETHER = 4
-"""Images that pass the network at once where they are of one size: they share the laying out of its weights, which
-takes as long as an image of 160 px itself."""
+BATCH = 4
+"""Images of one size in a forward pass: loading the network's weights takes as long as an image of 160 px."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What the ids of a mask mean: how many there are, who gave them, and their classes where those are known."""
+    """The ids of a mask: their number, the read-out that made them, and their classes if known."""
 
     clusters: int
     readout: str
     matching: Matching | None = None
-    """None: the best one for the whole set (`metrics.match`)."""
+    """None: the best matching for the whole set (`metrics.match`)."""
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What models are scored on; complete before any of them is loaded."""
+    """What models are scored on; checked before any of them is loaded."""
 
     dataset: Dataset
     samples: Samples
@@ -57,13 +62,13 @@ class Benchmark:
     """Count images that cannot be read as missing; else they are errors."""
 
     def side(self, segmenter: Segmenter) -> int:
-        """The shorter side of the images as a segmenter is shown them."""
+        """The shorter side of the images as the network gets them."""
         return self.image_size or segmenter.card.image_size
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A score with everything that fixes it."""
+    """A score with everything that it depends on."""
 
     dataset: str
     split: str
@@ -98,7 +103,7 @@ def evaluate(
 ) -> Evaluation:
     """Score a model on a labelled dataset: a built-in name or a TOML file, and the folder `root` that holds it.
 
-    `refinement` adds passes and sharper edges to what the protocol does; the result's protocol tells it.
+    `refinement` adds passes and an edge filter to the protocol; the result's protocol names them.
     """
     task = benchmark(
         dataset,
@@ -149,9 +154,9 @@ def scoring_events(
 ) -> Iterator[Progress | Evaluation]:
     """Score several masks of each image in one pass; the last events are an `Evaluation` for each of `readings`.
 
-    Images are shown with the shorter side `side`. `on_top` tells what `masks_of` does beyond the protocol.
+    Images are resized to the shorter side `side`. `on_top` describes what `masks_of` does beyond the protocol.
 
-    `masks_of` is called from several threads at once, with `TOGETHER` images where these are of one size (the last one
+    `masks_of` is called from several threads at once, with `BATCH` images where these are of one size (the last one
     repeated where there are fewer), else with one. Raises ImageError for an image that cannot be read (counted as
     missing with `allow_missing`) and InputError for a label that does not fit its image or its dataset, always the
     first such error in the order of the samples.
@@ -161,15 +166,15 @@ def scoring_events(
 
     def read(sample: Sample) -> tuple[Tensor, NDArray[np.uint8]] | InputError:
         try:
-            return shown(sample, dataset, protocol, side)
+            return prepare_sample(sample, dataset, protocol, side)
         except InputError as error:
             return error
 
     def count(pairs: Sequence[tuple[Tensor, NDArray[np.uint8]]]) -> Iterator[list[Counts]]:
         images = [image for image, _ in pairs]
         if len(images) > 1:
-            # The last bits of a forward pass may depend on the size of its batch, so there are two sizes: 1 and this.
-            images += images[-1:] * (TOGETHER - len(images))
+            # The last bits of a forward pass may depend on the size of its batch, so there are two sizes: 1 and BATCH.
+            images += images[-1:] * (BATCH - len(images))
         sizes = [(label.shape[0], label.shape[1]) for _, label in pairs]
         masked = masks_of(torch.stack(images), protocol, sizes)
         for (_, label), masks in zip(pairs, masked, strict=True):
@@ -179,15 +184,15 @@ def scoring_events(
             ]
 
     def work(group: Sequence[Sample]) -> list[list[Counts] | InputError]:
-        seen = [read(sample) for sample in group]
-        sound = [pair for pair in seen if not isinstance(pair, InputError)]
+        pairs = [read(sample) for sample in group]
+        sound = [pair for pair in pairs if not isinstance(pair, InputError)]
         alike = len({image.shape for image, _ in sound}) == 1
         counted = chain.from_iterable(map(count, [sound] if alike else [[pair] for pair in sound]))
-        return [pair if isinstance(pair, InputError) else next(counted) for pair in seen]
+        return [pair if isinstance(pair, InputError) else next(counted) for pair in pairs]
 
     counts = [np.zeros((classes, reading.clusters), np.int64) for reading in readings]
     unreadable: list[str] = []
-    groups = (scored.items[first : first + TOGETHER] for first in range(0, len(scored), TOGETHER))
+    groups = (scored.items[first : first + BATCH] for first in range(0, len(scored), BATCH))
     with closing(on_own_cores(work, groups)) as results:
         one_by_one = zip(scored.items, chain.from_iterable(results), strict=True)
         for done, (sample, result) in enumerate(one_by_one, 1):

@@ -33,7 +33,7 @@ from densesiam_seg.evaluation.evaluate import (
     known_classes,
     scoring_events,
 )
-from densesiam_seg.evaluation.protocol import ReadOut, dense_features, read_masks, shown
+from densesiam_seg.evaluation.protocol import ReadOut, dense_features, prepare_sample, read_masks
 from densesiam_seg.events import Progress
 from densesiam_seg.inference.centroids import SAMPLE
 from densesiam_seg.inference.segmenter import Segmenter
@@ -43,7 +43,7 @@ from densesiam_seg.io.randomness import Stream, generator
 
 KINDS = ("both", "linear", "kmeans")
 VALUES = 2**27
-"""Numbers that the sample of features may hold: a million pixels of 128 channels, 512 MiB in fp32."""
+"""Most numbers in the sample of features: a million pixels of 128 channels, 512 MiB in fp32."""
 BATCH = 2**20
 """Image pixels that pass the network together: ten images of 320×320."""
 STEPS = 1000
@@ -57,7 +57,7 @@ REPORT = 50
 
 @dataclass(frozen=True)
 class Probe:
-    """Both numbers (None: not asked for) and the processor seconds of the whole; `readout` says which used labels."""
+    """Both scores (None: not asked for) and the processor seconds of all; each `readout` says if it used labels."""
 
     linear: Evaluation | None
     kmeans: Evaluation | None
@@ -151,7 +151,7 @@ def probe_events(
     if kind != "linear":
         count = clusters or classes
         yield Progress("k-means", 0, 1)
-        # `fit_readout` starts with as many pixels, and passes over all images once more; a comparison does without.
+        # `fit_readout` starts with as many pixels; its second pass over the images is left out.
         every = -(-len(features) // SAMPLE)
         centroids = kmeans(unit_features(features[::every]), count, seed=seed)
         read_outs.append(segmenter.with_centroids(centroids).read_out)
@@ -181,7 +181,7 @@ def sample_points(
     """
 
     def load(sample: Sample) -> tuple[Tensor, NDArray[np.uint8]]:
-        return shown(sample, task.dataset, task.protocol, task.side(segmenter))
+        return prepare_sample(sample, task.dataset, task.protocol, task.side(segmenter))
 
     features: list[Tensor] = []
     labels: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""The field's three protocols: how an image is shown beside its label, and how its mask is made.
+"""The field's three protocols: how images and labels are resized and cropped, and how masks are made.
 
 Axes: B images, C channels, h w features, K clusters, H W label size.
 """
@@ -26,7 +26,7 @@ from densesiam_seg.inference.options import AS_TRAINED, Refinement
 from densesiam_seg.inference.refinement import refined
 from densesiam_seg.inference.segmenter import Segmenter, working_size
 from densesiam_seg.inference.upsampling import upsample_argmax
-from densesiam_seg.io.parallel import turns
+from densesiam_seg.io.parallel import device_lock
 
 Size = tuple[int, int]
 Mask = NDArray[np.integer]
@@ -34,7 +34,7 @@ Mask = NDArray[np.integer]
 
 @dataclass(frozen=True)
 class Protocol:
-    """How images meet labels. `crop`: a centre square of the shorter side, else the whole image."""
+    """One protocol; with `crop` only the centre square is scored, else the whole image."""
 
     name: str
     resize: Literal["bilinear", "nearest"]
@@ -43,16 +43,16 @@ class Protocol:
     flip: bool
 
     def describe(self, side: int) -> str:
-        """One line that fixes the number: sizes, filters, crop, what is upsampled, flip, no CRF."""
+        """One line with all that a score depends on: size, filter, crop, what is upsampled, flip, no CRF."""
         crop = f"centre crop {side}" if self.crop else "no crop, scored at the label's size"
         flip = "mean of the flipped image's features" if self.flip else "no flip"
         return f"{self.name}: shorter side {side} ({self.resize}), {crop}, {self.upsample} upsampled, {flip}, no CRF"
 
 
 PROTOCOLS = {
-    "picie": Protocol("picie", "bilinear", True, "logits", False),
-    "stego": Protocol("stego", "nearest", True, "features", True),
-    "full-image": Protocol("full-image", "bilinear", False, "logits", False),
+    "picie": Protocol("picie", "bilinear", crop=True, upsample="logits", flip=False),
+    "stego": Protocol("stego", "nearest", crop=True, upsample="features", flip=True),
+    "full-image": Protocol("full-image", "bilinear", crop=False, upsample="logits", flip=False),
 }
 
 
@@ -64,20 +64,18 @@ def pick_protocol(name: str) -> Protocol:
 
 
 MasksOf = Callable[[Tensor, Protocol, Sequence[Size]], Sequence[Sequence[Mask]]]
-"""(uint8 images (B, 3, h, w) as the protocol shows them, protocol, H W of each) → of each image its masks (H, W).
-
-Images beyond those whose size is given only fill the batch.
-"""
+"""(uint8 images (B, 3, h, w) prepared by the protocol, protocol, H W of each) → the masks (H, W) of each image.
+Images beyond those whose size is given only fill up the batch."""
 Scores = Iterator[Sequence[Tensor]]
-"""Of each image the scores (K, h, w) by each of its read-outs."""
+"""For each image the scores (K, h, w) of each read-out."""
 ReadOut = Callable[[Tensor], Tensor]
 """Features (B, C, h, w) → cluster scores (B, K, h, w), at any resolution."""
 
 
-def shown(
+def prepare_sample(
     sample: Sample, dataset: Dataset, protocol: Protocol, side: int
 ) -> tuple[Tensor, NDArray[np.uint8]]:
-    """Image and label as a protocol shows them: uint8 (3, h, w), and class ids (H, W) with 255 ignored.
+    """Image and label, resized and cropped: uint8 (3, h, w), and class ids (H, W) with 255 ignored.
 
     Raises ImageError for a file that cannot be read and InputError for a label that fits neither image nor dataset.
     """
@@ -92,11 +90,11 @@ def shown(
     if protocol.crop:
         size = _cover(height, width, side)
         label = _nearest(label, *size)[_window(size, side)]
-    return shown_image(image, protocol, side), label
+    return prepare_image(image, protocol, side), label
 
 
-def shown_image(image: Tensor, protocol: Protocol, side: int) -> Tensor:
-    """uint8 (3, H, W) as a protocol shows it, uint8 (3, h, w); no label is needed for that."""
+def prepare_image(image: Tensor, protocol: Protocol, side: int) -> Tensor:
+    """uint8 (3, H, W), resized and cropped → uint8 (3, h, w)."""
     height, width = image.shape[-2:]
     if not protocol.crop:
         return _resized(image, *working_size(height, width, side), protocol.resize)
@@ -105,7 +103,7 @@ def shown_image(image: Tensor, protocol: Protocol, side: int) -> Tensor:
 
 
 def _window(size: Size, side: int) -> tuple[slice, slice]:
-    """Rows and columns of the centre square, where a rest of one pixel falls as torchvision lets it."""
+    """Rows and columns of the centre square, rounded as by torchvision's CenterCrop."""
     top, left = round((size[0] - side) / 2), round((size[1] - side) / 2)
     return slice(top, top + side), slice(left, left + side)
 
@@ -128,8 +126,7 @@ def _resized(image: Tensor, height: int, width: int, resize: str) -> Tensor:
 
 
 def _nearest(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """uint8 (H, W) or (H, W, 3) at another size, by Pillow: where a centre falls between two pixels, which is common
-    at the protocols' sizes, other implementations take the other one."""
+    """uint8 (H, W) or (H, W, 3) at another size, by Pillow, since other libraries round ties differently."""
     return np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST))
 
 
@@ -161,20 +158,20 @@ def read_masks(segmenter: Segmenter, read_outs: Sequence[ReadOut]) -> MasksOf:
             yield from zip(*scores, strict=True)
             return
         for place, size in enumerate(sizes):
-            # Full-sized features are large, so there are those of one image at a time.
+            # One image at a time, since features at full size are large.
             own = features[place : place + 1].float()
             full = F.interpolate(own, size, mode="bilinear")
             yield [read_out(full)[0] for read_out in read_outs]
 
-    return _largest(segmenter, scores_of)
+    return _argmax_masks(segmenter, scores_of)
 
 
 def refined_masks(segmenter: Segmenter, refinement: Refinement) -> MasksOf:
-    """A segmenter's masks with passes and edges on top of any protocol, which makes each of the passes."""
+    """A segmenter's masks with test-time augmentation and edge filter; each pass follows the protocol."""
 
     def scores_of(images: Tensor, protocol: Protocol, sizes: Sequence[Size]) -> Scores:
-        def at(size: Size | None, shown: Tensor) -> Tensor:
-            features = dense_features(segmenter, shown, protocol)
+        def at(size: Size | None, image: Tensor) -> Tensor:
+            features = dense_features(segmenter, image, protocol)
             if size is not None:
                 features = F.interpolate(features.float(), size, mode="bilinear")
             return segmenter.soft(segmenter.read_out(features))
@@ -187,17 +184,17 @@ def refined_masks(segmenter: Segmenter, refinement: Refinement) -> MasksOf:
             # One image at a time, as in `read_masks`.
             yield [refined(images[place : place + 1], partial(at, size), refinement)[0]]
 
-    return _largest(segmenter, scores_of)
+    return _argmax_masks(segmenter, scores_of)
 
 
-def _largest(
+def _argmax_masks(
     segmenter: Segmenter, scores_of: Callable[[Tensor, Protocol, Sequence[Size]], Scores]
 ) -> MasksOf:
     """Masks of the clusters with the largest scores."""
-    turn = turns(segmenter.device)
+    lock = device_lock(segmenter.device)
 
     def masks_of(images: Tensor, protocol: Protocol, sizes: Sequence[Size]) -> list[list[Mask]]:
-        with turn:
+        with lock:
             return [
                 [upsample_argmax(each, *size).cpu().numpy() for each in scores]
                 for scores, size in zip(scores_of(images, protocol, sizes), sizes, strict=True)
@@ -207,7 +204,7 @@ def _largest(
 
 
 def dense_features(segmenter: Segmenter, images: Tensor, protocol: Protocol) -> Tensor:
-    """uint8 images (B, 3, H, W) as the protocol shows them → their features (B, C, h, w)."""
+    """uint8 images (B, 3, H, W) prepared by the protocol → their features (B, C, h, w)."""
     batch = segmenter.normalised(images)
     features = segmenter.features(batch)
     if protocol.flip:

@@ -1,5 +1,5 @@
-"""Files that nobody vouches for → pixels and labels.
+"""Untrusted files → pixels and labels.
 
-Imports `io`. Exports the list of images that the user named (`scan` → `manifest`), one image or label from its file
-(`decode`, `labels`), and all images of a run as batches of uint8 squares (`store`, kept by `cache`).
+Imports `io`. Exports the list of images that the user named (`scan`: `candidates` → `manifest`), an image or label from
+its file (`opening`, `pixels`, `decode`, `labels`), and a run's images as batches of squares (`store`, `cache`).
 """

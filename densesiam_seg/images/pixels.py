@@ -5,10 +5,11 @@ How stored values become 0…255:
 - 8-bit modes as they are; 1-bit as 0 and 255; palettes through their colours; CMYK, YCbCr and LAB
   to RGB (Pillow's own formulas; ICC profiles are not applied);
 - 16-bit grey divided by 257 and rounded, never clipped; 32-bit integers likewise when all of them
-  lie in 0…65535, otherwise refused; 16-bit colour keeps its high bytes;
+  lie in 0…65535, otherwise refused; 16-bit colour keeps its high bytes. 10- and 12-bit data in
+  16-bit files are scaled as 16-bit and so come out dark;
 - floats must be finite and not negative: a maximum up to 1 is taken as 0…1, up to 255 as 0…255, up
   to 65535 as 16 bit, anything above is refused;
-- alpha is laid over white.
+- transparent pixels are blended with white.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ _STRIP_PIXELS = 1 << 18
 
 
 def rgb_planes(picture: Image.Image, name: str) -> npt.NDArray[np.uint8]:
-    """uint8 (3, H, W); beside it and the picture only a strip of rows is held in another form.
+    """uint8 (3, H, W); converted in strips of rows, so beside it and the picture memory stays small.
 
-    Raises `ImageError` for values that have no place in 0…255; `name` is the file's.
+    Raises `ImageError` for values without a meaning in 0…255; `name` is the file's.
     """
     factor = gain(picture, name)
     planes = np.empty((3, picture.height, picture.width), np.uint8)
@@ -41,7 +42,7 @@ def rgb_planes(picture: Image.Image, name: str) -> npt.NDArray[np.uint8]:
 
 
 def channels(picture: Image.Image) -> tuple[Image.Image, ...]:
-    """Red, green and blue of a picture in mode L or RGB; to take them apart, Pillow needs half of numpy's time."""
+    """Red, green and blue of a picture in mode L or RGB; Pillow splits them twice as fast as numpy."""
     return picture.split() if picture.mode == "RGB" else (picture,) * 3
 
 
@@ -76,7 +77,7 @@ def eight_bit(picture: Image.Image, factor: float) -> Image.Image:
         return Image.fromarray(grey)
     if picture.has_transparency_data:
         colours = picture.convert("RGBA")
-        # Viewers and paper show what is transparent as white, so that is what a cut-out was made for.
+        # White, as viewers and print show it.
         canvas = Image.new("RGB", picture.size, "white")
         canvas.paste(colours, mask=colours.getchannel("A"))
         return canvas

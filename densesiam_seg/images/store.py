@@ -45,10 +45,10 @@ class Batch:
 
 
 class ImageStore:
-    """The usable images of a manifest as uint8 squares: in memory, in a file, or decoded when asked for.
+    """The usable images of a manifest as uint8 squares: in memory, in a file, or decoded when needed.
 
-    `keep` says which; `auto` is memory where they fit, else a file in the folder `caches` where that fits, and in any
-    case a file that an earlier run has left there.
+    `keep` says which; `auto` is a file that an earlier run has left in the folder `caches`, else memory where they fit,
+    else a new file where that fits.
     """
 
     def __init__(
@@ -79,9 +79,9 @@ class ImageStore:
         return len(self.manifest)
 
     def prepare(self) -> Iterator[int]:
-        """Look at every image once; yields how many are done.
+        """Read every image once; yields how many are done.
 
-        Bad files leave the manifest for its list of skipped ones, so that positions never shift during training.
+        Bad files move from the manifest to its list of skipped ones, so that positions never shift during training.
         Raises UsageError where there is no room for what `keep` asks for.
         """
         path = cache_file(
@@ -98,15 +98,15 @@ class ImageStore:
         keep = self._place()
         if keep == "disk":
             with writing_cache(path, aspects, skipped) as write:
-                yield from self._look(write, aspects, skipped)
+                yield from self._decode_all(write, aspects, skipped)
             if (known := read_cache(path, self.side)) is not None:
                 self.file, self._squares = path, known.squares
         elif keep == "ram":
             squares = torch.empty((len(self), 3, self.side, self.side), dtype=torch.uint8)
-            yield from self._look(squares.__setitem__, aspects, skipped)
+            yield from self._decode_all(squares.__setitem__, aspects, skipped)
             self._squares = squares[: len(aspects)]
         else:
-            yield from self._look(lambda number, square: None, aspects, skipped)
+            yield from self._decode_all(lambda number, square: None, aspects, skipped)
         self._settle(aspects, skipped)
 
     def batches(
@@ -121,17 +121,16 @@ class ImageStore:
 
         def gather(group: tuple[int, ...]) -> Batch:
             if self._squares is not None:
-                # By numpy: torch would copy with a team of threads of its own for this one, which wait in a circle and
-                # take the cores from the network.
+                # By numpy: torch's threads would spin between copies and take cores from the network.
                 images = torch.from_numpy(self._squares.numpy()[list(group)])
             else:
                 assert decoded is not None
                 images = torch.stack([_sound(square) for square in islice(decoded, len(group))])
             return Batch(images.pin_memory() if pinned else images, group)
 
-        # What lies in memory is there at once; copies for a GPU and pages of a file are worth a thread of their own.
+        # Copies to pinned memory and reads of a file take time, so a thread makes them ahead; memory needs none.
         waits = pinned or self.file is not None
-        return ahead(gather, groups, 1 if waits else 0, each=2)
+        return ahead(gather, groups, 1 if waits else 0, max_waiting=2)
 
     def _place(self) -> Keep:
         """Where the squares go: `keep`, or the first place with room for them."""
@@ -150,17 +149,17 @@ class ImageStore:
         self.manifest = self.manifest.without(skipped)
         self.aspects = torch.tensor(aspects)
 
-    def _look(
+    def _decode_all(
         self, take: Callable[[int, Tensor], None], aspects: list[float], skipped: list[Skipped]
     ) -> Iterator[int]:
-        """Decode every image once, for `take` with its number or, where that fails, for the list of skipped ones."""
+        """Decode every image once: call `take` with its number and square, or list it as skipped where that fails."""
         names = self.manifest.names
         decoded = self._decode(range(len(names)))
-        for done, (name, found) in enumerate(zip(names, decoded, strict=True), 1):
-            if isinstance(found, ImageError):
-                skipped.append(Skipped(name, found.reason, str(found)))
+        for done, (name, result) in enumerate(zip(names, decoded, strict=True), 1):
+            if isinstance(result, ImageError):
+                skipped.append(Skipped(name, result.reason, str(result)))
             else:
-                square, aspect = found
+                square, aspect = result
                 take(len(aspects), square)
                 aspects.append(aspect)
             yield done
@@ -211,6 +210,6 @@ def _sound(decoded: tuple[Tensor, float] | ImageError) -> Tensor:
 
 
 def epoch_batches(images: int, batch_size: int, *, seed: int, epoch: int) -> list[tuple[int, ...]]:
-    """Positions of each full batch of an epoch; the remainder of the permutation waits for another epoch."""
+    """Positions of each full batch of an epoch; the incomplete last batch is dropped."""
     order = generator(seed, Stream.ORDER, epoch).permutation(images).tolist()
     return [tuple(order[i : i + batch_size]) for i in range(0, images - batch_size + 1, batch_size)]

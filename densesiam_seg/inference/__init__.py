@@ -1,6 +1,6 @@
-"""A trained model → masks: the public object `Segmenter`, and what is done with it.
+"""A trained model → masks: the public object `Segmenter`, and its uses.
 
 Imports `network`, `clustering`, `pictures`, `views`, `images` and `io`. Exports `segmenter`, its files (`model_card`),
-`predict` for folders, read-outs by k-means and merging (`readout`) and their choice without labels (`selection`),
-options at test time (`options`), pictures of clusters (`visualize`) and weights for other programs (`export`).
+`predict` for folders (`batching`, `upsampling`), read-outs (`readout`, `centroids`) and their choice without labels
+(`selection`), test-time `options` and `refinement`, pictures of clusters (`visualize`) and backbones (`export`).
 """

@@ -1,4 +1,4 @@
-"""Which images pass the network together: those of one working size, a fixed number at a time."""
+"""Batches for inference: images of one working size, a fixed number at a time."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from densesiam_seg.images.decode import image_size
 from densesiam_seg.inference.segmenter import Segmenter, working_size
 
 WINDOW = 512
-"""Images among which those of one size are looked for; of each only the header is read."""
-PROCESSOR_PIXELS, PROCESSOR_MOST = 2**17, 4
-"""Most pixels and images of a batch on a processor: small images share the work of laying out the weights."""
-GPU_PIXELS, GPU_MOST = 2**20, 16
+"""Images that are grouped by size at a time; only their headers are read."""
+CPU_PIXELS, CPU_IMAGES = 2**17, 4
+"""Most pixels and images of a batch on a processor: in a batch the network's weights are loaded once."""
+GPU_PIXELS, GPU_IMAGES = 2**20, 16
 """The same on a GPU: ten images of 320×320."""
 PIXEL_BYTES = 2**10
-"""What a pixel takes at most on its way through a network."""
+"""Most memory of a network's forward pass per pixel."""
 MEMORY_SHARE = 0.25
 """Of a GPU's free memory."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Places of images in their list, at most `full`; where they are fewer the batch is filled with repetitions."""
+    """Indices of images in their list, at most `full`; a smaller group is filled up with repetitions."""
 
     places: tuple[int, ...]
     full: int
@@ -55,10 +55,10 @@ def groups(segmenter: Segmenter, paths: Sequence[str], batch_size: int | None) -
 
 
 def images_together(device: torch.device, size: tuple[int, int]) -> int:
-    """How many images of a working size make a batch: few in pixels for memory, and few since the last is filled up."""
-    pixels, most = GPU_PIXELS, GPU_MOST
+    """How many images of a working size make a batch: bounded by memory, and small since the last one is filled up."""
+    pixels, most = GPU_PIXELS, GPU_IMAGES
     if device.type == "cpu":
-        pixels, most = PROCESSOR_PIXELS, PROCESSOR_MOST
+        pixels, most = CPU_PIXELS, CPU_IMAGES
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         pixels = min(pixels, int(MEMORY_SHARE * free) // PIXEL_BYTES)

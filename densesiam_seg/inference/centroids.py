@@ -1,4 +1,4 @@
-"""Images → centroids of their dense features: the read-outs by k-means and by merged over-clusters (METHOD, section 3).
+"""Images → centroids of their dense features: the read-outs by k-means and by merged over-clusters.
 
 Axes: N pixels, C channels, K clusters, h w features.
 """
@@ -19,17 +19,17 @@ from densesiam_seg.clustering.merging import Contacts, Merges, contacts, merge_t
 from densesiam_seg.errors import ImageError, InputError
 from densesiam_seg.inference.segmenter import ImageLike, Segmenter
 from densesiam_seg.io.devices import free_memory
-from densesiam_seg.io.parallel import on_own_cores, turns
+from densesiam_seg.io.parallel import device_lock, on_own_cores
 from densesiam_seg.io.randomness import Stream, generator
 
 SAMPLE = 200_000
-"""Pixels that the initial k-means sees, spread evenly over the images."""
+"""Pixels in the sample of the initial k-means, spread evenly over the images."""
 MEMORY_SHARE = 0.25
 """Share of the machine's free memory that points may take before the images are read a second time."""
-LOOKED_AT = 1000
-"""Images, spread evenly, whose over-clusters are looked at for which ones touch."""
-AHEAD = 2
-"""Images per core whose points may wait; those of one take megabytes."""
+CONTACT_IMAGES = 1000
+"""Images, spread evenly, in which contacts of over-clusters are counted."""
+MAX_WAITING = 2
+"""Images per core whose points may wait; those of one image take megabytes."""
 
 Item = TypeVar("Item")
 Images = Callable[[], Iterable[Item]]
@@ -47,7 +47,7 @@ def fit_readout(
 ) -> Segmenter:
     """The segmenter read out by k-means of its own features over `count` images, for any number of clusters.
 
-    Files that cannot be read are passed over; the rest is as in `fit_centroids`.
+    Unreadable files are skipped; the rest is as in `fit_centroids`.
     """
     points_of = _points_of(segmenter)
     return segmenter.with_centroids(
@@ -60,8 +60,8 @@ def fit_merged(
 ) -> Segmenter:
     """The segmenter read out by k-means with many `over_clusters`, all merged to one by distance and contacts.
 
-    `Segmenter.with_clusters` gives any other number. The images are passed over as in `fit_readout`, and once more for
-    which over-clusters touch.
+    `Segmenter.with_clusters` gives any other number. The images are read as in `fit_readout`, and once more to count
+    contacts.
     """
     fine = fit_centroids(_points_of(segmenter), images, count, over_clusters, seed=seed)
     touching = touches(segmenter.with_centroids(fine), images, count)
@@ -70,18 +70,19 @@ def fit_merged(
 
 
 def touches(segmenter: Segmenter, images: Images[ImageLike], count: int) -> Contacts:
-    """The contacts of a segmenter's clusters in at most `LOOKED_AT` of `count` images."""
+    """The contacts of a segmenter's clusters in at most `CONTACT_IMAGES` of `count` images."""
     clusters = segmenter.card.clusters
 
     def contacts_of(pixels: Tensor) -> Contacts:
-        # Unrefined: a filter over hundreds of over-clusters would cost far more than the pass itself.
+        # Unrefined: a filter over hundreds of over-clusters would take far longer than the forward pass.
         ids = segmenter.logits(segmenter.normalised(pixels))[0].argmax(0).cpu()
         return contacts(ids.numpy(), clusters)
 
     total = Contacts(np.zeros((clusters, clusters)), np.zeros((clusters, clusters)))
-    some = islice(images(), 0, None, -(-count // LOOKED_AT) or 1)
-    with closing(on_own_cores(_of_each(segmenter, contacts_of), some, each=AHEAD)) as found:
-        for each in found:
+    sample = islice(images(), 0, None, -(-count // CONTACT_IMAGES) or 1)
+    work = _of_each(segmenter, contacts_of)
+    with closing(on_own_cores(work, sample, max_waiting=MAX_WAITING)) as results:
+        for each in results:
             if each is not None:
                 total += each
     return total
@@ -101,17 +102,17 @@ def _of_each(
     segmenter: Segmenter, work: Callable[[Tensor], Item]
 ) -> Callable[[ImageLike], Item | None]:
     """`work` of an image as `Segmenter.read` gives it, for several threads; None for a file that cannot be read."""
-    turn = turns(segmenter.device)
+    lock = device_lock(segmenter.device)
 
-    def done(image: ImageLike) -> Item | None:
+    def safe(image: ImageLike) -> Item | None:
         try:
             pixels, _ = segmenter.read(image)
         except ImageError:
             return None
-        with turn:
+        with lock:
             return work(pixels)
 
-    return done
+    return safe
 
 
 def fit_centroids(
@@ -125,32 +126,32 @@ def fit_centroids(
 ) -> Centroids:
     """k-means on a sample of every image's points, then one mini-batch update per image with all of them.
 
-    Of `restarts` starts of k-means the one nearest to the sample is kept. `points_of` maps an image to points (N, C),
-    or None to pass over it, in several threads at once. Pixels are drawn by (seed, image). Points that fit into memory
-    are kept for the updates; else `images` makes a second pass. Raises InputError for too few points and NumericError
-    for points that are not finite.
+    Of `restarts` runs of k-means the one with the least sum of squared distances is used. `points_of` maps an image to
+    points (N, C), or None to skip it, in several threads at once. Pixels are drawn by (seed, image). Points that fit
+    into memory are stored for the updates; else `images` makes a second pass. Raises InputError for too few points and
+    NumericError for points that are not finite.
     """
 
-    def passed() -> Iterator[Tensor]:
-        found = on_own_cores(points_of, images(), each=AHEAD)
-        return (points for points in found if points is not None)
+    def all_points() -> Iterator[Tensor]:
+        results = on_own_cores(points_of, images(), max_waiting=MAX_WAITING)
+        return (points for points in results if points is not None)
 
     share = max(SAMPLE // max(count, 1), clusters)
-    room = MEMORY_SHARE * free_memory()
+    memory_left = MEMORY_SHARE * free_memory()
     sample: list[Tensor] = []
-    kept: list[Tensor] = []
-    for index, points in enumerate(passed()):
+    stored: list[Tensor] = []
+    for index, points in enumerate(all_points()):
         draw = generator(seed, Stream.PIXELS, 0, index)
         chosen = draw.permutation(len(points))[:share]
         sample.append(points[torch.from_numpy(chosen)])
-        room -= points.nbytes
-        if room >= 0:
-            kept.append(points)
+        memory_left -= points.nbytes
+        if memory_left >= 0:
+            stored.append(points)
         else:
-            kept.clear()
+            stored.clear()
     if not sample:
         raise InputError("k-means: none of the images can be read; give others")
     centroids = kmeans(torch.cat(sample), clusters, seed=seed, restarts=restarts)
-    for points in kept if room >= 0 else passed():
+    for points in stored if memory_left >= 0 else all_points():
         centroids = refine(centroids, points)
     return centroids

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from densesiam_seg.backbones import plausible
 from densesiam_seg.clustering.merging import is_partition
 from densesiam_seg.errors import ModelError
 from densesiam_seg.io.files import open_regular
-from densesiam_seg.network.backbones import plausible
 from densesiam_seg.network.model import Architecture
 from densesiam_seg.pictures.masks import Colour, palette
 
@@ -19,7 +19,7 @@ Readout = Literal["head", "kmeans", "merge"]
 Refine = Literal["none", "guided", "pamr"]
 
 FORMAT = 1
-LARGEST_CONFIG = 1 << 20
+MAX_CONFIG_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,11 @@ class ModelCard:
     image_size: int
     readout: Readout = "head"
     clusters: int = 27
-    """Ids the read-out can give; the head's own number unless a read-out of centroids has another."""
+    """K of the read-out; equal to the head's unless the read-out is by centroids."""
     refine: Refine = "none"
-    """What sharpens the edges of its masks unless another way is asked for."""
+    """The default filter for the edges of its masks."""
     training: Mapping[str, Any] = field(default_factory=dict)
-    """What is worth knowing of how it was made: preset, epochs, images, version."""
+    """Facts of the training, for the user: command, version, images, steps, epochs, seed."""
 
 
 def name_clusters(
@@ -161,8 +161,8 @@ def _is_colour(colour: Sequence[object]) -> bool:
 def _read_json(path: Path) -> Any:
     try:
         with open_regular(path) as file:
-            text = file.read(LARGEST_CONFIG + 1)
-        if len(text) > LARGEST_CONFIG:
+            text = file.read(MAX_CONFIG_BYTES + 1)
+        if len(text) > MAX_CONFIG_BYTES:
             raise ModelError(f"{path}: larger than any real one; give a model of this program")
         return json.loads(text)
     except (OSError, ValueError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""What is done at test time beyond one pass of the image: a value that is checked before anything heavy is loaded."""
+"""Options of test-time augmentation and edge refinement, checked before anything heavy is loaded."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from itertools import product
 from densesiam_seg.errors import UsageError
 
 REFINES = ("auto", "none", "guided", "pamr")
-LEAST, LARGEST, MOST = 0.25, 4.0, 8
-"""Bounds of a scale, and of how many there are."""
+MIN_SCALE, MAX_SCALE, MAX_SCALES = 0.25, 4.0, 8
+"""Bounds of a scale, and of the number of scales."""
 
 
 @dataclass(frozen=True)
@@ -26,22 +26,24 @@ class Refinement:
     refine: str = "auto"
 
     def __post_init__(self) -> None:
-        if not 1 <= len(self.scales) <= MOST or len(set(self.scales)) < len(self.scales):
-            raise UsageError(f"--scales {_listed(self.scales)}: give 1 to {MOST} different factors")
+        if not 1 <= len(self.scales) <= MAX_SCALES or len(set(self.scales)) < len(self.scales):
+            raise UsageError(
+                f"--scales {_listed(self.scales)}: give 1 to {MAX_SCALES} different factors"
+            )
         for scale in self.scales:
-            # NaN is within no bounds.
-            if not LEAST <= scale <= LARGEST:
-                raise UsageError(f"--scales {scale:g}: must be {LEAST} to {LARGEST:g}")
+            # Also refuses NaN.
+            if not MIN_SCALE <= scale <= MAX_SCALE:
+                raise UsageError(f"--scales {scale:g}: must be {MIN_SCALE} to {MAX_SCALE:g}")
         if self.refine not in REFINES:
             raise UsageError(f"--refine {self.refine}: give one of {', '.join(REFINES)}")
 
     def settled(self, trained: str) -> Refinement:
-        """The same, with `trained`, the model's own way, in the place of `auto`."""
+        """The same with `auto` replaced by `trained`, the model's own filter."""
         return replace(self, refine=trained) if self.refine == "auto" else self
 
     @property
     def plain(self) -> bool:
-        """Whether nothing is added to the one pass."""
+        """Whether it is a single pass without a filter."""
         return self == PLAIN
 
     @property
@@ -50,7 +52,7 @@ class Refinement:
         return tuple(product(self.scales, (False, True) if self.flip else (False,)))
 
     def describe(self) -> str:
-        """What is appended to a protocol's line, since scores with and without it differ; empty where it is plain."""
+        """Text to append to a protocol's description, since it changes scores; empty where it is plain."""
         parts = ["mean of scores over the mirrored image too"] if self.flip else []
         if self.scales != (1.0,):
             parts.append(f"mean of scores at scales {_listed(self.scales)}")

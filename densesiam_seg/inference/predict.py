@@ -1,6 +1,6 @@
 """`predict`: images → masks at their own size, under their own names.
 
-A core takes an image from the file to the mask on the disk; memory does not grow with the images or their number.
+Each core processes whole images, from the file to the mask; memory does not grow with their size or number.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from densesiam_seg.inference.options import AS_TRAINED, Refinement
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.inference.upsampling import upsample_argmax
 from densesiam_seg.io.files import make_folder, replace_file
-from densesiam_seg.io.parallel import on_own_cores, turns
+from densesiam_seg.io.parallel import device_lock, on_own_cores
 from densesiam_seg.io.records import Records
 from densesiam_seg.io.signals import stop_requests
 from densesiam_seg.pictures.masks import encode_jpeg, overlay, write_mask
 
 FAILED = "failed.jsonl"
-LARGEST_BATCH = 1024
+MAX_BATCH_SIZE = 1024
 
 
 @dataclass(frozen=True)
@@ -134,8 +134,8 @@ def predict_events(
 
     Raises UsageError, OutputError, and StoppedError when a signal asks to stop: every mask on the disk is whole.
     """
-    if batch_size is not None and not 1 <= batch_size <= LARGEST_BATCH:
-        raise UsageError(f"--batch-size {batch_size}: must be 1 to {LARGEST_BATCH}, or auto")
+    if batch_size is not None and not 1 <= batch_size <= MAX_BATCH_SIZE:
+        raise UsageError(f"--batch-size {batch_size}: must be 1 to {MAX_BATCH_SIZE}, or auto")
     for folder in sorted({work.folder, *(target.parent for target in work.targets)}):
         make_folder(folder)
     if work.failures is not None:
@@ -147,7 +147,7 @@ def predict_events(
                 raise StoppedError("stopped; finish with --resume", stop.number)
             yield group
 
-    job = _Job(segmenter, work, overlays, max_pixels, refinement, turns(segmenter.device))
+    job = _Job(segmenter, work, overlays, max_pixels, refinement, device_lock(segmenter.device))
     with stop_requests() as stop, closing(on_own_cores(job.do, until_stopped())) as found:
         for result in _in_order(found):
             if result.error is not None and work.failures is not None:
@@ -166,7 +166,7 @@ class _Job:
     overlays: bool
     max_pixels: int
     refinement: Refinement
-    turn: AbstractContextManager[object]
+    lock: AbstractContextManager[object]
 
     def do(self, group: Group) -> dict[int, Predicted]:
         """The results of a group by the places of its images."""
@@ -186,7 +186,7 @@ class _Job:
             # The last bits of a forward pass may depend on the size of its batch, so that is always the same.
             images += images[-1:] * (group.full - len(images))
             batch = torch.cat(images)
-            with self.turn:
+            with self.lock:
                 logits = self.segmenter.scores(batch, self.refinement, len(ready)).cpu()
             for scores, (place, _, size) in zip(logits, ready, strict=False):
                 results[place] = self._write(place, scores, size)

@@ -1,29 +1,30 @@
-"""Which model, and how its features become clusters: what `predict` and `evaluate` both ask for."""
+"""Loading a model with a read-out, how its features become clusters: for `predict` and `evaluate`."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 from densesiam_seg.errors import InputError, UsageError
 from densesiam_seg.images.manifest import Manifest
 from densesiam_seg.images.scan import scan
 from densesiam_seg.inference.centroids import fit_merged, fit_readout
+from densesiam_seg.inference.model_card import Readout
 from densesiam_seg.inference.segmenter import Segmenter
-from densesiam_seg.inference.selection import Choice, choose, looked_at
+from densesiam_seg.inference.selection import Choice, choose, sampled_indices
 from densesiam_seg.io.run_directory import latest_model
 
-READOUTS = ("head", "kmeans", "merge")
+READOUTS: tuple[Readout, ...] = get_args(Readout)
 AUTO: Literal["auto"] = "auto"
 GRID = (4, 6, 8, 11, 16, 22, 27, 32)
-"""Numbers of clusters among which `auto` chooses, and the head's own."""
+"""Numbers of clusters that `auto` chooses from, beside the head's own."""
 RESTARTS = 3
-"""Starts of a k-means read-out, of which the nearest to the features is kept."""
+"""Runs of k-means for a read-out; the one with the least sum of squared distances is used."""
 OVER_CLUSTERS = 200
-"""Over-clusters of a merge unless it is told another number."""
-MOST_OVER_CLUSTERS = 1024
+"""Default number of over-clusters of a merge."""
+MAX_OVER_CLUSTERS = 1024
 
 Clusters: TypeAlias = int | Literal["auto"] | None
 
@@ -46,10 +47,10 @@ def load_with_readout(
     default as many as the head. A merge has k-means with `over_clusters` clusters and joins them to `clusters`. A model
     that was saved with a merge read-out brings its own tree: neither images nor a fit are needed to change `clusters`.
 
-    With `auto` for the read-out, for the clusters (those of `GRID`) or for both, the candidate is taken whose clusters
-    are found again best in changed views of these images, without labels; `tell` gets all of them. A model with a
-    mixture is read by its head unless another number of clusters is asked for: only the head knows what the mixture
-    sees, and the score would prefer what is better balanced (docs/selection.md).
+    With `auto` for the read-out, for the clusters (those of `GRID`) or for both, the candidate with the best score of
+    `selection` on these images is used; `tell` is called with all of them. A model with a mixture is read by its head
+    unless another number of clusters is asked for: only the head uses the mixture, and the score prefers balanced
+    clusters (docs/selection.md).
 
     Raises UsageError, ModelError or InputError.
     """
@@ -76,7 +77,8 @@ def load_with_readout(
     found = list(candidates(segmenter, manifest, readouts, counts, wanted, seed=seed))
     if fixed:
         return found[0]
-    choice = choose(found, [manifest.path(index) for index in looked_at(len(manifest))], seed=seed)
+    chosen_from = [manifest.path(index) for index in sampled_indices(len(manifest))]
+    choice = choose(found, chosen_from, seed=seed)
     if tell is not None:
         tell(choice)
     return choice.chosen.segmenter
@@ -134,8 +136,8 @@ def _check(
         )
     if clusters not in (None, AUTO) and not 1 <= int(clusters) <= 4096:
         raise UsageError(f"--clusters {clusters}: must be 1 to 4096")
-    if over_clusters is not None and not 2 <= over_clusters <= MOST_OVER_CLUSTERS:
-        raise UsageError(f"--over-clusters {over_clusters}: must be 2 to {MOST_OVER_CLUSTERS}")
+    if over_clusters is not None and not 2 <= over_clusters <= MAX_OVER_CLUSTERS:
+        raise UsageError(f"--over-clusters {over_clusters}: must be 2 to {MAX_OVER_CLUSTERS}")
 
 
 def _training_images(path: Path) -> Manifest:

@@ -1,8 +1,8 @@
-"""Scores that follow the image better: averaged over passes at test time, sharpened at the image's edges.
+"""Test-time augmentation and edge filters: scores averaged over passes and sharpened at the image's edges.
 
 Axes: B images, K clusters, H W image as it is shown to the network, h w scores, D dilations.
 
-Both edge filters are linear in the scores and treat every cluster alike, so they keep what sums to 1.
+Both edge filters are linear in the scores and the same for every cluster, so scores that sum to 1 still do.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ITERATIONS = 10
 DILATIONS = (1, 2, 4, 8, 12, 24)
 """PAMR's, as published."""
 CONTRAST = 0.1
-"""Its share of the local deviation that a difference of colours is compared with."""
+"""PAMR's scale of colour differences, in local standard deviations."""
 VALUES = 2**26
 """Scores that an edge filter may hold of one image, 256 MB; beyond, it works at a lower resolution."""
 
@@ -131,7 +131,7 @@ def pamr(
     Araslanov and Roth, Single-Stage Semantic Segmentation from Image Labels (CVPR 2020), equations 5 to 7: the
     neighbours of a pixel are the eight around it at each dilation; their weights are the softmax of -|I_i - I_j| / σ_i,
     a mean over the colours of guide (B, 3, H, W), with σ_i a tenth of the deviation of the neighbourhood (the pixel
-    itself counted once a dilation). Beyond its border an image goes on as it ends.
+    itself counted once a dilation). Border pixels are repeated beyond the image.
     """
     weights = affinities(guide, dilations)
     for _ in range(iterations):

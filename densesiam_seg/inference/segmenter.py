@@ -47,10 +47,10 @@ from densesiam_seg.views.photometric import normalise
 
 ImageLike = str | Path | Image.Image | NDArray[np.uint8] | Tensor
 
-LONGEST = 8
-"""The longer side of a network input, at most this many times the working size."""
-DETAIL = 2
-"""A file's sides are decoded to at least this many times the working size, as they are stored for training."""
+MAX_ASPECT = 8
+"""The longer side of a network input is at most this many times the working size."""
+DECODE_FACTOR = 2
+"""A file's sides are decoded to at least this many times the working size, as for training."""
 
 
 class Segmenter:
@@ -113,7 +113,7 @@ class Segmenter:
         state = {name.removeprefix("network."): value for name, value in tensors.items()}
         network.load_state_dict(state, assign=True)
         if any(buffer.is_meta for buffer in network.buffers()):
-            # Tables that no file holds, such as those of positions in timm's Swin, come with a real network.
+            # Buffers that state dicts leave out, such as the positions of timm's Swin, need a network with memory.
             network = build_network(card.architecture, seed=0)
             network.load_state_dict(state, assign=True)
         return cls(network, card, clusters, centroids, merges, device=device, precision=precision)
@@ -150,7 +150,7 @@ class Segmenter:
         """Mask (H, W) of cluster ids at the image's own size, uint8 (int32 above 255 clusters).
 
         `image` is as for `read`; by default edges are sharpened as the model's card says. The command `predict` writes
-        the same mask of a file up to rounding, as its passes have other images beside it and fewer threads. Raises
+        the same mask of a file up to rounding, as its batches and threads differ. Raises
         ImageError and InputError.
         """
         images, size = self.read(image, max_pixels=max_pixels)
@@ -162,11 +162,11 @@ class Segmenter:
         """An image at its working size, uint8 (1, 3, H', W'), and its own size (H, W).
 
         `image` is a path, a Pillow image, an array (H, W, 3) uint8, or a tensor (3, H, W) uint8. A JPEG file is decoded
-        at 1/2, 1/4 or 1/8 size where its sides stay at least `DETAIL` times the model's image size, so that memory does
-        not grow with it. Raises ImageError and InputError.
+        at 1/2, 1/4 or 1/8 size where its sides stay at least `DECODE_FACTOR` times the model's image size, so that
+        memory does not grow with it. Raises ImageError and InputError.
         """
         if isinstance(image, str | Path):
-            side = DETAIL * self.card.image_size
+            side = DECODE_FACTOR * self.card.image_size
             pixels, size = load_reduced(image, side, max_pixels=max_pixels)
         else:
             pixels = as_pixels(image)
@@ -200,14 +200,14 @@ class Segmenter:
         )
 
     def soft(self, scores: Tensor) -> Tensor:
-        """Scores (B, K, h, w) in a form whose means make sense: a head's probabilities, distances as they are."""
+        """Scores (B, K, h, w) that can be averaged: a head's probabilities, or distances as they are."""
         return scores.softmax(1) if self.centroids is None else scores
 
     @torch.inference_mode()
     def features(self, images: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) → what `read_out` reads, (B, C, h, w): dense features.
 
-        A model with a mixture has its K log-posteriors behind them; `learned` takes them off.
+        With a mixture its K log-posteriors follow them; `learned` removes these.
         """
         images = images.to(self.device).contiguous(memory_format=torch.channels_last)
         with autocast(self.device, self.precision):
@@ -228,7 +228,7 @@ class Segmenter:
         weight, bias = Centroids(self.centroids, torch.empty(0)).classifier()
         if self.merges is None:
             return F.conv2d(units, weight.to(self.device), bias.to(self.device))
-        # Side by side, the members of a cluster have their largest score together.
+        # In the order of their clusters, so that each cluster's members are adjacent.
         groups = [cluster.members or () for cluster in self.clusters]
         order = [member for group in groups for member in group]
         fine = F.conv2d(units, weight[order].to(self.device), bias[order].to(self.device))
@@ -293,6 +293,6 @@ def as_pixels(image: Image.Image | NDArray[np.uint8] | Tensor) -> Tensor:
 
 
 def working_size(height: int, width: int, side: int) -> tuple[int, int]:
-    """H', W' of the network input: the shorter side becomes `side`, and no side exceeds LONGEST times that."""
-    scale = min(side / min(height, width), LONGEST * side / max(height, width))
+    """H', W' of the network input: the shorter side becomes `side`, and no side exceeds MAX_ASPECT times that."""
+    scale = min(side / min(height, width), MAX_ASPECT * side / max(height, width))
     return max(int(height * scale + 1e-6), 1), max(int(width * scale + 1e-6), 1)

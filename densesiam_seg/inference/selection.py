@@ -1,10 +1,10 @@
-"""How good clusters are, without labels: whether an image's clusters are found again in a changed view of it.
+"""Cluster quality without labels: whether an image and an augmented view of it get the same clusters.
 
 Axes: B images, C channels, K clusters, H W image at its working size, h w scores.
 
-An image is shown as it is and as training shows it, cropped, mirrored and recoloured. Places that belong together make
-one joint histogram (K, K) over the set: rows are the clusters of the image, columns those of the view. The score is its
-normalised mutual information. Clusters that change with the view lower it; a constant answer has none.
+An image is segmented as it is and as a training view, cropped, mirrored and recoloured. The clusters of corresponding
+places make one joint histogram (K, K) over the set: rows for the image, columns for the view. The score is its
+normalised mutual information. Clusters that change with the view lower it; a constant prediction scores 0.
 """
 
 from __future__ import annotations
@@ -17,47 +17,47 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from densesiam_seg.clustering.agreement import entropy, shared_information
+from densesiam_seg.clustering.agreement import entropy, normalised_mutual_information
 from densesiam_seg.errors import ImageError, InputError
 from densesiam_seg.inference.segmenter import ImageLike, Segmenter
-from densesiam_seg.io.parallel import on_own_cores, turns
+from densesiam_seg.io.parallel import device_lock, on_own_cores
 from densesiam_seg.views.geometric import bilinear_matrix, blur_matrix, resample
 from densesiam_seg.views.parameters import Geometry, Photometry, sample_geometry, sample_photometry
 from densesiam_seg.views.photometric import adjust_colour, normalise
 
 Joint = NDArray[np.int64]
 
-MOST = 64
-"""Images, spread evenly, that are looked at."""
-ROUND = 2**31
-"""Of the draws: no epoch has this number, so no model was trained on these very views."""
+MAX_IMAGES = 64
+"""Images that are compared with their views, spread evenly."""
+VIEW_ROUND = 2**31
+"""Round of the views' random draws: above any epoch, so no model was trained on these views."""
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """What a joint histogram says."""
+class Quality:
+    """Measures of a joint histogram."""
 
     score: float
     """Normalised mutual information of the clusters of image and view, 0 to 1."""
     agreement: float
-    """Share of places with the same cluster in both; one cluster everywhere has 1."""
+    """Share of places with the same cluster in both; 1 for a constant prediction."""
     balance: float
-    """Entropy of the clusters' shares of the image, over that of equal shares, 0 to 1."""
+    """Entropy of the clusters' shares of the images over that of equal shares, 0 to 1."""
     in_use: int
-    """Clusters that some place of the image has."""
+    """Clusters that occur in the images."""
     clusters: int
     """K."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A read-out and its judgement."""
+    """A read-out and its quality."""
 
     segmenter: Segmenter
-    judgement: Judgement
+    quality: Quality
 
     def __str__(self) -> str:
-        found = self.judgement
+        found = self.quality
         return (
             f"{self.segmenter.readout}, {found.clusters} clusters: score {found.score:.4f}, "
             f"views agree {100 * found.agreement:.1f} %, balance {found.balance:.2f}, "
@@ -74,27 +74,27 @@ class Choice:
     @property
     def chosen(self) -> Candidate:
         """The one with the highest score, the first of equal ones."""
-        return max(self.candidates, key=lambda candidate: candidate.judgement.score)
+        return max(self.candidates, key=lambda candidate: candidate.quality.score)
 
     @property
     def lines(self) -> list[str]:
-        """What a user is told: every candidate, then the one that is used."""
+        """Lines for the user: every candidate, then the one that is used."""
         lines = [f"candidate {candidate}" for candidate in self.candidates]
         return [*lines, f"chosen without labels: {self.chosen}"]
 
 
-def looked_at(count: int) -> range:
-    """The places of at most `MOST` of `count` images, evenly spread."""
-    return range(0, count, -(-count // MOST) or 1)
+def sampled_indices(count: int) -> range:
+    """Indices of at most `MAX_IMAGES` of `count` images, evenly spread."""
+    return range(0, count, -(-count // MAX_IMAGES) or 1)
 
 
-def judged(joint: Joint) -> Judgement:
-    """The judgement of a joint histogram (K, K): rows for the image, columns for the view."""
+def quality_of(joint: Joint) -> Quality:
+    """The quality of the clusters in a joint histogram (K, K): rows for the image, columns for the view."""
     clusters, total = len(joint), int(joint.sum())
     assert joint.shape == (clusters, clusters) and total > 0, joint.shape
     image = joint.sum(1) / total
-    return Judgement(
-        score=shared_information(joint),
+    return Quality(
+        score=normalised_mutual_information(joint),
         agreement=float(np.trace(joint)) / total,
         balance=entropy(image) / float(np.log(clusters)) if clusters > 1 else 0.0,
         in_use=int(np.count_nonzero(image)),
@@ -105,39 +105,39 @@ def judged(joint: Joint) -> Judgement:
 def choose(
     segmenters: Sequence[Segmenter], images: Sequence[ImageLike], *, seed: int = 0
 ) -> Choice:
-    """Judge several read-outs of one network, which sees each image and its view once.
+    """Compare several read-outs of one network, which processes each image and its view once.
 
-    At most `MOST` images are looked at, spread evenly. A view is drawn by (seed, image's place). Files that cannot be
-    read are passed over; raises InputError where none can.
+    At most `MAX_IMAGES` images are used, spread evenly. A view is drawn by (seed, image's index). Unreadable files are
+    skipped; raises InputError if all are unreadable.
     """
     first = segmenters[0]
     assert all(each.network is first.network for each in segmenters)
-    turn = turns(first.device)
+    lock = device_lock(first.device)
 
-    def look(place: int) -> list[NDArray[np.int64]] | None:
-        """Of each read-out the cells of its joint histogram that places fall into."""
+    def compare(index: int) -> list[NDArray[np.int64]] | None:
+        """For each read-out the cells of its joint histogram that the places belong to."""
         try:
-            pixels, _ = first.read(images[place])
+            pixels, _ = first.read(images[index])
         except ImageError:
             return None
-        geometry = sample_geometry(seed, ROUND, [place])
-        view = changed(pixels, geometry, sample_photometry(seed, ROUND, [place], 1))
-        with turn:
-            plain = first.features(first.normalised(pixels))
-            seen = first.features(normalise(view.to(first.device)))
-            return [_cells(each, plain, seen, geometry) for each in segmenters]
+        geometry = sample_geometry(seed, VIEW_ROUND, [index])
+        view = augmented(pixels, geometry, sample_photometry(seed, VIEW_ROUND, [index], 1))
+        with lock:
+            of_image = first.features(first.normalised(pixels))
+            of_view = first.features(normalise(view.to(first.device)))
+            return [_cells(each, of_image, of_view, geometry) for each in segmenters]
 
     joints = [np.zeros((each.card.clusters, each.card.clusters), np.int64) for each in segmenters]
-    with closing(on_own_cores(look, looked_at(len(images)))) as found:
-        for cells in found:
+    with closing(on_own_cores(compare, sampled_indices(len(images)))) as results:
+        for cells in results:
             for joint, more in zip(joints, cells or (), strict=cells is not None):
                 joint += np.bincount(more, minlength=joint.size).reshape(joint.shape)
     if not joints[0].any():
         raise InputError("selection: none of the images can be read; give others")
-    return Choice(tuple(map(Candidate, segmenters, map(judged, joints))))
+    return Choice(tuple(map(Candidate, segmenters, map(quality_of, joints))))
 
 
-def changed(pixels: Tensor, geometry: Geometry, photometry: Photometry) -> Tensor:
+def augmented(pixels: Tensor, geometry: Geometry, photometry: Photometry) -> Tensor:
     """uint8 (B, 3, H, W) → a view in [0, 1] of the same size: recoloured, blurred, cropped and mirrored."""
     height, width = pixels.shape[-2:]
     rows, columns = _matrices(geometry, height, width)
@@ -151,7 +151,7 @@ def changed(pixels: Tensor, geometry: Geometry, photometry: Photometry) -> Tenso
 
 
 def warped(scores: Tensor, geometry: Geometry) -> Tensor:
-    """Scores of images (B, K, h, w) where their views have them, (B, K, h, w)."""
+    """Scores of images (B, K, h, w) at the places of their views, (B, K, h, w)."""
     rows, columns = _matrices(geometry, *scores.shape[-2:])
     return resample(scores, rows.to(scores.device), columns.to(scores.device))
 
@@ -163,10 +163,10 @@ def _matrices(geometry: Geometry, height: int, width: int) -> tuple[Tensor, Tens
 
 
 def _cells(
-    segmenter: Segmenter, plain: Tensor, seen: Tensor, geometry: Geometry
+    segmenter: Segmenter, of_image: Tensor, of_view: Tensor, geometry: Geometry
 ) -> NDArray[np.int64]:
     """Features of an image and of its view, (1, C, h, w) each → row × K + column of each place, (h w,)."""
-    rows = warped(segmenter.read_out(plain), geometry).argmax(1)
-    columns = segmenter.read_out(seen).argmax(1)
+    rows = warped(segmenter.read_out(of_image), geometry).argmax(1)
+    columns = segmenter.read_out(of_view).argmax(1)
     cells: NDArray[np.int64] = (rows * segmenter.card.clusters + columns).flatten().cpu().numpy()
     return cells

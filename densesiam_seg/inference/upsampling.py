@@ -1,9 +1,9 @@
-"""Masks out of logits: which cluster is the largest where the logits are upsampled bilinearly.
+"""Masks out of logits: the argmax of bilinearly upsampled logits, without upsampling all of them.
 
 Axes: K clusters, h w logits, H W mask; of a band of the mask n rows and m columns, from s rows of logits.
 
-Between four logits of a cluster a bilinear value is a mean of them. Where the four places agree on the largest cluster
-it is therefore the largest everywhere between them. On a processor only columns with a disagreement are interpolated.
+A bilinear value is a weighted mean of four logits of a cluster. Where the four places have the same largest cluster, it
+is therefore the largest everywhere between them. On a processor only columns with a disagreement are interpolated.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ Places = tuple[Tensor, Tensor, Tensor]
 TILE = 2**22
 """Upsampled logits that an accelerator holds at once: 16 MB in float32, whatever the image's size."""
 PIECE = 2**19
-"""Upsampled logits that a processor holds at once: 2 MB, which its caches hold."""
+"""Upsampled logits that a processor holds at once: 2 MB, which fit in its caches."""
 BAND = 2**15
-"""Pixels of a processor's band, about: in a higher one more columns have a disagreement somewhere."""
+"""Pixels of a processor's band, about: a higher band has more columns with a disagreement."""
 MOSTLY = 0.8
-"""Where more of the columns than this are needed, all of them are cheaper than a choice."""
+"""Above this share of needed columns it is faster to interpolate all of them."""
 LANES = 32
 """Columns are done in multiples of this, as vector instructions want them."""
 
@@ -47,7 +47,7 @@ def upsample_argmax(logits: Tensor, height: int, width: int) -> Tensor:
 def places(source: int, target: int, device: torch.device | None = None) -> Places:
     """Places of `target` pixels among `source` ones, as `F.interpolate` has them without aligned corners.
 
-    They are computed on their device, since a copy to it would wait for its work.
+    They are computed on the device, since a copy to it would wait for its work.
     """
     pixels = torch.arange(target, dtype=torch.float32, device=device)
     position = ((pixels + 0.5) * (source / target) - 0.5).clamp(0, source - 1)

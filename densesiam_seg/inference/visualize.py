@@ -1,7 +1,7 @@
-"""Pictures of what a model sees: each image, its pseudo categories coloured, and the masks of chosen ones.
+"""Pictures of a model's clusters: each image, its pseudo categories coloured, and the masks of chosen ones.
 
-A pixel's pseudo category is the argmax over K of softmax(z), the supplement's Fig. A1; the same for either kind of
-run, and for any read-out.
+A pixel's pseudo category is the argmax over K of softmax(z), the supplement's Fig. A1, for either kind of run
+and any read-out.
 
 Axes: n images, K categories (the model's clusters), S side of a square, H W picture as it is drawn.
 """
@@ -34,7 +34,7 @@ SIDE = 224
 SHOWN = 4
 """Categories whose masks are drawn unless some are named: those that cover most."""
 LEGEND = 24
-"""Categories in the legend, those that cover most; of more colours an eye finds none again."""
+"""Categories in the legend, those that cover most; more colours cannot be told apart."""
 LARGEST = 2000
 """Pictures on a sheet, about 400 MB of pixels."""
 
@@ -52,7 +52,7 @@ class Drawing:
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _Segmented:
     """One image as it is drawn: picture (H, W, 3), categories (H, W)."""
 
     title: str
@@ -83,20 +83,21 @@ def draw_files(
         raise UsageError(
             f"a sheet of {pictures} pictures is too large; give a smaller --limit or fewer --clusters-shown"
         )
-    seen, failed = [], []
+    segmented, failed = [], []
     for file in files:
         try:
-            seen.append(_look(segmenter, load_image(file, max_pixels=max_pixels), Path(file).name))
+            pixels = load_image(file, max_pixels=max_pixels)
+            segmented.append(_segment(segmenter, pixels, Path(file).name))
         except ImageError as error:
             failed.append(error)
-    return _draw(segmenter, seen, named, columns) if seen else None, failed
+    return _draw(segmenter, segmented, named, columns) if segmented else None, failed
 
 
 def training_picture(segmenter: Segmenter, squares: Tensor) -> Image.Image:
     """The sheet of images in memory, uint8 (n, 3, S, S), with the masks of the largest categories."""
     pixels = enumerate(squares.cpu(), 1)
-    seen = [_look(segmenter, square, f"image {number}") for number, square in pixels]
-    return _draw(segmenter, seen, (), 1).picture
+    images = [_segment(segmenter, square, f"image {number}") for number, square in pixels]
+    return _draw(segmenter, images, (), 1).picture
 
 
 def spread(count: int, limit: int) -> list[int]:
@@ -132,26 +133,26 @@ def require_picture_target(out: Path, images: Sequence[str], *, overwrite: bool 
         raise UsageError(f"--out {out}: exists already; give --overwrite or another name")
 
 
-def _look(segmenter: Segmenter, pixels: Tensor, title: str) -> _Seen:
+def _segment(segmenter: Segmenter, pixels: Tensor, title: str) -> _Segmented:
     """uint8 (3, H', W') → the image and its categories, both at the size at which they are drawn."""
     size = fitted(pixels.shape[-2:], SIDE)
     picture = F.interpolate(pixels[None], size, mode="bilinear", antialias=True)[0]
     scores = segmenter.scores(segmenter.read(pixels)[0], PLAIN)[0]
     categories = upsample_argmax(scores, *size).cpu().numpy()
-    return _Seen(title, picture.permute(1, 2, 0).numpy(), categories)
+    return _Segmented(title, picture.permute(1, 2, 0).numpy(), categories)
 
 
 def _draw(
-    segmenter: Segmenter, seen: Sequence[_Seen], named: Sequence[int], columns: int
+    segmenter: Segmenter, images: Sequence[_Segmented], named: Sequence[int], columns: int
 ) -> Drawing:
-    shares = np.mean([each.shares(len(segmenter.clusters)) for each in seen], axis=0)
+    shares = np.mean([each.shares(len(segmenter.clusters)) for each in images], axis=0)
     clusters = tuple(
         replace(cluster, share=float(share))
         for cluster, share in zip(segmenter.clusters, shares, strict=True)
     )
     by_share = [clusters[k] for k in np.argsort(-shares, kind="stable") if shares[k] > 0]
     masks = [clusters[k] for k in named] or by_share[:SHOWN]
-    groups = [_row(each, masks, segmenter.palette) for each in seen]
+    groups = [_row(each, masks, segmenter.palette) for each in images]
     rows = [
         [tile for group in groups[first : first + columns] for tile in group]
         for first in range(0, len(groups), columns)
@@ -170,14 +171,14 @@ def _legend(by_share: Sequence[Cluster]) -> Legend:
     return [*entries, (f"and {len(others)} more: {_percent(rest)}", None)]
 
 
-def _row(seen: _Seen, masks: Sequence[Cluster], palette: Sequence[Colour]) -> list[Tile]:
+def _row(image: _Segmented, masks: Sequence[Cluster], palette: Sequence[Colour]) -> list[Tile]:
     """One image's pictures: itself, its categories, and where each of those with a mask is."""
-    shares = seen.shares(len(palette))
+    shares = image.shares(len(palette))
     present = np.count_nonzero(shares)
     categories = f"{present} {'category' if present == 1 else 'categories'}"
-    row = [Tile(seen.picture, seen.title), Tile(colourise(seen.categories, palette), categories)]
+    row = [Tile(image.picture, image.title), Tile(colourise(image.categories, palette), categories)]
     for cluster in masks:
-        where = lit(seen.picture, seen.categories == cluster.id, cluster.colour)
+        where = lit(image.picture, image.categories == cluster.id, cluster.colour)
         title = f"{cluster.name}: {_percent(shares[cluster.id])}"
         row.append(Tile(where, title, cluster.colour))
     return row
@@ -185,7 +186,7 @@ def _row(seen: _Seen, masks: Sequence[Cluster], palette: Sequence[Colour]) -> li
 
 def lit(picture: NDArray[np.uint8], mask: NDArray[np.bool_], colour: Colour) -> NDArray[np.uint8]:
     """The picture (H, W, 3) where the mask (H, W) is on; elsewhere it is grey and faint, up to a line of `colour`."""
-    # Neither black nor white, so that both stand out from it.
+    # Light grey, from which black and white both stand out.
     faint = 160 + picture.mean(2, keepdims=True) / 6
     shown = np.where(mask[..., None], picture, faint.astype(np.uint8))
     shown[borders(mask)] = colour

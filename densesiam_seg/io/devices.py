@@ -61,7 +61,7 @@ def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextMan
 
 
 def make_repeatable(device: torch.device) -> None:
-    """Ask for operations that give the same bits each time; on a processor they do so unasked."""
+    """Request deterministic operations on a GPU; on a processor they are deterministic anyway."""
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
@@ -76,7 +76,7 @@ def available_cores() -> int:
 
 
 def free_memory() -> int:
-    """Bytes of memory that the system can still give; 4 GiB where it does not say."""
+    """Bytes of available memory; 4 GiB where the system does not report it."""
     try:
         text = Path("/proc/meminfo").read_text(encoding="ascii")
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What a run's numbers depend on beside its settings: versions, processor, threads, devices."""
+"""The environment that a run's numbers depend on: versions, processor, threads, devices."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def fingerprint(facts: Mapping[str, Any], *, device: str, precision: str) -> dic
 
 
 def compare_fingerprints(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """One text such as "threads 2 -> 1" for every difference; an empty list promises equal bits."""
+    """One text such as "threads 2 -> 1" for every difference; none means equal bits."""
     return [
         f"{name} {_shown(saved.get(name))} -> {_shown(now.get(name))}"
         for name in sorted(saved.keys() | now.keys())

@@ -1,4 +1,4 @@
-"""Files that are either the old ones or the new ones, whatever happens in between.
+"""Atomic files: a file is either the old or the new one, whatever happens in between.
 
 A file is written beside its destination, flushed to the disk and renamed over it. A process that is killed leaves the
 old file and a `.tmp-…` one, which `remove_leftovers` deletes.
@@ -73,7 +73,7 @@ def replacing(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
 
 
 def _refuse_special(path: Path) -> None:
-    """A rename over `/dev/null` or a pipe would take the device away from everybody: refuse with OutputError."""
+    """Refuse a rename over a device such as `/dev/null` or a pipe, which would replace it. Raises OutputError."""
     if path.exists() and not path.is_file():
         kind = "folder" if path.is_dir() else "device or pipe"
         raise OutputError(f"{path}: is a {kind}; give the name of a file")
@@ -133,7 +133,7 @@ def free_space(folder: Path) -> int:
 def sync_folder(folder: Path) -> None:
     """Put the names in `folder` on the disk. Raises OSError.
 
-    Systems and network disks that cannot do this for a folder are left to their own ways.
+    Does nothing on systems and network disks that cannot do this for a folder.
     """
     if os.name == "nt":
         return
@@ -154,7 +154,7 @@ class NotRegularError(OSError):
 def open_regular(path: Path) -> BufferedReader:
     """Open a file for reading; a pipe, which would wait for ever, a device or a folder raises NotRegularError."""
     _require_regular(path, path.stat())
-    # The name may have changed hands since: do not block on what is there now, and look again.
+    # The name may mean another file by now: do not block on it, and check again.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     file = os.fdopen(os.open(path, flags), "rb")
     try:
@@ -171,7 +171,7 @@ def _require_regular(path: Path, status: os.stat_result) -> None:
 
 
 def discard(path: Path) -> None:
-    """Delete a file or folder so that no half of it is ever seen under its name. Raises OSError."""
+    """Delete a file or folder, renamed first so that its name never holds a part of it. Raises OSError."""
     remove(path.rename(path.with_name(f".del-{os.getpid()}-{secrets.token_hex(4)}")))
 
 

@@ -1,7 +1,7 @@
-"""Many images through a network: a processor core takes an image from the file to the result.
+"""Work on many images in threads, one image to a processor core, from the file to the result.
 
-A forward pass that several cores share waits at the end of each layer for the last of them, and its threads take the
-cores from those that decode. With an image to a core nobody waits, and no result depends on how many cores there are.
+A forward pass on several cores waits for the slowest of them at every layer, and competes with decoding for the cores.
+With one image to a core nothing waits, and no result depends on the number of cores.
 """
 
 from __future__ import annotations
@@ -20,34 +20,34 @@ Result = TypeVar("Result")
 
 
 def on_own_cores(
-    work: Callable[[Item], Result], items: Iterable[Item], *, each: int = 8
+    work: Callable[[Item], Result], items: Iterable[Item], *, max_waiting: int = 8
 ) -> Generator[Result, None, None]:
     """`work` of each item, in order, in as many threads as the caller's torch has; inside each torch has one.
 
-    `each` bounds how many results wait, as in `ahead`. The caller's own number of threads stays what it is. Whoever may
-    leave before the end closes it, as the threads cannot end where one of them happens to collect garbage.
+    `max_waiting` is that of `ahead`. The caller's number of threads is restored. Close the generator if you stop early;
+    otherwise its threads may deadlock.
     """
     cores = torch.get_num_threads()
 
-    def alone(item: Item) -> Result:
+    def single_threaded(item: Item) -> Result:
         if torch.get_num_threads() > 1:
             torch.set_num_threads(1)
         return work(item)
 
     try:
-        yield from ahead(alone, items, cores, each=each)
+        yield from ahead(single_threaded, items, cores, max_waiting=max_waiting)
     finally:
-        # torch keeps the number for each thread, but begins new threads with the one that was set last.
+        # torch has a number for each thread, but gives new threads the one that was set last.
         torch.set_num_threads(cores)
 
 
 def ahead(
-    work: Callable[[Item], Result], items: Iterable[Item], workers: int, *, each: int = 8
+    work: Callable[[Item], Result], items: Iterable[Item], workers: int, *, max_waiting: int = 8
 ) -> Generator[Result, None, None]:
-    """`work` of each item, in order, done by threads ahead of its use; 0 workers: when it is asked for.
+    """`work` of each item, in order, computed ahead of its use by threads; with 0 workers when it is asked for.
 
-    At most `each` times `workers` results wait, so that large ones do not fill the memory. Threads are enough for
-    decoding and writing images: Pillow works outside Python's lock.
+    At most `max_waiting` results per worker wait, which bounds memory. Threads are enough for decoding and writing
+    images: Pillow releases Python's lock.
     """
     if workers == 0:
         yield from map(work, items)
@@ -57,7 +57,7 @@ def ahead(
         try:
             for item in items:
                 waiting.append(pool.submit(work, item))
-                if len(waiting) > each * workers:
+                if len(waiting) > max_waiting * workers:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
@@ -66,6 +66,6 @@ def ahead(
                 future.cancel()
 
 
-def turns(device: torch.device) -> AbstractContextManager[object]:
-    """What threads enter to use a device: a GPU one at a time, so that only one needs its memory."""
+def device_lock(device: torch.device) -> AbstractContextManager[object]:
+    """A lock for threads that use a device: on a GPU one at a time, which bounds its memory; none on a processor."""
     return nullcontext() if device.type == "cpu" else threading.Lock()

@@ -1,4 +1,4 @@
-"""The folder of a run: where it lies, whose it is, who is using it, and how the run ended."""
+"""The folder of a run: its path, whether this program wrote it, who uses it, and the run's status."""
 
 from __future__ import annotations
 
@@ -151,10 +151,10 @@ def require_space(folder: Path, bytes_needed: int) -> None:
 def _claim(folder: Path) -> None:
     """Take an empty folder by creating its `run.json`, which only one of two simultaneous starts can do.
 
-    The lock would not do here: the one that comes second would hold it, to look, while the first wants it, to work.
+    A lock would not do: while the second start held it to look, the first could not take it.
     """
     try:
-        if not _held(folder):
+        if not _entries(folder):
             (folder / STATUS).touch(exist_ok=False)
             return
     except FileExistsError:
@@ -167,7 +167,7 @@ def _claim(folder: Path) -> None:
 def _empty(folder: Path, names: Collection[str]) -> None:
     """Delete what a run wrote, for the holder of the lock; refuse a folder with anything else in it."""
     try:
-        held = _held(folder)
+        held = _entries(folder)
         foreign = [path.name for path in held if path.name not in names]
         if foreign:
             raise UsageError(
@@ -179,7 +179,7 @@ def _empty(folder: Path, names: Collection[str]) -> None:
                 f"--out {folder}: holds no {STATUS} of {_PROGRAM}, so these may be other "
                 "people's files; choose another folder"
             )
-        # The mark goes last: an interrupted deletion can be taken up again.
+        # `run.json` last, so that an interrupted deletion can be repeated.
         for path in sorted(held, key=lambda path: path.name == STATUS):
             discard(path)
         remove_leftovers(folder)
@@ -187,8 +187,8 @@ def _empty(folder: Path, names: Collection[str]) -> None:
         raise output_error(folder, error) from error
 
 
-def _held(folder: Path) -> list[Path]:
-    """What lies in `folder` beside the lock's file, which stays, and the leftovers of killed processes."""
+def _entries(folder: Path) -> list[Path]:
+    """The entries of `folder` except the lock file, which stays, and leftovers of killed processes."""
     return sorted(p for p in folder.iterdir() if p.name != LOCK and not is_leftover(p))
 
 
@@ -210,7 +210,7 @@ def _stamped_folder(base: Path) -> Path:
 def _point_latest(base: Path, name: str) -> None:
     """Let `latest` mean the run `name`: a relative link, or its name in a file where links are not allowed.
 
-    It is a convenience: where neither can be written, `_latest_run` goes by the names.
+    Where neither can be written, `_latest_run` goes by the folders' names.
     """
     link = temporary_name(base / LATEST)
     try:

@@ -1,8 +1,7 @@
-"""Named tensors on disk in the safetensors format, read with suspicion and written durably.
+"""Named tensors on disk in the safetensors format, checked when read and written durably.
 
-The `safetensors` library reads and writes the bytes. What it leaves open is settled here: files are replaced whole
-and flushed, tied and strided tensors are written out, and a file is refused before a large or unexpected header can
-cost time or memory.
+The `safetensors` library reads and writes the bytes. Added here: files are replaced whole and flushed, tied and strided
+tensors are written out, and a large or unexpected header is refused before it costs time or memory.
 """
 
 from __future__ import annotations
@@ -103,7 +102,7 @@ def read_safetensors(
 
 
 def _read_header(file: BufferedReader) -> Layout:
-    """What the header promises; the library then checks it against the data. Raises ValueError and others."""
+    """The layout in the header; the library then checks it against the data. Raises ValueError and others."""
     length = int.from_bytes(file.read(8), "little")
     if length > MAX_HEADER:
         raise ValueError(f"its header claims {length} bytes, more than {MAX_HEADER} allowed")

@@ -1,4 +1,4 @@
 """Masks, sheets of pictures and charts as files.
 
-Imports `io`. `masks`: palettes, mask PNGs and overlays; `sheet`: rows of pictures with a legend; `charts`: dot charts.
+Imports `io`. Exports palettes, mask PNGs and overlays (`masks`), rows of pictures (`sheet`) and dot charts (`charts`).
 """

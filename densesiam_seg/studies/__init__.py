@@ -1,4 +1,4 @@
 """Many runs → one table: the paper's ablations over several seeds.
 
-Imports `training`, `evaluation` and below. `study` runs a `plan` of `ablations`, run by run (`runs`), into `tables`.
+Imports `training`, `evaluation` and lower rooms. Exports `study`: a `plan` of `ablations` → `runs` → `tables`.
 """

@@ -1,6 +1,6 @@
 """The rows of the paper's ablations, as settings of `PretrainConfig`, with the figures that the paper gives for them.
 
-Tables A1 and A2 of the supplement (METHOD, section 4); for the similarity and the losses it has no such figures.
+Tables A1 and A2 of the supplement, which has no such figures for the similarity and the losses.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from densesiam_seg.studies.ablations import Row, require_free, rows_of
 from densesiam_seg.training.weights import require_source
 
 STUDY = "study.json"
-MOST_SEEDS = 100
+MAX_SEEDS = 100
 DATA = {
     "images": "images to pre-train on",
     "train": "images or labels of the train split",
@@ -95,7 +95,7 @@ class Plan:
 
 
 def _data(split: Samples) -> dict[str, Any]:
-    """What tells whether a split is still the same: which samples, and their files' sizes and times."""
+    """Identifies a split's contents: its samples, and their files' sizes and times."""
     files = scan([path for sample in split for path in (sample.image, sample.label)])
     return {"count": len(split), "digest": split.digest, "files": files.digest}
 
@@ -113,7 +113,7 @@ def plan_study(
     preset: Preset | None = None,
     **settings: Any,
 ) -> Plan:
-    """Look at everything that can be wrong and is cheap to look at.
+    """Check everything that is quick to check.
 
     `study` is a key of `STUDIES`. Every run pre-trains on `images` (default: those of `train_split`, without their
     labels), with the seeds `seed`, `seed` + 1, …; its probes are those of `dataset` below `root`. `settings` are fields
@@ -121,8 +121,8 @@ def plan_study(
     are not there.
     """
     require_free(study, settings)
-    if not 1 <= seeds <= MOST_SEEDS:
-        raise UsageError(f"--seeds {seeds}: must be 1 to {MOST_SEEDS}")
+    if not 1 <= seeds <= MAX_SEEDS:
+        raise UsageError(f"--seeds {seeds}: must be 1 to {MAX_SEEDS}")
     first = settings.pop("seed", 0)
     for row in rows_of(study):
         for seed in (first, first + seeds - 1):

@@ -30,7 +30,7 @@ from densesiam_seg.training.train import pretraining_events
 
 ROWS, COSTS = "rows.jsonl", "costs.jsonl"
 BUDGET = ("epochs", "image_size", "batch_size", "learning_rate", "backbone", "features")
-"""What is kept of a run's settings, beside its steps: how long and on what it trained."""
+"""The settings in a run's result, beside its steps: how long and on what it trained."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,8 @@ class Study:
     folder: Path
     plan: Plan
     stop: StopRequest
-    told: set[str] = field(default_factory=set)
-    """Warnings that were shown: a file that one run skips is skipped by all of them."""
+    warned: set[str] = field(default_factory=set)
+    """Warnings already shown: a file that one run skips is skipped by all of them."""
 
     def require_going_on(self) -> None:
         """Raises StoppedError where a signal has come."""
@@ -164,7 +164,7 @@ class RowRun:
 
 
 def finish(run: RowRun) -> Generator[Notice | Progress, None, RunResult]:
-    """Train the row and score it; returns its scores. That its numbers fail is a result, and no error."""
+    """Train the row and score it; returns its scores. A numeric failure is a result, not an error."""
     linear = kmeans = failure = None
     try:
         model = yield from _train(run)
@@ -197,7 +197,7 @@ def _train(run: RowRun) -> Generator[Notice | Progress, None, Path]:
     steps = 0
     with run.measured("training"):
         for event in pretraining_events(out=run.folder, **options):
-            # A run notes the signals that come while it trains; those that came before are ours.
+            # A run handles the signals during its training; those before it are handled here.
             run.study.require_going_on()
             match event:
                 case Progress():
@@ -206,8 +206,8 @@ def _train(run: RowRun) -> Generator[Notice | Progress, None, Path]:
                     steps = event.total_steps
                 case StepRecord():
                     yield _of_row(Progress("training", event.step, steps), run)
-                case Notice() if event.warning and event.text not in run.study.told:
-                    run.study.told.add(event.text)
+                case Notice() if event.warning and event.text not in run.study.warned:
+                    run.study.warned.add(event.text)
                     yield Notice(f"{name}: {event.text}", warning=True)
     assert isinstance(event, Trained), "training ends with its model or an error"
     return event.model

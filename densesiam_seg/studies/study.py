@@ -125,7 +125,7 @@ def _study(study: Study) -> Iterator[StudyEvent]:
                 records.append(asdict(result))
             _publish(study)
             yield Notice(f"{place}: {result}")
-        # Also where a kill has left something.
+        # Also after a killed run.
         tidy(run)
     done = _publish(study)
     error = done.error()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Spread:
-    """Numbers of several seeds: their mean, and their standard deviation (n - 1), which one number does not have."""
+    """Numbers of several seeds: their mean, and their standard deviation (n - 1), None for one number."""
 
     mean: float
     deviation: float | None
@@ -62,7 +62,7 @@ class Column:
             text = cell.shown(self.digits) if isinstance(cell, Spread) else str(cell or "-")
             if isinstance(cell, float):
                 text = f"{cell:.{self.digits}f}"
-            # One number alone is no best one.
+            # A single number is not marked as the best.
             texts.append(f"**{text}**" if mean == best and len(numbers) > 1 else text)
         return texts
 

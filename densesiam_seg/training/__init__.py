@@ -1,5 +1,6 @@
 """Images → a model: step, epoch, run. `train` and `pretrain` are the use cases, both in `train.py`.
 
-Imports `methods`, `inference` and below. A run is made ready by `setup`, trained by `loop` and saved by `checkpoint`;
-`recipes` has what the two kinds of run do differently, `weights` the initial weights, `snapshot` the model.
+Imports `methods`, `inference` and lower rooms. Exports `train`: `setup` prepares a run, `loop` trains it, `checkpoint`
+saves its state, `snapshot` turns the network under training into a Segmenter; `recipes` has the differences between the
+two kinds of run, `weights` the initial weights.
 """

@@ -1,7 +1,7 @@
-"""Checkpoints of a run: each complete, verified before it is read, and never the only copy while it is replaced.
+"""Checkpoints of a run: complete, verified before they are read, and replaced only once the next one is complete.
 
 A checkpoint is a folder `step-00001234` with `tensors.safetensors` and `manifest.json`. It is written as `.tmp-…`,
-flushed, and renamed when complete, so that a name which begins with `step-` always means a finished save. The manifest
+flushed, and renamed when complete, so a name that begins with `step-` is always a complete checkpoint. The manifest
 holds the SHA-256 of every other file and begins with its own, because no file format notices a flipped bit.
 """
 
@@ -31,7 +31,7 @@ from densesiam_seg.io.files import (
 from densesiam_seg.io.tensors import read_safetensors, write_safetensors
 
 KEEP = 2
-"""Checkpoints that stay."""
+"""Number of checkpoints that are kept."""
 _FORMAT = 1
 _NAME = re.compile(r"step-([0-9]{8,18})(?:\.([0-9]{1,9}))?")
 TENSORS = "tensors.safetensors"
@@ -64,7 +64,7 @@ def save_checkpoint(
 ) -> Path:
     """Save a run's state in `folder` (created when absent) and return the new checkpoint's folder.
 
-    The newest checkpoints stay, but those of a later step go: they belong to a course that the run has left.
+    The newest checkpoints are kept, except those of a later step, which the resumed run no longer leads to.
     A second save of one step gets the name `step-00001234.2`, so that the first is deleted only when the second is
     complete. Raises OutputError; whatever was saved before is then still there.
     """
@@ -92,7 +92,7 @@ def save_checkpoint(
 def load_checkpoint(folder: Path) -> Checkpoint | None:
     """The checkpoint of the highest step whose digests agree, or None where nothing was ever saved.
 
-    Damaged ones are passed over and listed. Raises ModelError when there are only damaged ones.
+    Damaged ones are skipped and listed. Raises ModelError when there are only damaged ones.
     """
     rejected: list[tuple[Path, str]] = []
     try:

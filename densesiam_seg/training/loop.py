@@ -2,9 +2,9 @@
 
 Axes: B images, K clusters, S stored side.
 
-The loop's whole state is the network, the optimiser's moments, what the method keeps, the number of finished steps and
-the sums of the epoch under way. Views and order are functions of (seed, epoch, image), so a loop restored from that
-state goes on to the same weights.
+The loop's whole state is the network, the optimiser's moments, the method's state, the number of finished steps and the
+sums of the current epoch. Views and order are functions of (seed, epoch, image), so a loop restored from that
+state reaches the same weights.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ IN_USE = 0.001
 MOMENTUM = 0.9
 """Of SGD, the paper's."""
 READ_SECONDS = 0.25
-"""On a GPU results are read this often, since reading waits for all that the GPU was asked for."""
+"""Interval of reading results from a GPU, since each reading waits for all work queued on it."""
 
 
 @dataclass(frozen=True)
 class UnreadStep:
-    """A step that was made; on a GPU its results may not be there yet."""
+    """A finished step whose results are not read yet; on a GPU they may not be computed yet."""
 
     step: int
     epoch: int
@@ -48,7 +48,7 @@ class UnreadStep:
 
 @dataclass
 class EpochSums:
-    """Running sums of the epoch under way; float64 and int64, so that they survive JSON unchanged."""
+    """Running sums of the current epoch, in float64 and int64, which JSON stores exactly."""
 
     steps: int = 0
     losses: dict[str, float] = field(default_factory=dict)
@@ -153,7 +153,7 @@ class Training:
 
     def _read(self, unread: Sequence[UnreadStep], began: float) -> list[StepRecord]:
         """The records of steps, added to the epoch's sums. Raises NumericError."""
-        # Two copies from the device for all of them.
+        # Two copies from the device for all steps.
         numbers = torch.stack([_numbers(step) for step in unread]).tolist()
         histograms = torch.stack([step.result.histogram for step in unread]).tolist()
         seconds = (time.perf_counter() - began) / len(unread)
@@ -236,11 +236,10 @@ class Training:
         for name, value in _below("optimizer.", tensors).items():
             moment, _, owner = name.partition(".")
             parameter = parameters[owner]
-            # A moment's memory layout is the parameter's: another one would add up in another order. Adam's count of
-            # steps is no moment and stays on the processor.
+            # In its parameter's memory layout, which fixes the order of sums; Adam's step count has another shape.
             same = value.shape == parameter.shape
-            kept = torch.empty_like(parameter).copy_(value) if same else value.clone()
-            self.optimizer.state[parameter][moment] = kept
+            copied = torch.empty_like(parameter).copy_(value) if same else value.clone()
+            self.optimizer.state[parameter][moment] = copied
         self.method.restore(_below("method.", tensors))
         self.step = state["step"]
         self.sums = EpochSums(**state["sums"])

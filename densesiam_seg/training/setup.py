@@ -37,7 +37,7 @@ SUMMARY = (
     *("method", "prior", "correspondence", "image_size", "batch_size", "epochs"),
     *("clusters", "categories", "backbone", "features", "seed"),
 )
-"""The settings that the first line of a run tells."""
+"""The settings in the first line of a run's output."""
 
 
 @dataclass(frozen=True)
@@ -76,15 +76,15 @@ def fresh(
     store = _store(run.command, manifest, config)
     yield from _decode(store, run)
     yield from _report_skipped(run.folder, store.manifest, max_bad)
-    # Files that turned out bad change how many steps an epoch has.
+    # Skipped files change the number of steps of an epoch.
     _, config = choose_settings(run.command, name, len(store), gpu, given)
     training = _build(config, store, device)
     if initial:
-        told = copy_network(training.network, *initial)
+        weights_line = copy_network(training.network, *initial)
         learned = initial[0].mixture is None
     else:
-        told = load_encoder(training.network.encoder, config.backbone, config.weights)
-        learned = not told.endswith(SCRATCH)
+        weights_line = load_encoder(training.network.encoder, config.backbone, config.weights)
+        learned = not weights_line.endswith(SCRATCH)
     if learned and run.command == "train" and "prior" not in given:
         # With pre-trained weights DenseSiam is trained without the mixture prior, as published. Only now is it known
         # whether there are weights: `auto` takes those that are cached or can be fetched.
@@ -102,11 +102,11 @@ def fresh(
     replace_json(run.folder / "env.json", {**environment(), "fingerprint": numerics(training)})
     summary = [f"{each} {getattr(config, each)}" for each in SUMMARY if hasattr(config, each)]
     yield Notice(f"preset {name}: {', '.join(summary)}")
-    yield Notice(told)
-    if config.freeze and told.endswith(SCRATCH):
+    yield Notice(weights_line)
+    if config.freeze and weights_line.endswith(SCRATCH):
         yield Notice("the frozen backbone is untrained; give it --weights", warning=True)
     require_space(run.folder, space_needed(training.state()[0]))
-    yield from _keep_stages(training, run)
+    yield from _cache_stages(training, run)
     return training
 
 
@@ -155,7 +155,7 @@ def resumed(run: Run, given: Mapping[str, Any]) -> Generator[Event, None, Traini
     if differences:
         yield Notice(f"resume is not bit-exact: {', '.join(differences)}", warning=True)
     truncate_to_step(run.folder / "metrics.jsonl", training.step)
-    yield from _keep_stages(training, run)
+    yield from _cache_stages(training, run)
     return training
 
 
@@ -191,14 +191,14 @@ def _decode(store: ImageStore, run: Run) -> Iterator[Event]:
         run.require_going_on()
         yield Progress("reading images", done, total)
     if store.file is not None:
-        size = _shown(store.file.stat().st_size)
+        size = _human_size(store.file.stat().st_size)
         yield Notice(
             f"decoded images lie in {store.file} ({size}) for this and later runs; delete it at any time"
         )
 
 
 def _report_skipped(folder: Path, manifest: Manifest, max_bad: float) -> Iterator[Event]:
-    """Write the list of skipped files and tell of it. Raises InputError when too few images are left."""
+    """Write the list of skipped files and report it. Raises InputError when too few images are left."""
     skipped = manifest.skipped
     with Records(folder / "skipped.jsonl") as records:
         for item in skipped:
@@ -219,8 +219,8 @@ def _report_skipped(folder: Path, manifest: Manifest, max_bad: float) -> Iterato
         )
 
 
-def _keep_stages(training: Training, run: Run) -> Iterator[Event]:
-    """Keep what a frozen backbone makes of unchanging views on the disk, where `cache` lets it and there is room."""
+def _cache_stages(training: Training, run: Run) -> Iterator[Event]:
+    """Cache a frozen backbone's stages of unchanging views on the disk, if `cache` allows it and there is space."""
     config, method, store = training.config, training.method, training.store
     wanted = config.cache in ("auto", "disk")
     if not wanted or not isinstance(config, TrainConfig) or not config.keeps_stages():
@@ -228,7 +228,7 @@ def _keep_stages(training: Training, run: Run) -> Iterator[Event]:
     assert isinstance(method, DenseSiamMethod)
     encoder = training.network.encoder
     cache = StageCache(encoder, config, store, training.device, training.precision)
-    size = _shown(cache.size)
+    size = _human_size(cache.size)
     if not cache.written():
         if not cache.has_room(asked=config.cache == "disk"):
             yield Notice(
@@ -247,7 +247,7 @@ def _keep_stages(training: Training, run: Run) -> Iterator[Event]:
     method.stage_cache = cache
 
 
-def _shown(size: int) -> str:
+def _human_size(size: int) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 

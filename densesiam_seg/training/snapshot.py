@@ -1,4 +1,4 @@
-"""The network of a training under way as a `Segmenter`, and a picture of what it sees."""
+"""The network under training as a `Segmenter`, and a picture of its clusters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from densesiam_seg.pictures.masks import encode_png
 from densesiam_seg.training.loop import Training
 
 PICTURES = 4
-"""Images in a picture of a run under way."""
+"""Images in a picture drawn during training."""
 
 
 def segmenter_of(training: Training, images: Sequence[int], facts: Mapping[str, Any]) -> Segmenter:

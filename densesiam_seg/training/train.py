@@ -39,7 +39,7 @@ Images = str | Path | Sequence[str | Path]
 """Files, folders, globs or lists of images."""
 
 SAVE_SECONDS = 60.0
-"""Wall time between checkpoints. It moves no result: any step can be resumed from."""
+"""Wall time between checkpoints. It does not affect results: a run can be resumed from any step."""
 
 
 def train(images: Images, out: str | Path | None = None, **options: Any) -> Trained:
@@ -119,8 +119,8 @@ def run_events(
         except BaseException as error:
             status: Status = "stopped" if isinstance(error, StoppedError) else "failed"
             code = error.exit_code if isinstance(error, DenseSiamError) else 1
-            # A refused resume leaves a finished run finished. On a full disk the status cannot be written either; the
-            # first error is the one to report.
+            # A refused resume leaves a finished run's status. On a full disk the status cannot be written; the first
+            # error is the one to report.
             if read_status(folder).get("status") != "done":
                 with suppress(OutputError):
                     write_status(
@@ -141,7 +141,7 @@ def _log(path: Path, text: str) -> None:
 def _fit(
     run: Run, prepared: Generator[Event, None, Training | None], deadline: float
 ) -> Iterator[Event]:
-    """Train to the end, a signal or the deadline; checkpoints as time goes by, the model at the end."""
+    """Train to the end, a signal or the deadline, with regular checkpoints; then save the model."""
     training = yield from prepared
     if training is None:
         return
@@ -162,7 +162,7 @@ def _fit(
                 run.stop.number,
             )
 
-    # The first checkpoint shows that the place can be written, and makes the initial weights part of the run.
+    # The first checkpoint tests that the folder can be written, and makes the initial weights part of the run.
     saved = save()
     yield Started(
         run.folder, training.config, len(training.store), training.step, training.total_steps
@@ -179,7 +179,7 @@ def _fit(
             if isinstance(record, EpochRecord):
                 yield from _after_epoch(run, training, record)
             elif record.step < training.step or training.step % training.steps_per_epoch == 0:
-                continue  # further records of this state come next, and would be lost by a stop in between
+                continue  # more records of this state follow, and a stop here would lose them
             stop_if_asked()
             if time.monotonic() >= deadline:
                 break

@@ -26,13 +26,13 @@ from densesiam_seg.network.model import DenseSiam
 from densesiam_seg.network.timm_backbones import TimmBackbone
 
 SCRATCH = "training from scratch"
-"""What a line of `load_encoder` ends in where there are no weights."""
+"""The end of `load_encoder`'s line where there are no weights."""
 TIMEOUT = 10.0
 """Seconds without an answer after which the one attempt to fetch weights gives up."""
 
 
 def load_encoder(encoder: Encoder, name: str, weights: str) -> str:
-    """Fill `encoder` (its backbone is called `name`) as `weights` says; returns a line that tells what was done.
+    """Fill `encoder` (its backbone is called `name`) as `weights` says; returns a line that says what was done.
 
     `auto`: ImageNet weights from torch's cache, else fetched once, else none; for a model of timm the weights that timm
     publishes under its name. `imagenet`: the same, but a ModelError where they cannot be had. `none`: the initial
@@ -81,9 +81,9 @@ def copy_network(network: DenseSiam, source: DenseSiam, path: str) -> str:
     for name, value in target.items():
         if _part(name) not in new:
             value.copy_(trained[name])
-    # A mixture is fitted anew before the first step in any case, and usual shares follow it within some steps.
-    told = [part for part in new if part not in ("mixture", "usual")]
-    return f"initial weights: {path}" + (f" (new: {', '.join(told)})" if told else "")
+    # A mixture is always fitted anew before the first step, and its mean shares (`usual`) follow within some steps.
+    changed = [part for part in new if part not in ("mixture", "usual")]
+    return f"initial weights: {path}" + (f" (new: {', '.join(changed)})" if changed else "")
 
 
 def _part(name: str) -> str:
@@ -199,7 +199,7 @@ def _read_archive(path: Path) -> dict[str, Tensor]:
     except ModelError:
         raise
     except Exception as error:
-        # torch.load raises whatever its parts raise; none of it is worth more than "refused" to the user.
+        # torch.load raises many classes, none of which tells the user more than that the file is refused.
         raise ModelError(f"{refusal} ({type(error).__name__}){remedy}") from error
     content = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not all(
@@ -210,7 +210,7 @@ def _read_archive(path: Path) -> dict[str, Tensor]:
 
 
 def _fill(backbone: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """Copy what the backbone has; a classifier and other tensors of the file are left out, anything else must fit."""
+    """Copy the tensors that the backbone has; others in the file, such as a classifier's, are ignored."""
     wanted = backbone.state_dict()
     for key, target in wanted.items():
         if key not in tensors:

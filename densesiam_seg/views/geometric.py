@@ -18,11 +18,11 @@ from torch import Tensor
 
 from densesiam_seg.views.parameters import BLUR_SIGMA, Geometry
 
-LEAST = 1e-8
-"""Weights of a blur below this share of the centre's count as 0."""
+MIN_WEIGHT = 1e-8
+"""Weights of a blur below this share of the central one are set to 0."""
 BLOCK = 16
-"""Target pixels that are multiplied at once: more of them read more zeros, fewer make more calls."""
-_CUT = math.sqrt(-2 * math.log(LEAST))
+"""Target pixels multiplied at once: larger blocks multiply more zeros, smaller ones need more calls."""
+_CUT = math.sqrt(-2 * math.log(MIN_WEIGHT))
 REACH = math.ceil(_CUT * BLUR_SIGMA[1])
 """Pixels to either side that the widest blur reads."""
 
@@ -101,8 +101,8 @@ def _gaussian(sigma: Tensor, pixels: Tensor) -> Tensor:
     # At a hundredth of a pixel the neighbour's weight underflows to 0, so the matrix is exactly the identity.
     scale = -0.5 / sigma.clamp(min=0.01).square()
     kernel = torch.exp(scale.view(-1, 1) * pixels.square())
-    # The far tails are denormal numbers, which slow a matrix product down five times and add nothing.
-    return torch.where(kernel < LEAST, 0.0, kernel)
+    # The tails are denormal numbers, which make a matrix product five times as slow and have no effect.
+    return torch.where(kernel < MIN_WEIGHT, 0.0, kernel)
 
 
 @dataclass(frozen=True)
@@ -149,8 +149,8 @@ def blurred_bands(
 ) -> Bands:
     """`bilinear_matrix` @ `blur_matrix` as bands: a blur of `sigma` ≤ 2 source pixels, then the resize.
 
-    Each target pixel mixes two source pixels, and each of these its neighbours; their weights are added where they
-    fall instead of being multiplied out.
+    Each target pixel mixes two source pixels, and each of these its neighbours; their weights are added up directly,
+    without a matrix product.
     """
     position = _positions(start, extent, flip, source, target).clamp_(0, source - 1)
     pixel = position.floor()
@@ -162,7 +162,7 @@ def blurred_bands(
     taps[..., :-1] = _renormalised(kernel, pixels + offsets, source) * (1 - second)
     taps[..., 1:] += _renormalised(kernel, pixels + 1 + offsets, source) * second
     begins, widest, spans = _spans(position, (sigma * _CUT).clamp(max=REACH) + 1, source)
-    # Taps that nothing reads have weight 0 and fall into margins on both sides, which are cut off.
+    # Taps outside the band have weight 0; they are written to margins on both sides, which are cut off.
     weights = torch.zeros(*position.shape, widest + 2 * len(offsets))
     places = pixels + torch.arange(len(offsets) + 1) - begins.unsqueeze(-1)
     weights.scatter_(-1, places + (len(offsets) - REACH), taps)
@@ -172,16 +172,16 @@ def blurred_bands(
 
 
 def resample_read(
-    part: Tensor, rows: Bands, columns: Bands, image: int, out: Tensor, room: Tensor
+    part: Tensor, rows: Bands, columns: Bands, image: int, out: Tensor, workspace: Tensor
 ) -> None:
     """A_y F A_xᵀ of one image F (C, H, W), given the `part` of it that is read, into `out` (C, T, T).
 
-    `room` is memory for 2·C·T·W numbers: each image's own would have to be asked of the system.
+    `workspace` is memory for 2·C·T·W numbers, reused, since allocating it for every image is slow.
     """
     channels, high, wide = part.shape
     target = out.shape[-1]
     top, left = rows.read(image).start, columns.read(image).start
-    tall, below = room[: 2 * channels * target * wide].view(2, channels, target, wide)
+    tall, below = workspace[: 2 * channels * target * wide].view(2, channels, target, wide)
     if image in rows.pairs:
         pixels, share = rows.pairs[image]
         torch.index_select(part, 1, pixels - top, out=tall)

@@ -4,8 +4,8 @@ Axes: B images, S side of the stored square image, R = S/2 side of a view.
 
 Every view is a colour change, linear maps along both axes (crop, resize, flip and the blur) and a normalisation.
 In exact mode the maps are dense matrices over whole images, whose bits stay the same from one version to the next.
-Otherwise, on a processor, each image is cut to what its crop reads, recoloured in place and multiplied in bands: the
-same views up to rounding in a fifth of the time.
+Otherwise, on a processor, only the pixels that the crop reads are recoloured, in place, and the maps are multiplied in
+bands: the same views up to rounding in a fifth of the time.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from densesiam_seg.views.parameters import (
 )
 from densesiam_seg.views.photometric import adjust_colour, brightened_luma, normalise_, recolour
 
-PART = 16
-"""Images whose bands are held at once."""
-GPU_PART = 64
-"""Images that are changed at once on a GPU."""
+CHUNK = 16
+"""Images whose bands are in memory at once."""
+GPU_CHUNK = 64
+"""Images that are augmented at once on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class ViewPair:
 
 @dataclass(frozen=True)
 class IndependentPair:
-    """Two views (B, 3, R, R), normalised, each drawn for itself, and where in the image each of them lies."""
+    """Two views (B, 3, R, R), normalised, drawn independently, and where in the image each of them lies."""
 
     image_1: Tensor
     image_2: Tensor
@@ -63,8 +63,8 @@ def view_pair(
 ) -> ViewPair:
     """Both views of stored images, uint8 (B, 3, S, S) on any device, at B manifest positions `indices`.
 
-    View 1 is changed in colour and then cropped, view 2 is changed in colour and shown whole (METHOD: its features are
-    cropped later, by `warp` with the returned geometry).
+    View 1 is changed in colour and then cropped, view 2 is changed in colour and left whole: its features are cropped
+    later, by `warp` with the returned geometry (PiCIE, CVPR 2021, section 3).
     """
     geometry = sample_geometry(seed, round_, indices)
     whole = Geometry(*(torch.full_like(geometry.top, value) for value in (0.0, 0.0, 1.0, 1.0, 0.0)))
@@ -124,12 +124,12 @@ def _views(
         apply = _crop_then_colour if pretraining else _colour_then_crop
         geometry = geometry.to(device)
         # One image at a time stays in a processor's cache.
-        step = GPU_PART if images.is_cuda else 1
+        step = GPU_CHUNK if images.is_cuda else 1
     else:
         apply = _crop_then_colour_fast if pretraining else _colour_then_crop_fast
-        step = PART
+        step = CHUNK
     views = torch.empty((len(images), 3, side, side), device=device)
-    # The loop calls this under autocast, which would round the matrix products of colours to three digits.
+    # The training loop calls this under autocast, which would round matrix products to three digits.
     with torch.autocast(device.type, enabled=False):
         for first in range(0, len(images), step):
             part = slice(first, first + step)
@@ -150,19 +150,19 @@ def _colour_then_crop(
 def _colour_then_crop_fast(
     images: Tensor, photometry: Photometry, geometry: Geometry, views: Tensor
 ) -> None:
-    """The same with no work on pixels that nothing reads."""
+    """The same without work on pixels that are not read."""
     source, target = images.shape[-1], views.shape[-1]
     rows, columns = (
         blurred_bands(*axis, photometry.sigma, source, target) for axis in geometry.axes()
     )
-    floats, room = torch.empty(3 * source**2), torch.empty(6 * source * target)
+    floats, workspace = torch.empty(3 * source**2), torch.empty(6 * source * target)
     changes = photometry.colours().tolist()
     for index, (image, change, view) in enumerate(zip(images, changes, views, strict=True)):
-        # The contrast of the whole image is changed, so its mean is taken before anything is cut off.
+        # Contrast keeps the mean of the whole image, so it is taken before the crop.
         mean = brightened_luma(image, change[0], floats) if change[1] != 1 else None
         part = _copied(image[:, rows.read(index), columns.read(index)], floats)
         recolour(part, change, mean)
-        resample_read(part, rows, columns, index, view, room)
+        resample_read(part, rows, columns, index, view, workspace)
 
 
 def _crop_then_colour(
@@ -172,7 +172,7 @@ def _crop_then_colour(
     source, target = images.shape[-1], views.shape[-1]
     matrices = crop_matrices(geometry, source, target, antialias=True)
     changed = adjust_colour(resample(images.float().div_(255.0), *matrices), photometry)
-    # The blur is the last change: where no image has one, it would multiply by the identity.
+    # Where no image is blurred, this would multiply by the identity.
     if photometry.sigma.any():
         blur = blur_matrix(photometry.to(images.device).sigma, target)
         changed = resample(changed, blur, blur)
@@ -182,19 +182,19 @@ def _crop_then_colour(
 def _crop_then_colour_fast(
     images: Tensor, photometry: Photometry, geometry: Geometry, views: Tensor
 ) -> None:
-    """The same with no work on pixels that nothing reads."""
+    """The same without work on pixels that are not read."""
     source, target = images.shape[-1], views.shape[-1]
     rows, columns = (resize_bands(*axis, source, target) for axis in geometry.axes())
     never = torch.zeros_like(geometry.flip)
     blur = blurred_bands(never, torch.ones_like(never), never, photometry.sigma, target, target)
-    floats, room = torch.empty(3 * source**2), torch.empty(6 * source * target)
+    floats, workspace = torch.empty(3 * source**2), torch.empty(6 * source * target)
     blurred, changes = photometry.sigma.tolist(), photometry.colours().tolist()
     for index, (image, change, view) in enumerate(zip(images, changes, views, strict=True)):
         part = _copied(image[:, rows.read(index), columns.read(index)], floats)
-        resample_read(part, rows, columns, index, view, room)
+        resample_read(part, rows, columns, index, view, workspace)
         recolour(view, change)
         if blurred[index]:
-            resample_read(_copied(view, floats), blur, blur, index, view, room)
+            resample_read(_copied(view, floats), blur, blur, index, view, workspace)
 
 
 def _copied(pixels: Tensor, memory: Tensor) -> Tensor:

@@ -2,8 +2,8 @@
 
 Axes: B images, H W image.
 
-Two ways to the same colours: `adjust_colour` for a batch on any device, and `recolour` for one image in place, which
-leaves out what an image does not have and passes over memory half as often. They differ in rounding alone.
+Two implementations: `adjust_colour` for a batch on any device, and `recolour` for one image in place, which skips
+changes that the image does not have and reads memory half as often. They differ in rounding alone.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
 
 @cache
 def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """Numbers on a device, put there once: each time would make the processor wait for a GPU."""
+    """Numbers on a device, copied there once, since a copy to a GPU makes the processor wait."""
     with torch.inference_mode(False):
         return torch.tensor(values, device=device)
 
@@ -57,24 +57,24 @@ def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
 def adjust_colour(images: Tensor, photometry: Photometry) -> Tensor:
     """Brightness, contrast, saturation, hue, grey, clamped to [0, 1] after each, with torchvision's definitions.
 
-    `images` is float (B, 3, H, W) in [0, 1]. A change that no image of the batch has is not computed; where the
-    photometry lies in the processor's memory, that is found out without asking a GPU.
+    `images` is float (B, 3, H, W) in [0, 1]. A change that no image of the batch has is not computed; with the
+    photometry in main memory, this needs no synchronisation with a GPU.
     """
     colours = photometry.colours()
-    asked = (colours != torch.tensor(NEUTRAL, device=colours.device)).any(0).tolist()
+    needed = (colours != torch.tensor(NEUTRAL, device=colours.device)).any(0).tolist()
     brightness, contrast, saturation, hue, grey = (
         colours.to(images.device, non_blocking=True).view(-1, 5, 1, 1, 1).unbind(1)
     )
-    if asked[0]:
+    if needed[0]:
         images = (images * brightness).clamp_(0, 1)
-    if asked[1]:
+    if needed[1]:
         mean = _luma(images.mean((-2, -1), keepdim=True))
         images = (images * contrast).add_((1.0 - contrast) * mean).clamp_(0, 1)
-    if asked[2]:
+    if needed[2]:
         images = (images * saturation).add_((1.0 - saturation) * _luma(images)).clamp_(0, 1)
-    if asked[3]:
+    if needed[3]:
         images = _rotate_hue(images, hue)
-    if asked[4]:
+    if needed[4]:
         images = torch.where(grey.bool(), _luma(images), images)
     return images
 
@@ -85,11 +85,11 @@ def _luma(images: Tensor) -> Tensor:
 
 
 def _rotate_hue(images: Tensor, hue: Tensor) -> Tensor:
-    """Turn the HSV hue by `hue` ∈ [-½, ½] of the circle, with no detour over saturation and value.
+    """Rotate the HSV hue by `hue` ∈ [-½, ½] of the circle, without converting to HSV.
 
     With V the maximum, c the chroma and t the hue in sixths of the circle, the channel at offset n ∈ (5, 3, 1) is
-    V - c·clip(2 - |k - 2|, 0, 1), k = (n + t) mod 6. With t ∈ [0, 6) the nearer of k = 2 and k = 8 stands for the
-    remainder; sums and clips stand for comparisons, which cost ten times as much.
+    V - c·clip(2 - |k - 2|, 0, 1), k = (n + t) mod 6. With t ∈ [0, 6) the nearer of k = 2 and k = 8 replaces the
+    remainder; sums and clips replace comparisons, which take ten times as long.
     """
     red, green, blue = images.unbind(1)
     highest = torch.maximum(torch.maximum(red, green), blue)
@@ -110,12 +110,12 @@ def _rotate_hue(images: Tensor, hue: Tensor) -> Tensor:
     return turned
 
 
-def brightened_luma(image: Tensor, brightness: float, room: Tensor) -> float:
+def brightened_luma(image: Tensor, brightness: float, workspace: Tensor) -> float:
     """Mean luma of a uint8 image (3, H, W) after a change of brightness: what a change of contrast keeps.
 
-    `room` is memory for 3·H·W numbers.
+    `workspace` is memory for 3·H·W numbers.
     """
-    planes = room[: image.numel()].view(image.shape).copy_(image)
+    planes = workspace[: image.numel()].view(image.shape).copy_(image)
     if brightness > 1:
         planes.clamp_(max=255 / brightness)
     mean = planes.mean((-2, -1)).mul_(brightness / 255)
@@ -135,14 +135,14 @@ def recolour(image: Tensor, change: Sequence[float], mean: float | None = None) 
     planes = image.flatten(1)
     if contrast != 1 and mean is None:
         mean = float(torch.dot(planes.mean(1), torch.tensor(LUMA)))
-    kept = torch.tensor(0.0 if mean is None else (1 - contrast) * mean)
-    # Some hundred operations pass over a strip that stays in the processor's cache, and over the same memory.
+    constant = torch.tensor(0.0 if mean is None else (1 - contrast) * mean)
+    # In strips that stay in the processor's cache during about a hundred operations, with reused memory.
     scratch = torch.empty(6, min(STRIP, planes.shape[1]))
     for start in range(0, planes.shape[1], STRIP):
         strip = planes[:, start : start + STRIP]
         free = scratch[:, : strip.shape[1]]
         if contrast != 1:
-            torch.add(kept, strip, alpha=contrast, out=strip).clamp_(0, 1)
+            torch.add(constant, strip, alpha=contrast, out=strip).clamp_(0, 1)
         if saturation != 1:
             torch.lerp(_one_luma(strip, free[0]), strip, saturation, out=strip).clamp_(0, 1)
         if hue != 0:

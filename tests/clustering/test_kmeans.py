@@ -1,4 +1,4 @@
-"""k-means against plain Lloyd iterations, mini-batches against METHOD's formula, and what FAISS must never see."""
+"""k-means against plain Lloyd iterations, mini-batches against PiCIE's formula, and input that FAISS cannot take."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class TestRefusals:
 
 
 def refined(centres: Array, counts: list[int], points: Array) -> tuple[Array, list[int]]:
-    """METHOD, section 3: centroid_k ← (1 - n_b/n_k) · centroid_k + (n_b/n_k) · mean of the batch's members."""
+    """PiCIE, section 3: centroid_k ← (1 - n_b/n_k) · centroid_k + (n_b/n_k) · mean of the batch's members."""
     members: list[list[Array]] = [[] for _ in counts]
     for point in points:
         nearest = min(range(len(counts)), key=lambda k: float(((point - centres[k]) ** 2).sum()))
@@ -176,7 +176,7 @@ class TestAssign:
             assert torch.equal(assign(points, centres), whole)
 
     def test_equals_the_convolution(self) -> None:
-        """METHOD: assignment by negative squared distance is a 1x1 convolution plus a bias."""
+        """PiCIE: assignment by negative squared distance is a 1x1 convolution plus a bias."""
         source = torch.Generator().manual_seed(2)
         features = torch.randn(2, 6, 5, 4, generator=source)
         state = Centroids(torch.randn(7, 6, generator=source), torch.zeros(7, dtype=torch.int64))

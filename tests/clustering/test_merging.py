@@ -46,10 +46,12 @@ def slow_tree(
                 mean_1 = (counts[rows, None] * centres[rows]).sum(0) / n
                 mean_2 = (counts[columns, None] * centres[columns]).sum(0) / m
                 block = np.ix_(rows, columns)
-                lift = (touching.seen[block].sum() + merging.DOUBT) / (
-                    touching.expected[block].sum() + merging.DOUBT
+                lift = (touching.observed[block].sum() + merging.PSEUDO_COUNT) / (
+                    touching.expected[block].sum() + merging.PSEUDO_COUNT
                 )
-                gap = n * m / (n + m) * ((mean_1 - mean_2) ** 2).sum() * lift**-merging.TOUCH
+                gap = (
+                    n * m / (n + m) * ((mean_1 - mean_2) ** 2).sum() * lift**-merging.CONTACT_WEIGHT
+                )
                 if best is None or gap < best[0]:
                     best = (gap, one, two)
         assert best is not None
@@ -62,15 +64,15 @@ class TestContacts:
     def test_by_hand(self) -> None:
         """0 0 1 / 2 2 1: 0-1 once, 2-1 once, 0-2 twice; borders 3, 2, 3 of 8."""
         found = contacts(np.array([[0, 0, 1], [2, 2, 1]]), 4)
-        assert found.seen.tolist() == [[0, 1, 2, 0], [1, 0, 1, 0], [2, 1, 0, 0], [0, 0, 0, 0]]
+        assert found.observed.tolist() == [[0, 1, 2, 0], [1, 0, 1, 0], [2, 1, 0, 0], [0, 0, 0, 0]]
         borders = np.array([3, 2, 3, 0])
         np.testing.assert_allclose(found.expected, np.outer(borders, borders) / 8)
 
     def test_clusters_that_share_no_image_are_not_expected_to_touch(self) -> None:
         one, two = contacts(np.array([[0, 1]]), 4), contacts(np.array([[2, 3]]), 4)
         both = one + two
-        assert both.expected[0, 2] == both.seen[0, 2] == 0
-        assert both.seen[2, 3] == both.seen[0, 1] == 1
+        assert both.expected[0, 2] == both.observed[0, 2] == 0
+        assert both.observed[2, 3] == both.observed[0, 1] == 1
 
 
 class TestMergeTree:
@@ -90,7 +92,7 @@ class TestMergeTree:
         draw = np.random.default_rng(seed)
         counts = draw.integers(1, 1000, 12)
         touching = contacts(draw.integers(0, 12, (40, 40)), 12)
-        touching = Contacts(touching.seen * draw.integers(1, 9), touching.expected * 4)
+        touching = Contacts(touching.observed * draw.integers(1, 9), touching.expected * 4)
         tree = merge_tree(centres_of(12, seed), counts, touching)
         expected = slow_tree(centres_of(12, seed), counts, touching)
         for merged, groups in enumerate(expected, 1):
@@ -98,9 +100,9 @@ class TestMergeTree:
 
     def test_those_that_touch_join_first(self) -> None:
         """Three at one distance from another: only the contacts differ."""
-        seen = np.zeros((3, 3))
-        seen[1, 2] = seen[2, 1] = 1000
-        touching = Contacts(seen, np.full((3, 3), 200.0))
+        observed = np.zeros((3, 3))
+        observed[1, 2] = observed[2, 1] = 1000
+        touching = Contacts(observed, np.full((3, 3), 200.0))
         counts = np.array([50, 50, 50])
         assert cut(merge_tree(np.eye(3), counts, touching), 2) == ((0,), (1, 2))
 
@@ -111,9 +113,9 @@ class TestMergeTree:
 
     def test_what_is_given_stays_as_it_is(self) -> None:
         touching = contacts(np.arange(9).reshape(3, 3), 9)
-        before = touching.seen.copy()
+        before = touching.observed.copy()
         merge_tree(centres_of(9), np.ones(9, np.int64), touching)
-        np.testing.assert_array_equal(touching.seen, before)
+        np.testing.assert_array_equal(touching.observed, before)
 
     @pytest.mark.parametrize("count", [1, 2])
     def test_few(self, count: int) -> None:

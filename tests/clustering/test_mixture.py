@@ -13,7 +13,7 @@ from densesiam_seg.clustering.mixture import (
     Search,
     agreement,
     consensus,
-    steadiness,
+    stability,
 )
 from densesiam_seg.errors import InputError, NumericError
 
@@ -106,21 +106,21 @@ def split_at(channel: int, border: float) -> Gaussians:
     return Gaussians(centres, eye * 3, torch.zeros(2).double(), torch.full((2,), 0.5).double())
 
 
-def test_what_light_does_not_move_is_steady() -> None:
+def test_clusters_that_light_does_not_change_are_stable() -> None:
     sample = lit_sample(0.5)
-    assert steadiness(split_at(1, 0.5), sample) == pytest.approx(1.0)
-    assert steadiness(split_at(0, 0.25), sample) < 0.1
-    assert steadiness(split_at(0, 2.0), lit_sample(4.0)) == pytest.approx(1.0, abs=1e-6)
+    assert stability(split_at(1, 0.5), sample) == pytest.approx(1.0)
+    assert stability(split_at(0, 0.25), sample) < 0.1
+    assert stability(split_at(0, 2.0), lit_sample(4.0)) == pytest.approx(1.0, abs=1e-6)
 
 
-def test_the_steadiest_fits_are_taken() -> None:
+def test_the_most_stable_fits_are_selected() -> None:
     """The brightness of places says more than their side, but not in another light."""
     sample = lit_sample(1.6)
     side = sample.points[:, 1] > 0.5
     right = []
-    for kept in (1, 8):
+    for one_in in (1, 8):
         mixture = Mixture(2, 2, 0)
-        mixture.fit(sample, seed=0, search=Search(16, kept))
+        mixture.fit(sample, seed=0, search=Search(16, one_in))
         found = clusters_of(mixture, sample.points) == 1
         right.append(
             max(float((found == side).float().mean()), float((found != side).float().mean()))
@@ -146,8 +146,8 @@ def test_points_that_cannot_be_fitted(points: Tensor, error: type[Exception]) ->
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_under_the_gist_a_material_is_one_in_every_light(known: bool) -> None:
-    """Light moves a look as far as two materials lie apart; where the gist tells of it they are told apart."""
+def test_conditioned_on_the_gist_a_material_is_one_in_every_light(known: bool) -> None:
+    """Light changes appearance as much as the material does; a gist that describes it separates the materials."""
     draw = np.random.default_rng(0)
     light = torch.linspace(-0.5, 0.5, 20, dtype=torch.float64).repeat_interleave(200)
     material = torch.arange(4000) % 2
@@ -160,7 +160,7 @@ def test_under_the_gist_a_material_is_one_in_every_light(known: bool) -> None:
     assert (max(right, 1 - right) > 0.99) == known
 
 
-def test_where_the_gist_tells_what_an_image_shows_it_is_not_taken_away() -> None:
+def test_a_gist_that_separates_the_clusters_is_not_conditioned_on() -> None:
     """Images of one of four things each, and their gist is that thing's look."""
     draw = np.random.default_rng(0)
     thing = torch.arange(40) % 4
@@ -176,14 +176,14 @@ def test_where_the_gist_tells_what_an_image_shows_it_is_not_taken_away() -> None
 
 
 @pytest.mark.parametrize("images", [15, 16])
-def test_few_images_are_never_under_the_gist(images: int) -> None:
+def test_fits_to_few_images_are_never_conditioned_on_the_gist(images: int) -> None:
     draw = np.random.default_rng(0)
     gist = np.repeat(draw.normal(size=(images, 8)), 50, 0)
     points = torch.from_numpy(
         np.hstack((gist, gist[:, :2] + draw.normal(size=(images * 50, 2)) / 9))
     )
     mixture = Mixture(2, 2, 8)
-    mixture.fit(under_lights(points, 8, 50), seed=0, search=Search(2, kinds=(True,)))
+    mixture.fit(under_lights(points, 8, 50), seed=0, search=Search(2, conditioned=(True,)))
     assert bool(mixture.whitening[..., :8].any()) == (images == 16)
 
 

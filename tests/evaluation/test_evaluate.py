@@ -33,7 +33,7 @@ from densesiam_seg.evaluation.protocol import (
     Size,
     masks_made_by,
     one_by_one,
-    shown,
+    prepare_sample,
 )
 from densesiam_seg.events import Progress
 from densesiam_seg.inference.options import Refinement
@@ -251,7 +251,7 @@ class TestEvaluate:
         task = task_of(scenes)
         expected = np.zeros((3, 5), np.int64)
         for sample in task.samples:
-            image, label = shown(sample, task.dataset, protocol, 32)
+            image, label = prepare_sample(sample, task.dataset, protocol, 32)
             size = (label.shape[0], label.shape[1])
             mask = masks_made_by(segmenter)(image[None], protocol, [size])[0][0]
             np.add.at(expected, (label.ravel(), mask.ravel()), 1)

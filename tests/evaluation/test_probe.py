@@ -32,7 +32,7 @@ from densesiam_seg.evaluation.probe import (
     ready_probe,
     sample_points,
 )
-from densesiam_seg.evaluation.protocol import PROTOCOLS, dense_features, shown
+from densesiam_seg.evaluation.protocol import PROTOCOLS, dense_features, prepare_sample
 from densesiam_seg.events import Progress
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.files import to_json
@@ -311,7 +311,7 @@ class TestSamplePoints:
         assert labels.dtype == torch.uint8
         task = benchmark(mixed / "plain.toml", mixed, "train")
         for index, sample in enumerate(task.samples):
-            image, label = shown(sample, task.dataset, PROTOCOLS[name], 32)
+            image, label = prepare_sample(sample, task.dataset, PROTOCOLS[name], 32)
             expected = dense_features(segmenter, image[None], PROTOCOLS[name])[0]
             height, width = expected.shape[-2:]
             drawn = generator(6, Stream.PIXELS, 0, index).permutation(height * width)[:20]

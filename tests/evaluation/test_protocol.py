@@ -26,9 +26,9 @@ from densesiam_seg.evaluation.protocol import (
     dense_features,
     masks_made_by,
     pick_protocol,
+    prepare_sample,
     read_masks,
     refined_masks,
-    shown,
 )
 from densesiam_seg.inference.options import Refinement
 from densesiam_seg.inference.refinement import refined
@@ -81,7 +81,7 @@ class TestGeometry:
         self, tmp_path: Path, size: Size, side: int, name: str
     ) -> None:
         sample, dataset = sample_of(tmp_path, *size)
-        image, label = shown(sample, dataset, PROTOCOLS[name], side)
+        image, label = prepare_sample(sample, dataset, PROTOCOLS[name], side)
         mode = InterpolationMode(PROTOCOLS[name].resize)
         expected_image, expected_label = reference(sample, side, mode)
         assert (image.shape, image.dtype) == ((3, side, side), torch.uint8)
@@ -97,7 +97,7 @@ class TestGeometry:
         self, tmp_path: Path, size: Size, expected: Size
     ) -> None:
         sample, dataset = sample_of(tmp_path, *size)
-        image, label = shown(sample, dataset, PROTOCOLS["full-image"], 32)
+        image, label = prepare_sample(sample, dataset, PROTOCOLS["full-image"], 32)
         assert image.shape == (3, *expected)
         with Image.open(sample.image) as picture, Image.open(sample.label) as truth:
             small = picture.resize(expected[::-1], Image.Resampling.BILINEAR)
@@ -108,7 +108,7 @@ class TestGeometry:
     @pytest.mark.parametrize("name", PROTOCOLS)
     def test_a_sample_of_the_protocols_size_stays_as_it_is(self, tmp_path: Path, name: str) -> None:
         sample, dataset = sample_of(tmp_path, 32, 32)
-        image, label = shown(sample, dataset, PROTOCOLS[name], 32)
+        image, label = prepare_sample(sample, dataset, PROTOCOLS[name], 32)
         with Image.open(sample.image) as picture, Image.open(sample.label) as truth:
             np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), np.asarray(picture))
             np.testing.assert_array_equal(label, np.asarray(truth))
@@ -122,8 +122,7 @@ class TestGeometry:
         ("full-image", ["bilinear", "no crop", "logits upsampled", "no flip"]),
     ],
 )
-def test_each_is_the_row_of_its_table(name: str, words: list[str]) -> None:
-    """METHOD, section 5."""
+def test_each_names_its_sizes_and_filters(name: str, words: list[str]) -> None:
     line = pick_protocol(name).describe(320)
     assert all(each in line for each in [f"{name}: shorter side 320", *words])
 

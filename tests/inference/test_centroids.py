@@ -65,7 +65,7 @@ class TestFitCentroids:
     def test_it_is_kmeans_of_a_sample_then_one_update_per_image(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Pixels are drawn by (seed, image); the updates follow METHOD, section 3, written out slowly."""
+        """Pixels are drawn by (seed, image); the updates follow PiCIE, section 3, written out slowly."""
         monkeypatch.setattr(centroids_module, "SAMPLE", 90)
         images = [points(50, 1), points(20, 2), points(80, 3)]
         sample = [
@@ -219,12 +219,12 @@ class TestFitMerged:
         tree = merge_tree(fine.centroids.numpy(), read.merges.counts, touching)
         np.testing.assert_array_equal(read.merges.tree, tree)
 
-    def test_few_images_are_looked_at_evenly(
+    def test_contacts_are_counted_in_few_images_evenly(
         self, segmenter: Segmenter, scenes: list[Tensor], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         fine = fit_readout(segmenter, lambda: scenes, 4, 6, seed=0)
-        monkeypatch.setattr(centroids_module, "LOOKED_AT", 2)
+        monkeypatch.setattr(centroids_module, "CONTACT_IMAGES", 2)
         found = touches(fine, lambda: scenes, 4)
         expected = touches(fine, lambda: scenes[::2], 2)
-        np.testing.assert_array_equal(found.seen, expected.seen)
-        assert found.seen.any()
+        np.testing.assert_array_equal(found.observed, expected.observed)
+        assert found.observed.any()

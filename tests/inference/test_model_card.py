@@ -17,7 +17,7 @@ from torch import Tensor
 
 from densesiam_seg.clustering.merging import Merges
 from densesiam_seg.errors import ModelError
-from densesiam_seg.inference.model_card import LARGEST_CONFIG, name_clusters
+from densesiam_seg.inference.model_card import MAX_CONFIG_BYTES, name_clusters
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.tensors import read_safetensors, write_safetensors
 from densesiam_seg.pictures.masks import palette
@@ -104,7 +104,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "config not text": (file("config.json", b"\xff\xfe\x00"), "JSON"),
     "config nested deep": (file("config.json", b"[" * 100_000), "JSON"),
     "config with a huge number": (file("config.json", b"9" * 100_000), "JSON"),
-    "config huge": (file("config.json", b" " * (LARGEST_CONFIG + 1)), "larger"),
+    "config huge": (file("config.json", b" " * (MAX_CONFIG_BYTES + 1)), "larger"),
     "config a list": (file("config.json", b"[1]"), "not a model of this program"),
     "config of another program": (file("config.json", b'{"model_type": "vit"}'), "format 1"),
     "format of the future": (config(format=2), "format 1"),

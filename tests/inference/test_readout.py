@@ -157,7 +157,7 @@ def told(
 
 
 def numbers(choice: Choice) -> list[int]:
-    return [each.judgement.clusters for each in choice.candidates]
+    return [each.quality.clusters for each in choice.candidates]
 
 
 class TestAuto:
@@ -198,7 +198,7 @@ class TestAuto:
         read, choice = told(run, readout, "auto")
         assert numbers(choice) == sorted({5, *GRID})
         assert read.card.readout == readout
-        assert read.card.clusters == choice.chosen.judgement.clusters
+        assert read.card.clusters == choice.chosen.quality.clusters
 
     def test_a_saved_tree_is_cut_and_not_fitted_again(
         self, run: Path, paths: list[str], tmp_path: Path

@@ -63,7 +63,7 @@ def same_masks(one: Segmenter, other: Segmenter, *sizes: tuple[int, int]) -> Non
 
 
 def slow_scores(segmenter: Segmenter, pixels: NDArray[np.uint8]) -> Tensor:
-    """Scores (K, H, W) step by step from METHOD, section 2: resize, normalise, encode, project, upsample."""
+    """Scores (K, H, W) step by step: resize, normalise, encode, project, upsample."""
     height, width = pixels.shape[:2]
     planes = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
     size = working_size(height, width, 32)

@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 import torch
 
-from densesiam_seg.io.parallel import ahead, on_own_cores, turns
+from densesiam_seg.io.parallel import ahead, device_lock, on_own_cores
 
 
 @pytest.fixture(autouse=True)
@@ -105,7 +105,7 @@ class TestAhead:
         """Decoded images wait in memory, so only some are made before they are asked for."""
         taken: list[int] = []
         items = (taken.append(n) or n for n in range(1000))  # type: ignore[func-returns-value]
-        results = ahead(lambda n: n, items, 2, each=each)
+        results = ahead(lambda n: n, items, 2, max_waiting=each)
         next(results)
         assert len(taken) == first
         next(results)
@@ -114,9 +114,9 @@ class TestAhead:
 
 
 def test_on_a_processor_nobody_waits_and_on_a_gpu_all_but_one() -> None:
-    turn = turns(torch.device("cpu"))
-    with turn, turn:
+    lock = device_lock(torch.device("cpu"))
+    with lock, lock:
         pass
-    turn = turns(torch.device("cuda"))
-    with turn:
-        assert turn.locked()  # type: ignore[attr-defined]
+    lock = device_lock(torch.device("cuda"))
+    with lock:
+        assert lock.locked()  # type: ignore[attr-defined]

@@ -134,7 +134,7 @@ def region_similarity(network: DenseSiam, f: list[Tensor], z: list[Tensor], stop
 def by_hand(
     network: DenseSiam, views: ViewPair, config: TrainConfig
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Parts and total as METHOD's section 2 has them, all four losses on; SimSiam's where it has a weight."""
+    """Parts and total by DenseSiam, section 3, all four losses on; SimSiam's where it has a weight."""
     assert network.over_projector is not None and network.over_predictor is not None
     assert network.image_projector is not None and network.image_predictor is not None
     f = features_of(network, views)

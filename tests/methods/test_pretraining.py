@@ -148,7 +148,7 @@ class Slow(NamedTuple):
 def slowly(
     network: DenseSiam, views: IndependentPair, places: list[Linked], config: PretrainConfig
 ) -> Slow:
-    """METHOD, section 4, one place after the other, by a network of float64."""
+    """The losses one place after the other, by a network of float64."""
     features = network.encoder(torch.cat((views.image_1, views.image_2)).double())
     samples = torch.stack(
         [

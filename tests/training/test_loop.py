@@ -172,7 +172,7 @@ class TestRecords:
 class TestStep:
     @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
     def test_the_first_step_by_hand(self, make: Make, optimizer: str) -> None:
-        """SGD: w - rate (g + decay w), with g of an objective computed apart (METHOD, section 2).
+        """SGD: w - rate (g + decay w), with g of an objective computed apart (DenseSiam, section 3).
 
         Adam: both moments begin at 0 and are corrected for it, so w - rate g / (|g| + 1e-8).
         """

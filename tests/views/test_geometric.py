@@ -219,10 +219,10 @@ class TestBands:
         torch.testing.assert_close(spread(columns, source), dense_columns, atol=3e-6, rtol=0)
         images = torch.rand(len(table), 2, source, source)
         expected = resample(images, dense_rows, dense_columns)
-        room, found = torch.empty(4 * source * target), torch.empty(2, target, target)
+        workspace, found = torch.empty(4 * source * target), torch.empty(2, target, target)
         for index, image in enumerate(images):
             part = image[:, rows.read(index), columns.read(index)]
-            resample_read(part, rows, columns, index, found, room)
+            resample_read(part, rows, columns, index, found, workspace)
             torch.testing.assert_close(found, expected[index], atol=2e-5, rtol=0)
 
     @given(start=UNIT, extent=st.floats(0.0625, 1, width=32), flip=st.sampled_from([0.0, 1.0]))

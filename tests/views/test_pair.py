@@ -44,7 +44,7 @@ DEVIATIONS = np.array([0.229, 0.224, 0.225]).reshape(3, 1, 1)
 def shown(plane: Tensor, crop: list[float], change: list[float], side: int) -> Array:
     """One pre-training view, step by step: crop and resize, colours, blur, flip, normalise; (3, R, R) float64.
 
-    `plane` is uint8 (3, S, S). SimSiam's order, in which the blur is of the view and the colours follow METHOD's order.
+    `plane` is uint8 (3, S, S). SimSiam's order, in which the blur is of the view and the colours have PiCIE's order.
     """
     top, left, height, width, flip = crop
     source = plane.shape[-1]
@@ -103,7 +103,7 @@ class TestImageAgainstFeatureMap:
 
 class TestViewPair:
     def test_equals_the_slow_reference(self) -> None:
-        """METHOD, section 2: photometry₁ then G on the image; photometry₂ then the whole image."""
+        """DenseSiam, section 3: photometry₁ then G on the image; photometry₂ then the whole image."""
         indices = [40, 41, 42, 43, 44, 45]
         images = random_images(len(indices), 16)
         pair = view_pair(images, indices, seed=9, round_=3)

@@ -1,4 +1,4 @@
-"""Random choices of views: replayed exactly, distributed as METHOD says, equal to slow references."""
+"""Random choices of views: replayed exactly, distributed as in DenseSiam's supplement, equal to slow references."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ class TestReplay:
 
 
 class TestDistribution:
-    """METHOD's table; bounds of about five standard deviations of 4000 draws."""
+    """The supplement's ranges; bounds of about five standard deviations of 4000 draws."""
 
     def test_geometry(self) -> None:
         top, left, side, width, flip = stacked(sample_geometry(0, 0, MANY)).double().T
