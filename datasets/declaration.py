@@ -35,7 +35,7 @@ class Table(BaseModel):
 
 
 class DatasetClass(Table):
-    """One class, told by values of an index label or by colours of an RGB label."""
+    """One class, given by values of an index label or by colours of an RGB label."""
 
     name: Text
     kind: Kind | None = None

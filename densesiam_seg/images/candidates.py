@@ -1,4 +1,4 @@
-"""The files that inputs mean, gathered unsorted: each is taken or skipped with a reason, and all become a `Manifest`.
+"""The files that inputs name, unsorted: each is taken or skipped with a reason, and all become a `Manifest`.
 
 Axis: N files.
 """
@@ -21,7 +21,7 @@ from densesiam_seg.images.manifest import Manifest, Skipped
 from densesiam_seg.images.opening import SUFFIXES
 
 IDENTITY = np.dtype([("size", "i8"), ("time", "i8"), ("device", "u8"), ("inode", "u8")])
-"""What tells files apart; all four, because some file systems hand out inodes twice. The time is in milliseconds."""
+"""Identifies a file, by all four, since on some file systems two have one inode. The time is in milliseconds."""
 _PACK = struct.Struct("=qqQQ").pack
 
 
@@ -64,7 +64,7 @@ class Candidates:
             self.others[suffix if suffix[1:].isalnum() else "without a suffix"] += 1
 
     def refuse(self, path: str, error: OSError) -> str:
-        """Skip what the system does not show; returns the reason."""
+        """Skip a file that cannot be read; returns the reason."""
         if isinstance(error, PermissionError):
             return self._skip(path, "permission", "may not be read; change its permissions")
         if isinstance(error, FileNotFoundError | NotADirectoryError):
@@ -91,7 +91,7 @@ class Candidates:
         names = np.array(self.names, object)
         order = np.argsort(names, kind="stable")
         names = names[order]
-        last = np.append(names[1:] != names[:-1], True)  # of several looks at one path
+        last = np.append(names[1:] != names[:-1], True)  # of repeated paths
         order = order[last]
         files = np.frombuffer(self.identities, IDENTITY)
         first = order[_first_names(files[order])]

@@ -1,6 +1,6 @@
 """Images as tensors, decoded safely: whatever is wrong with a file is an `ImageError` that names it.
 
-H W: height and width after the EXIF orientation. Of an animation the first frame counts. `images.pixels` tells how
+H W: height and width after the EXIF orientation. Of an animation the first frame counts. `images.pixels` defines how
 values become 0…255.
 """
 

@@ -1,4 +1,4 @@
-"""Opening files that nobody vouches for: an upright Pillow image, or an `ImageError` that names the file."""
+"""Opening untrusted files: an upright Pillow image, or an `ImageError` that names the file."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def upright_size(image: ImageFile.ImageFile) -> tuple[int, int]:
 def _orientation(image: ImageFile.ImageFile) -> int:
     """EXIF orientation 1…8; unreadable metadata counts as 1.
 
-    The base method reads what the header brought. PNG's own would decode all pixels in search of
+    The base method uses the header alone. PNG's own would decode all pixels in search of
     a late eXIf chunk, which the standard (third edition) no longer allows.
     """
     try:

@@ -171,7 +171,7 @@ def _listed(label: str, lines: Iterable[bytes], folder: str) -> Candidates:
 
 
 def _not_empty(item: str, found: Candidates) -> Candidates:
-    """`found` again. Raises `InputError`, telling what is there instead, where it holds no image."""
+    """Returns `found`. Raises `InputError`, naming what is there instead, where it holds no image."""
     if found.names or found.skipped:
         return found
     kinds = ", ".join(f"{count} {suffix}" for suffix, count in found.others.most_common(3))

@@ -53,7 +53,7 @@ class TimmBackbone(nn.Module):
         )
         noted = getattr(self.plain, "pretrained_cfg", None) or {}
         mean, deviation = noted.get("mean", MEAN), noted.get("std", STD)
-        # Of the pixels, as timm notes them beside a model's weights; ImageNet's where it notes none.
+        # Of the pixels, as timm records them for a model's weights; ImageNet's where it records none.
         self.mean, self.deviation = (
             (tuple(mean), tuple(deviation)) if len(mean) == 3 else (MEAN, STD)
         )
@@ -127,7 +127,7 @@ def _unknown(name: str, known: Sequence[str]) -> UsageError:
 
 
 def _stages(name: str, model: Any) -> list[dict[str, Any]]:
-    """What timm says of each stage or block that it can give. Raises UsageError where it gives none."""
+    """timm's description of each stage or block that it returns. Raises UsageError where it returns none."""
     needed = ("feature_info", "forward_intermediates", "prune_intermediate_layers")
     if not all(hasattr(model, attribute) for attribute in needed):
         raise UsageError(
