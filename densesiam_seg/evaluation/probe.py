@@ -112,13 +112,14 @@ def ready_probe(
 
 
 def require_apart(train: Samples, scored: Samples) -> None:
-    """Raises UsageError for an image of both sets."""
-    shared = {each.image for each in train} & {each.image for each in scored}
-    if shared:
-        raise UsageError(
-            f"--train-split {train.split} and --split {scored.split} share {len(shared)} images ({min(shared)}); "
-            "a probe scored on what it has learned from means nothing, give splits that share none"
-        )
+    """Raises UsageError for an image or a label of both sets."""
+    for kind in ("image", "label"):
+        shared = {getattr(each, kind) for each in train} & {getattr(each, kind) for each in scored}
+        if shared:
+            raise UsageError(
+                f"--train-split {train.split} and --split {scored.split} share {len(shared)} {kind}s ({min(shared)}); "
+                "a probe scored on what it has learned from means nothing, give splits that share none"
+            )
 
 
 def probe_events(
@@ -145,7 +146,7 @@ def probe_events(
     readings: list[Reading] = []
     if kind != "kmeans":
         weight, bias = yield from fit_linear(features, labels, classes)
-        read_outs.append(lambda maps: F.conv2d(maps.float(), weight, bias))
+        read_outs.append(lambda maps: F.conv2d(segmenter.learned(maps).float(), weight, bias))
         name = f"linear probe, supervised: uses the labels of the {train.split} split"
         readings.append(Reading(classes, name, known_classes(classes)))
     if kind != "linear":

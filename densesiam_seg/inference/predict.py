@@ -1,6 +1,6 @@
 """`predict`: images → masks at their own size, under their own names.
 
-Each core processes whole images, from the file to the mask; memory does not grow with their size or number.
+Each core processes whole images, from the file to the mask; memory does not grow with their number.
 """
 
 from __future__ import annotations

@@ -35,7 +35,9 @@ def dot_chart(rows: Sequence[str], panels: Mapping[str, Values], unit: str, note
             _draw_row(axes, row, seeds)
     every[0].set_yticks(range(len(rows)), rows)
     every[0].set_ylim(len(rows) - 0.5, -0.5)
-    figure.supxlabel(note, x=0.01, ha="left", fontsize="small", color=FAINT)
+    # The note holds a user's own words, in which a dollar is a dollar.
+    plain = {"parse_math": False, "usetex": False}
+    figure.supxlabel(note, x=0.01, ha="left", fontsize="small", color=FAINT, **plain)
     return figure
 
 

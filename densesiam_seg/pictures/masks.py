@@ -18,6 +18,8 @@ from PIL import Image
 from densesiam_seg.io.files import replacing
 
 Colour = tuple[int, int, int]
+BAND = 256
+"""Rows of an overlay that are computed at once."""
 LARGEST_8_BIT = 255
 """Ids 0 … 254 fit an 8-bit mask; 255 stays free for ignored pixels."""
 
@@ -83,7 +85,11 @@ def overlay(
 ) -> NDArray[np.uint8]:
     """The mean of an image (H, W, 3) and its mask's colours; borders of clusters have the colours alone."""
     colour = colourise(mask, colours)
-    tinted = np.array(Image.blend(Image.fromarray(image), Image.fromarray(colour), 0.5))
+    tinted = np.empty_like(image)
+    # Band by band, as sums of a whole large picture would need a gigabyte.
+    for top in range(0, len(image), BAND):
+        rows = slice(top, top + BAND)
+        tinted[rows] = (image[rows].astype(np.uint16) + colour[rows]) >> 1
     border = borders(mask)
     tinted[border] = colour[border]
     return tinted

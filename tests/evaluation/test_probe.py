@@ -34,9 +34,11 @@ from densesiam_seg.evaluation.probe import (
 )
 from densesiam_seg.evaluation.protocol import PROTOCOLS, dense_features, prepare_sample
 from densesiam_seg.events import Progress
+from densesiam_seg.inference.model_card import ModelCard
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.files import to_json
 from densesiam_seg.io.randomness import Stream, generator
+from densesiam_seg.network.model import Architecture, build_network
 
 Value = TypeVar("Value")
 Run = Callable[..., dict[str, Evaluation]]
@@ -250,6 +252,23 @@ class TestRefusals:
                 (tmp_path / folder / each).symlink_to(data / folder / each)
         with pytest.raises(InputError, match=rf"probe needs labelled images: .*{gone}/{split} for"):
             probed(segmenter, data, tmp_path)
+
+    def test_splits_that_share_labels(
+        self, segmenter: Segmenter, data: Path, tmp_path: Path
+    ) -> None:
+        text = (data / "plain.toml").read_text().replace("labels/val", "labels/train")
+        (tmp_path / "mixed.toml").write_text(text)
+        with pytest.raises(UsageError, match="share 3 labels"):
+            ready_probe(segmenter, tmp_path / "mixed.toml", data)
+
+    def test_a_model_with_a_mixture(self, data: Path, few_steps: None) -> None:
+        """Its dense maps hold the mixture's posteriors too, which no probe sees."""
+        architecture = Architecture(channels=4, clusters=3, over_clusters=0, mixture=True)
+        network = build_network(architecture, seed=0)
+        card = ModelCard(architecture, 32, clusters=3)
+        result = probed(Segmenter(network, card, device="cpu", precision="fp32"), data)
+        assert result.linear is not None and result.kmeans is not None
+        assert result.linear.images == result.kmeans.images == 3
 
     def test_everything_else_is_checked_before_the_model_is_read(self, data: Path) -> None:
         with pytest.raises(UsageError, match="share 3 images"):

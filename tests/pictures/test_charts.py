@@ -53,10 +53,11 @@ def test_a_row_without_a_result_says_so() -> None:
 @pytest.mark.parametrize("values", [[[1.0], [5000.0]], [[], []]])
 def test_panels_have_their_own_axes_and_the_note_stands_below(values: list[list[float]]) -> None:
     panels = {f"panel {k}": [values[k]] for k in range(2)}
-    figure = dot_chart(["a"], panels, "unit", "words " * 20)
+    note = "$\\price$ " + "words " * 20
+    figure = dot_chart(["a"], panels, "unit", note)
     assert [axes.get_title() for axes in figure.axes] == ["panel 0", "panel 1"]
     assert figure.axes[0].get_xlim() != figure.axes[1].get_xlim() or not values[0]
-    assert figure.get_supxlabel() == "words " * 20
+    assert figure.get_supxlabel() == note
     file = io.BytesIO()
     figure.savefig(file, format="png")
     with Image.open(file) as picture:
