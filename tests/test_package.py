@@ -80,6 +80,13 @@ def test_rooms_are_small() -> None:
     assert {name: count for name, count in files.items() if count > 12} == {}
 
 
+def test_contributing_shows_every_file() -> None:
+    tree = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    modules = {path.stem for path in PACKAGE.glob("*.py")}
+    modules |= {path.stem for room in ROOMS.values() for path in room.glob("*.py")}
+    assert {name for name in modules - {"__init__"} if name not in tree} == set()
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of a copy of the sources, since a build leaves files beside them."""
