@@ -7,13 +7,13 @@ import json
 import os
 import re
 import socket
-from collections.abc import Collection
-from contextlib import suppress
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from densesiam_seg.errors import ModelError, OutputError, UsageError
+from densesiam_seg.errors import DenseSiamError, ModelError, OutputError, StoppedError, UsageError
 from densesiam_seg.io.files import (
     JSON,
     discard,
@@ -126,6 +126,22 @@ def write_status(
             **details,
         },
     )
+
+
+@contextmanager
+def noting_failure(folder: Path) -> Iterator[None]:
+    """Write how work ended that an error or a signal ends, and raise that again. What had finished stays finished."""
+    try:
+        yield
+    except BaseException as error:
+        status: Status = "stopped" if isinstance(error, StoppedError) else "failed"
+        code = error.exit_code if isinstance(error, DenseSiamError) else 1
+        if read_status(folder).get("status") != "done":
+            # On a full disk the status cannot be written either; the first error is the one to report.
+            with suppress(OutputError):
+                reason = str(error) or type(error).__name__
+                write_status(folder, status, reason=reason, exit_code=code)
+        raise
 
 
 def read_status(folder: Path) -> dict[str, Any]:

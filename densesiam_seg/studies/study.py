@@ -6,17 +6,16 @@ Every run of a row is a pre-training run of its own; its frozen network is score
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from densesiam_seg.errors import DenseSiamError, OutputError, PartialError, StoppedError
+from densesiam_seg.errors import PartialError
 from densesiam_seg.events import Notice, Progress
 from densesiam_seg.io.files import remove_leftovers, replace_json, replace_text, replacing
 from densesiam_seg.io.lock import run_lock
 from densesiam_seg.io.records import Records
-from densesiam_seg.io.run_directory import Status, new_run_folder, write_status
+from densesiam_seg.io.run_directory import new_run_folder, noting_failure, write_status
 from densesiam_seg.io.signals import stop_requests
 from densesiam_seg.studies.plan import STUDY, checked_labels, plan_study, require_same, write_plan
 from densesiam_seg.studies.runs import (
@@ -88,19 +87,11 @@ def study_events(
         remove_leftovers(folder)
         if resume:
             require_same(folder, plan)
-        try:
+        with noting_failure(folder):
             write_status(folder, "running")
             if not resume:
                 write_plan(folder, plan)
             yield from _study(Study(folder, plan, stop))
-        except BaseException as error:
-            status: Status = "stopped" if isinstance(error, StoppedError) else "failed"
-            code = error.exit_code if isinstance(error, DenseSiamError) else 1
-            # On a full disk the status cannot be written either; the first error is the one to report.
-            with suppress(OutputError):
-                reason = str(error) or type(error).__name__
-                write_status(folder, status, reason=reason, exit_code=code)
-            raise
 
 
 def _study(study: Study) -> Iterator[StudyEvent]:

@@ -10,21 +10,20 @@ import math
 import time
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import densesiam_seg
-from densesiam_seg.errors import DenseSiamError, OutputError, StoppedError, UsageError
+from densesiam_seg.errors import StoppedError, UsageError
 from densesiam_seg.events import EpochRecord, Event, Notice, Progress, Started, StepRecord, Trained
 from densesiam_seg.images.scan import scan
 from densesiam_seg.io.devices import pick_device
 from densesiam_seg.io.files import output_error, remove_leftovers
 from densesiam_seg.io.lock import run_lock
 from densesiam_seg.io.records import Records
-from densesiam_seg.io.run_directory import Status, new_run_folder, read_status, write_status
+from densesiam_seg.io.run_directory import Status, new_run_folder, noting_failure, write_status
 from densesiam_seg.io.signals import stop_requests
 from densesiam_seg.network.encoder import require_backbone
 from densesiam_seg.presets import Preset
@@ -106,7 +105,8 @@ def run_events(
         deadline = math.inf if max_time is None else time.monotonic() + max_time
         remove_leftovers(folder)
         remove_leftovers(folder / "checkpoints")
-        try:
+        # A refused resume leaves a finished run finished.
+        with noting_failure(folder):
             prepared = (
                 resumed(run, settings)
                 if resume
@@ -116,17 +116,6 @@ def run_events(
                 if isinstance(event, Notice | Started | EpochRecord):
                     _log(folder / "train.log", str(event))
                 yield event
-        except BaseException as error:
-            status: Status = "stopped" if isinstance(error, StoppedError) else "failed"
-            code = error.exit_code if isinstance(error, DenseSiamError) else 1
-            # A refused resume leaves a finished run's status. On a full disk the status cannot be written; the first
-            # error is the one to report.
-            if read_status(folder).get("status") != "done":
-                with suppress(OutputError):
-                    write_status(
-                        folder, status, reason=str(error) or type(error).__name__, exit_code=code
-                    )
-            raise
 
 
 def _log(path: Path, text: str) -> None:

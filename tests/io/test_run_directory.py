@@ -17,13 +17,22 @@ from unittest.mock import Mock
 
 import pytest
 
-from densesiam_seg.errors import BusyError, DenseSiamError, ModelError, OutputError, UsageError
+from densesiam_seg.errors import (
+    BusyError,
+    DenseSiamError,
+    InputError,
+    ModelError,
+    OutputError,
+    StoppedError,
+    UsageError,
+)
 from densesiam_seg.io import run_directory
 from densesiam_seg.io.lock import LOCK, run_lock
 from densesiam_seg.io.run_directory import (
     RUN_NAMES,
     latest_model,
     new_run_folder,
+    noting_failure,
     read_status,
     require_space,
     write_status,
@@ -339,6 +348,31 @@ def test_the_status_tells_how_the_run_ended(clock: Mock) -> None:
     assert read_status(Path("absent")) == {}
     with pytest.raises(OutputError, match=r"run\.json"):
         write_status(Path("absent"), "done")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (StoppedError("enough", 15), "stopped", 143),
+        (InputError("no image"), "failed", 3),
+        (KeyError(), "failed", 1),
+    ],
+)
+def test_what_ends_the_work_is_noted(error: Exception, status: str, code: int) -> None:
+    folder = start(Path("out"))
+    with pytest.raises(type(error)), noting_failure(folder):
+        raise error
+    found = read_status(folder)
+    assert (found["status"], found["exit_code"]) == (status, code)
+    assert found["reason"] == (str(error) or "KeyError")
+
+
+def test_what_had_finished_stays_finished() -> None:
+    folder = start(Path("out"))
+    write_status(folder, "done", exit_code=0)
+    with pytest.raises(KeyError), noting_failure(folder):
+        raise KeyError
+    assert read_status(folder)["status"] == "done"
 
 
 def test_too_little_space_is_an_output_error_with_both_figures(
