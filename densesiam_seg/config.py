@@ -85,14 +85,14 @@ class RunConfig:
     learning_rate: float = setting(0.05, "Initial learning rate.", RECIPE)
     weights: str = setting(
         "auto",
-        "Initial weights of the backbone: auto (ImageNet's where they are cached or can be fetched), imagenet, none, "
-        "a .safetensors or .pth file, or a run of pretrain or train.",
+        "Initial weights of the backbone: packaged (ImageNet's, installed with this program), imagenet (cached or "
+        "fetched), auto (the first of them that there are, else none), none, a .safetensors or .pth file, or a run.",
         RECIPE,
         common=True,
     )
     backbone: str = setting(
         "resnet18",
-        "A model of torchvision (resnet18 …, convnext_tiny …, swin_t …) or, with the extra [timm], timm:NAME.",
+        "A model of torchvision (resnet18 …, convnext_tiny …, swin_t …) or of timm as timm:NAME.",
         RECIPE,
         common=True,
     )
@@ -191,10 +191,16 @@ class TrainConfig(RunConfig):
     replay: Literal["epoch", "run"] = setting(
         "epoch", "Draw new views every epoch, or once for the run.", METHOD
     )
+    features: Literal["fpn", "stages"] = setting(
+        "fpn",
+        "fpn: a decoder's, learned from random weights. stages: those of a frozen pre-trained backbone as they are (in "
+        "the presets fast and balanced where weights are loaded).",
+        RECIPE,
+    )
     prior: Literal["mixture", "none"] = setting(
         "none",
-        "mixture: start from Gaussians over colour, texture and position, and read out with them (in the presets fast "
-        "and balanced where no weights are loaded). none: DenseSiam as published.",
+        "mixture: start from clusters of colour, texture and position, with features of stages also of these, and read "
+        "out with them (in the presets fast and balanced). none: DenseSiam as published.",
         METHOD,
     )
     similarity: Literal["cross-entropy", "cosine"] = setting(
@@ -221,6 +227,13 @@ class TrainConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _require(
+            self.features == "fpn"
+            or (self.freeze and self.prior == "mixture" and self.method == "densesiam"),
+            "features",
+            "fpn unless the method is densesiam, prior is mixture and the backbone is frozen",
+            self.features,
+        )
         late = self.region_weight if self.region_epoch() == 0 else 0.0
         weights = (self.image_weight, self.over_cluster_weight, self.segmentation_weight)
         _require(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import fields
+from itertools import product
 from typing import Any, Literal
 
 from densesiam_seg.config import PretrainConfig, RunConfig, TrainConfig
@@ -38,10 +39,12 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
 """What each `method` changes in a preset: losses switched off, or PiCIE's own optimiser (PiCIE, section 4)."""
 
 
+Start = Literal["stages", "mixture", "none"]
+"""What training starts from: clusters of pre-trained stages and appearance, those of appearance alone, or nothing."""
 STEPS: Mapping[str, int] = {"fast": 160, "balanced": 500}
 PRIOR_STEPS: Mapping[str, int] = {"fast": 60, "balanced": 100}
 """Learning clusters that are there from the start takes fewer steps than finding them."""
-FROM_SCRATCH: Mapping[str, Any] = {
+FROM_MIXTURE: Mapping[str, Any] = {
     "prior": "mixture",
     "pixel_weight": 0.0,
     "over_cluster_weight": 0.0,
@@ -50,6 +53,15 @@ FROM_SCRATCH: Mapping[str, Any] = {
 }
 """What the small presets change in the plain method: clusters that are there from the start need none of its losses to
 be found, and gain nothing by them (docs/recipe.md has the measurements)."""
+FROM_STAGES: Mapping[str, Any] = {
+    **FROM_MIXTURE,
+    "features": "stages",
+    "freeze": True,
+    "optimizer": "adam",
+    "learning_rate": 3e-3,
+    "weight_decay": 0.0,
+}
+"""The same where there are pre-trained weights."""
 
 
 def train_preset(
@@ -58,21 +70,24 @@ def train_preset(
     *,
     gpu: bool,
     method: str = "densesiam",
-    prior: bool = True,
+    start: Start = "mixture",
 ) -> tuple[Preset, TrainConfig]:
     """The named preset for this many images; without a name `paper` for large sets on a GPU, else `balanced`.
 
     `fast` and `balanced` fit small sets and processors: smaller images, batches of 16, a learning rate that is not
     scaled down by the batch and as many epochs as make a fixed number of steps.
-    They start from a mixture unless `prior` is false. `method` has its own settings on top of it.
+    They start from what `start` says. `method` has its own settings on top of it.
     """
     name = name or ("paper" if gpu and images >= PAPER_IMAGES else "balanced")
     own = METHODS.get(method, {})
     if name == "paper":
         return name, TrainConfig(**own)
-    prior = prior and own.get("prior") != "none"
-    small = _small(name, images, gpu=gpu, steps=(PRIOR_STEPS if prior else STEPS)[name])
-    return name, TrainConfig(**{**small, **(FROM_SCRATCH if prior else {}), **own})
+    if own.get("prior") == "none":
+        start = "none"
+    steps = STEPS if start == "none" else PRIOR_STEPS
+    small = _small(name, images, gpu=gpu, steps=steps[name])
+    starts = {"stages": FROM_STAGES, "mixture": FROM_MIXTURE, "none": {}}
+    return name, TrainConfig(**{**small, **starts[start], **own})
 
 
 def pretrain_preset(
@@ -104,7 +119,9 @@ def changed_by_presets(config: type[RunConfig]) -> set[str]:
     presets: tuple[Preset, ...] = ("fast", "balanced", "paper")
     found: list[RunConfig]
     if config is TrainConfig:
-        found = [train_preset(p, 100, gpu=False, method=m)[1] for p in presets for m in METHODS]
+        starts: tuple[Start, ...] = ("stages", "mixture")
+        kinds = product(presets, METHODS, starts)
+        found = [train_preset(p, 100, gpu=False, method=m, start=s)[1] for p, m, s in kinds]
     else:
         found = [pretrain_preset(preset, 100, gpu=False)[1] for preset in presets]
     return {

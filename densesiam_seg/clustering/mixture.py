@@ -16,7 +16,7 @@ with the higher stability and agreement. Their clusters are paired, their poster
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from densesiam_seg.clustering.agreement import best_pairs, normalised_mutual_information
 from densesiam_seg.clustering.appearance import GIST, OWN
 from densesiam_seg.clustering.gaussians import (
+    Form,
     Gaussians,
     expectation,
     fit_gaussians,
@@ -49,8 +50,8 @@ MIN_POINTS_PER_CLUSTER = 50
 """In the subset of a fit, if the sample has as many."""
 PAIRING_ROUNDS = 3
 """Times that the clusters of all fits are paired with those of their mean."""
-ADAPTATIONS = 5
-"""Iterations of expectation-maximisation of an image's own shares."""
+TEMPER = 0.25
+"""Of appearance beside learned features."""
 SMOOTHING = 0.01
 """Weight of the mixture's shares that is added to others, so that no share is 0."""
 
@@ -63,25 +64,33 @@ class Search:
     select_one_in: int = 8
     """The most stable fits are selected: one in so many of its kind, and at least one."""
     conditioned: Sequence[bool] = (True, False)
-    """The kinds of fits, made in turn: whether they are conditioned on the image's gist."""
+    """Kinds of fits to appearance alone: whether they are conditioned on the image's gist."""
+    concentrations: Sequence[float] = ()
+    """Further kinds: κ of fits to learned features and tempered appearance."""
 
 
 SEARCH = Search()
+LEARNED_SEARCH = Search(63, 3, concentrations=(5.0, 7.0, 10.0, 14.0, 20.0))
+"""Of points with learned features: fewer fits of each kind, as these differ less."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Points (N, D), the same at each of L other brightnesses (L, N, D), and the number of each point's image (N,)."""
+    """Points (N, D + C), the same at each of L other brightnesses (L, N, D + C), and each point's image (N,)."""
 
     points: Tensor
     relit: Tensor
     images: Tensor
 
-    def without(self, channels: int) -> Sample:
-        """The same points with zeros in the first channels."""
+    def with_zeros(self, channels: slice) -> Sample:
+        """The same points with zeros in some channels."""
         points, relit = self.points.clone(), self.relit.clone()
-        points[:, :channels] = relit[..., :channels] = 0
+        points[:, channels] = relit[..., channels] = 0
         return replace(self, points=points, relit=relit)
+
+    def first(self, channels: int) -> Sample:
+        """The same points without further channels."""
+        return replace(self, points=self.points[:, :channels], relit=self.relit[..., :channels])
 
     def part(self, count: int, draw: np.random.Generator) -> Tensor:
         """The points of randomly drawn images, as many as give at least `count` points, or all points."""
@@ -92,17 +101,13 @@ class Sample:
         chosen[order[before < count]] = True
         return self.points[chosen[self.images]]
 
-    def means(self, values: Tensor) -> Tensor:
-        """Values of all points (N, K) → at each point the mean of its image, (N, K)."""
-        sizes = self.images.bincount().view(-1, 1)
-        sums = torch.zeros(len(sizes), values.shape[1], dtype=values.dtype)
-        return (sums.index_add_(0, self.images, values) / sizes)[self.images]
-
 
 class Mixture(nn.Module):
-    """Log-posteriors of the clusters. Its tensors are buffers: gradients do not train them.
+    """Log-posteriors of the clusters by appearance. Its tensors are buffers: gradients do not train them.
 
-    A point has `gist` channels of its image, then `own` channels of the place.
+    A point has `gist` channels of its image, then `own` channels of the place, then `learned` ones, a unit vector. What
+    the mixture says of the learned ones are its `directions`, which are added to the log-posteriors by appearance; they
+    are zeros where appearance alone was found better.
     """
 
     mean: Tensor
@@ -111,8 +116,11 @@ class Mixture(nn.Module):
     whitening: Tensor
     offsets: Tensor
     shares: Tensor
+    directions: Tensor
 
-    def __init__(self, clusters: int, own: int = OWN, gist: int = GIST) -> None:
+    def __init__(
+        self, clusters: int, own: int = OWN, gist: int = GIST, learned: int = 0
+    ) -> None:
         super().__init__()
         self.gist = gist
         channels = gist + own
@@ -122,30 +130,19 @@ class Mixture(nn.Module):
         self.register_buffer("whitening", torch.eye(channels)[gist:].repeat(clusters, 1, 1))
         self.register_buffer("offsets", torch.zeros(clusters))
         self.register_buffer("shares", torch.full((clusters,), 1 / clusters))
+        # A mixture of appearance alone is saved as before there were others.
+        self.register_buffer("directions", torch.zeros(clusters, learned), persistent=learned > 0)
 
     def forward(self, appearance: Tensor) -> Tensor:
         """Appearance (B, D, h, w) → log-posteriors (B, K, h, w), float32."""
         images, channels, height, width = appearance.shape
         points = appearance.float().movedim(1, -1).reshape(-1, channels)
-        gaussians = Gaussians(self.centres, self.whitening, self.offsets, self.shares)
+        fit = Gaussians(self.centres, self.whitening, self.offsets, self.shares, self.directions)
         # Autocast would round differences of large squares.
         with torch.autocast(points.device.type, enabled=False):
-            joint = log_joint((points - self.mean) / self.deviation, gaussians)
+            joint = log_joint((points - self.mean) / self.deviation, fit)
         logs = joint.log_softmax(1)
         return logs.view(images, height, width, -1).movedim(-1, 1)
-
-    def adapted(self, scores: Tensor) -> Tensor:
-        """Scores (B, K, h, w) whose softmax are posteriors → log-posteriors with each image's own shares as the prior.
-
-        The mixture's shares are those of all images, but a night scene has no daylight sky. Expectation-maximisation
-        of the shares alone, for each image by itself (Saerens et al., "Adjusting the outputs of a classifier
-        to new a priori probabilities", 2002, section 2.2).
-        """
-        return _adapted(
-            scores.log_softmax(1),
-            self.shares.view(-1, 1, 1),
-            lambda shares: shares.mean((-2, -1), keepdim=True),
-        )
 
     def fit(self, sample: Sample, *, seed: int, search: Search = SEARCH) -> None:
         """Fit the mixture to a sample: the consensus of many fits.
@@ -157,38 +154,64 @@ class Mixture(nn.Module):
 
     def fitting(self, sample: Sample, *, seed: int, search: Search = SEARCH) -> Iterator[float]:
         """`fit` in steps, as it may take a minute: yields the fraction of the fits that are done."""
-        points = sample.points.detach().cpu().double()
-        mean, deviation = points.mean(0), points.std(0, unbiased=False)
-        # Constant channels are not divided by 0.
-        deviation = torch.where(deviation > 1e-6, deviation, 1.0)
-        relit = (sample.relit.detach().cpu().double() - mean) / deviation
-        standard = Sample((points - mean) / deviation, relit, sample.images.cpu())
-        # Channels of zeros have no effect on the conditional means.
-        blind = standard.without(self.gist)
-        enough = self.gist and len(sample.images.bincount()) >= MIN_IMAGES_PER_CHANNEL * self.gist
-        kinds = search.conditioned if enough else (False,)
-        samples = [standard if conditioned else blind for conditioned in kinds]
-        clusters, one_in = len(self.centres), search.select_one_in
-        most = MAX_BYTES // (8 * len(points) * clusters) * one_in
-        count = max(min(search.restarts, most), len(samples))
+        standard, mean, deviation = self._standardised(sample)
+        kinds = list(self._kinds(standard, search))
+        one_in, posteriors = search.select_one_in, 8 * len(sample.points) * len(self.centres)
+        each = max(min(search.restarts, MAX_BYTES // posteriors * one_in) // len(kinds), 1)
+        fits: list[list[RankedFit]] = [[] for _ in kinds]
 
         def make(number: int) -> tuple[int, RankedFit]:
-            turn, kind = divmod(number, len(samples))
-            return kind, _ranked_fit(samples[kind], clusters, self.gist, seed, turn)
+            turn, kind = divmod(number, len(kinds))
+            form, part = kinds[kind]
+            return kind, _ranked_fit(part, len(self.centres), form, seed, turn)
 
-        fits: list[list[RankedFit]] = [[] for _ in samples]
+        count = each * len(kinds)
         with closing(on_own_cores(make, range(count))) as results:
-            for done, (kind, each) in enumerate(results, 1):
-                fits[kind].append(each)
+            for done, (kind, found) in enumerate(results, 1):
+                fits[kind].append(found)
                 yield done / count
-        selected = [_most_stable(*each, one_in) for each in zip(fits, samples, strict=True)]
+        selected = [
+            _most_stable(found, part, one_in)
+            for found, (_, part) in zip(fits, kinds, strict=True)
+        ]
         # The first of equal ones.
-        kind = max(range(len(selected)), key=lambda each: selected[each][0])
-        points = samples[kind].points
-        shares = [expectation(points, fit)[1] for fit in selected[kind][1]]
-        fit = maximisation(points, consensus(shares), self.gist)
-        for name, value in {"mean": mean, "deviation": deviation, **vars(fit)}.items():
+        best = max(range(len(selected)), key=lambda kind: selected[kind][0])
+        form, part = kinds[best]
+        shares = [expectation(part.points, fit)[1] for fit in selected[best][1]]
+        fit = maximisation(part.points, consensus(shares), form)
+        values = {"mean": mean, "deviation": deviation, **vars(fit)}
+        if not form.learned:
+            values["directions"] = torch.zeros_like(self.directions)
+        for name, value in values.items():
             self.get_buffer(name).copy_(value)
+
+    def _standardised(self, sample: Sample) -> tuple[Sample, Tensor, Tensor]:
+        """The sample in float64 with standardised appearance, and the mean and deviation of each of its channels."""
+        points, relit = sample.points.detach().cpu().double(), sample.relit.detach().cpu().double()
+        channels = len(self.mean)
+        own = points[:, :channels]
+        mean, deviation = own.mean(0), own.std(0, unbiased=False)
+        # Constant channels are not divided by 0.
+        deviation = torch.where(deviation > 1e-6, deviation, 1.0)
+
+        def standard(values: Tensor) -> Tensor:
+            own = (values[..., :channels] - mean) / deviation
+            return torch.cat((own, values[..., channels:]), -1)
+
+        return Sample(standard(points), standard(relit), sample.images.cpu()), mean, deviation
+
+    def _kinds(self, sample: Sample, search: Search) -> Iterator[tuple[Form, Sample]]:
+        """The kinds of fits that a search makes to a sample, each with what it reads of it."""
+        enough = self.gist and len(sample.images.bincount()) >= MIN_IMAGES_PER_CHANNEL * self.gist
+        # Channels of zeros have no effect on the conditional means.
+        blind = sample.with_zeros(slice(self.gist))
+        for conditioned in search.conditioned if enough else (False,):
+            part = sample if conditioned else blind
+            yield Form(self.gist), part.first(len(self.mean))
+        learned = self.directions.shape[1]
+        for concentration in search.concentrations if learned else ():
+            form = Form(self.gist, concentration, TEMPER, learned)
+            yield form, sample if enough else blind
 
 
 class RankedFit(NamedTuple):
@@ -224,22 +247,21 @@ def smoothed(shares: Tensor, overall: Tensor) -> Tensor:
 
 def stability(fit: Gaussians, sample: Sample) -> float:
     """Normalised mutual information of a fit's clusters with those of the same places relit, mean of all lights."""
-    first = _labels(fit, sample, sample.points)
-    scores = [_label_nmi(first, _labels(fit, sample, relit)) for relit in sample.relit]
+    first = _labels(fit, sample.points)
+    scores = [_label_nmi(first, _labels(fit, relit)) for relit in sample.relit]
     return sum(scores) / len(scores)
 
 
 def agreement(fits: Sequence[Gaussians], sample: Sample) -> float:
     """Normalised mutual information of the clusters of two fits, mean of all pairs; 0 without any."""
-    labels = [_labels(fit, sample, sample.points) for fit in fits]
+    labels = [_labels(fit, sample.points) for fit in fits]
     scores = [_label_nmi(one, other) for one, other in combinations(labels, 2)]
     return sum(scores) / max(len(scores), 1)
 
 
-def _labels(fit: Gaussians, sample: Sample, points: Tensor) -> Tensor:
-    """The cluster (N,) of each of a sample's points, original or relit, with its image's own shares as the prior."""
-    logs = log_joint(points, fit).log_softmax(1)
-    return _adapted(logs, fit.shares, sample.means).argmax(1)
+def _labels(fit: Gaussians, points: Tensor) -> Tensor:
+    """The cluster (N,) of each of a sample's points, original or relit."""
+    return log_joint(points, fit).argmax(1)
 
 
 def _label_nmi(one: Tensor, other: Tensor) -> float:
@@ -249,15 +271,16 @@ def _label_nmi(one: Tensor, other: Tensor) -> float:
     return normalised_mutual_information(joint.view(clusters, clusters).numpy())
 
 
-def _ranked_fit(sample: Sample, clusters: int, gist: int, seed: int, turn: int) -> RankedFit:
-    """A fit to some of the images, drawn by (seed, turn), every other one in halves.
+def _ranked_fit(sample: Sample, clusters: int, form: Form, seed: int, turn: int) -> RankedFit:
+    """A fit to some of the images, drawn by (seed, turn), every other one of appearance alone in halves.
 
     Of equally stable fits the likelier one ranks first; digits that are rounded off differ by rounding errors.
     """
     draw = generator(seed, Stream.PIXELS, round_=1 + turn)
     size = max(len(sample.points) // SUBSET_DIVISOR, MIN_POINTS_PER_CLUSTER * clusters)
     part = sample.part(size, draw)
-    fit = fit_gaussians(part, clusters, seed=seed + turn, halves=turn % 2 == 1, given=gist)
+    halves = turn % 2 == 1 and not form.learned
+    fit = fit_gaussians(part, clusters, seed=seed + turn, halves=halves, form=form)
     evidence, _ = expectation(sample.points, fit)
     return RankedFit(round(stability(fit, sample), 6), float(evidence.mean()), fit)
 
@@ -272,12 +295,3 @@ def _most_stable(
     best = [each.fit for each in order]
     # A single fit has no other to agree with.
     return stable + agreement(best[: max(count, 2)], sample), best[:count]
-
-
-def _adapted(logs: Tensor, shares: Tensor, image_means: Callable[[Tensor], Tensor]) -> Tensor:
-    """Log-posteriors with images' own shares as the prior, from those with `shares`; clusters in dimension 1."""
-    adapted = logs
-    for _ in range(ADAPTATIONS):
-        own = smoothed(image_means(adapted.exp()), shares)
-        adapted = (logs + (own / shares).log()).log_softmax(1)
-    return adapted

@@ -85,13 +85,11 @@ def mixture_masks(
     *,
     seed: int,
     search: Search = SEARCH,
-    adapt: bool = True,
     refine: str = "none",
 ) -> MasksOf:
     """Masks by the mixture that `train` starts from, fitted to `count` images, without a network.
 
-    `search` is that of `Mixture.fit`. `adapt`: with each image's own shares of clusters. `refine`: the filter for
-    edges, `none`, `guided` or `pamr`.
+    `search` is that of `Mixture.fit`. `refine`: the filter for edges, `none`, `guided` or `pamr`.
     """
     places = Places(count, seed)
     for index, image in enumerate(images()):
@@ -100,8 +98,7 @@ def mixture_masks(
     mixture.fit(places.sample(), seed=seed, search=search)
 
     def mask_of(image: Tensor, height: int, width: int) -> Mask:
-        logs: Tensor = mixture(appearance_of(image[None]))
-        scores = mixture.adapted(logs) if adapt else logs
+        scores: Tensor = mixture(appearance_of(image[None]))
         if refine != "none":
             scores = sharpened(image[None], scores.softmax(1), refine)
         return upsample_argmax(scores[0], height, width).numpy()

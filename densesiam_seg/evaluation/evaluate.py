@@ -146,15 +146,23 @@ def segmenter_events(
     how = refinement.settled(segmenter.card.refine)
     reading = Reading(segmenter.card.clusters, segmenter.readout)
     masks = masks_made_by(segmenter, how)
-    return scoring_events(task, masks, [reading], task.side(segmenter), how.describe())
+    zoom = segmenter.network.encoder.zoom
+    return scoring_events(task, masks, [reading], task.side(segmenter), how.describe(), zoom=zoom)
 
 
 def scoring_events(
-    task: Benchmark, masks_of: MasksOf, readings: Sequence[Reading], side: int, on_top: str = ""
+    task: Benchmark,
+    masks_of: MasksOf,
+    readings: Sequence[Reading],
+    side: int,
+    on_top: str = "",
+    *,
+    zoom: int = 1,
 ) -> Iterator[Progress | Evaluation]:
     """Score several masks of each image in one pass; the last events are an `Evaluation` for each of `readings`.
 
-    Images are resized to the shorter side `side`. `on_top` describes what `masks_of` does beyond the protocol.
+    Labels are resized to the shorter side `side`, images to `zoom` times that. `on_top` describes what `masks_of` does
+    beyond the protocol.
 
     `masks_of` is called from several threads at once, with `BATCH` images where these are of one size (the last one
     repeated where there are fewer), else with one. Raises ImageError for an image that cannot be read (counted as
@@ -166,7 +174,7 @@ def scoring_events(
 
     def read(sample: Sample) -> tuple[Tensor, NDArray[np.uint8]] | InputError:
         try:
-            return prepare_sample(sample, dataset, protocol, side)
+            return prepare_sample(sample, dataset, protocol, side, zoom)
         except InputError as error:
             return error
 
@@ -210,7 +218,7 @@ def scoring_events(
         yield Evaluation(
             dataset=dataset.title,
             split=scored.split,
-            protocol=protocol.describe(side) + on_top,
+            protocol=protocol.describe(side, zoom) + on_top,
             images=len(scored) - len(unreadable),
             expected=scored.expected,
             missing=(*scored.missing, *unreadable),

@@ -160,7 +160,9 @@ def probe_events(
         readings.append(Reading(count, "k-means probe, label-free: labels only match and score"))
     del features, labels
     scores: list[Evaluation] = []
-    for event in scoring_events(task, read_masks(segmenter, read_outs), readings, side):
+    for event in scoring_events(
+        task, read_masks(segmenter, read_outs), readings, side, zoom=segmenter.network.encoder.zoom
+    ):
         if isinstance(event, Evaluation):
             scores.append(event)
         else:
@@ -182,7 +184,13 @@ def sample_points(
     """
 
     def load(sample: Sample) -> tuple[Tensor, NDArray[np.uint8]]:
-        return prepare_sample(sample, task.dataset, task.protocol, task.side(segmenter))
+        return prepare_sample(
+            sample,
+            task.dataset,
+            task.protocol,
+            task.side(segmenter),
+            segmenter.network.encoder.zoom,
+        )
 
     features: list[Tensor] = []
     labels: list[Tensor] = []

@@ -42,11 +42,13 @@ class Protocol:
     upsample: Literal["logits", "features"]
     flip: bool
 
-    def describe(self, side: int) -> str:
+    def describe(self, side: int, zoom: int = 1) -> str:
         """One line with all that a score depends on: size, filter, crop, what is upsampled, flip, no CRF."""
+        shown = "" if zoom == 1 else f", read at {zoom * side}"
         crop = f"centre crop {side}" if self.crop else "no crop, scored at the label's size"
         flip = "mean of the flipped image's features" if self.flip else "no flip"
-        return f"{self.name}: shorter side {side} ({self.resize}), {crop}, {self.upsample} upsampled, {flip}, no CRF"
+        size = f"shorter side {side} ({self.resize}{shown})"
+        return f"{self.name}: {size}, {crop}, {self.upsample} upsampled, {flip}, no CRF"
 
 
 PROTOCOLS = {
@@ -73,11 +75,11 @@ ReadOut = Callable[[Tensor], Tensor]
 
 
 def prepare_sample(
-    sample: Sample, dataset: Dataset, protocol: Protocol, side: int
+    sample: Sample, dataset: Dataset, protocol: Protocol, side: int, zoom: int = 1
 ) -> tuple[Tensor, NDArray[np.uint8]]:
     """Image and label, resized and cropped: uint8 (3, h, w), and class ids (H, W) with 255 ignored.
 
-    Raises ImageError for a file that cannot be read and InputError for a label that fits neither image nor dataset.
+    The image's sides have `zoom` times `side`, as some networks read it so. Raises ImageError for a file that cannot be read and InputError for a label that fits neither image nor dataset.
     """
     image = load_image(sample.image)
     label = read_label(dataset, sample.label)
@@ -90,7 +92,7 @@ def prepare_sample(
     if protocol.crop:
         size = _cover(height, width, side)
         label = _nearest(label, *size)[_window(size, side)]
-    return prepare_image(image, protocol, side), label
+    return prepare_image(image, protocol, zoom * side), label
 
 
 def prepare_image(image: Tensor, protocol: Protocol, side: int) -> Tensor:
@@ -169,6 +171,8 @@ def read_masks(segmenter: Segmenter, read_outs: Sequence[ReadOut]) -> MasksOf:
 def refined_masks(segmenter: Segmenter, refinement: Refinement) -> MasksOf:
     """A segmenter's masks with test-time augmentation and edge filter; each pass follows the protocol."""
 
+    zoom = segmenter.network.encoder.zoom
+
     def scores_of(images: Tensor, protocol: Protocol, sizes: Sequence[Size]) -> Scores:
         def at(size: Size | None, image: Tensor) -> Tensor:
             features = dense_features(segmenter, image, protocol)
@@ -177,12 +181,13 @@ def refined_masks(segmenter: Segmenter, refinement: Refinement) -> MasksOf:
             return segmenter.soft(segmenter.read_out(features))
 
         if protocol.upsample == "logits":
-            scores = refined(images, partial(at, None), refinement, len(sizes))
+            scores = refined(images, partial(at, None), refinement, len(sizes), zoom=zoom)
             yield from ([each] for each in scores[: len(sizes)])
             return
         for place, size in enumerate(sizes):
             # One image at a time, as in `read_masks`.
-            yield [refined(images[place : place + 1], partial(at, size), refinement)[0]]
+            own = images[place : place + 1]
+            yield [refined(own, partial(at, size), refinement, zoom=zoom)[0]]
 
     return _argmax_masks(segmenter, scores_of)
 

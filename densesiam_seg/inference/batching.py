@@ -44,7 +44,7 @@ def groups(segmenter: Segmenter, paths: Sequence[str], batch_size: int | None) -
         by_size: dict[tuple[int, int], list[int]] = {}
         for place, path in enumerate(paths[start : start + WINDOW], start):
             try:
-                size = working_size(*image_size(path), segmenter.card.image_size)
+                size = working_size(*image_size(path), segmenter.shown_side)
             except ImageError:
                 size = (0, 0)
             by_size.setdefault(size, []).append(place)

@@ -12,6 +12,7 @@ from densesiam_seg.backbones import plausible
 from densesiam_seg.clustering.merging import is_partition
 from densesiam_seg.errors import ModelError
 from densesiam_seg.io.files import open_regular
+from densesiam_seg.network.encoder import Features
 from densesiam_seg.network.model import Architecture
 from densesiam_seg.pictures.masks import Colour, palette
 
@@ -117,7 +118,7 @@ def _in_range(card: ModelCard) -> bool:
         all(type(number) is int and least <= number <= 4096 for number, least in numbers)
         and type(network.backbone) is str
         and plausible(network.backbone)
-        and network.features in ("fpn", "res5")
+        and network.features in get_args(Features)
         and type(network.image_head) is type(network.mixture) is bool
         and card.readout in get_args(Readout)
         and card.refine in get_args(Refine)

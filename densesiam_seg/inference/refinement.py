@@ -32,9 +32,14 @@ ScoresOf = Callable[[Tensor], Tensor]
 
 
 def refined(
-    images: Tensor, scores_of: ScoresOf, how: Refinement, count: int | None = None
+    images: Tensor,
+    scores_of: ScoresOf,
+    how: Refinement,
+    count: int | None = None,
+    *,
+    zoom: int = 1,
 ) -> Tensor:
-    """uint8 images (B, 3, H, W) → their scores (B, K, h, w) after all passes, the sharpened ones at H W.
+    """uint8 images (B, 3, H, W) → their scores (B, K, h, w) after all passes, the sharpened ones at H/zoom W/zoom.
 
     Scores are averaged at the size of the largest pass. A mirrored image's are mirrored back. Images beyond `count`
     only fill the batch, and no edges are sharpened for them.
@@ -48,7 +53,12 @@ def refined(
     mean = torch.stack([_at(scores, (height, width)) for scores in found]).mean(0)
     if how.refine in ("auto", "none"):
         return mean
-    return sharpened(images[:count], mean[:count], how.refine)
+    guides = images[:count]
+    if zoom > 1:
+        # A network that reads an image larger than its size does so for small things; edges are those of its size.
+        size = [max(round(side / zoom), 1) for side in images.shape[-2:]]
+        guides = F.interpolate(guides, size, mode="bilinear", antialias=True)
+    return sharpened(guides, mean[:count], how.refine)
 
 
 def sharpened(images: Tensor, scores: Tensor, refine: str) -> Tensor:

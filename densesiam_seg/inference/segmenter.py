@@ -140,6 +140,11 @@ class Segmenter:
         return f"{self.card.readout} of {self.merges.over_clusters}"
 
     @property
+    def shown_side(self) -> int:
+        """The shorter side of what the network gets: the image size, or twice that where it reads stages."""
+        return self.card.image_size * self.network.encoder.zoom
+
+    @property
     def palette(self) -> list[Colour]:
         """Colours by cluster id."""
         return [cluster.colour for cluster in self.clusters]
@@ -159,7 +164,7 @@ class Segmenter:
     def read(
         self, image: ImageLike, *, max_pixels: int = MAX_PIXELS
     ) -> tuple[Tensor, tuple[int, int]]:
-        """An image at its working size, uint8 (1, 3, H', W'), and its own size (H, W).
+        """An image as the network gets it, uint8 (1, 3, H', W'), and its own size (H, W).
 
         `image` is a path, a Pillow image, an array (H, W, 3) uint8, or a tensor (3, H, W) uint8. A JPEG file is decoded
         at 1/2, 1/4 or 1/8 size where its sides stay at least `DECODE_FACTOR` times the model's image size, so that
@@ -167,11 +172,11 @@ class Segmenter:
         """
         if isinstance(image, str | Path):
             side = DECODE_FACTOR * self.card.image_size
-            pixels, size = load_reduced(image, side, max_pixels=max_pixels)
+            pixels, size = load_reduced(image, max(side, self.shown_side), max_pixels=max_pixels)
         else:
             pixels = as_pixels(image)
             size = (pixels.shape[-2], pixels.shape[-1])
-        working = working_size(*size, self.card.image_size)
+        working = working_size(*size, self.shown_side)
         if pixels.shape[-2:] != working:
             return F.interpolate(pixels[None], working, mode="bilinear", antialias=True), size
         return pixels[None], size
@@ -196,7 +201,11 @@ class Segmenter:
         if how.plain:
             return self.logits(self.normalised(images))
         return refined(
-            images, lambda shown: self.soft(self.logits(self.normalised(shown))), how, count
+            images,
+            lambda shown: self.soft(self.logits(self.normalised(shown))),
+            how,
+            count,
+            zoom=self.network.encoder.zoom,
         )
 
     def soft(self, scores: Tensor) -> Tensor:

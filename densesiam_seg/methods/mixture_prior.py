@@ -37,7 +37,7 @@ def fit_mixture(network: DenseSiam, store: ImageStore, seed: int) -> Iterator[in
     chosen = torch.linspace(0, len(store) - 1, min(IMAGES, len(store))).round().long().tolist()
     places = Places(len(chosen), seed)
     for done, batch in enumerate(store.batches([(index,) for index in chosen]), 1):
-        places.add(_halved(batch.images), batch.indices[0])
+        places.add(at_input_size(batch.images), batch.indices[0])
         yield -(-done // 2)
     for part in network.mixture.fitting(places.sample(), seed=seed):
         yield round(len(chosen) * (1 + part) / 2)
@@ -70,9 +70,8 @@ class Places:
 @torch.no_grad()
 def prior_shares(network: DenseSiam, images: Tensor, geometry: Geometry, side: int) -> Tensor:
     """The mixture's posteriors (B, K, h, h) for stored images, uint8 (B, 3, S, S), warped to view 1."""
-    logs = network.log_posteriors(_halved(images).div(255.0), (side, side))
-    assert network.mixture is not None
-    shares = warp(network.mixture.adapted(logs).exp(), geometry)
+    logs = network.log_posteriors(at_input_size(images).div(255.0), (side, side))
+    shares = warp(logs.exp(), geometry)
     # Bilinear weights add up to one but for rounding.
     return shares / shares.sum(1, keepdim=True)
 
@@ -83,7 +82,7 @@ def appearance_of(images: Tensor) -> Tensor:
     return appearance(images.float().div(255.0), (height, width))
 
 
-def _halved(images: Tensor) -> Tensor:
+def at_input_size(images: Tensor) -> Tensor:
     """Stored images, uint8 (B, 3, S, S) → at the model's input size, (B, 3, S/2, S/2).
 
     Resized as at inference: local contrast depends on the resize, and clusters differ little in it.

@@ -1,11 +1,12 @@
 """Backbone and decoder: image → dense features.
 
-Axes: B images, C feature channels, H W image size, h w = H/4 W/4 (H/32 W/32 for features of res5; H W over the patch
-for a plain transformer).
+Axes: B images, C feature channels, H W image size, h w = H/4 W/4 (H/32 W/32 for features of res5; H/16 W/16 for those
+of stages; H W over the patch for a plain transformer).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, Self
 
 import torch
@@ -14,9 +15,10 @@ from torch.nn import functional as F
 
 from densesiam_seg.backbones import TIMM, TORCHVISION
 from densesiam_seg.errors import UsageError
+from densesiam_seg.network.description import PYRAMID_STAGES, Description
 from densesiam_seg.network.timm_backbones import TimmBackbone
 
-Features = Literal["fpn", "res5"]
+Features = Literal["fpn", "res5", "stages"]
 
 
 class Backbone(nn.Module):
@@ -95,7 +97,7 @@ class Decoder(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Backbone + decoder; without a decoder the last stage is the features."""
+    """Backbone + decoder: an FPN, the last stage alone, or the description of pre-trained stages."""
 
     def __init__(self, backbone: str, channels: int, features: Features = "fpn") -> None:
         super().__init__()
@@ -106,7 +108,16 @@ class Encoder(nn.Module):
         )
         stages = self.backbone.channels
         self.decoder = Decoder(stages, channels) if features == "fpn" else None
-        self.width = channels if features == "fpn" else stages[-1]
+        self.description = None
+        self.zoom = 1
+        """So many times the model's image size is what the sides of its input have."""
+        if features == "stages":
+            one_stride = getattr(self.backbone, "one_stride", False)
+            used = stages[-1:] if one_stride else stages[-PYRAMID_STAGES:]
+            # A pyramid reads the image at its size and at twice that: small things are found in the large one.
+            self.zoom = 1 if one_stride else 2
+            self.description = Description(used * self.zoom, channels)
+        self.width = stages[-1] if features == "res5" else channels
         """Channels C of the features."""
         self.frozen = False
 
@@ -125,7 +136,11 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) → features (B, C, h, w)."""
-        return self.dense(self.backbone(images))
+        if self.description is None:
+            return self.dense(self.backbone(images))
+        stages = self.described_stages(images)
+        features: Tensor = self.description(stages, self.grid(stages))
+        return features
 
     def dense(self, stages: tuple[Tensor, ...]) -> Tensor:
         """The backbone's stages → features (B, C, h, w)."""
@@ -133,3 +148,19 @@ class Encoder(nn.Module):
             return stages[-1]
         features: Tensor = self.decoder(stages)
         return features
+
+    def described_stages(self, images: Tensor) -> tuple[Tensor, ...]:
+        """What the description reads of normalised images (B, 3, H, W), those of the half-size image first."""
+        assert self.description is not None
+        used = len(self.description.stages) // self.zoom
+        found = []
+        for step in range(self.zoom, 0, -1):
+            size = [max(round(side / step), 1) for side in images.shape[-2:]]
+            shown = images if step == 1 else F.interpolate(images, size, mode="bilinear", antialias=True)
+            found += self.backbone(shown)[-used:]
+        return tuple(stage.float() for stage in found)
+
+    def grid(self, stages: Sequence[Tensor]) -> tuple[int, int]:
+        """The size of the description's grid: stride 8 of a pyramid's half-size image, the patch of a transformer."""
+        height, width = stages[0].shape[-2:]
+        return self.zoom * height, self.zoom * width

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from densesiam_seg.clustering.appearance import appearance
 from densesiam_seg.clustering.mixture import Mixture, smoothed
@@ -81,7 +82,14 @@ class DenseSiam(nn.Module):
         self.architecture = architecture
         self.encoder = Encoder(architecture.backbone, architecture.channels, architecture.features)
         width = self.encoder.width
-        self.projector = projector(width, clusters, pixels=True)
+        described = self.encoder.description is not None
+        if described:
+            # Linear and at first the mixture's directions, so that training starts from the mixture's clusters.
+            self.projector = nn.Sequential(nn.Conv2d(width, clusters, 1))
+            for parameter in self.projector.parameters():
+                nn.init.zeros_(parameter)
+        else:
+            self.projector = projector(width, clusters, pixels=True)
         self.predictor = predictor(clusters, width, pixels=True)
         self.over_projector = self.over_predictor = None
         if over_clusters:
@@ -94,7 +102,8 @@ class DenseSiam(nn.Module):
             self.image_projector = projector(width, width, pixels=False)
             # SimSiam's bottleneck.
             self.image_predictor = predictor(width, max(width // 4, 1), pixels=False)
-        self.mixture = Mixture(clusters) if architecture.mixture else None
+        learned = width if described else 0
+        self.mixture = Mixture(clusters, learned=learned) if architecture.mixture else None
         if architecture.mixture:
             self.usual: Tensor
             self.register_buffer("usual", torch.full((clusters,), 1 / clusters))
@@ -132,24 +141,35 @@ class DenseSiam(nn.Module):
     def log_posteriors(self, images: Tensor, size: Sequence[int]) -> Tensor:
         """Of the mixture's clusters in RGB images (B, 3, H, W) in [0, 1], as maps (B, K, h, w) of that size."""
         assert self.mixture is not None
-        logs: Tensor = self.mixture(appearance(images, (size[0], size[1])))
+        logs: Tensor = self.mixture(self.appearance(images, (size[0], size[1])))
         return logs
+
+    def appearance(self, images: Tensor, size: tuple[int, int]) -> Tensor:
+        """Of RGB images (B, 3, H, W) in [0, 1], as maps (B, D, h, w) of that size."""
+        if self.encoder.description is None:
+            return appearance(images, size)
+        # Its grid is coarse, and windows are counted in its cells.
+        height, width = size
+        return F.avg_pool2d(appearance(images, (2 * height, 2 * width)), 2)
 
     def scores(self, dense: Tensor) -> Tensor:
         """What `dense` returned → cluster logits (B, K, h, w): z, or log-posteriors of z and mixture together.
 
-        With a mixture they are a product of experts. Both experts contain the prior of the clusters: the network's
-        probabilities are divided by its mean cluster shares, so that the prior counts once.
+        With a mixture they are a product of experts. The z of pre-trained stages is trained as one of its factors. A
+        decoder's is trained by itself, so that both contain the prior of the clusters: the network's probabilities are
+        divided by its mean cluster shares, so that the prior counts once.
         """
         if self.mixture is None:
             logits: Tensor = self.projector(dense)
             return logits
         features, logs = dense[:, : self.encoder.width], dense[:, self.encoder.width :]
         z: Tensor = self.projector(features)
+        if self.encoder.description is not None:
+            return (z.float() + logs).log_softmax(1)
         learned = (SHARPNESS * z.float()).log_softmax(1)
         # Smoothed: a cluster that the network never predicts would be divided by 0.
         mean_shares = smoothed(self.usual, self.mixture.shares)
-        return self.mixture.adapted(learned + logs - mean_shares.log().view(-1, 1, 1))
+        return (learned + logs - mean_shares.log().view(-1, 1, 1)).log_softmax(1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Cluster logits (B, K, h, w) of normalised images (B, 3, H, W)."""

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -91,6 +92,13 @@ class TimmBackbone(nn.Module):
         source.prune_intermediate_layers(self.indices, prune_norm=not self.one_stride)
         self.plain.load_state_dict(source.state_dict())
 
+    def named_in_order(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A state dict under timm's names, of a file with other names in timm's order. Raises ValueError."""
+        architecture = self.name.partition(".")[0]
+        with torch.device("meta"):
+            whole = _timm().create_model(architecture)
+        return dict(zip(whole.state_dict(), tensors.values(), strict=True))
+
     def translate(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A state dict under timm's names, also of official checkpoints (DINOv2's, DINOv3's, …)."""
         # timm's own converter, which it calls for every download; a file of models that needs none has none.
@@ -99,13 +107,8 @@ class TimmBackbone(nn.Module):
 
 
 def _create(name: str, *, pretrained: bool = False) -> Any:
-    """Raises UsageError where timm or the model is not there."""
-    try:
-        import timm
-    except ModuleNotFoundError as error:
-        raise UsageError(
-            f"--backbone {TIMM}{name}: timm is not installed; pip install 'densesiam-seg[timm]'"
-        ) from error
+    """Raises UsageError where timm has no such model."""
+    timm = _timm()
     architecture, _, tag = name.partition(".")
     if not timm.is_model(name):
         raise _unknown(name, timm.list_models())
@@ -116,6 +119,13 @@ def _create(name: str, *, pretrained: bool = False) -> Any:
         return timm.create_model(name, pretrained, num_classes=0, dynamic_img_size=True)
     except TypeError:
         return timm.create_model(name, pretrained, num_classes=0)
+
+
+def _timm() -> Any:
+    # Importing it takes half a second, which runs with torchvision's backbones need not wait for.
+    import timm
+
+    return timm
 
 
 def _unknown(name: str, known: Sequence[str]) -> UsageError:

@@ -30,7 +30,14 @@ from densesiam_seg.network.model import DenseSiam
 from densesiam_seg.presets import Preset
 from densesiam_seg.training.checkpoint import discard_checkpoint, load_checkpoint, space_needed
 from densesiam_seg.training.loop import Training
-from densesiam_seg.training.recipes import CONFIGS, FITS, Command, build_method, choose_settings
+from densesiam_seg.training.recipes import (
+    CONFIGS,
+    FITS,
+    Command,
+    begun,
+    build_method,
+    choose_settings,
+)
 from densesiam_seg.training.weights import SCRATCH, copy_network, load_encoder
 
 SUMMARY = (
@@ -72,24 +79,24 @@ def fresh(
     write_status(run.folder, "running")
     device = pick_device(given.get("device", "auto"))
     gpu = device.type == "cuda"
-    name, config = choose_settings(run.command, preset, len(manifest), gpu, given)
+    name, _ = choose_settings(run.command, preset, len(manifest), gpu, given)
+    source = initial[0].architecture if initial else None
+    given, learned = begun(run.command, name, given, source)
+    _, config = choose_settings(run.command, name, len(manifest), gpu, given, learned=learned)
     store = _store(run.command, manifest, config)
     yield from _decode(store, run)
     yield from _report_skipped(run.folder, store.manifest, max_bad)
     # Skipped files change the number of steps of an epoch.
-    _, config = choose_settings(run.command, name, len(store), gpu, given)
+    _, config = choose_settings(run.command, name, len(store), gpu, given, learned=learned)
     training = _build(config, store, device)
     if initial:
         weights_line = copy_network(training.network, *initial)
-        learned = initial[0].mixture is None
     else:
         weights_line = load_encoder(training.network.encoder, config.backbone, config.weights)
-        learned = not weights_line.endswith(SCRATCH)
-    if learned and run.command == "train" and "prior" not in given:
-        # With pre-trained weights DenseSiam is trained without the mixture prior, as published. Only now is it known
-        # whether there are weights: `auto` takes those that are cached or can be fetched.
-        plain = {**given, "prior": "none"}
-        _, config = choose_settings(run.command, name, len(store), gpu, plain)
+    scratch = weights_line.endswith(SCRATCH)
+    if not (learned or scratch or initial):
+        # Only now is it known that `auto` fetched weights.
+        _, config = choose_settings(run.command, name, len(store), gpu, given, learned=True)
         if config != training.config:
             loaded = training.network
             training = _build(config, store, device)
@@ -103,7 +110,7 @@ def fresh(
     summary = [f"{each} {getattr(config, each)}" for each in SUMMARY if hasattr(config, each)]
     yield Notice(f"preset {name}: {', '.join(summary)}")
     yield Notice(weights_line)
-    if config.freeze and weights_line.endswith(SCRATCH):
+    if config.freeze and scratch:
         yield Notice("the frozen backbone is untrained; give it --weights", warning=True)
     require_space(run.folder, space_needed(training.state()[0]))
     yield from _cache_stages(training, run)

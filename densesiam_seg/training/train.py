@@ -29,7 +29,7 @@ from densesiam_seg.network.encoder import require_backbone
 from densesiam_seg.presets import Preset
 from densesiam_seg.training.checkpoint import save_checkpoint
 from densesiam_seg.training.loop import Training
-from densesiam_seg.training.recipes import Command, choose_settings
+from densesiam_seg.training.recipes import Command, begun, choose_settings
 from densesiam_seg.training.setup import Run, fresh, numerics, resumed
 from densesiam_seg.training.snapshot import draw_clusters, segmenter_of
 from densesiam_seg.training.weights import load_network, require_source
@@ -93,6 +93,9 @@ def run_events(
         )
     # Refuse wrong settings before anything is written; the number of images does not matter for that.
     _, checked = choose_settings(command, preset, 0, False, settings)
+    if not resume and init_from is None:
+        given, learned = begun(command, preset, settings, None)
+        _, checked = choose_settings(command, preset, 0, False, given, learned=learned)
     if not resume:
         pick_device(checked.device)
         require_backbone(checked.backbone, checked.image_size)

