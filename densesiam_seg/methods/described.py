@@ -28,7 +28,7 @@ from densesiam_seg.views.photometric import normalise
 
 IMAGES = 500
 """Images that description and mixture are fitted to, evenly spaced in the set."""
-POINTS = 20_000
+POINTS = 30_000
 """Places that the mixture is fitted to."""
 SHARPENING = 2.0
 """Factor on the log-posteriors of targets."""
