@@ -70,7 +70,13 @@ def _again(config: type[RunConfig], name: str, default: Value) -> Value:
 class RunConfig:
     """What training and pre-training have in common."""
 
-    epochs: int = setting(10, "Passes over the images.", RECIPE, least=1, common=True)
+    epochs: int = setting(
+        10,
+        "Passes over the images; 0: only what training starts from.",
+        RECIPE,
+        least=0,
+        common=True,
+    )
     batch_size: int = setting(
         256, "Images per step.", RECIPE, least=1, short="-b", common=True, takes_auto=True
     )

@@ -41,8 +41,11 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
 
 Start = Literal["stages", "mixture", "none"]
 """What training starts from: clusters of pre-trained stages and appearance, those of appearance alone, or nothing."""
-STEPS: Mapping[str, int] = {"fast": 160, "balanced": 500}
-PRIOR_STEPS: Mapping[str, int] = {"fast": 60, "balanced": 100}
+STEPS: Mapping[Start, Mapping[str, int]] = {
+    "stages": {"fast": 100, "balanced": 150},
+    "mixture": {"fast": 60, "balanced": 100},
+    "none": {"fast": 160, "balanced": 500},
+}
 """Learning clusters that are there from the start takes fewer steps than finding them."""
 FROM_MIXTURE: Mapping[str, Any] = {
     "prior": "mixture",
@@ -58,7 +61,7 @@ FROM_STAGES: Mapping[str, Any] = {
     "features": "stages",
     "freeze": True,
     "optimizer": "adam",
-    "learning_rate": 3e-3,
+    "learning_rate": 1e-2,
     "weight_decay": 0.0,
 }
 """The same where there are pre-trained weights."""
@@ -84,8 +87,7 @@ def train_preset(
         return name, TrainConfig(**own)
     if own.get("prior") == "none":
         start = "none"
-    steps = STEPS if start == "none" else PRIOR_STEPS
-    small = _small(name, images, gpu=gpu, steps=steps[name])
+    small = _small(name, images, gpu=gpu, steps=STEPS[start][name])
     starts = {"stages": FROM_STAGES, "mixture": FROM_MIXTURE, "none": {}}
     return name, TrainConfig(**{**small, **starts[start], **own})
 
@@ -97,7 +99,7 @@ def pretrain_preset(
     name = name or ("paper" if gpu and images >= PAPER_IMAGES else "balanced")
     if name == "paper":
         return name, PretrainConfig(backbone="resnet50")
-    small = _small(name, images, gpu=gpu, steps=STEPS[name])
+    small = _small(name, images, gpu=gpu, steps=STEPS["none"][name])
     return name, PretrainConfig(**small, features="fpn")
 
 

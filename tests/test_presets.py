@@ -13,6 +13,7 @@ from densesiam_seg.presets import (
     METHODS,
     PAPER_IMAGES,
     Preset,
+    Start,
     changed_by_presets,
     pretrain_preset,
     train_preset,
@@ -51,7 +52,7 @@ def test_paper_is_the_default_config_whatever_the_set() -> None:
     ],
 )
 def test_the_number_of_steps(name: Preset, images: int, epochs: int, with_prior: int) -> None:
-    plain = train_preset(name, images, gpu=False, prior=False)[1]
+    plain = train_preset(name, images, gpu=False, start="none")[1]
     assert (plain.epochs, plain.prior, plain.over_cluster_weight) == (epochs, "none", 1.0)
     assert train_preset(name, images, gpu=False, method="picie")[1].epochs == epochs
     assert pretrain_preset(name, images, gpu=False)[1].epochs == epochs
@@ -86,8 +87,8 @@ def test_every_number_of_images_fills_a_batch(images: int, name: Preset) -> None
 @pytest.mark.parametrize("name", ["fast", "balanced", "paper"])
 def test_a_method_has_its_own_settings_on_top(name: Preset) -> None:
     for method, own in METHODS.items():
-        prior = own.get("prior") != "none"
-        base = train_preset(name, 100, gpu=False, prior=prior)[1]
+        start: Start = "none" if own.get("prior") == "none" else "mixture"
+        base = train_preset(name, 100, gpu=False, start=start)[1]
         config = train_preset(name, 100, gpu=False, method=method)[1]
         assert asdict(config) == asdict(base) | dict(own)
 

@@ -8,8 +8,8 @@ mean depends on them linearly (a mixture of linear regressions; DeSarbo and Cron
 mixture of Gaussians.
 
 A cluster's density of learned features is that of von Mises and Fisher, ∝ exp(κ μ·x) with one concentration κ for all
-(Banerjee et al., "Clustering on the unit hypersphere", 2005): an even κ is k-means with soft borders and unequal shares.
-Given the cluster the two descriptions are independent, so their log-densities are added, appearance's times a temper:
+(Banerjee et al., "Clustering on the unit hypersphere", 2005): k-means with soft borders and unequal shares. Given the
+cluster the two descriptions are independent, so their log-densities are added, appearance's times a temper:
 neighbouring places repeat each other, so that many channels would make every place certain.
 """
 
@@ -125,7 +125,8 @@ def fit_gaussians(
 
     All clusters start at once, or in two `halves`. At once the clusters get about equal weights; in halves, of which
     the second starts from the outliers of the first, they get large and small ones. Channels that are given are not
-    clustered. Over-clusters are found and joined without appearance. Raises InputError for fewer distinct points than clusters and NumericError for points that are not finite.
+    clustered. Over-clusters are found and joined without appearance. Raises InputError for fewer distinct points than
+    clusters and NumericError for points that are not finite.
     """
     if form.over_clusters > clusters:
         shares = joined_over_clusters(points[:, -form.learned :], clusters, seed=seed, form=form)

@@ -122,9 +122,7 @@ class Mixture(nn.Module):
     shares: Tensor
     directions: Tensor
 
-    def __init__(
-        self, clusters: int, own: int = OWN, gist: int = GIST, learned: int = 0
-    ) -> None:
+    def __init__(self, clusters: int, own: int = OWN, gist: int = GIST, learned: int = 0) -> None:
         super().__init__()
         self.gist = gist
         channels = gist + own
@@ -175,8 +173,7 @@ class Mixture(nn.Module):
                 fits[kind].append(found)
                 yield done / count
         selected = [
-            _most_stable(found, part, one_in)
-            for found, (_, part) in zip(fits, kinds, strict=True)
+            _most_stable(found, part, one_in) for found, (_, part) in zip(fits, kinds, strict=True)
         ]
         # The first of equal ones.
         best = max(range(len(selected)), key=lambda kind: selected[kind][0])

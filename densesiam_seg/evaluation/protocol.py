@@ -79,7 +79,8 @@ def prepare_sample(
 ) -> tuple[Tensor, NDArray[np.uint8]]:
     """Image and label, resized and cropped: uint8 (3, h, w), and class ids (H, W) with 255 ignored.
 
-    The image's sides have `zoom` times `side`, as some networks read it so. Raises ImageError for a file that cannot be read and InputError for a label that fits neither image nor dataset.
+    The image's sides have `zoom` times `side`, as some networks read it so. Raises ImageError for a file that cannot be
+    read and InputError for a label that fits neither image nor dataset.
     """
     image = load_image(sample.image)
     label = read_label(dataset, sample.label)

@@ -1,10 +1,13 @@
-"""Clusters of pre-trained features: found before the first step, then trained to keep to edges in any light.
+"""Clusters of pre-trained features: found before the first step, then trained on views that replay each image.
 
-Axes: B images, L lights, K clusters, C channels of the description, D of appearance, S stored side, h w = the grid.
+Axes: B images, V views, L of them in the image's own size, K clusters, C channels of the description, D of appearance,
+S stored side, h w = the grid.
 
-The backbone is frozen and the views differ in light alone, so a place's description is computed once and kept.
-The targets are the mixture's posteriors of the image as it is: sharpened, and brought back to the mixture's own shares,
-since sharpening makes large clusters larger.
+The backbone is frozen, so a place's description in every view is computed once and kept. The views are the image in
+several lights and enlarged. Enlarged, small things and borders are described better, but large ones lose their context:
+its posteriors are the targets that the K-way layer learns for all views of the image's own size (PixSim with a teacher
+in place of the predictor). The teacher is the layer itself as it was at the start of the round. Targets are sharpened,
+and brought back to the shares that the clusters had at first, since sharpening makes large clusters larger.
 """
 
 from __future__ import annotations
@@ -27,13 +30,16 @@ from densesiam_seg.network.model import DenseSiam
 from densesiam_seg.views.photometric import normalise
 
 IMAGES = 500
-"""Images that description and mixture are fitted to, evenly spaced in the set."""
+"""Images that description and mixture are fitted to and shares are counted in, evenly spaced in the set."""
 POINTS = 30_000
 """Places that the mixture is fitted to."""
+ENLARGEMENT = 1.5
 SHARPENING = 2.0
 """Factor on the log-posteriors of targets."""
-BALANCING = 3
-"""Rounds in which sharpened posteriors are brought back to the mixture's shares."""
+BALANCING = 5
+"""Rounds in which sharpened posteriors are brought back to the clusters' shares."""
+ROUND_STEPS = 50
+"""A teacher is kept for the epochs that make so many steps."""
 MEMORY_SHARE = 0.25
 """Share of the machine's free memory that kept descriptions may take."""
 
@@ -44,39 +50,53 @@ class Described(Method):
     def __init__(self, network: DenseSiam, config: TrainConfig) -> None:
         self.network = network
         self.config = config
+        clusters = config.clusters
+        self._state = {
+            "prepared": torch.tensor(-1),  # the last epoch that was prepared
+            "shares": torch.full((clusters,), 1 / clusters),  # of the clusters before training
+            "teacher": torch.zeros(clusters, network.encoder.width, 1, 1),
+            "bias": torch.zeros(clusters),  # the teacher's, with what keeps the shares
+        }
         self._kept: dict[int, Tensor] = {}
-        """By image: appearance and description in all lights, (L, D + C, h, w)."""
-        self.balance = torch.zeros(config.clusters)
-        """Added to the log-posteriors of targets, so that sharpening does not change the clusters' shares."""
+        """By image: appearance and description in all views, (V, D + C, h, w), half precision."""
         self._budget = MEMORY_SHARE * free_memory()
 
     def prepare(self, store: ImageStore, epoch: int) -> Iterator[int]:
-        """Before the first epoch description and mixture are fitted, and the K-way layer becomes the mixture's."""
+        """Before the first epoch description and mixture are fitted, and the K-way layer becomes the mixture's.
+
+        Before the first epoch of each round the layer becomes the teacher.
+        """
+        if epoch <= self._state["prepared"]:
+            return
         if epoch == 0:
             yield from self._fit(store)
+        if epoch % -(-ROUND_STEPS // max(len(store) // self.config.batch_size, 1)) == 0:
+            self._teach(store, first=epoch == 0)
+        self._state["prepared"].fill_(epoch)
 
     def objective(self, images: Tensor, indices: Sequence[int], epoch: int) -> Objective:
-        """Cross-entropy of both views, two of the lights, with the targets of the image as it is."""
+        """Cross-entropy of two views of the image's own size with the targets of the enlarged one."""
         network, config = self.network, self.config
         pairs = zip(images, indices, strict=True)
-        places = torch.stack([self._places(*each).float() for each in pairs])
+        places = torch.stack([self._places(*each) for each in pairs]).to(images.device).float()
+        targets = self._targets(self._dense(places[:, -1]))
         draw = generator(config.seed, Stream.VIEWS, epoch, indices[0])
-        first, second = draw.permutation(places.shape[1])[:2].tolist()
-        targets = self._targets(places[:, 0])
-        both = torch.cat((places[:, first], places[:, second]))
-        scores = network.scores(self._dense(both))
+        first, second = draw.permutation(places.shape[1] - 1)[:2].tolist()
+        scores = network.scores(self._dense(torch.cat((places[:, first], places[:, second]))))
         with torch.no_grad():
             winners = scores.argmax(1)
             agreement = torch.eq(*winners.chunk(2)).float().mean()
             histogram = label_counts(winners, config.clusters)
-        terms: Terms = {"prior": (1.0, prior_loss(scores, torch.cat((targets, targets))))}
+        terms: Terms = {"pixel": (1.0, prior_loss(scores, torch.cat((targets, targets))))}
         return Objective(*weighted(terms), agreement, histogram)
 
     def state(self) -> dict[str, Tensor]:
-        return {"balance": self.balance}
+        """The teacher, and how far the epochs are prepared."""
+        return self._state
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        self.balance = tensors["balance"]
+        """Take over what `state` returned."""
+        self._state = dict(tensors)
 
     @torch.no_grad()
     def _fit(self, store: ImageStore) -> Iterator[int]:
@@ -84,24 +104,23 @@ class Described(Method):
         network, mixture = self.network, self.network.mixture
         description = network.encoder.description
         assert mixture is not None and description is not None
-        chosen = torch.linspace(0, len(store) - 1, min(IMAGES, len(store))).round().long().tolist()
-        stages: list[list[Tensor]] = []
+        chosen = _chosen(store)
+        stages: list[list[list[Tensor]]] = []
         looks: list[Tensor] = []
         for done, batch in enumerate(store.batches([(index,) for index in chosen]), 1):
-            found, appearance = self._stages(batch.images[0])
-            # In half precision, which k-means of the same features cannot be told from.
-            stages.append([stage.half() for stage in found])
-            looks.append(appearance)
+            views, look = self._stages(batch.images)
+            stages.append(views)
+            looks.append(look)
             yield -(-done // 2)
         grid = looks[0].shape[-2:]
-        description.fit(([stage[0] for stage in each] for each in stages), grid)
+        description.fit(([stage[0] for stage in views[0]] for views in stages), grid)
         share = -(-POINTS // len(chosen))
         sampled = []
-        for index, each, appearance in zip(chosen, stages, looks, strict=True):
-            places = self._described(each, appearance)
+        for index, views, look in zip(chosen, stages, looks, strict=True):
+            places = self._described(views, look)
             self._keep(index, places)
             draw = generator(self.config.seed, Stream.PIXELS, 0, index)
-            points = places.float().flatten(2).mT
+            points = places[:-1].cpu().float().flatten(2).mT
             sampled.append(points[:, torch.from_numpy(draw.permutation(points.shape[1])[:share])])
         counts = torch.tensor([each.shape[1] for each in sampled])
         points, *relit = torch.cat(sampled, 1)
@@ -110,25 +129,48 @@ class Described(Method):
         for part in mixture.fitting(sample, seed=self.config.seed, search=LEARNED_SEARCH):
             yield round(len(chosen) * (1 + part) / 2)
         next(network.projector.parameters()).copy_(mixture.directions[:, :, None, None])
-        self.balance = _balance(network.scores(self._dense(points.mT[None, :, :, None]))[0, :, :, 0])
 
     @torch.no_grad()
-    def _targets(self, places: Tensor) -> Tensor:
-        """The mixture's posteriors (B, K, h, w) at places with appearance and description (B, D + C, h, w)."""
-        mixture = self.network.mixture
-        assert mixture is not None
-        dense, width = self._dense(places), self.network.encoder.width
-        learned = F.conv2d(dense[:, :width], mixture.directions[:, :, None, None])
-        logs = dense[:, width:] + learned
-        return (SHARPENING * (logs + self.balance.view(-1, 1, 1))).softmax(1)
+    def _teach(self, store: ImageStore, *, first: bool) -> None:
+        """Make the K-way layer the teacher, with a bias that keeps the shares; the `first` one's are counted."""
+        state, (weight, bias) = self._state, self.network.projector.parameters()
+        device = weight.device
+        state["teacher"], state["bias"] = weight.detach().clone(), bias.detach().clone()
+        chosen = _chosen(store)
+        missing = [(index,) for index in chosen if index not in self._kept]
+        images = {batch.indices[0]: batch.images[0] for batch in store.batches(missing)}
+        places = [self._places(images.get(index), index) for index in chosen]
 
-    def _places(self, image: Tensor, index: int) -> Tensor:
-        """Appearance and description of a stored image, uint8 (3, S, S), in all lights: (L, D + C, h, w)."""
+        def mean(view: int, sharpening: float) -> Tensor:
+            total = torch.zeros(self.config.clusters, device=device)
+            for each in places:
+                dense = self._dense(each[view : view + 1].to(device).float())
+                total += self._targets(dense, sharpening).mean((0, 2, 3))
+            return total / len(places)
+
+        if first:
+            state["shares"] = mean(0, 1.0)
+        for _ in range(BALANCING):
+            # Of an unused cluster neither is more than a rounding error.
+            ratio = state["shares"].clamp(min=1e-4) / mean(-1, SHARPENING).clamp(min=1e-4)
+            state["bias"] += ratio.log() / SHARPENING
+
+    def _targets(self, dense: Tensor, sharpening: float = SHARPENING) -> Tensor:
+        """The teacher's posteriors (B, K, h, w) of what `DenseSiam.scores` reads."""
+        width = self.network.encoder.width
+        state = self._state
+        with torch.no_grad(), torch.autocast(dense.device.type, enabled=False):
+            teacher, bias = (state[name].to(dense.device) for name in ("teacher", "bias"))
+            logs = F.conv2d(dense[:, :width], teacher, bias) + dense[:, width:]
+            return (sharpening * logs).softmax(1)
+
+    @torch.no_grad()
+    def _places(self, image: Tensor | None, index: int) -> Tensor:
+        """Appearance and description of a stored image, uint8 (3, S, S), in all views; of a kept one it may be None."""
         known = self._kept.get(index)
         if known is None:
-            with torch.no_grad():
-                stages, appearance = self._stages(image)
-                known = self._described([stage.half() for stage in stages], appearance)
+            assert image is not None
+            known = self._described(*self._stages(image[None]))
             self._keep(index, known)
         return known
 
@@ -137,36 +179,48 @@ class Described(Method):
         if self._budget >= 0:
             self._kept[index] = places
 
-    def _stages(self, image: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        """What the description reads of an image, uint8 (3, S, S), in all lights, and its appearance (L, D, h, w)."""
-        network = self.network
-        shown = image[None].float() if network.encoder.zoom == 2 else at_input_size(image[None])
-        lit = torch.cat([(shown * light).clamp(max=255) for light in (1.0, *LIGHTS)]) / 255
-        with torch.autocast(lit.device.type, enabled=False):
-            stages = network.encoder.described_stages(normalise(lit))
-        return stages, network.appearance(lit, network.encoder.grid(stages))
+    def _stages(self, image: Tensor) -> tuple[list[list[Tensor]], Tensor]:
+        """The stages of a stored image (1, 3, S, S), of all lights and enlarged, and its appearance (L, D, h, w).
 
-    def _described(self, stages: Sequence[Tensor], appearance: Tensor) -> Tensor:
-        description = self.network.encoder.description
+        Stages are in half precision, which k-means of the same features cannot be told from.
+        """
+        network = self.network
+        device = next(network.parameters()).device
+        shown = image.float() if network.encoder.zoom > 1 else at_input_size(image)
+        lit = torch.cat([(shown * light).clamp(max=255) for light in (1.0, *LIGHTS)])
+        large = F.interpolate(shown, scale_factor=ENLARGEMENT, mode="bilinear")
+        found = []
+        with torch.autocast(device.type, enabled=False):
+            for view in (lit, large):
+                stages = network.encoder.described_stages(normalise(view.to(device) / 255))
+                found.append([stage.half() for stage in stages])
+            grid = network.encoder.grid(found[0])
+            return found, network.appearance(lit.to(device) / 255, grid)
+
+    def _described(self, views: Sequence[Sequence[Tensor]], appearance: Tensor) -> Tensor:
+        """What `_stages` found → appearance and description in all views, (V, D + C, h, w); those of lights first."""
+        description, grid = self.network.encoder.description, self.network.encoder.grid
         assert description is not None
-        size = (appearance.shape[-2], appearance.shape[-1])
-        found: Tensor = description([stage.float() for stage in stages], size)
-        return torch.cat((appearance, found), 1).half()
+        lit, large = ([stage.float() for stage in stages] for stages in views)
+        size = appearance.shape[-2:]
+        with torch.autocast(appearance.device.type, enabled=False):
+            own = description(lit, (size[0], size[1]))
+            finer = F.interpolate(
+                description(large, grid(large)), size, mode="bilinear", antialias=True
+            )
+            found = torch.cat((own, F.normalize(finer, dim=1)))
+            return torch.cat((torch.cat((appearance, appearance[:1])), found), 1).half()
 
     def _dense(self, places: Tensor) -> Tensor:
         """Appearance and description (B, D + C, h, w) → what `DenseSiam.scores` reads."""
         mixture = self.network.mixture
         assert mixture is not None
         channels = len(mixture.mean)
-        return torch.cat((places[:, channels:].float(), mixture(places[:, :channels])), 1)
+        return torch.cat((places[:, channels:], mixture(places[:, :channels])), 1)
 
 
-def _balance(logs: Tensor) -> Tensor:
-    """What to add to log-posteriors (K, N) so that they have the same mean after sharpening."""
-    shares = logs.softmax(0).mean(1)
-    balance = torch.zeros_like(shares)
-    for _ in range(BALANCING):
-        found = (SHARPENING * (logs + balance[:, None])).softmax(0).mean(1)
-        # Of an unused cluster neither is more than a rounding error.
-        balance += (shares.clamp(min=1e-4) / found.clamp(min=1e-4)).log() / SHARPENING
-    return balance
+def _chosen(store: ImageStore) -> list[int]:
+    """The positions of at most `IMAGES` images."""
+    count = min(IMAGES, len(store))
+    positions: list[int] = torch.linspace(0, len(store) - 1, count).round().long().tolist()
+    return positions

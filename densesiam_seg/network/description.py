@@ -2,8 +2,8 @@
 
 Axes: B images, N places, C channels of the description, S channels of all stages read, h w = the grid.
 
-Each channel of a stage is standardised over the training images and each stage L2-normalised, so that none outweighs the
-others; they are projected onto the principal axes of all stages side by side and normalised again.
+Each channel of a stage is standardised over the training images and each stage L2-normalised, so that none outweighs
+the others; they are projected onto the principal axes of all stages side by side and normalised again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PYRAMID_STAGES = 2
 
 
 class Description(nn.Module):
-    """Stages → unit vectors of C channels, one for each place. `fit` learns its numbers; gradients do not change them."""
+    """Stages → unit vectors of C channels, one for each place. `fit` learns its numbers; gradients do not."""
 
     mean: Tensor
     deviation: Tensor
@@ -28,7 +28,7 @@ class Description(nn.Module):
 
     def __init__(self, stages: Sequence[int], channels: int) -> None:
         super().__init__()
-        self.stages = tuple(stages)
+        self.stages = list(stages)
         """Channels of each stage that is read."""
         width = sum(stages)
         self.register_buffer("mean", torch.zeros(width))

@@ -156,7 +156,11 @@ class Encoder(nn.Module):
         found = []
         for step in range(self.zoom, 0, -1):
             size = [max(round(side / step), 1) for side in images.shape[-2:]]
-            shown = images if step == 1 else F.interpolate(images, size, mode="bilinear", antialias=True)
+            shown = (
+                images
+                if step == 1
+                else F.interpolate(images, size, mode="bilinear", antialias=True)
+            )
             found += self.backbone(shown)[-used:]
         return tuple(stage.float() for stage in found)
 

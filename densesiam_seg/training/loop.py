@@ -125,14 +125,14 @@ class Training:
         Where results are read less often than every step, the records of several steps come at once; the state is that
         after the last of them, whose `step` equals `self.step`.
         """
+        if not self.total_steps:
+            yield from self._prepare(0)
         while self.step < self.total_steps:
             epoch, done = divmod(self.step, self.steps_per_epoch)
             groups = epoch_batches(
                 len(self.store), self.config.batch_size, seed=self.config.seed, epoch=epoch
             )
-            for images in self.method.prepare(self.store, epoch):
-                what = f"clustering for epoch {epoch + 1}"
-                yield Progress(what, images, self.steps_per_epoch * self.config.batch_size)
+            yield from self._prepare(epoch)
             pinned = self.device.type == "cuda"
             batches = self.method.batches(self.store, groups[done:], pinned=pinned)
             unread: list[UnreadStep] = []
@@ -150,6 +150,11 @@ class Training:
                     yield from records
             assert self.last_epoch is not None
             yield self.last_epoch
+
+    def _prepare(self, epoch: int) -> Iterator[Progress]:
+        for images in self.method.prepare(self.store, epoch):
+            what = f"clustering for epoch {epoch + 1}"
+            yield Progress(what, images, self.steps_per_epoch * self.config.batch_size)
 
     def _read(self, unread: Sequence[UnreadStep], began: float) -> list[StepRecord]:
         """The records of steps, added to the epoch's sums. Raises NumericError."""

@@ -38,7 +38,7 @@ TIMEOUT = 10.0
 def load_encoder(encoder: Encoder, name: str, weights: str) -> str:
     """Fill `encoder` (its backbone is called `name`) as `weights` says; returns a line that says what was done.
 
-    `packaged`: ImageNet weights from an installed Python package, which some backbones have. `imagenet`: ImageNet weights
+    `packaged`: ImageNet weights from an installed Python package, which some backbones have. `imagenet`: ImageNet's
     from torch's cache, else fetched once; for a model of timm the weights that timm publishes under its name. `auto`:
     the packaged ones where there are any, else as `imagenet`, but none where they cannot be had. `none`: the initial
     weights stay. Otherwise the path of a `.safetensors` or `.pth` file with the library's names (for timm also those of
@@ -268,7 +268,8 @@ def _load_tensors(path: Path) -> dict[str, Tensor]:
 
 def _refusal(path: Path, why: str) -> ModelError:
     return ModelError(
-        f"{path}: not a torchvision state dict{why}; save it with torch.save(model.state_dict(), path) or as safetensors"
+        f"{path}: not a torchvision state dict{why}; "
+        "save it with torch.save(model.state_dict(), path) or as safetensors"
     )
 
 

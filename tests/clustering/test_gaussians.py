@@ -8,6 +8,7 @@ from torch import Tensor
 
 from densesiam_seg.clustering.gaussians import (
     RIDGE,
+    Form,
     expectation,
     fit_gaussians,
     joined_by_outliers,
@@ -72,7 +73,7 @@ def test_what_is_given_against_least_squares_and_scipy() -> None:
     given = draw.normal(size=(4000, 1))
     rest = np.hstack((2 * given, -given)) + draw.normal(size=(4000, 2)) * [0.5, 1.0]
     points = torch.from_numpy(np.hstack((given, rest)))
-    fit = maximisation(points, torch.ones(4000, 1, dtype=torch.float64), given=1)
+    fit = maximisation(points, torch.ones(4000, 1, dtype=torch.float64), Form(1))
     assert fit.whitening.shape == (1, 2, 3)
     covariance = np.cov(points.T.numpy(), bias=True) + RIDGE * np.eye(3)
     mean = points.mean(0).numpy()
@@ -90,7 +91,7 @@ def test_a_given_channel_that_holds_nothing_changes_nothing() -> None:
     padded = torch.cat((torch.zeros(len(points), 2, dtype=torch.float64), points), 1)
     plain, fit = (
         fit_gaussians(points, 4, seed=0, halves=True),
-        fit_gaussians(padded, 4, seed=0, halves=True, given=2),
+        fit_gaussians(padded, 4, seed=0, halves=True, form=Form(2)),
     )
     torch.testing.assert_close(fit.offsets, plain.offsets)
     torch.testing.assert_close(fit.whitening[..., 2:], plain.whitening)
@@ -106,7 +107,7 @@ def test_lines_that_cross_are_told_apart_by_what_is_given(given: int) -> None:
     draw = np.random.default_rng(0)
     x, line = draw.uniform(-2, 2, 4000), draw.integers(0, 2, 4000)
     points = np.stack((x, x + 1.5 * line + draw.normal(size=4000) / 20), 1)[:, 1 - given :]
-    fit = fit_gaussians(torch.from_numpy(points), 2, seed=0, given=given)
+    fit = fit_gaussians(torch.from_numpy(points), 2, seed=0, form=Form(given))
     found = expectation(torch.from_numpy(points), fit)[1].argmax(1).numpy()
     right = float((found == line).mean())
     assert (max(right, 1 - right) > 0.99) == bool(given)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -289,16 +288,6 @@ class TestSaveAndLoad:
         images = prepared(one, photograph(64, 90))
         assert torch.equal(loaded.features(images), one.features(images))
         assert not any(value.is_meta for value in loaded.network.buffers())
-
-    def test_a_model_of_timm_without_timm(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        pytest.importorskip("timm")
-        one = untrained(Architecture("timm:test_vit", channels=8, clusters=3, over_clusters=0))
-        folder = one.save(tmp_path / "m")
-        monkeypatch.setitem(sys.modules, "timm", None)
-        with pytest.raises(ModelError, match=r"m: --backbone timm:test_vit: timm is not installed"):
-            Segmenter.load(folder, device="cpu")
 
 
 class TestKmeansReadout:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -190,11 +189,6 @@ class TestRefusals:
     def test_unknown_names(self, name: str, near: str) -> None:
         with pytest.raises(UsageError, match=f"no such model.*{near}.*timm.list_models"):
             on_meta(name)
-
-    def test_without_timm(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(sys.modules, "timm", None)
-        with pytest.raises(UsageError, match=r"pip install 'densesiam-seg\[timm\]'"):
-            on_meta("resnet18")
 
     def test_models_without_features(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(timm, "create_model", lambda *given, **options: torch.nn.Identity())
