@@ -85,7 +85,9 @@ def finish(order: dict[str, Any]) -> dict[str, Any]:
 def score(task: Task, made: Made) -> Evaluation:
     """One confusion matrix over the whole scored split, and one matching."""
     scored = Benchmark(task.dataset, task.scored, task.protocol, allow_missing=True)
-    *_, evaluation = scoring_events(scored, made.masks_of, [made.reading], task.side)
+    *_, evaluation = scoring_events(
+        scored, made.masks_of, [made.reading], task.side, zoom=made.zoom
+    )
     assert isinstance(evaluation, Evaluation)
     return evaluation
 
@@ -102,7 +104,7 @@ def keep_masks(path: Path, task: Task, made: Made) -> None:
 def _masks(task: Task, made: Made) -> Iterable[tuple[int, np.ndarray[Any, Any]]]:
     for place in pictured(PICTURED, len(task.scored)):
         image, label = prepare_sample(
-            task.scored.items[place], task.dataset, task.protocol, task.side
+            task.scored.items[place], task.dataset, task.protocol, task.side, made.zoom
         )
         size = (label.shape[0], label.shape[1])
         yield place, np.asarray(made.masks_of(image[None], task.protocol, [size])[0][0])

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from tasks import Task
 from torch import Tensor
 
 import densesiam_seg
-from densesiam_seg.config import TrainConfig, with_settings
+from densesiam_seg.backbones import PACKAGED
+from densesiam_seg.clustering.kmeans import kmeans
+from densesiam_seg.config import TrainConfig
 from densesiam_seg.evaluation.baselines import (
     Points,
     kmeans_masks,
@@ -25,17 +28,23 @@ from densesiam_seg.evaluation.protocol import (
     MasksOf,
     masks_made_by,
     one_by_one,
+    prepare_image,
     prepare_sample,
     read_masks,
 )
+from densesiam_seg.images.decode import load_image
 from densesiam_seg.inference.centroids import fit_readout
 from densesiam_seg.inference.model_card import ModelCard
 from densesiam_seg.inference.options import Refinement
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.files import discard
 from densesiam_seg.network.model import Architecture, build_network
-from densesiam_seg.presets import train_preset
+from densesiam_seg.training.recipes import begun, choose_settings
+from densesiam_seg.training.weights import load_encoder
+from densesiam_seg.views.photometric import normalise
 
+TEMPERATURE = 0.15
+"""Divides the squared distances of k-means before the softmax that PAMR refines."""
 QUICK = 5
 """`--quick` trains for this part of the steps, and for no more than `QUICK_STEPS`."""
 QUICK_STEPS = 44
@@ -61,6 +70,8 @@ class Made:
 
     masks_of: MasksOf
     reading: Reading
+    zoom: int = 1
+    """So many times the protocol's size is that of the images that `masks_of` takes."""
 
 
 Maker = Callable[[Setting], Made]
@@ -105,6 +116,36 @@ def untrained(setting: Setting) -> Made:
     return _read_out(fit_readout(segmenter, lambda: images, len(images), task.clusters, seed=seed))
 
 
+def frozen_kmeans(setting: Setting) -> Made:
+    """k-means of the features that ours starts from, its centroids as the K-way layer, refined as ours is."""
+    task, seed = setting.task, setting.seed
+    (backbone,) = PACKAGED
+    architecture = Architecture(
+        backbone, clusters=task.clusters, over_clusters=0, features="stages"
+    )
+    network = build_network(architecture, seed).eval()
+    encoder, description = network.encoder, network.encoder.description
+    assert description is not None
+    load_encoder(encoder, backbone, "packaged")
+    images = [
+        prepare_image(load_image(each.image), task.protocol, encoder.zoom * task.side)
+        for each in task.train
+    ]
+    with torch.no_grad():
+        stages = [
+            encoder.described_stages(normalise(image[None].float() / 255)) for image in images
+        ]
+        description.fit(([stage[0] for stage in each] for each in stages), encoder.grid(stages[0]))
+        features = [description(each, encoder.grid(each)) for each in stages]
+        points = torch.cat([each[0].flatten(1).T for each in features])
+        centres = kmeans(points, task.clusters, seed=seed, restarts=3).centres
+        weight, bias = network.projector.parameters()
+        weight.copy_(2 * centres[:, :, None, None] / TEMPERATURE)
+        bias.copy_(-centres.square().sum(1) / TEMPERATURE)
+    card = ModelCard(architecture, task.side, clusters=task.clusters, refine="pamr")
+    return _read_out(Segmenter(network, card, device=setting.device))
+
+
 def mixture_of(readout: str, **options: Any) -> Maker:
     """What training starts from, without any; `options` are those of `mixture_masks`."""
 
@@ -121,7 +162,9 @@ def mixture_of(readout: str, **options: Any) -> Maker:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A run of `train`: a preset with settings changed, from scratch, the last checkpoint with its own read-out.
+    """A run of `train`: a preset with settings changed, the last checkpoint with its own read-out.
+
+    It starts from scratch unless the settings name weights.
 
     `steps` is the length of the run on any data set; None: the preset's own.
     """
@@ -183,13 +226,15 @@ class Recipe:
         return {name: value for name, value in config.items() if name not in MACHINE}
 
     def _config(self, task: Task, given: Mapping[str, Any]) -> TrainConfig:
-        method = str(given.get("method", "densesiam"))
-        prior = given.get("prior") != "none"
-        base = train_preset(self.preset, len(task.train), gpu=False, method=method, prior=prior)[1]
-        return with_settings(base, given)
+        settled, learned = begun("train", self.preset, given, None)
+        count = len(task.train)
+        _, config = choose_settings("train", self.preset, count, False, settled, learned=learned)
+        assert isinstance(config, TrainConfig)
+        return config
 
 
 def _read_out(segmenter: Segmenter, refine: str = "auto") -> Made:
     how = Refinement(refine=refine).settled(segmenter.card.refine)
     readout = f"{segmenter.card.readout}{how.describe()}"
-    return Made(masks_made_by(segmenter, how), Reading(segmenter.card.clusters, readout))
+    reading = Reading(segmenter.card.clusters, readout)
+    return Made(masks_made_by(segmenter, how), reading, segmenter.network.encoder.zoom)

@@ -14,6 +14,7 @@ from making import (
     Maker,
     Recipe,
     frequent_labels,
+    frozen_kmeans,
     kmeans_of,
     mixture_of,
     one_class,
@@ -68,7 +69,9 @@ PLAIN = {"batch_size": 16, "rate_scaling": "none"}
 """The paper's settings at a batch that fits, the learning rate left at 0.05 (docs/method.md has the measurement)."""
 EPOCH = 22
 """Steps of an epoch on CamVid's 367 images; runs have as many steps on every data set."""
-OURS = Recipe("balanced")
+PACKAGED = {"weights": "packaged", "backbone": "timm:tf_efficientnet_lite0"}
+OURS = Recipe("balanced", PACKAGED)
+SCRATCH = Recipe("balanced")
 APPEARANCE = kmeans_of(appearance_points, "k-means of log colour, texture + xy")
 MIXTURE = mixture_of("mixture over appearance")
 
@@ -107,7 +110,17 @@ ROWS: Mapping[str, Row] = {
     "picie": Row("PiCIE", Recipe("paper", {**PLAIN, "method": "picie"}, 5 * EPOCH), "PiCIE"),
     "mdc": Row("MDC", Recipe("paper", {**PLAIN, "method": "mdc"}, 5 * EPOCH), "MDC"),
     "densesiam": Row("DenseSiam as published", Recipe("paper", PLAIN, 10 * EPOCH), "DenseSiam"),
-    "mixture": Row("the mixture that ours starts from, no network", MIXTURE, "mixture"),
+    "mixture": Row("mixture over appearance, no network", MIXTURE, "mixture"),
+    "scratch": Row("ours from scratch: `train --weights none`", SCRATCH, "from scratch"),
+    "frozen-kmeans": Row("k-means of the frozen features + PAMR", frozen_kmeans, "frozen k-means"),
+    "fine-tuned": Row(
+        "DenseSiam as published, fine-tuned from the same weights",
+        Recipe("balanced", {**PACKAGED, "features": "fpn"}),
+        "fine-tuned",
+    ),
+    "start": Row(
+        "ours without training", replace(OURS, settings={**PACKAGED, "epochs": 0}), "start"
+    ),
     "ours": Row("ours: `train` as it comes, PAMR included", OURS, "ours"),
 }
 
@@ -128,8 +141,20 @@ def ablation_rows() -> dict[str, Row]:
     """Ours, and ours with one thing changed."""
     return {
         "default": Row("default recipe", OURS, "default"),
-        "head": Row("read out by the head alone", replace(OURS, alone=True), "head"),
-        "as-it-comes": Row("without PAMR", replace(OURS, refine="none"), "no PAMR"),
+        "start": ROWS["start"],
+        "unrefined": Row("without PAMR", replace(OURS, refine="none"), "no PAMR"),
+        "start-unrefined": Row(
+            "without training and PAMR",
+            replace(OURS, settings={**PACKAGED, "epochs": 0}, refine="none"),
+            "start, no PAMR",
+        ),
+        "scratch": Row("from scratch", SCRATCH, "scratch"),
+        "head": Row(
+            "from scratch, read out by the head alone", replace(SCRATCH, alone=True), "head"
+        ),
+        "as-it-comes": Row(
+            "from scratch, without PAMR", replace(SCRATCH, refine="none"), "scratch, no PAMR"
+        ),
         "mixture": Row(
             "without the network", mixture_of("mixture + PAMR", refine="pamr"), "no network"
         ),
@@ -164,15 +189,10 @@ def ablation_rows() -> dict[str, Row]:
             ),
             "every fit",
         ),
-        "mixture-as-fitted": Row(
-            "without the network, the same shares in every image",
-            mixture_of("mixture, shares as fitted + PAMR", adapt=False, refine="pamr"),
-            "as fitted",
-        ),
         "appearance": Row("k-means of what the mixture sees", APPEARANCE, "appearance"),
         **{
             re.sub("[^a-z0-9.]+", "-", name.lower()): Row(
-                name, Recipe(OURS.preset, settings, OURS.steps), name
+                f"from scratch, {name}", replace(SCRATCH, settings=settings), name
             )
             for name, settings in ABLATIONS.items()
         },

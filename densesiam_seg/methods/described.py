@@ -78,7 +78,7 @@ class Described(Method):
         """Cross-entropy of two views of the image's own size with the targets of the enlarged one."""
         network, config = self.network, self.config
         pairs = zip(images, indices, strict=True)
-        places = torch.stack([self._places(*each) for each in pairs]).to(images.device).float()
+        places = torch.stack([self._places(*each).float() for each in pairs]).to(images.device)
         targets = self._targets(self._dense(places[:, -1]))
         draw = generator(config.seed, Stream.VIEWS, epoch, indices[0])
         first, second = draw.permutation(places.shape[1] - 1)[:2].tolist()
@@ -144,7 +144,7 @@ class Described(Method):
         def mean(view: int, sharpening: float) -> Tensor:
             total = torch.zeros(self.config.clusters, device=device)
             for each in places:
-                dense = self._dense(each[view : view + 1].to(device).float())
+                dense = self._dense(each[view][None].to(device).float())
                 total += self._targets(dense, sharpening).mean((0, 2, 3))
             return total / len(places)
 

@@ -45,8 +45,9 @@ def choose_settings(
         return name, with_settings(pretraining, given)
     # `with_settings` refuses a method that is not a string.
     method = str(given.get("method", "densesiam"))
-    start: Start = "stages" if learned else "mixture"
-    plain = given.get("features") == "fpn" if learned else given.get("freeze", False)
+    decoded = given.get("features") == "fpn"
+    start: Start = "stages" if learned and not decoded else "mixture"
+    plain = decoded if learned else given.get("freeze", False)
     if given.get("prior", "none" if plain else "mixture") == "none":
         start = "none"
     name, training = train_preset(preset, images, gpu=gpu, method=method, start=start)
@@ -69,7 +70,7 @@ def begun(
     weights, plain = str(given.get("weights", "auto")), given.get("prior") == "none"
     if Path(weights).is_dir():
         # A run of this program brings its decoder, which `stages` would leave out.
-        return {"prior": "none", **given}, False
+        return {"prior": "none", "features": "fpn", **given}, False
     own = METHODS.get(str(given.get("method", "densesiam")), {})
     small = preset != "paper" and not plain and own.get("prior") != "none"
     (packaged,) = PACKAGED

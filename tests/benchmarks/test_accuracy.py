@@ -124,7 +124,8 @@ class TestRecipes:
         ("name", "plain", "changed"),
         [
             ("densesiam", TrainConfig(), {"batch_size", "rate_scaling"}),
-            ("ours", train_preset("balanced", 367, gpu=False)[1], set()),
+            ("scratch", train_preset("balanced", 367, gpu=False)[1], set()),
+            ("ours", train_preset("balanced", 367, gpu=False, start="stages")[1], {"backbone"}),
         ],
     )
     def test_what_differs_from_the_preset(
@@ -137,10 +138,10 @@ class TestRecipes:
 
     def test_an_ablation_changes_what_it_names(self, parts: Any) -> None:
         rows = parts.rows.ablation_rows()
-        default = rows["default"].facts(of_size(367), quick=False)
+        default = rows["scratch"].facts(of_size(367), quick=False)
         titled = {row.title: row for row in rows.values()}
         for title, settings in parts.rows.ABLATIONS.items():
-            facts = titled[title].facts(of_size(367), quick=False)
+            facts = titled[f"from scratch, {title}"].facts(of_size(367), quick=False)
             changed = {name: value for name, value in facts.items() if value != default[name]}
             # A method brings further settings with it.
             assert changed.items() >= settings.items()

@@ -116,7 +116,7 @@ class TestShown:
         (["camvid", "--root", "nowhere"], 3, "input", "nowhere: no folder"),
         (["camvid", "--root", "d", "--seeds", "0"], 2, "usage", "--seeds 0"),
         (["camvid", "--root", "d", "--protocol", "x"], 2, "usage", "--protocol x"),
-        (["camvid", "--root", "d", "--epochs", "0"], 2, "usage", "epochs = 0"),
+        (["camvid", "--root", "d", "--epochs", "-1"], 2, "usage", "epochs = -1"),
         (["camvid", "--root", "d", "--workers", "x"], 2, "usage", "--workers x"),
         (["camvid", "--root", "d", "--config", "no.toml"], 3, "input", "no.toml"),
     ],

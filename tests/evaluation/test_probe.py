@@ -97,7 +97,7 @@ def clear(segmenter: Segmenter) -> Segmenter:
     """A model whose features are the mean colours of 4×4 pixels."""
     network = copy.deepcopy(segmenter.network)
     network.encoder = cast(Any, nn.AvgPool2d(4))
-    network.encoder.width = 3
+    network.encoder.width, network.encoder.zoom = 3, 1
     return Segmenter(network, segmenter.card, device="cpu", precision="fp32")
 
 

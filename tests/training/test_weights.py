@@ -255,7 +255,7 @@ class TestFile:
     ) -> None:
         monkeypatch.chdir(tmp_path)
         with pytest.raises(
-            UsageError, match="no such file or folder; give auto, imagenet, none, a"
+            UsageError, match="no such file or folder; give auto, packaged, imagenet, none, a"
         ):
             load_encoder(encoder, "resnet18", weights)
         with pytest.raises(UsageError, match="no such file or folder"):

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from densesiam_seg.config import TrainConfig
+from densesiam_seg.images.scan import scan
+from densesiam_seg.images.store import ImageStore
+from densesiam_seg.methods.described import SHARPENING, Described
+from densesiam_seg.network.model import Architecture, DenseSiam, build_network
+from densesiam_seg.views.photometric import normalise
+
+pytestmark = pytest.mark.usefixtures("slim_module")
+SIDE = 64
+CONFIG = TrainConfig(
+    clusters=2, batch_size=2, image_size=SIDE, freeze=True, prior="mixture", features="stages"
+)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ImageStore:
+    """Bright smooth skies above dark rough grounds, at twice the image size."""
+    draw = np.random.default_rng(0)
+    for number in range(4):
+        picture = np.full((2 * SIDE, 2 * SIDE, 3), (170, 200, 240), np.uint8)
+        picture[SIDE:] = draw.integers(20, 110, (SIDE, 2 * SIDE, 1))
+        Image.fromarray(picture).save(tmp_path / f"{number}.png")
+    store = ImageStore(scan([tmp_path]), 2 * SIDE, workers=0, keep="ram", max_pixels=10**6)
+    for _ in store.prepare():
+        pass
+    return store
+
+
+def method_of() -> Described:
+    architecture = Architecture(
+        channels=8, clusters=2, over_clusters=0, features="stages", mixture=True
+    )
+    network = build_network(architecture, seed=0)
+    network.encoder.freeze()
+    return Described(network, CONFIG)
+
+
+@pytest.fixture
+def method(store: ImageStore) -> Described:
+    found = method_of()
+    done = list(found.prepare(store, 0))
+    assert done == sorted(done) and done[-1] == 4
+    return found
+
+
+def images_of(store: ImageStore) -> Tensor:
+    return next(iter(store.batches([tuple(range(4))]))).images
+
+
+def scores_of(network: DenseSiam, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        scores: Tensor = network(normalise(images.float() / 255))
+    return scores
+
+
+def weights(network: DenseSiam) -> list[Tensor]:
+    return [each.detach().clone() for each in network.projector.parameters()]
+
+
+def test_training_starts_as_the_mixture(method: Described, store: ImageStore) -> None:
+    """The K-way layer is the mixture's directions, and sky and ground are told apart before any step."""
+    mixture = method.network.mixture
+    weight, bias = weights(method.network)
+    assert mixture is not None and not bias.any()
+    torch.testing.assert_close(weight[:, :, 0, 0], mixture.directions)
+    winners = scores_of(method.network, images_of(store)).argmax(1)
+    assert winners.shape == (4, 8, 8)
+    top, bottom = winners[:, :3].flatten().tolist(), winners[:, 5:].flatten().tolist()
+    assert len(set(top)) == len(set(bottom)) == 1 and top[0] != bottom[0]
+
+
+def test_the_kept_places_are_what_the_network_sees(method: Described, store: ImageStore) -> None:
+    images = images_of(store)
+    places = torch.stack([method._places(image, index) for index, image in enumerate(images)])
+    assert places.shape[1] == 4  # three lights, and enlarged
+    found = method.network.scores(method._dense(places[:, 0].float()))
+    torch.testing.assert_close(found, scores_of(method.network, images), atol=0.02, rtol=0.02)
+
+
+def test_targets_are_the_enlarged_views_with_the_first_shares(
+    method: Described, store: ImageStore
+) -> None:
+    places = torch.stack([method._places(None, index) for index in range(4)]).float()
+    found = method._targets(method._dense(places[:, -1]))
+    torch.testing.assert_close(found.sum(1), torch.ones(4, 8, 8))
+    shares = found.mean((0, 2, 3))
+    torch.testing.assert_close(shares, method.state()["shares"], atol=0.02, rtol=0.02)
+    logs = method.network.scores(method._dense(places[:, -1]))
+    bias = method.state()["bias"].view(-1, 1, 1)
+    expected = (SHARPENING * (logs + bias)).softmax(1)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_only_the_layer_learns(method: Described, store: ImageStore) -> None:
+    network, images = method.network, images_of(store)[:2]
+    result = method.objective(images, (0, 1), 0)
+    assert result.parts.keys() == {"pixel"} and int(result.histogram.sum()) == 2 * 2 * 64
+    torch.autograd.backward(result.total)
+    learning = {name for name, each in network.named_parameters() if each.grad is not None}
+    assert learning == {"projector.0.weight", "projector.0.bias"}
+
+
+def state_of(method: Described) -> Mapping[str, Tensor]:
+    return {name: value.clone() for name, value in method.state().items()}
+
+
+def test_a_prepared_epoch_is_not_prepared_again(method: Described, store: ImageStore) -> None:
+    """A run that goes on within an epoch keeps the layer that it had, and its teacher."""
+    with torch.no_grad():
+        for each in method.network.projector.parameters():
+            each.add_(0.5)
+    before, layer = state_of(method), weights(method.network)
+    resumed = Described(method.network, CONFIG)
+    resumed.restore(state_of(method))
+    assert list(resumed.prepare(store, 0)) == []
+    assert all(torch.equal(before[name], value) for name, value in resumed.state().items())
+    assert all(map(torch.equal, layer, weights(method.network)))
+
+
+def test_a_round_has_the_last_layer_as_its_teacher(method: Described, store: ImageStore) -> None:
+    """With 2 steps an epoch a round of 50 steps is 25 epochs; what was kept makes no difference."""
+    with torch.no_grad():
+        next(method.network.projector.parameters()).mul_(2.0)
+    before = state_of(method)
+    assert list(method.prepare(store, 24)) == []
+    assert torch.equal(method.state()["teacher"], before["teacher"])
+    anew = Described(method.network, CONFIG)
+    anew.restore(state_of(method))
+    for each in (method, anew):
+        assert list(each.prepare(store, 25)) == []
+        torch.testing.assert_close(each.state()["teacher"], 2 * before["teacher"])
+    torch.testing.assert_close(method.state()["bias"], anew.state()["bias"])
