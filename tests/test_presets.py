@@ -121,4 +121,5 @@ def test_what_presets_and_methods_change() -> None:
     small = {"image_size", "batch_size", "epochs", "rate_scaling"}
     assert changed_by_presets(PretrainConfig) == {*small, "features", "backbone"}
     methods = {name for own in METHODS.values() for name in own}
-    assert changed_by_presets(TrainConfig) == {*small, *methods}
+    started = {"features", "freeze"}  # from pre-trained stages
+    assert changed_by_presets(TrainConfig) == {*small, *methods, *started}

