@@ -1,6 +1,6 @@
-"""How far two clusterings agree: their best pairing and their normalised mutual information; which clusters are alike.
+"""How far two clusterings agree: their best pairing and their normalised mutual information.
 
-Axes: K L clusters of the one and of the other, A over-clusters, C channels.
+Axes: K L clusters of the one and of the other.
 """
 
 from __future__ import annotations
@@ -17,18 +17,6 @@ def best_pairs(gains: NDArray[Any]) -> NDArray[np.int64]:
     from scipy.optimize import linear_sum_assignment
 
     return np.asarray(linear_sum_assignment(gains, maximize=True)[1], np.int64)
-
-
-def joined_by_average(points: NDArray[np.floating], clusters: int) -> NDArray[np.int64]:
-    """Points (A, C) → the cluster of each, (A,): the two with the least mean distance join until `clusters` are left.
-
-    Distances do not count sizes (average linkage; Sokal and Michener, 1958), so that large clusters join as well as
-    small ones and what is far from all others stays by itself.
-    """
-    from scipy.cluster.hierarchy import fcluster, linkage
-
-    tree = linkage(points, "average")
-    return np.asarray(fcluster(tree, clusters, "maxclust"), np.int64) - 1
 
 
 def normalised_mutual_information(joint: NDArray[np.int64]) -> float:

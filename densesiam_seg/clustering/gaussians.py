@@ -22,12 +22,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from densesiam_seg.clustering.agreement import joined_by_average
 from densesiam_seg.clustering.kmeans import assign, kmeans
 
 ITERATIONS = 30
-OVER_ITERATIONS = 15
-"""The same of over-clusters."""
 TOLERANCE = 1e-4
 """The fit ends when an iteration gains less mean log-likelihood per point."""
 RIDGE = 0.1
@@ -48,8 +45,6 @@ class Form:
     """Factor on the log-density of appearance."""
     learned: int = 0
     """C: so many last channels are learned features."""
-    over_clusters: int = 0
-    """A: clusters of learned features that are joined to those of the mixture; 0: these are found at once."""
 
 
 PLAIN = Form()
@@ -125,12 +120,9 @@ def fit_gaussians(
 
     All clusters start at once, or in two `halves`. At once the clusters get about equal weights; in halves, of which
     the second starts from the outliers of the first, they get large and small ones. Channels that are given are not
-    clustered. Over-clusters are found and joined without appearance. Raises InputError for fewer distinct points than
+    clustered. Raises InputError for fewer distinct points than
     clusters and NumericError for points that are not finite.
     """
-    if form.over_clusters > clusters:
-        shares = joined_over_clusters(points[:, -form.learned :], clusters, seed=seed, form=form)
-        return maximisation(points, shares, form)
     first = -(-clusters // 2) if halves else clusters
     clustered = points[:, -form.learned :] if form.learned else points[:, form.given :]
     shares = _one_hot(_kmeans_labels(clustered, first, seed), first)
@@ -139,22 +131,6 @@ def fit_gaussians(
         shares = joined_by_outliers(points, fit, clusters - first, seed=seed, given=form.given)
         fit = _iterated(points, shares, form)
     return fit
-
-
-def joined_over_clusters(learned: Tensor, clusters: int, *, seed: int, form: Form) -> Tensor:
-    """Posteriors (N, K) of learned features (N, C) by over-clusters of which the most alike are joined.
-
-    k-means splits what is common and varied: people, plants, roads. Joined by their distance alone, whatever their
-    size, its over-clusters make one large cluster of it and leave small things their own.
-    """
-    over = min(form.over_clusters, len(learned))
-    shares = _one_hot(_kmeans_labels(learned, over, seed), over)
-    for _ in range(OVER_ITERATIONS):
-        means = F.normalize(shares.T @ learned, dim=1)
-        prior = (shares.mean(0) + 1e-12).log()
-        shares = (form.concentration * learned @ means.T + prior).softmax(1)
-    groups = torch.from_numpy(joined_by_average(means.numpy(), clusters))
-    return shares @ _one_hot(groups, clusters)
 
 
 def joined_by_outliers(

@@ -45,12 +45,12 @@ MIN_IMAGES_PER_CHANNEL = 2
 MAX_BYTES = 1 << 27
 """Of the posteriors of the selected fits; with very many clusters there are fewer fits."""
 SUBSET_DIVISOR = 2
-"""Each fit uses 1 / SUBSET_DIVISOR of the places: of appearance alone, all of the images that are drawn at random."""
+"""Each fit uses 1 / SUBSET_DIVISOR of the images, drawn at random, with all of their places."""
 MIN_POINTS_PER_CLUSTER = 50
 """In the subset of a fit, if the sample has as many."""
 PAIRING_ROUNDS = 3
 """Times that the clusters of all fits are paired with those of their mean."""
-TEMPER = 0.1
+TEMPER = 0.25
 """Of appearance beside learned features."""
 SMOOTHING = 0.01
 """Weight of the mixture's shares that is added to others, so that no share is 0."""
@@ -65,12 +65,12 @@ class Search:
     """The most stable fits are selected: one in so many of its kind, and at least one."""
     conditioned: Sequence[bool] = (True, False)
     """Kinds of fits to appearance alone: whether they are conditioned on the image's gist."""
-    learned: Sequence[tuple[float, float]] = ()
-    """Further kinds of learned features and tempered appearance: κ, and over-clusters per cluster (1: none)."""
+    concentrations: Sequence[float] = ()
+    """Further kinds: κ of fits to learned features and tempered appearance."""
 
 
 SEARCH = Search()
-LEARNED_SEARCH = Search(54, 3, learned=((7.0, 1.0), (14.0, 1.0), (10.0, 2.5), (20.0, 2.5)))
+LEARNED_SEARCH = Search(63, 3, concentrations=(5.0, 7.0, 10.0, 14.0, 20.0))
 """Of points with learned features: fewer fits of each kind, as these differ less."""
 
 
@@ -91,10 +91,6 @@ class Sample:
     def first(self, channels: int) -> Sample:
         """The same points without further channels."""
         return replace(self, points=self.points[:, :channels], relit=self.relit[..., :channels])
-
-    def thinned(self, count: int, draw: np.random.Generator) -> Tensor:
-        """So many points of all images, drawn at random."""
-        return self.points[torch.from_numpy(draw.permutation(len(self.points))[:count])]
 
     def part(self, count: int, draw: np.random.Generator) -> Tensor:
         """The points of randomly drawn images, as many as give at least `count` points, or all points."""
@@ -209,9 +205,9 @@ class Mixture(nn.Module):
         for conditioned in search.conditioned if enough else (False,):
             part = sample if conditioned else blind
             yield Form(self.gist), part.first(len(self.mean))
-        clusters, learned = self.directions.shape
-        for concentration, over in search.learned if learned else ():
-            form = Form(self.gist, concentration, TEMPER, learned, round(over * clusters))
+        learned = self.directions.shape[1]
+        for concentration in search.concentrations if learned else ():
+            form = Form(self.gist, concentration, TEMPER, learned)
             yield form, sample if enough else blind
 
 
@@ -279,8 +275,7 @@ def _ranked_fit(sample: Sample, clusters: int, form: Form, seed: int, turn: int)
     """
     draw = generator(seed, Stream.PIXELS, round_=1 + turn)
     size = max(len(sample.points) // SUBSET_DIVISOR, MIN_POINTS_PER_CLUSTER * clusters)
-    # What separates images of many kinds of scene is in few of them each.
-    part = (sample.thinned if form.learned else sample.part)(size, draw)
+    part = sample.part(size, draw)
     halves = turn % 2 == 1 and not form.learned
     fit = fit_gaussians(part, clusters, seed=seed + turn, halves=halves, form=form)
     evidence, _ = expectation(sample.points, fit)

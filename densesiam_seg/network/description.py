@@ -40,50 +40,53 @@ class Description(nn.Module):
         """Stages (B, S_i, h_i, w_i) → (B, C, h, w) of a grid of that size."""
         total = -self.centre.view(-1, 1, 1)
         axes = torch.split(self.axes, self.stages, 1)
-        for stage, own in zip(self._normalised(stages), axes, strict=True):
+        levels = self._normalised(stages, self.mean, self.deviation)
+        for level, own in zip(levels, axes, strict=True):
             # Linear, so that it may come before the interpolation, where there are fewer places.
-            level = F.conv2d(stage, own[:, :, None, None])
-            total = total + _at(level, size)
+            total = total + _at(F.conv2d(level, own[:, :, None, None]), size)
         return F.normalize(total, dim=1)
 
     @torch.no_grad()
     def fit(self, images: Iterable[Sequence[Tensor]], grid: Sequence[int]) -> None:
-        """Learn from the stages (S_i, h_i, w_i) of each image, on a grid of that size; they are gone through twice."""
-        images = list(images)
+        """Learn from the stages (S_i, h_i, w_i) of each image, on a grid of that size; computed on the processor."""
+        images = [[stage.cpu().float() for stage in stages] for stages in images]
         means, deviations = [], []
-        for level in range(len(self.stages)):
-            values = torch.cat([stages[level].flatten(1).double() for stages in images], 1)
+        for level in zip(*images, strict=True):
+            values = torch.cat([stage.flatten(1).double() for stage in level], 1)
             means.append(values.mean(1))
             deviation = values.std(1, unbiased=False)
             # Dead channels are not divided by 0.
             deviations.append(torch.where(deviation > 1e-6, deviation, 1.0))
-        self.mean.copy_(torch.cat(means))
-        self.deviation.copy_(torch.cat(deviations))
-        total = torch.zeros(len(self.mean), dtype=torch.float64)
-        squares = torch.zeros(len(self.mean), len(self.mean), dtype=torch.float64)
+        mean, deviation = torch.cat(means), torch.cat(deviations)
+        total = torch.zeros(len(mean), dtype=torch.float64)
+        squares = torch.zeros(len(mean), len(mean), dtype=torch.float64)
         count = 0
         for stages in images:
-            levels = self._normalised([stage[None].float() for stage in stages])
+            whole = [stage[None] for stage in stages]
+            levels = self._normalised(whole, mean.float(), deviation.float())
             places = torch.cat([_at(level, grid)[0].flatten(1) for level in levels])
             total += places.double().sum(1)
             # In single precision, which is exact enough for the axes and twice as fast.
             squares += (places @ places.T).double()
             count += places.shape[1]
         centre = total / count
-        covariance = squares / count - centre[:, None] * centre
-        channels = len(self.axes)
-        axes = torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, :channels].T
+        vectors = torch.linalg.eigh(squares / count - centre[:, None] * centre).eigenvectors
+        axes = vectors.flip(1)[:, : len(self.axes)].T
         # The sign of an axis is arbitrary, and differs between libraries.
-        signs = axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
-        self.axes[: len(axes)].copy_(axes * signs)
-        self.centre.copy_(self.axes.double() @ centre)
+        axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
+        self.mean.copy_(mean)
+        self.deviation.copy_(deviation)
+        self.axes[: len(axes)].copy_(axes)
+        self.centre[: len(axes)].copy_(axes @ centre)
 
-    def _normalised(self, stages: Sequence[Tensor]) -> list[Tensor]:
+    def _normalised(
+        self, stages: Sequence[Tensor], mean: Tensor, deviation: Tensor
+    ) -> list[Tensor]:
         """Stages standardised by channel, and at each place L2-normalised."""
-        means, deviations = (torch.split(each, self.stages) for each in (self.mean, self.deviation))
+        parts = (torch.split(each, self.stages) for each in (mean, deviation))
         return [
-            F.normalize((stage - mean.view(-1, 1, 1)) / deviation.view(-1, 1, 1), dim=1)
-            for stage, mean, deviation in zip(stages, means, deviations, strict=True)
+            F.normalize((stage - own.view(-1, 1, 1)) / width.view(-1, 1, 1), dim=1)
+            for stage, own, width in zip(stages, *parts, strict=True)
         ]
 
 

@@ -7,7 +7,11 @@ import math
 import numpy as np
 import pytest
 
-from densesiam_seg.clustering.agreement import best_pairs, entropy, normalised_mutual_information
+from densesiam_seg.clustering.agreement import (
+    best_pairs,
+    entropy,
+    normalised_mutual_information,
+)
 
 
 def test_best_pairs_by_hand() -> None:

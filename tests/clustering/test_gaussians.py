@@ -12,6 +12,7 @@ from densesiam_seg.clustering.gaussians import (
     expectation,
     fit_gaussians,
     joined_by_outliers,
+    log_joint,
     maximisation,
 )
 from densesiam_seg.errors import InputError
@@ -119,3 +120,34 @@ def test_fewer_distinct_points_than_clusters(halves: bool) -> None:
     points[:3, 0] = torch.arange(3)
     with pytest.raises(InputError, match="distinct points"):
         fit_gaussians(points, 9, seed=0, halves=halves)
+
+
+def bundles(counts: tuple[int, ...], seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Unit vectors (N, 8) around one axis each, the first group around two near ones; with the group of each."""
+    draw = np.random.default_rng(seed)
+    groups = np.repeat(np.arange(len(counts)), counts)
+    centres = np.eye(8)[groups]
+    centres[: counts[0] // 2, 7] = 0.5
+    points = centres + draw.normal(size=centres.shape) / 12
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    return torch.from_numpy(points), torch.from_numpy(groups)
+
+
+def test_directions_against_their_definition() -> None:
+    """log π + κ μ·x, μ the normalised mean; appearance adds its log-density times the temper."""
+    learned, groups = bundles((300, 200))
+    own = torch.from_numpy(np.random.default_rng(1).normal(size=(500, 2)))
+    shares = torch.eye(2, dtype=torch.float64)[groups]
+    form = Form(concentration=9.0, temper=0.25, learned=8)
+    fit = maximisation(torch.cat((own, learned), 1), shares, form)
+    joint = log_joint(torch.cat((own, learned), 1), fit)
+    for k in (0, 1):
+        mean = learned[groups == k].mean(0)
+        part = own[groups == k].numpy()
+        density = multivariate_normal(part.mean(0), np.cov(part.T, bias=True) + RIDGE * np.eye(2))
+        expected = (
+            np.log([0.6, 0.4][k])
+            + 9.0 * (learned @ (mean / mean.norm())).numpy()
+            + 0.25 * density.logpdf(own.numpy())
+        )
+        np.testing.assert_allclose(joint[:, k].numpy(), expected, atol=1e-9)

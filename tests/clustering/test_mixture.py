@@ -224,3 +224,31 @@ def test_the_number_of_threads_changes_nothing() -> None:
         assert torch.get_num_threads() == threads
     torch.set_num_threads(before)
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+@pytest.mark.parametrize("telling", ["learned", "appearance"])
+def test_the_description_that_tells_clusters_is_chosen(telling: str) -> None:
+    """One description separates two things, the other is noise that is drawn anew in every light."""
+    draw = np.random.default_rng(0)
+    thing = torch.arange(4000) % 2
+
+    def seen() -> Tensor:
+        """Two channels of appearance, and three learned ones."""
+        noise = torch.from_numpy(draw.normal(size=(4000, 5)))
+        own, learned = noise[:, :2], noise[:, 2:]
+        if telling == "appearance":
+            own = own / 9 + thing[:, None]
+        else:
+            learned = learned / 9 + torch.eye(3, dtype=torch.float64)[thing]
+        return torch.cat((own, torch.nn.functional.normalize(learned, dim=1)), 1)
+
+    images = torch.arange(20).repeat_interleave(200)
+    sample = Sample(seen(), torch.stack([seen(), seen()]), images)
+    mixture = Mixture(2, 2, 0, learned=3)
+    search = Search(12, 2, concentrations=(5.0, 10.0))
+    mixture.fit(sample, seed=0, search=search)
+    assert bool(mixture.directions.any()) == (telling == "learned")
+    logs: Tensor = mixture(sample.points[:, :2].float().T[None, :, None, :])
+    joint = logs[0, :, 0].T + sample.points[:, 2:].float() @ mixture.directions.T
+    right = float((joint.argmax(1) == thing).float().mean())
+    assert max(right, 1 - right) > 0.95

@@ -32,7 +32,8 @@ def by_hand(images: list[list[Tensor]], channels: int) -> np.ndarray:
     axes = np.linalg.svd(points, full_matrices=False)[2][:channels]
     axes *= np.sign(axes[np.arange(channels), np.abs(axes).argmax(1)])[:, None]
     projected = points @ axes.T
-    return projected / np.linalg.norm(projected, axis=1, keepdims=True)
+    found: np.ndarray = projected / np.linalg.norm(projected, axis=1, keepdims=True)
+    return found
 
 
 def test_against_numpy() -> None:
