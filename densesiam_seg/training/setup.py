@@ -41,8 +41,8 @@ from densesiam_seg.training.recipes import (
 from densesiam_seg.training.weights import SCRATCH, copy_network, load_encoder
 
 SUMMARY = (
-    *("method", "prior", "correspondence", "image_size", "batch_size", "epochs"),
-    *("clusters", "categories", "backbone", "features", "seed"),
+    *("method", "prior", "features", "correspondence", "image_size", "batch_size", "epochs"),
+    *("clusters", "categories", "backbone", "seed"),
 )
 """The settings in the first line of a run's output."""
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
-from tiny_runs import TinyRuns, end, files_of
+from tiny_runs import TinyRuns, end, files_of, stop_after
 from torch import nn
 
 from densesiam_seg.config import PretrainConfig, TrainConfig
@@ -19,8 +20,8 @@ from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.methods import stage_cache
 from densesiam_seg.network.model import Architecture, DenseSiam, build_network
 from densesiam_seg.presets import METHODS
-from densesiam_seg.training.recipes import choose_settings
-from densesiam_seg.training.train import train
+from densesiam_seg.training.recipes import begun, choose_settings
+from densesiam_seg.training.train import run_events, train
 
 HINTS = get_type_hints(PretrainConfig)
 LOSSES = {
@@ -59,6 +60,108 @@ class TestSettings:
         for given, prior in (({}, "mixture"), ({"freeze": True}, "none")):
             _, config = choose_settings("train", None, 12, False, given)
             assert isinstance(config, TrainConfig) and config.prior == prior
+
+
+LITE = "timm:tf_efficientnet_lite0"
+LEARNED = {"features": "stages", "freeze": True, "prior": "mixture"}
+
+
+class TestHowTrainingBegins:
+    """Which backbone is taken, and whether its weights count as pre-trained."""
+
+    @pytest.mark.parametrize(
+        ("given", "backbone", "learned"),
+        [
+            ({}, LITE, True),
+            ({"weights": "packaged"}, LITE, True),
+            ({"weights": "none"}, None, False),
+            ({"weights": "imagenet"}, None, True),
+            ({"backbone": "resnet18"}, "resnet18", False),
+            ({"prior": "none"}, None, False),
+            ({"method": "picie"}, None, False),
+            ({"preset": "paper"}, None, False),
+        ],
+    )
+    def test_by_what_is_given(
+        self, given: dict[str, Any], backbone: str | None, learned: bool
+    ) -> None:
+        settings = {name: value for name, value in given.items() if name != "preset"}
+        found, expected = begun("train", given.get("preset"), settings, None)
+        assert (found.get("backbone"), expected) == (backbone, learned)
+        assert begun("pretrain", None, settings, None) == (settings, False)
+
+    def test_a_trained_network_goes_on_as_it_began(self) -> None:
+        for features, mixture in (("stages", True), ("fpn", True), ("fpn", False)):
+            source = Architecture("resnet50", features=features, mixture=mixture)  # type: ignore[arg-type]
+            given, learned = begun("train", None, {}, source)
+            assert given["backbone"] == "resnet50" and learned == (features == "stages")
+            assert given.get("prior") == (None if mixture else "none")
+
+    def test_another_runs_folder_brings_its_decoder(self, tmp_path: Path) -> None:
+        given, learned = begun("train", None, {"weights": str(tmp_path)}, None)
+        assert (given["prior"], given["features"], learned) == ("none", "fpn", False)
+
+    @pytest.mark.parametrize(
+        ("given", "learned", "changed"),
+        [
+            ({}, True, LEARNED),
+            ({"prior": "none"}, True, {"features": "fpn", "freeze": False, "prior": "none"}),
+            ({"features": "fpn"}, True, {"features": "fpn", "freeze": False, "prior": "none"}),
+            ({}, False, {"features": "fpn", "freeze": False, "prior": "mixture"}),
+        ],
+    )
+    def test_what_the_weights_change(
+        self, given: dict[str, Any], learned: bool, changed: dict[str, Any]
+    ) -> None:
+        _, config = choose_settings("train", "balanced", 100, False, given, learned=learned)
+        assert changed.items() <= vars(config).items()
+        _, paper = choose_settings("train", "paper", 100, False, given, learned=learned)
+        assert isinstance(paper, TrainConfig) and paper.prior == "none"
+
+
+class TestFromPretrainedStages:
+    @pytest.fixture
+    def learned(self, one_epoch: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+        """Weights of a slim ResNet as a file."""
+        path = tmp_path / "weights.safetensors"
+        backbone = build_network(Architecture(channels=8, clusters=4), seed=3).encoder.backbone
+        safetensors.torch.save_file(backbone.state_dict(), path)
+        wanted = {**one_epoch, "weights": str(path), "epochs": 2}
+        return {name: value for name, value in wanted.items() if name != "prior"}
+
+    def test_the_backbone_is_as_it_was_and_the_model_segments(
+        self, learned: dict[str, Any], tmp_path: Path
+    ) -> None:
+        trained = train(out=tmp_path / "a", **learned)
+        assert trained.last is not None and trained.last.losses.keys() == {"pixel", "total"}
+        config = tomllib.loads((tmp_path / "a/config.toml").read_text())
+        assert LEARNED.items() <= config.items()
+        segmenter = Segmenter.load(tmp_path / "a", device="cpu", precision="fp32")
+        backbone = safetensors.torch.load_file(learned["weights"])
+        for name, value in segmenter.network.encoder.backbone.state_dict().items():
+            assert torch.equal(value, backbone[name])
+        mask = segmenter.predict(learned["images"] / "00.jpg")
+        assert mask.shape == (64, 64) and set(mask.flat) <= set(range(4))
+        on = train(out=tmp_path / "b", **{**learned, "init_from": str(tmp_path / "a")})
+        assert on.complete
+
+    def test_no_epochs_are_the_start_alone(self, learned: dict[str, Any], tmp_path: Path) -> None:
+        trained = train(out=tmp_path / "a", **{**learned, "epochs": 0})
+        assert trained.complete and trained.last is None
+        network = network_of(tmp_path / "a")
+        weight, bias = network.projector.parameters()
+        assert network.mixture is not None and not bias.any()
+        torch.testing.assert_close(weight[:, :, 0, 0], network.mixture.directions)
+
+    def test_a_run_that_goes_on_ends_with_the_same_bytes(
+        self, learned: dict[str, Any], tmp_path: Path
+    ) -> None:
+        end(run_events("train", out=tmp_path / "a", **learned))
+        for step in (1, 3, 4):
+            run = tmp_path / f"b{step}"
+            stop_after(step, run_events("train", out=run, **learned))
+            end(run_events("train", [], out=run, resume=True))
+            assert files_of(tmp_path / "a/model") == files_of(run / "model")
 
 
 @pytest.fixture
