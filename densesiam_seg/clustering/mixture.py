@@ -70,7 +70,7 @@ class Search:
 
 
 SEARCH = Search()
-LEARNED_SEARCH = Search(63, 3, concentrations=(5.0, 7.0, 10.0, 14.0, 20.0))
+LEARNED_SEARCH = Search(60, 4, concentrations=(7.0, 14.0, 20.0))
 """Of points with learned features: fewer fits of each kind, as these differ less."""
 
 
