@@ -47,7 +47,7 @@ class TestPlan:
             ({"seeds": 0}, UsageError, "--seeds 0"),
             ({"seed": 2**63 - 2}, UsageError, "seed = 9223372036854775808"),
             ({"similarity": "cosine"}, UsageError, "the similarity study"),
-            ({"epochs": 0}, UsageError, "epochs = 0"),
+            ({"epochs": -1}, UsageError, "epochs = -1"),
             ({"sampling": "uniform", "study": "correspondence"}, UsageError, "sampling"),
             ({"device": "abacus"}, UsageError, "--device abacus"),
             ({"weights": "none.pth"}, UsageError, "--weights none.pth"),

@@ -221,7 +221,7 @@ class TestRefusals:
     def test_nothing_is_written_before_everything_was_looked_at(
         self, stage: Stage, run: Run, out: Path
     ) -> None:
-        for options in ({"epochs": 0}, {"split": "test"}, {"similarity": "cosine"}, {"seeds": 0}):
+        for options in ({"epochs": -1}, {"split": "test"}, {"similarity": "cosine"}, {"seeds": 0}):
             with pytest.raises(UsageError):
                 run(**options)
         with pytest.raises(InputError):
