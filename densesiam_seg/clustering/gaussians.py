@@ -120,8 +120,8 @@ def fit_gaussians(
 
     All clusters start at once, or in two `halves`. At once the clusters get about equal weights; in halves, of which
     the second starts from the outliers of the first, they get large and small ones. Channels that are given are not
-    clustered. Raises InputError for fewer distinct points than
-    clusters and NumericError for points that are not finite.
+    clustered. Raises InputError for fewer distinct points than clusters and NumericError for points that are not
+    finite.
     """
     first = -(-clusters // 2) if halves else clusters
     clustered = points[:, -form.learned :] if form.learned else points[:, form.given :]

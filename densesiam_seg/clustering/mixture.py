@@ -82,10 +82,10 @@ class Sample:
     relit: Tensor
     images: Tensor
 
-    def with_zeros(self, channels: slice) -> Sample:
-        """The same points with zeros in some channels."""
+    def without(self, channels: int) -> Sample:
+        """The same points with zeros in the first channels."""
         points, relit = self.points.clone(), self.relit.clone()
-        points[:, channels] = relit[..., channels] = 0
+        points[:, :channels] = relit[..., :channels] = 0
         return replace(self, points=points, relit=relit)
 
     def first(self, channels: int) -> Sample:
@@ -201,7 +201,7 @@ class Mixture(nn.Module):
         """The kinds of fits that a search makes to a sample, each with what it reads of it."""
         enough = self.gist and len(sample.images.bincount()) >= MIN_IMAGES_PER_CHANNEL * self.gist
         # Channels of zeros have no effect on the conditional means.
-        blind = sample.with_zeros(slice(self.gist))
+        blind = sample.without(self.gist)
         for conditioned in search.conditioned if enough else (False,):
             part = sample if conditioned else blind
             yield Form(self.gist), part.first(len(self.mean))

@@ -92,10 +92,9 @@ def run_events(
             "--resume goes on with the same run; leave out --init-from, --overwrite and --preset"
         )
     # Refuse wrong settings before anything is written; the number of images does not matter for that.
-    _, checked = choose_settings(command, preset, 0, False, settings)
-    if not resume and init_from is None:
-        given, learned = begun(command, preset, settings, None)
-        _, checked = choose_settings(command, preset, 0, False, given, learned=learned)
+    own = resume or init_from is not None
+    given, learned = (settings, False) if own else begun(command, preset, settings, None)
+    _, checked = choose_settings(command, preset, 0, False, given, learned=learned)
     if not resume:
         pick_device(checked.device)
         require_backbone(checked.backbone, checked.image_size)

@@ -18,6 +18,7 @@ from densesiam_seg.config import PretrainConfig, TrainConfig
 from densesiam_seg.errors import InputError
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.methods import stage_cache
+from densesiam_seg.network.encoder import Features
 from densesiam_seg.network.model import Architecture, DenseSiam, build_network
 from densesiam_seg.presets import METHODS
 from densesiam_seg.training.recipes import begun, choose_settings
@@ -91,8 +92,9 @@ class TestHowTrainingBegins:
         assert begun("pretrain", None, settings, None) == (settings, False)
 
     def test_a_trained_network_goes_on_as_it_began(self) -> None:
-        for features, mixture in (("stages", True), ("fpn", True), ("fpn", False)):
-            source = Architecture("resnet50", features=features, mixture=mixture)  # type: ignore[arg-type]
+        cases: tuple[tuple[Features, bool], ...] = (("stages", True), ("fpn", True), ("fpn", False))
+        for features, mixture in cases:
+            source = Architecture("resnet50", features=features, mixture=mixture)
             given, learned = begun("train", None, {}, source)
             assert given["backbone"] == "resnet50" and learned == (features == "stages")
             assert given.get("prior") == (None if mixture else "none")
