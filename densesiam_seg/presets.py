@@ -42,7 +42,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
 Start = Literal["stages", "mixture", "none"]
 """What training starts from: clusters of pre-trained stages and appearance, those of appearance alone, or nothing."""
 STEPS: Mapping[Start, Mapping[str, int]] = {
-    "stages": {"fast": 100, "balanced": 150},
+    "stages": {"fast": 100, "balanced": 100},
     "mixture": {"fast": 60, "balanced": 100},
     "none": {"fast": 160, "balanced": 500},
 }

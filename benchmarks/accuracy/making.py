@@ -135,9 +135,9 @@ def frozen_kmeans(setting: Setting) -> Made:
         stages = [
             encoder.described_stages(normalise(image[None].float() / 255)) for image in images
         ]
-        description.fit(([stage[0] for stage in each] for each in stages), encoder.grid(stages[0]))
-        features = [description(each, encoder.grid(each)) for each in stages]
-        points = torch.cat([each[0].flatten(1).T for each in features])
+        grid = encoder.grid(stages[0][0])
+        description.fit(stages, grid)
+        points = torch.cat([description(each, grid)[0].flatten(1).T for each in stages])
         centres = kmeans(points, task.clusters, seed=seed, restarts=3).centres
         weight, bias = network.projector.parameters()
         weight.copy_(2 * centres[:, :, None, None] / TEMPERATURE)

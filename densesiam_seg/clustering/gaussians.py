@@ -1,16 +1,11 @@
-"""One mixture by expectation-maximisation, in float64: Gaussians over appearance, and directions of learned features.
+"""One mixture of Gaussians by expectation-maximisation, in float64.
 
-Axes: N points, K clusters, D channels of appearance, of which the first G are given, C channels of learned features
-behind them. Appearance is standardised: every channel has mean 0 and deviation 1. Learned features are unit vectors.
+Axes: N points, K clusters, D channels, of which the first G are given. Points are standardised: every channel has mean
+0 and deviation 1.
 
 The first G channels are conditioned on: a cluster's density is that of the other channels given these, a Gaussian whose
 mean depends on them linearly (a mixture of linear regressions; DeSarbo and Cron, 1988). With G = 0 it is the ordinary
 mixture of Gaussians.
-
-A cluster's density of learned features is that of von Mises and Fisher, ∝ exp(κ μ·x) with one concentration κ for all
-(Banerjee et al., "Clustering on the unit hypersphere", 2005): k-means with soft borders and unequal shares. Given the
-cluster the two descriptions are independent, so their log-densities are added, appearance's times a temper:
-neighbouring places repeat each other, so that many channels would make every place certain.
 """
 
 from __future__ import annotations
@@ -34,64 +29,41 @@ OUTLIER_SHARE = 0.1
 
 
 @dataclass(frozen=True)
-class Form:
-    """What a mixture reads of a point, and how much each of its two descriptions counts."""
-
-    given: int = 0
-    """G: so many first channels are conditioned on."""
-    concentration: float = 0.0
-    """κ of the learned features; 0: they do not count."""
-    temper: float = 1.0
-    """Factor on the log-density of appearance."""
-    learned: int = 0
-    """C: so many last channels are learned features."""
-
-
-PLAIN = Form()
-
-
-@dataclass(frozen=True)
 class Gaussians:
-    """K Gaussians, the directions of learned features that belong to them, and their weights."""
+    """K Gaussians and their weights."""
 
     centres: Tensor
     """(K, D)."""
     whitening: Tensor
     """The rows of the channels not given in the inverses W of the covariances' Cholesky factors, (K, D - G, D).
 
-    |W (x - c)|² is the temper times the squared Mahalanobis distance of x from the cluster's conditional mean."""
+    |W (x - c)|² is the squared Mahalanobis distance of x from the cluster's conditional mean."""
     offsets: Tensor
-    """Log of weight times (tempered) density at the centre (K,)."""
+    """Log of weight times density at the centre (K,)."""
     shares: Tensor
     """The mixture weights (K,)."""
-    directions: Tensor
-    """κ μ, (K, C)."""
 
-
-def log_joint(points: Tensor, fit: Gaussians) -> Tensor:
-    """log of (weight × density) of each point (N, D + C) and cluster, up to a constant where C > 0: (N, K)."""
-    channels = fit.centres.shape[1]
-    appearance, learned = points[:, :channels], points[:, channels:]
-    columns = [
-        offset - 0.5 * ((appearance - centre) @ matrix.T).square().sum(1)
-        for centre, matrix, offset in zip(fit.centres, fit.whitening, fit.offsets, strict=True)
-    ]
-    joint = torch.stack(columns, 1)
-    return joint + learned @ fit.directions.T if learned.shape[1] else joint
+    def log_joint(self, points: Tensor) -> Tensor:
+        """log of (weight × density) of each point (N, D) and cluster: (N, K)."""
+        columns = [
+            offset - 0.5 * ((points - centre) @ matrix.T).square().sum(1)
+            for centre, matrix, offset in zip(
+                self.centres, self.whitening, self.offsets, strict=True
+            )
+        ]
+        return torch.stack(columns, 1)
 
 
 def expectation(points: Tensor, fit: Gaussians) -> tuple[Tensor, Tensor]:
     """The log-likelihoods (N,) of points, and their posteriors (N, K)."""
-    joint = log_joint(points, fit)
+    joint = fit.log_joint(points)
     evidence = joint.logsumexp(1, keepdim=True)
     return evidence[:, 0], (joint - evidence).exp()
 
 
-def maximisation(points: Tensor, shares: Tensor, form: Form = PLAIN) -> Gaussians:
-    """A mixture fitted to points (N, D + C) with posteriors `shares` (N, K)."""
-    given, clusters = form.given, shares.shape[1]
-    channels = points.shape[1] - form.learned
-    points, learned = points[:, :channels], points[:, channels:]
+def maximisation(points: Tensor, shares: Tensor, given: int = 0) -> Gaussians:
+    """Gaussians fitted to points (N, D) with posteriors `shares` (N, K)."""
+    clusters, channels = shares.shape[1], points.shape[1]
     counts = shares.sum(0).clamp(min=1.0)
     centres = shares.T @ points / counts[:, None]
     covariances = torch.empty(clusters, channels, channels, dtype=torch.float64)
@@ -106,30 +78,25 @@ def maximisation(points: Tensor, shares: Tensor, form: Form = PLAIN) -> Gaussian
     # The first rows of a Cholesky factor are the given channels' own: without them the density is the conditional one.
     volumes = roots.diagonal(dim1=-2, dim2=-1)[:, given:].log().sum(-1)
     weights = counts / counts.sum()
-    constant = 0.5 * (channels - given) * math.log(2 * math.pi)
-    offsets = weights.log() - form.temper * (volumes + constant)
-    directions = form.concentration * F.normalize(shares.T @ learned, dim=1)
-    tempered = whitening[:, given:] * math.sqrt(form.temper)
-    return Gaussians(centres, tempered, offsets, weights, directions)
+    offsets = weights.log() - volumes - 0.5 * (channels - given) * math.log(2 * math.pi)
+    return Gaussians(centres, whitening[:, given:], offsets, weights)
 
 
 def fit_gaussians(
-    points: Tensor, clusters: int, *, seed: int, halves: bool = False, form: Form = PLAIN
+    points: Tensor, clusters: int, *, seed: int, halves: bool = False, given: int = 0
 ) -> Gaussians:
-    """Expectation-maximisation from k-means of the learned channels, or where none count of those of appearance.
+    """Expectation-maximisation from k-means of the channels not given, with all clusters at once or in two `halves`.
 
-    All clusters start at once, or in two `halves`. At once the clusters get about equal weights; in halves, of which
-    the second starts from the outliers of the first, they get large and small ones. Channels that are given are not
-    clustered. Raises InputError for fewer distinct points than clusters and NumericError for points that are not
-    finite.
+    At once the clusters get about equal weights; in halves, of which the second starts from the outliers of the first,
+    they get large and small ones. Raises InputError for fewer distinct points than clusters and NumericError for points
+    that are not finite.
     """
     first = -(-clusters // 2) if halves else clusters
-    clustered = points[:, -form.learned :] if form.learned else points[:, form.given :]
-    shares = _one_hot(_kmeans_labels(clustered, first, seed), first)
-    fit = _iterated(points, shares, form)
+    shares = _one_hot(_kmeans_labels(points[:, given:], first, seed), first)
+    fit = _iterated(points, shares, given)
     if first < clusters:
-        shares = joined_by_outliers(points, fit, clusters - first, seed=seed, given=form.given)
-        fit = _iterated(points, shares, form)
+        shares = joined_by_outliers(points, fit, clusters - first, seed=seed, given=given)
+        fit = _iterated(points, shares, given)
     return fit
 
 
@@ -160,13 +127,13 @@ def _one_hot(labels: Tensor, clusters: int) -> Tensor:
     return F.one_hot(labels, clusters + 1)[:, :clusters].double()
 
 
-def _iterated(points: Tensor, shares: Tensor, form: Form) -> Gaussians:
+def _iterated(points: Tensor, shares: Tensor, given: int) -> Gaussians:
     """Expectation-maximisation from posteriors (N, K)."""
-    fit, before = maximisation(points, shares, form), -math.inf
+    fit, before = maximisation(points, shares, given), -math.inf
     for _ in range(ITERATIONS):
         evidence, shares = expectation(points, fit)
         likelihood = float(evidence.mean())
         if likelihood - before < TOLERANCE:
             break
-        fit, before = maximisation(points, shares, form), likelihood
+        fit, before = maximisation(points, shares, given), likelihood
     return fit

@@ -16,26 +16,18 @@ with the higher stability and agreement. Their clusters are paired, their poster
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
-from itertools import combinations
+from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from densesiam_seg.clustering.agreement import best_pairs, normalised_mutual_information
+from densesiam_seg.clustering.agreement import best_pairs
 from densesiam_seg.clustering.appearance import GIST, OWN
-from densesiam_seg.clustering.gaussians import (
-    Form,
-    Gaussians,
-    expectation,
-    fit_gaussians,
-    log_joint,
-    maximisation,
-)
+from densesiam_seg.clustering.gaussians import Gaussians, expectation, fit_gaussians, maximisation
+from densesiam_seg.clustering.quality import Sample, agreement, stability
 from densesiam_seg.io.parallel import on_own_cores
 from densesiam_seg.io.randomness import Stream, generator
 
@@ -50,8 +42,6 @@ MIN_POINTS_PER_CLUSTER = 50
 """In the subset of a fit, if the sample has as many."""
 PAIRING_ROUNDS = 3
 """Times that the clusters of all fits are paired with those of their mean."""
-TEMPER = 0.25
-"""Of appearance beside learned features."""
 SMOOTHING = 0.01
 """Weight of the mixture's shares that is added to others, so that no share is 0."""
 
@@ -64,50 +54,17 @@ class Search:
     select_one_in: int = 8
     """The most stable fits are selected: one in so many of its kind, and at least one."""
     conditioned: Sequence[bool] = (True, False)
-    """Kinds of fits to appearance alone: whether they are conditioned on the image's gist."""
-    concentrations: Sequence[float] = ()
-    """Further kinds: κ of fits to learned features and tempered appearance."""
+    """The kinds of fits, made in turn: whether they are conditioned on the image's gist."""
 
 
 SEARCH = Search()
-LEARNED_SEARCH = Search(60, 4, concentrations=(7.0, 14.0, 20.0))
-"""Of points with learned features: fewer fits of each kind, as these differ less."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Points (N, D + C), the same at each of L other brightnesses (L, N, D + C), and each point's image (N,)."""
-
-    points: Tensor
-    relit: Tensor
-    images: Tensor
-
-    def without(self, channels: int) -> Sample:
-        """The same points with zeros in the first channels."""
-        points, relit = self.points.clone(), self.relit.clone()
-        points[:, :channels] = relit[..., :channels] = 0
-        return replace(self, points=points, relit=relit)
-
-    def first(self, channels: int) -> Sample:
-        """The same points without further channels."""
-        return replace(self, points=self.points[:, :channels], relit=self.relit[..., :channels])
-
-    def part(self, count: int, draw: np.random.Generator) -> Tensor:
-        """The points of randomly drawn images, as many as give at least `count` points, or all points."""
-        sizes = self.images.bincount()
-        order = torch.from_numpy(draw.permutation(len(sizes)))
-        before = sizes[order].cumsum(0) - sizes[order]
-        chosen = torch.zeros(len(sizes), dtype=torch.bool)
-        chosen[order[before < count]] = True
-        return self.points[chosen[self.images]]
 
 
 class Mixture(nn.Module):
-    """Log-posteriors of the clusters by appearance. Its tensors are buffers: gradients do not train them.
+    """Log-posteriors of the clusters. Its tensors are buffers: gradients do not train them.
 
-    A point has `gist` channels of its image, then `own` channels of the place, then `learned` ones, a unit vector. What
-    the mixture says of the learned ones are its `directions`, which are added to the log-posteriors by appearance; they
-    are zeros where appearance alone was found better.
+    A point has `gist` channels of its image, then `own` channels of the place. Before it is fitted every cluster is as
+    likely as the others everywhere.
     """
 
     mean: Tensor
@@ -116,9 +73,8 @@ class Mixture(nn.Module):
     whitening: Tensor
     offsets: Tensor
     shares: Tensor
-    directions: Tensor
 
-    def __init__(self, clusters: int, own: int = OWN, gist: int = GIST, learned: int = 0) -> None:
+    def __init__(self, clusters: int, own: int = OWN, gist: int = GIST) -> None:
         super().__init__()
         self.gist = gist
         channels = gist + own
@@ -128,17 +84,15 @@ class Mixture(nn.Module):
         self.register_buffer("whitening", torch.eye(channels)[gist:].repeat(clusters, 1, 1))
         self.register_buffer("offsets", torch.zeros(clusters))
         self.register_buffer("shares", torch.full((clusters,), 1 / clusters))
-        # A mixture of appearance alone is saved as before there were others.
-        self.register_buffer("directions", torch.zeros(clusters, learned), persistent=learned > 0)
 
     def forward(self, appearance: Tensor) -> Tensor:
         """Appearance (B, D, h, w) → log-posteriors (B, K, h, w), float32."""
         images, channels, height, width = appearance.shape
         points = appearance.float().movedim(1, -1).reshape(-1, channels)
-        fit = Gaussians(self.centres, self.whitening, self.offsets, self.shares, self.directions)
+        fit = Gaussians(self.centres, self.whitening, self.offsets, self.shares)
         # Autocast would round differences of large squares.
         with torch.autocast(points.device.type, enabled=False):
-            joint = log_joint((points - self.mean) / self.deviation, fit)
+            joint = fit.log_joint((points - self.mean) / self.deviation)
         logs = joint.log_softmax(1)
         return logs.view(images, height, width, -1).movedim(-1, 1)
 
@@ -150,65 +104,66 @@ class Mixture(nn.Module):
         for _ in self.fitting(sample, seed=seed, search=search):
             pass
 
-    def fitting(self, sample: Sample, *, seed: int, search: Search = SEARCH) -> Iterator[float]:
+    def fitting(
+        self, sample: Sample, *, seed: int, search: Search = SEARCH
+    ) -> Generator[float, None, Found]:
         """`fit` in steps, as it may take a minute: yields the fraction of the fits that are done."""
-        standard, mean, deviation = self._standardised(sample)
-        kinds = list(self._kinds(standard, search))
-        one_in, posteriors = search.select_one_in, 8 * len(sample.points) * len(self.centres)
-        each = max(min(search.restarts, MAX_BYTES // posteriors * one_in) // len(kinds), 1)
-        fits: list[list[RankedFit]] = [[] for _ in kinds]
+        found = yield from find_gaussians(
+            sample, len(self.centres), self.gist, seed=seed, search=search
+        )
+        self.adopt(found)
+        return found
 
-        def make(number: int) -> tuple[int, RankedFit]:
-            turn, kind = divmod(number, len(kinds))
-            form, part = kinds[kind]
-            return kind, _ranked_fit(part, len(self.centres), form, seed, turn)
-
-        count = each * len(kinds)
-        with closing(on_own_cores(make, range(count))) as results:
-            for done, (kind, found) in enumerate(results, 1):
-                fits[kind].append(found)
-                yield done / count
-        selected = [
-            _most_stable(found, part, one_in) for found, (_, part) in zip(fits, kinds, strict=True)
-        ]
-        # The first of equal ones.
-        best = max(range(len(selected)), key=lambda kind: selected[kind][0])
-        form, part = kinds[best]
-        shares = [expectation(part.points, fit)[1] for fit in selected[best][1]]
-        fit = maximisation(part.points, consensus(shares), form)
-        values = {"mean": mean, "deviation": deviation, **vars(fit)}
-        if not form.learned:
-            values["directions"] = torch.zeros_like(self.directions)
+    def adopt(self, found: Found) -> None:
+        """Become what was found."""
+        values = {"mean": found.mean, "deviation": found.deviation, **vars(found.fit)}
         for name, value in values.items():
             self.get_buffer(name).copy_(value)
 
-    def _standardised(self, sample: Sample) -> tuple[Sample, Tensor, Tensor]:
-        """The sample in float64 with standardised appearance, and the mean and deviation of each of its channels."""
-        points, relit = sample.points.detach().cpu().double(), sample.relit.detach().cpu().double()
-        channels = len(self.mean)
-        own = points[:, :channels]
-        mean, deviation = own.mean(0), own.std(0, unbiased=False)
-        # Constant channels are not divided by 0.
-        deviation = torch.where(deviation > 1e-6, deviation, 1.0)
 
-        def standard(values: Tensor) -> Tensor:
-            own = (values[..., :channels] - mean) / deviation
-            return torch.cat((own, values[..., channels:]), -1)
+class Found(NamedTuple):
+    """Gaussians of standardised points, mean and deviation of their channels (D,), and how stable they are."""
 
-        return Sample(standard(points), standard(relit), sample.images.cpu()), mean, deviation
+    fit: Gaussians
+    mean: Tensor
+    deviation: Tensor
+    stability: float
 
-    def _kinds(self, sample: Sample, search: Search) -> Iterator[tuple[Form, Sample]]:
-        """The kinds of fits that a search makes to a sample, each with what it reads of it."""
-        enough = self.gist and len(sample.images.bincount()) >= MIN_IMAGES_PER_CHANNEL * self.gist
-        # Channels of zeros have no effect on the conditional means.
-        blind = sample.without(self.gist)
-        for conditioned in search.conditioned if enough else (False,):
-            part = sample if conditioned else blind
-            yield Form(self.gist), part.first(len(self.mean))
-        learned = self.directions.shape[1]
-        for concentration in search.concentrations if learned else ():
-            form = Form(self.gist, concentration, TEMPER, learned)
-            yield form, sample if enough else blind
+
+def find_gaussians(
+    sample: Sample, clusters: int, gist: int, *, seed: int, search: Search = SEARCH
+) -> Generator[float, None, Found]:
+    """The clusters of a sample; yields the fraction of the fits that are done. Raises as `Mixture.fit` does."""
+    sample = sample.double()
+    mean, deviation = sample.points.mean(0), sample.points.std(0, unbiased=False)
+    # Constant channels are not divided by 0.
+    deviation = torch.where(deviation > 1e-6, deviation, 1.0)
+    standard = sample.standardised(mean, deviation)
+    # Channels of zeros have no effect on the conditional means.
+    blind = standard.without(gist)
+    enough = gist and len(sample.images.bincount()) >= MIN_IMAGES_PER_CHANNEL * gist
+    kinds = search.conditioned if enough else (False,)
+    samples = [standard if conditioned else blind for conditioned in kinds]
+    one_in = search.select_one_in
+    most = MAX_BYTES // (8 * len(sample.points) * clusters) * one_in
+    count = max(min(search.restarts, most), len(samples))
+
+    def make(number: int) -> tuple[int, RankedFit]:
+        turn, kind = divmod(number, len(samples))
+        return kind, _ranked_fit(samples[kind], clusters, gist, seed, turn)
+
+    fits: list[list[RankedFit]] = [[] for _ in samples]
+    with closing(on_own_cores(make, range(count))) as results:
+        for done, (kind, each) in enumerate(results, 1):
+            fits[kind].append(each)
+            yield done / count
+    selected = [_most_stable(*each, one_in) for each in zip(fits, samples, strict=True)]
+    # The first of equal ones.
+    kind = max(range(len(selected)), key=lambda each: selected[each][0])
+    points = samples[kind].points
+    shares = [expectation(points, fit)[1] for fit in selected[kind][1]]
+    fit = maximisation(points, consensus(shares), gist)
+    return Found(fit, mean, deviation, stability(fit, samples[kind]))
 
 
 class RankedFit(NamedTuple):
@@ -242,42 +197,15 @@ def smoothed(shares: Tensor, overall: Tensor) -> Tensor:
     return (shares + SMOOTHING * overall) / (1 + SMOOTHING)
 
 
-def stability(fit: Gaussians, sample: Sample) -> float:
-    """Normalised mutual information of a fit's clusters with those of the same places relit, mean of all lights."""
-    first = _labels(fit, sample.points)
-    scores = [_label_nmi(first, _labels(fit, relit)) for relit in sample.relit]
-    return sum(scores) / len(scores)
-
-
-def agreement(fits: Sequence[Gaussians], sample: Sample) -> float:
-    """Normalised mutual information of the clusters of two fits, mean of all pairs; 0 without any."""
-    labels = [_labels(fit, sample.points) for fit in fits]
-    scores = [_label_nmi(one, other) for one, other in combinations(labels, 2)]
-    return sum(scores) / max(len(scores), 1)
-
-
-def _labels(fit: Gaussians, points: Tensor) -> Tensor:
-    """The cluster (N,) of each of a sample's points, original or relit."""
-    return log_joint(points, fit).argmax(1)
-
-
-def _label_nmi(one: Tensor, other: Tensor) -> float:
-    """Normalised mutual information of two clusterings (N,)."""
-    clusters = 1 + int(max(one.max(), other.max()))
-    joint = (one * clusters + other).bincount(minlength=clusters**2)
-    return normalised_mutual_information(joint.view(clusters, clusters).numpy())
-
-
-def _ranked_fit(sample: Sample, clusters: int, form: Form, seed: int, turn: int) -> RankedFit:
-    """A fit to some of the images, drawn by (seed, turn), every other one of appearance alone in halves.
+def _ranked_fit(sample: Sample, clusters: int, gist: int, seed: int, turn: int) -> RankedFit:
+    """A fit to some of the images, drawn by (seed, turn), every other one in halves.
 
     Of equally stable fits the likelier one ranks first; digits that are rounded off differ by rounding errors.
     """
     draw = generator(seed, Stream.PIXELS, round_=1 + turn)
     size = max(len(sample.points) // SUBSET_DIVISOR, MIN_POINTS_PER_CLUSTER * clusters)
     part = sample.part(size, draw)
-    halves = turn % 2 == 1 and not form.learned
-    fit = fit_gaussians(part, clusters, seed=seed + turn, halves=halves, form=form)
+    fit = fit_gaussians(part, clusters, seed=seed + turn, halves=turn % 2 == 1, given=gist)
     evidence, _ = expectation(sample.points, fit)
     return RankedFit(round(stability(fit, sample), 6), float(evidence.mean()), fit)
 

@@ -4,21 +4,25 @@ Axes: B images, V views, L of them in the image's own size, K clusters, C channe
 S stored side, h w = the grid.
 
 The backbone is frozen, so a place's description in every view is computed once and kept. The views are the image in
-several lights and enlarged. Enlarged, small things and borders are described better, but large ones lose their context:
-its posteriors are the targets that the K-way layer learns for all views of the image's own size (PixSim with a teacher
-in place of the predictor). The teacher is the layer itself as it was at the start of the round. Targets are sharpened,
-and brought back to the shares that the clusters had at first, since sharpening makes large clusters larger.
+several lights and enlarged: every size in which it is read is the next larger one. Enlarged, small things and borders
+are described better, but large ones lose their context: its posteriors are the targets that the K-way layer learns for
+all views of the image's own size (PixSim with a teacher in place of the predictor). The teacher is the layer itself as
+it was at the start of the round. Targets are sharpened, and brought back to the shares that the clusters had at first,
+since sharpening makes large clusters larger.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from densesiam_seg.clustering.mixture import LEARNED_SEARCH, Sample
+from densesiam_seg.clustering.directions import find_directions
+from densesiam_seg.clustering.mixture import Search, find_gaussians
+from densesiam_seg.clustering.quality import Sample
 from densesiam_seg.config import TrainConfig
 from densesiam_seg.images.store import ImageStore
 from densesiam_seg.io.devices import free_memory
@@ -30,10 +34,11 @@ from densesiam_seg.network.model import DenseSiam
 from densesiam_seg.views.photometric import normalise
 
 IMAGES = 500
-"""Images that description and mixture are fitted to and shares are counted in, evenly spaced in the set."""
+"""Images that description and clusters are fitted to and shares are counted in, evenly spaced in the set."""
 POINTS = 30_000
-"""Places that the mixture is fitted to."""
-ENLARGEMENT = 1.5
+"""Places that clusters are fitted to."""
+APPEARANCE_SEARCH = Search(24, 4)
+"""Fewer fits than without learned features, which seldom lose."""
 SHARPENING = 2.0
 """Factor on the log-posteriors of targets."""
 BALANCING = 5
@@ -62,7 +67,10 @@ class Described(Method):
         self._budget = MEMORY_SHARE * free_memory()
 
     def prepare(self, store: ImageStore, epoch: int) -> Iterator[int]:
-        """Before the first epoch description and mixture are fitted, and the K-way layer becomes the mixture's.
+        """Before the first epoch the description is fitted, and clusters of it and of appearance.
+
+        Those that change less in the other views are what training starts from: the K-way layer, or the mixture over
+        appearance. Features of a network bear other light, appearance bears another size.
 
         Before the first epoch of each round the layer becomes the teacher.
         """
@@ -105,7 +113,7 @@ class Described(Method):
         description = network.encoder.description
         assert mixture is not None and description is not None
         chosen = _chosen(store)
-        stages: list[list[list[Tensor]]] = []
+        stages: list[list[list[list[Tensor]]]] = []
         looks: list[Tensor] = []
         for done, batch in enumerate(store.batches([(index,) for index in chosen]), 1):
             views, look = self._stages(batch.images)
@@ -113,22 +121,38 @@ class Described(Method):
             looks.append(look)
             yield -(-done // 2)
         grid = looks[0].shape[-2:]
-        description.fit(([stage[0] for stage in views[0]] for views in stages), grid)
+        plain = [[[stage[:1] for stage in size] for size in own] for own, _ in stages]
+        description.fit(plain, (grid[0], grid[1]))
         share = -(-POINTS // len(chosen))
         sampled = []
         for index, views, look in zip(chosen, stages, looks, strict=True):
             places = self._described(views, look)
             self._keep(index, places)
             draw = generator(self.config.seed, Stream.PIXELS, 0, index)
-            points = places[:-1].cpu().float().flatten(2).mT
+            points = places.cpu().float().flatten(2).mT
             sampled.append(points[:, torch.from_numpy(draw.permutation(points.shape[1])[:share])])
         counts = torch.tensor([each.shape[1] for each in sampled])
-        points, *relit = torch.cat(sampled, 1)
         numbers = torch.arange(len(counts)).repeat_interleave(counts)
-        sample = Sample(points, torch.stack(relit), numbers)
-        for part in mixture.fitting(sample, seed=self.config.seed, search=LEARNED_SEARCH):
-            yield round(len(chosen) * (1 + part) / 2)
-        next(network.projector.parameters()).copy_(mixture.directions[:, :, None, None])
+        points = torch.cat(sampled, 1)
+        own, learned = (
+            Sample(views[0], views[1:], numbers)
+            for views in torch.split(points, [len(mixture.mean), network.encoder.width], 2)
+        )
+        clusters, seed, half = self.config.clusters, self.config.seed, len(chosen) / 2
+        directions, stable = yield from _reported(
+            find_directions(learned, clusters, seed=seed), half, 1.5 * half
+        )
+        gaussians = yield from _reported(
+            find_gaussians(own, clusters, mixture.gist, seed=seed, search=APPEARANCE_SEARCH),
+            1.5 * half,
+            2 * half,
+        )
+        if gaussians.stability > stable:
+            mixture.adopt(gaussians)
+            return
+        weight, bias = network.projector.parameters()
+        weight.copy_(directions.axes[:, :, None, None])
+        bias.copy_(directions.logs)
 
     @torch.no_grad()
     def _teach(self, store: ImageStore, *, first: bool) -> None:
@@ -179,37 +203,43 @@ class Described(Method):
         if self._budget >= 0:
             self._kept[index] = places
 
-    def _stages(self, image: Tensor) -> tuple[list[list[Tensor]], Tensor]:
-        """The stages of a stored image (1, 3, S, S), of all lights and enlarged, and its appearance (L, D, h, w).
+    def _stages(self, image: Tensor) -> tuple[list[list[list[Tensor]]], Tensor]:
+        """The stages of a stored image (1, 3, S, S) by view and size, and its appearance in all views (V, D, h, w).
 
-        Stages are in half precision, which k-means of the same features cannot be told from.
+        The first view has all L lights side by side, the second is enlarged. Stages are in half precision, which
+        k-means of the same features cannot be told from.
         """
-        network = self.network
+        network, encoder = self.network, self.network.encoder
         device = next(network.parameters()).device
-        shown = image.float() if network.encoder.zoom > 1 else at_input_size(image)
+        shown = image.float() if encoder.zoom > 1 else at_input_size(image)
         lit = torch.cat([(shown * light).clamp(max=255) for light in (1.0, *LIGHTS)])
-        large = F.interpolate(shown, scale_factor=ENLARGEMENT, mode="bilinear")
-        found = []
+        larger = (1 + encoder.zoom) / encoder.zoom
+        large = F.interpolate(shown, scale_factor=larger, mode="bilinear")
         with torch.autocast(device.type, enabled=False):
-            for view in (lit, large):
-                stages = network.encoder.described_stages(normalise(view.to(device) / 255))
-                found.append([stage.half() for stage in stages])
-            grid = network.encoder.grid(found[0])
-            return found, network.appearance(lit.to(device) / 255, grid)
+            own = encoder.described_stages(normalise(lit.to(device) / 255))
+            largest = encoder.coarsest_stages(normalise(large.to(device) / 255))
+            enlarged = [*([stage[:1] for stage in size] for size in own[1:]), largest]
+            grid = encoder.grid(own[0])
+            look = network.appearance(lit.to(device) / 255, grid)
+            finer = (round(larger * grid[0]), round(larger * grid[1]))
+            closer = network.appearance(shown.to(device) / 255, finer)
+            closer = F.interpolate(closer, grid, mode="bilinear", antialias=True)
+            views = [
+                [[stage.half() for stage in size] for size in view] for view in (own, enlarged)
+            ]
+            return views, torch.cat((look, closer))
 
-    def _described(self, views: Sequence[Sequence[Tensor]], appearance: Tensor) -> Tensor:
+    def _described(self, views: Sequence[Sequence[Sequence[Tensor]]], look: Tensor) -> Tensor:
         """What `_stages` found → appearance and description in all views, (V, D + C, h, w); those of lights first."""
-        description, grid = self.network.encoder.description, self.network.encoder.grid
+        description = self.network.encoder.description
         assert description is not None
-        lit, large = ([stage.float() for stage in stages] for stages in views)
-        size = appearance.shape[-2:]
-        with torch.autocast(appearance.device.type, enabled=False):
-            own = description(lit, (size[0], size[1]))
-            finer = F.interpolate(
-                description(large, grid(large)), size, mode="bilinear", antialias=True
+        grid = (look.shape[-2], look.shape[-1])
+        with torch.autocast(look.device.type, enabled=False):
+            own, enlarged = (
+                description([[stage.float() for stage in size] for size in view], grid)
+                for view in views
             )
-            found = torch.cat((own, F.normalize(finer, dim=1)))
-            return torch.cat((torch.cat((appearance, appearance[:1])), found), 1).half()
+            return torch.cat((look, torch.cat((own, enlarged))), 1).half()
 
     def _dense(self, places: Tensor) -> Tensor:
         """Appearance and description (B, D + C, h, w) → what `DenseSiam.scores` reads."""
@@ -217,6 +247,21 @@ class Described(Method):
         assert mixture is not None
         channels = len(mixture.mean)
         return torch.cat((places[:, channels:], mixture(places[:, :channels])), 1)
+
+
+Result = TypeVar("Result")
+
+
+def _reported(
+    steps: Generator[float, None, Result], first: float, last: float
+) -> Generator[int, None, Result]:
+    """The result of steps that yield the fraction done; yields whole numbers from `first` to `last`."""
+    while True:
+        try:
+            yield round(first + next(steps) * (last - first))
+        except StopIteration as end:
+            result: Result = end.value
+            return result
 
 
 def _chosen(store: ImageStore) -> list[int]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from densesiam_seg.clustering.appearance import appearance
-from densesiam_seg.clustering.mixture import Sample
+from densesiam_seg.clustering.quality import Sample
 from densesiam_seg.images.store import ImageStore
 from densesiam_seg.io.randomness import Stream, generator
 from densesiam_seg.network.model import DenseSiam

@@ -3,12 +3,14 @@
 Axes: B images, N places, C channels of the description, S channels of all stages read, h w = the grid.
 
 Each channel of a stage is standardised over the training images and each stage L2-normalised, so that none outweighs
-the others; they are projected onto the principal axes of all stages side by side and normalised again.
+the others. The stages side by side, averaged over the sizes in which an image was read, are projected onto their
+principal axes and normalised again. Then each place takes the mean of the places of its image that are like it, as in
+non-local means (Buades et al., 2005): noise goes, things stay.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,11 @@ from torch.nn import functional as F
 
 PYRAMID_STAGES = 2
 """Of a pyramid the two coarsest stages are read, at strides 16 and 32; of a plain transformer the last one."""
+TEMPERATURE = 0.1
+"""Divides the cosines of two places before the softmax that weighs them."""
+
+Stages = Sequence[Tensor]
+"""(B, S_i, h_i, w_i) each, of the images in one size."""
 
 
 class Description(nn.Module):
@@ -36,58 +43,75 @@ class Description(nn.Module):
         self.register_buffer("axes", torch.zeros(channels, width))
         self.register_buffer("centre", torch.zeros(channels))
 
-    def forward(self, stages: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-        """Stages (B, S_i, h_i, w_i) → (B, C, h, w) of a grid of that size."""
-        total = -self.centre.view(-1, 1, 1)
-        axes = torch.split(self.axes, self.stages, 1)
-        levels = self._normalised(stages, self.mean, self.deviation)
-        for level, own in zip(levels, axes, strict=True):
-            # Linear, so that it may come before the interpolation, where there are fewer places.
-            total = total + _at(F.conv2d(level, own[:, :, None, None]), size)
-        return F.normalize(total, dim=1)
+    def forward(self, sizes: Sequence[Stages], grid: tuple[int, int]) -> Tensor:
+        """The stages of images read in several sizes → (B, C, h, w) of a grid of that size."""
+        # Autocast would round differences of like vectors, and not every operation has half a precision.
+        with torch.autocast(self.axes.device.type, enabled=False):
+            axes = torch.split(self.axes, self.stages, 1)
+            total = -len(sizes) * self.centre.view(-1, 1, 1)
+            for stages in sizes:
+                for level, own in zip(self._normalised(stages), axes, strict=True):
+                    # Linear, so that it may come before the interpolation, where there are fewer places.
+                    total = total + _at(F.conv2d(level, own[:, :, None, None]), grid)
+            places = F.normalize(total, dim=1).flatten(2).mT[:, None].contiguous()
+            alike = F.scaled_dot_product_attention(places, places, places, scale=1 / TEMPERATURE)
+            return F.normalize(alike[:, 0].mT, dim=1).reshape(total.shape)
 
     @torch.no_grad()
-    def fit(self, images: Iterable[Sequence[Tensor]], grid: Sequence[int]) -> None:
-        """Learn from the stages (S_i, h_i, w_i) of each image, on a grid of that size; computed on the processor."""
-        images = [[stage.cpu().float() for stage in stages] for stages in images]
-        means, deviations = [], []
-        for level in zip(*images, strict=True):
-            values = torch.cat([stage.flatten(1).double() for stage in level], 1)
-            means.append(values.mean(1))
-            deviation = values.std(1, unbiased=False)
-            # Dead channels are not divided by 0.
-            deviations.append(torch.where(deviation > 1e-6, deviation, 1.0))
-        mean, deviation = torch.cat(means), torch.cat(deviations)
-        total = torch.zeros(len(mean), dtype=torch.float64)
-        squares = torch.zeros(len(mean), len(mean), dtype=torch.float64)
-        count = 0
-        for stages in images:
-            whole = [stage[None] for stage in stages]
-            levels = self._normalised(whole, mean.float(), deviation.float())
-            places = torch.cat([_at(level, grid)[0].flatten(1) for level in levels])
+    def fit(self, images: Sequence[Sequence[Stages]], grid: tuple[int, int]) -> None:
+        """Learn from the stages of each image (B = 1) in all sizes, on such a grid; computed on the processor."""
+        width = sum(self.stages)
+        count, total, squares = 0, *torch.zeros(2, width, dtype=torch.float64)
+        for stages in _each(images):
+            values = [stage.double().flatten(2) for stage in stages]
+            # Coarser stages have fewer places, which the mean of each weighs out.
+            weight = values[0].shape[2]
+            total += weight * torch.cat([each.mean((0, 2)) for each in values])
+            squares += weight * torch.cat([each.square().mean((0, 2)) for each in values])
+            count += weight
+        mean = total / count
+        deviation = (squares / count - mean.square()).clamp(min=0).sqrt()
+        # Dead channels are not divided by 0.
+        deviation = torch.where(deviation > 1e-6, deviation, 1.0)
+        self.mean.copy_(mean)
+        self.deviation.copy_(deviation)
+        count, total = 0, torch.zeros(width, dtype=torch.float64)
+        products = torch.zeros(width, width, dtype=torch.float64)
+        for sizes in images:
+            levels = [
+                torch.cat([_at(level, grid) for level in self._normalised(stages)], 1)
+                for stages in _each([sizes])
+            ]
+            places = torch.stack(levels).mean((0, 1)).flatten(1)
             total += places.double().sum(1)
             # In single precision, which is exact enough for the axes and twice as fast.
-            squares += (places @ places.T).double()
+            products += (places @ places.T).double()
             count += places.shape[1]
         centre = total / count
-        vectors = torch.linalg.eigh(squares / count - centre[:, None] * centre).eigenvectors
+        vectors = torch.linalg.eigh(products / count - centre[:, None] * centre).eigenvectors
         axes = vectors.flip(1)[:, : len(self.axes)].T
         # The sign of an axis is arbitrary, and differs between libraries.
         axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
-        self.mean.copy_(mean)
-        self.deviation.copy_(deviation)
         self.axes[: len(axes)].copy_(axes)
         self.centre[: len(axes)].copy_(axes @ centre)
 
-    def _normalised(
-        self, stages: Sequence[Tensor], mean: Tensor, deviation: Tensor
-    ) -> list[Tensor]:
+    def _normalised(self, stages: Stages) -> list[Tensor]:
         """Stages standardised by channel, and at each place L2-normalised."""
-        parts = (torch.split(each, self.stages) for each in (mean, deviation))
+        parts = (
+            torch.split(each.to(stages[0].device).view(-1, 1, 1), self.stages)
+            for each in (self.mean, self.deviation)
+        )
         return [
-            F.normalize((stage - own.view(-1, 1, 1)) / width.view(-1, 1, 1), dim=1)
-            for stage, own, width in zip(stages, *parts, strict=True)
+            F.normalize((stage - mean) / deviation, dim=1)
+            for stage, mean, deviation in zip(stages, *parts, strict=True)
         ]
+
+
+def _each(images: Sequence[Sequence[Stages]]) -> Iterator[list[Tensor]]:
+    """The stages of every image in every size, in single precision on the processor."""
+    for sizes in images:
+        for stages in sizes:
+            yield [stage.cpu().float() for stage in stages]
 
 
 def _at(maps: Tensor, size: Sequence[int]) -> Tensor:

@@ -114,9 +114,9 @@ class Encoder(nn.Module):
         if features == "stages":
             one_stride = getattr(self.backbone, "one_stride", False)
             used = stages[-1:] if one_stride else stages[-PYRAMID_STAGES:]
-            # A pyramid reads the image at its size and at twice that: small things are found in the large one.
-            self.zoom = 1 if one_stride else 2
-            self.description = Description(used * self.zoom, channels)
+            # A pyramid reads the image in its size, twice and three times that: the large ones show small things.
+            self.zoom = 1 if one_stride else 3
+            self.description = Description(used, channels)
         self.width = stages[-1] if features == "res5" else channels
         """Channels C of the features."""
         self.frozen = False
@@ -138,8 +138,8 @@ class Encoder(nn.Module):
         """Normalised images (B, 3, H, W) → features (B, C, h, w)."""
         if self.description is None:
             return self.dense(self.backbone(images))
-        stages = self.described_stages(images)
-        features: Tensor = self.description(stages, self.grid(stages))
+        sizes = self.described_stages(images)
+        features: Tensor = self.description(sizes, self.grid(sizes[0]))
         return features
 
     def dense(self, stages: tuple[Tensor, ...]) -> Tensor:
@@ -149,22 +149,23 @@ class Encoder(nn.Module):
         features: Tensor = self.decoder(stages)
         return features
 
-    def described_stages(self, images: Tensor) -> tuple[Tensor, ...]:
-        """What the description reads of normalised images (B, 3, H, W), those of the half-size image first."""
-        assert self.description is not None
-        used = len(self.description.stages) // self.zoom
+    def described_stages(self, images: Tensor) -> list[list[Tensor]]:
+        """What the description reads of normalised images (B, 3, H, W): the stages of each size, the smallest first."""
         found = []
-        for step in range(self.zoom, 0, -1):
-            size = [max(round(side / step), 1) for side in images.shape[-2:]]
-            shown = (
-                images
-                if step == 1
-                else F.interpolate(images, size, mode="bilinear", antialias=True)
-            )
-            found += self.backbone(shown)[-used:]
-        return tuple(stage.float() for stage in found)
+        for size in range(1, self.zoom):
+            sides = [max(round(side * size / self.zoom), 1) for side in images.shape[-2:]]
+            smaller = F.interpolate(images, sides, mode="bilinear", antialias=True)
+            found.append(self.coarsest_stages(smaller))
+        return [*found, self.coarsest_stages(images)]
+
+    def coarsest_stages(self, images: Tensor) -> list[Tensor]:
+        """Those that the description reads, of normalised images (B, 3, H, W) in one size."""
+        assert self.description is not None
+        used = len(self.description.stages)
+        return [stage.float() for stage in self.backbone(images)[-used:]]
 
     def grid(self, stages: Sequence[Tensor]) -> tuple[int, int]:
-        """The size of the description's grid: stride 8 of a pyramid's half-size image, the patch of a transformer."""
+        """The description's, by the stages of the smallest size: stride 8 of a pyramid, the patch of a transformer."""
         height, width = stages[0].shape[-2:]
-        return self.zoom * height, self.zoom * width
+        finer = 2 if self.zoom > 1 else 1
+        return finer * height, finer * width

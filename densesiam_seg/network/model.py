@@ -84,7 +84,7 @@ class DenseSiam(nn.Module):
         width = self.encoder.width
         described = self.encoder.description is not None
         if described:
-            # Linear and at first the mixture's directions, so that training starts from the mixture's clusters.
+            # Linear and at first the clusters that were found, so that training starts from them.
             self.projector = nn.Sequential(nn.Conv2d(width, clusters, 1))
             for parameter in self.projector.parameters():
                 nn.init.zeros_(parameter)
@@ -102,9 +102,8 @@ class DenseSiam(nn.Module):
             self.image_projector = projector(width, width, pixels=False)
             # SimSiam's bottleneck.
             self.image_predictor = predictor(width, max(width // 4, 1), pixels=False)
-        learned = width if described else 0
-        self.mixture = Mixture(clusters, learned=learned) if architecture.mixture else None
-        if architecture.mixture:
+        self.mixture = Mixture(clusters) if architecture.mixture else None
+        if architecture.mixture and not described:
             self.usual: Tensor
             self.register_buffer("usual", torch.full((clusters,), 1 / clusters))
 

@@ -8,11 +8,9 @@ from torch import Tensor
 
 from densesiam_seg.clustering.gaussians import (
     RIDGE,
-    Form,
     expectation,
     fit_gaussians,
     joined_by_outliers,
-    log_joint,
     maximisation,
 )
 from densesiam_seg.errors import InputError
@@ -74,7 +72,7 @@ def test_what_is_given_against_least_squares_and_scipy() -> None:
     given = draw.normal(size=(4000, 1))
     rest = np.hstack((2 * given, -given)) + draw.normal(size=(4000, 2)) * [0.5, 1.0]
     points = torch.from_numpy(np.hstack((given, rest)))
-    fit = maximisation(points, torch.ones(4000, 1, dtype=torch.float64), Form(1))
+    fit = maximisation(points, torch.ones(4000, 1, dtype=torch.float64), given=1)
     assert fit.whitening.shape == (1, 2, 3)
     covariance = np.cov(points.T.numpy(), bias=True) + RIDGE * np.eye(3)
     mean = points.mean(0).numpy()
@@ -92,7 +90,7 @@ def test_a_given_channel_that_holds_nothing_changes_nothing() -> None:
     padded = torch.cat((torch.zeros(len(points), 2, dtype=torch.float64), points), 1)
     plain, fit = (
         fit_gaussians(points, 4, seed=0, halves=True),
-        fit_gaussians(padded, 4, seed=0, halves=True, form=Form(2)),
+        fit_gaussians(padded, 4, seed=0, halves=True, given=2),
     )
     torch.testing.assert_close(fit.offsets, plain.offsets)
     torch.testing.assert_close(fit.whitening[..., 2:], plain.whitening)
@@ -108,7 +106,7 @@ def test_lines_that_cross_are_told_apart_by_what_is_given(given: int) -> None:
     draw = np.random.default_rng(0)
     x, line = draw.uniform(-2, 2, 4000), draw.integers(0, 2, 4000)
     points = np.stack((x, x + 1.5 * line + draw.normal(size=4000) / 20), 1)[:, 1 - given :]
-    fit = fit_gaussians(torch.from_numpy(points), 2, seed=0, form=Form(given))
+    fit = fit_gaussians(torch.from_numpy(points), 2, seed=0, given=given)
     found = expectation(torch.from_numpy(points), fit)[1].argmax(1).numpy()
     right = float((found == line).mean())
     assert (max(right, 1 - right) > 0.99) == bool(given)
@@ -120,34 +118,3 @@ def test_fewer_distinct_points_than_clusters(halves: bool) -> None:
     points[:3, 0] = torch.arange(3)
     with pytest.raises(InputError, match="distinct points"):
         fit_gaussians(points, 9, seed=0, halves=halves)
-
-
-def bundles(counts: tuple[int, ...], seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Unit vectors (N, 8) around one axis each, the first group around two near ones; with the group of each."""
-    draw = np.random.default_rng(seed)
-    groups = np.repeat(np.arange(len(counts)), counts)
-    centres = np.eye(8)[groups]
-    centres[: counts[0] // 2, 7] = 0.5
-    points = centres + draw.normal(size=centres.shape) / 12
-    points /= np.linalg.norm(points, axis=1, keepdims=True)
-    return torch.from_numpy(points), torch.from_numpy(groups)
-
-
-def test_directions_against_their_definition() -> None:
-    """log π + κ μ·x, μ the normalised mean; appearance adds its log-density times the temper."""
-    learned, groups = bundles((300, 200))
-    own = torch.from_numpy(np.random.default_rng(1).normal(size=(500, 2)))
-    shares = torch.eye(2, dtype=torch.float64)[groups]
-    form = Form(concentration=9.0, temper=0.25, learned=8)
-    fit = maximisation(torch.cat((own, learned), 1), shares, form)
-    joint = log_joint(torch.cat((own, learned), 1), fit)
-    for k in (0, 1):
-        mean = learned[groups == k].mean(0)
-        part = own[groups == k].numpy()
-        density = multivariate_normal(part.mean(0), np.cov(part.T, bias=True) + RIDGE * np.eye(2))
-        expected = (
-            np.log([0.6, 0.4][k])
-            + 9.0 * (learned @ (mean / mean.norm())).numpy()
-            + 0.25 * density.logpdf(own.numpy())
-        )
-        np.testing.assert_allclose(joint[:, k].numpy(), expected, atol=1e-9)

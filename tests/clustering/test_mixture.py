@@ -6,14 +6,11 @@ import torch
 from scipy.stats import multivariate_normal
 from torch import Tensor
 
-from densesiam_seg.clustering.gaussians import Gaussians
 from densesiam_seg.clustering.mixture import (
     Mixture,
     Sample,
     Search,
-    agreement,
     consensus,
-    stability,
 )
 from densesiam_seg.errors import InputError, NumericError
 
@@ -74,19 +71,6 @@ def test_posteriors_against_scipy() -> None:
     torch.testing.assert_close(logs.exp().sum(1), torch.ones(1, 2, 2))
 
 
-def test_a_part_is_of_whole_images() -> None:
-    images = torch.tensor([0, 0, 2, 0, 2, 3, 3, 3, 3, 3])
-    points = torch.arange(10.0)[:, None]
-    sample = Sample(points, points[None], images)
-    for seed in range(20):
-        part = sample.part(4, np.random.default_rng(seed))
-        kept = torch.tensor(sorted(set(images[part[:, 0].long()].tolist())))
-        assert torch.equal(part[:, 0], torch.isin(images, kept).nonzero()[:, 0].float())
-        sizes = [int((images == image).sum()) for image in kept.tolist()]
-        assert len(part) >= 4 > sum(sizes) - max(sizes)
-    assert len(sample.part(11, np.random.default_rng(0))) == 10
-
-
 def lit_sample(contrast: float) -> Sample:
     """Two images of dark and bright places that differ by `contrast`, left and right; light shifts brightness by ±1."""
     draw = np.random.default_rng(0)
@@ -94,24 +78,8 @@ def lit_sample(contrast: float) -> Sample:
     noise = torch.from_numpy(draw.normal(size=(2, 2000))) / 10
     brightness = contrast * torch.tensor([0.0, 0.0, 1.0, 1.0]).repeat(500) + noise[0]
     points = torch.stack((brightness, left + noise[1]), 1)
-    relit = torch.stack([points + torch.tensor([shift, 0.0]) for shift in (-1.0, 1.0)])
-    return Sample(points, relit, torch.arange(2).repeat_interleave(1000))
-
-
-def split_at(channel: int, border: float) -> Gaussians:
-    """Two equal round clusters to both sides of a border."""
-    centres = torch.zeros(2, 2, dtype=torch.float64)
-    centres[:, channel] = torch.tensor([border - 1.0, border + 1.0])
-    eye = torch.eye(2, dtype=torch.float64).repeat(2, 1, 1)
-    shares = torch.full((2,), 0.5).double()
-    return Gaussians(centres, eye * 3, torch.zeros(2).double(), shares, torch.zeros(2, 0).double())
-
-
-def test_clusters_that_light_does_not_change_are_stable() -> None:
-    sample = lit_sample(0.5)
-    assert stability(split_at(1, 0.5), sample) == pytest.approx(1.0)
-    assert stability(split_at(0, 0.25), sample) < 0.1
-    assert stability(split_at(0, 2.0), lit_sample(4.0)) == pytest.approx(1.0, abs=1e-6)
+    views = torch.stack([points + torch.tensor([shift, 0.0]) for shift in (-1.0, 1.0)])
+    return Sample(points, views, torch.arange(2).repeat_interleave(1000))
 
 
 def test_the_most_stable_fits_are_selected() -> None:
@@ -188,15 +156,6 @@ def test_fits_to_few_images_are_never_conditioned_on_the_gist(images: int) -> No
     assert bool(mixture.whitening[..., :8].any()) == (images == 16)
 
 
-def test_agreement_is_of_all_pairs() -> None:
-    sample = lit_sample(4.0)
-    side, brightness = split_at(1, 0.5), split_at(0, 2.0)
-    assert agreement([side, side, side], sample) == pytest.approx(1.0)
-    assert agreement([side, brightness], sample) == pytest.approx(0.0, abs=0.01)
-    assert agreement([side, side, brightness], sample) == pytest.approx(1 / 3, abs=0.01)
-    assert agreement([side], sample) == 0.0
-
-
 def test_consensus_pairs_clusters_whatever_their_order() -> None:
     """Three clusterings of four points: equal up to names, but for one point of the last."""
     one = torch.eye(2, dtype=torch.float64)[[0, 0, 1, 1]]
@@ -224,31 +183,3 @@ def test_the_number_of_threads_changes_nothing() -> None:
         assert torch.get_num_threads() == threads
     torch.set_num_threads(before)
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
-
-
-@pytest.mark.parametrize("telling", ["learned", "appearance"])
-def test_the_description_that_tells_clusters_is_chosen(telling: str) -> None:
-    """One description separates two things, the other is noise that is drawn anew in every light."""
-    draw = np.random.default_rng(0)
-    thing = torch.arange(4000) % 2
-
-    def seen() -> Tensor:
-        """Two channels of appearance, and three learned ones."""
-        noise = torch.from_numpy(draw.normal(size=(4000, 5)))
-        own, learned = noise[:, :2], noise[:, 2:]
-        if telling == "appearance":
-            own = own / 9 + thing[:, None]
-        else:
-            learned = learned / 9 + torch.eye(3, dtype=torch.float64)[thing]
-        return torch.cat((own, torch.nn.functional.normalize(learned, dim=1)), 1)
-
-    images = torch.arange(20).repeat_interleave(200)
-    sample = Sample(seen(), torch.stack([seen(), seen()]), images)
-    mixture = Mixture(2, 2, 0, learned=3)
-    search = Search(12, 2, concentrations=(5.0, 10.0))
-    mixture.fit(sample, seed=0, search=search)
-    assert bool(mixture.directions.any()) == (telling == "learned")
-    logs: Tensor = mixture(sample.points[:, :2].float().T[None, :, None, :])
-    joint = logs[0, :, 0].T + sample.points[:, 2:].float() @ mixture.directions.T
-    right = float((joint.argmax(1) == thing).float().mean())
-    assert max(right, 1 - right) > 0.95

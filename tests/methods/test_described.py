@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +9,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from densesiam_seg.clustering.directions import Directions
 from densesiam_seg.config import TrainConfig
 from densesiam_seg.images.scan import scan
 from densesiam_seg.images.store import ImageStore
+from densesiam_seg.methods import described
 from densesiam_seg.methods.described import SHARPENING, Described
 from densesiam_seg.network.model import Architecture, DenseSiam, build_network
 from densesiam_seg.views.photometric import normalise
@@ -25,13 +27,13 @@ CONFIG = TrainConfig(
 
 @pytest.fixture
 def store(tmp_path: Path) -> ImageStore:
-    """Bright smooth skies above dark rough grounds, at twice the image size."""
+    """Bright smooth skies above dark rough grounds, at three times the image size."""
     draw = np.random.default_rng(0)
     for number in range(4):
         picture = np.full((2 * SIDE, 2 * SIDE, 3), (170, 200, 240), np.uint8)
         picture[SIDE:] = draw.integers(20, 110, (SIDE, 2 * SIDE, 1))
         Image.fromarray(picture).save(tmp_path / f"{number}.png")
-    store = ImageStore(scan([tmp_path]), 2 * SIDE, workers=0, keep="ram", max_pixels=10**6)
+    store = ImageStore(scan([tmp_path]), 3 * SIDE, workers=0, keep="ram", max_pixels=10**6)
     for _ in store.prepare():
         pass
     return store
@@ -68,16 +70,45 @@ def weights(network: DenseSiam) -> list[Tensor]:
     return [each.detach().clone() for each in network.projector.parameters()]
 
 
-def test_training_starts_as_the_mixture(method: Described, store: ImageStore) -> None:
-    """The K-way layer is the mixture's directions, and sky and ground are told apart before any step."""
-    mixture = method.network.mixture
-    weight, bias = weights(method.network)
-    assert mixture is not None and not bias.any()
-    torch.testing.assert_close(weight[:, :, 0, 0], mixture.directions)
+def test_training_starts_as_clusters_that_tell_sky_and_ground_apart(
+    method: Described, store: ImageStore
+) -> None:
     winners = scores_of(method.network, images_of(store)).argmax(1)
     assert winners.shape == (4, 8, 8)
     top, bottom = winners[:, :3].flatten().tolist(), winners[:, 5:].flatten().tolist()
     assert len(set(top)) == len(set(bottom)) == 1 and top[0] != bottom[0]
+
+
+@pytest.mark.parametrize("stable", ["learned", "appearance"])
+def test_the_more_stable_clusters_are_the_start(
+    stable: str, store: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other description says the same of every cluster."""
+    axes = torch.randn(2, 8, generator=torch.Generator().manual_seed(0)).double()
+    found = Directions(axes, torch.tensor([0.25, 0.75]).double().log())
+    monkeypatch.setattr(
+        described,
+        "find_directions",
+        lambda *_, **__: returning((found, 1.1 if stable == "learned" else -0.1)),
+    )
+    method = method_of()
+    assert list(method.prepare(store, 0))
+    mixture = method.network.mixture
+    assert mixture is not None
+    weight, bias = weights(method.network)
+    logs = mixture(torch.randn(1, len(mixture.mean), 3, 3))
+    if stable == "learned":
+        torch.testing.assert_close(weight[:, :, 0, 0], axes.float())
+        torch.testing.assert_close(bias.exp(), torch.tensor([0.25, 0.75]))
+        torch.testing.assert_close(logs.exp(), torch.full((1, 2, 3, 3), 0.5))
+    else:
+        assert not weight.any() and not bias.any()
+        assert mixture.centres.any() and float(logs.std()) > 0.01
+
+
+def returning(value: object) -> Generator[float, None, object]:
+    yield 1.0
+    return value
 
 
 def test_the_kept_places_are_what_the_network_sees(method: Described, store: ImageStore) -> None:

@@ -1,63 +1,105 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
-from densesiam_seg.network.description import Description
+from densesiam_seg.network.description import TEMPERATURE, Description
+
+SIZES = ((4, 6), (8, 12))
 
 
-def stages_of(images: int, seed: int = 0) -> list[list[Tensor]]:
-    """Stages of 5 channels (4 x 6) and 3 channels (2 x 3), with channels of unlike scale and one that never changes."""
+def images_of(count: int, seed: int = 0) -> list[list[list[Tensor]]]:
+    """Images in two sizes, with stages of 5 and 3 channels of unlike scale, of which one never changes."""
     draw = torch.Generator().manual_seed(seed)
     found = []
-    for _ in range(images):
-        fine, coarse = torch.randn(5, 4, 6, generator=draw), torch.randn(3, 2, 3, generator=draw)
-        fine[1] = 100 * fine[1] + 7
-        coarse[2] = 3.0
-        found.append([fine, coarse])
+    for _ in range(count):
+        sizes = []
+        for height, width in SIZES:
+            fine = torch.randn(1, 5, height, width, generator=draw)
+            coarse = torch.randn(1, 3, height // 2, width // 2, generator=draw)
+            fine[:, 1] = 100 * fine[:, 1] + 7
+            coarse[:, 2] = 3.0
+            sizes.append([fine, coarse])
+        found.append(sizes)
     return found
 
 
-def by_hand(images: list[list[Tensor]], channels: int) -> np.ndarray:
-    """Points (N, C): stages of one size standardised, normalised and put on principal axes by numpy, in double."""
-    levels = []
-    for level in range(len(images[0])):
-        values = np.concatenate([each[level].flatten(1).double().numpy() for each in images], 1)
-        deviation = values.std(1, keepdims=True)
-        values = (values - values.mean(1, keepdims=True)) / np.where(deviation > 1e-6, deviation, 1)
-        levels.append(values / np.maximum(np.linalg.norm(values, axis=0), 1e-12))
-    points = np.concatenate(levels).T
-    points = points - points.mean(0)
-    axes = np.linalg.svd(points, full_matrices=False)[2][:channels]
-    axes *= np.sign(axes[np.arange(channels), np.abs(axes).argmax(1)])[:, None]
-    projected = points @ axes.T
-    found: np.ndarray = projected / np.linalg.norm(projected, axis=1, keepdims=True)
-    return found
+def at(level: Tensor, grid: tuple[int, int]) -> np.ndarray:
+    """A map (1, C, h, w) on the grid, as points (N, C)."""
+    resized = torch.nn.functional.interpolate(
+        level, grid, mode="bilinear", antialias=level.shape[-1] > grid[1]
+    )
+    points: np.ndarray = resized[0].flatten(1).T.double().numpy()
+    return points
 
 
-def test_against_numpy() -> None:
-    images = [[fine, fine.flip(0)[:3] ** 2] for fine, _ in stages_of(12)]
+def by_hand(images: list[list[list[Tensor]]], channels: int, grid: tuple[int, int]) -> np.ndarray:
+    """Points (images, N, C), in double by numpy: standardised, normalised, meaned over sizes, on principal axes, and
+    each the mean of all of its image, weighed by their cosines."""
+    scales = []
+    for level in range(2):
+        # Each size counts by its places, those of a coarse stage once for every place of the fine one.
+        weights = np.repeat([h * w for h, w in SIZES], len(images))
+        every = [sizes[k][level][0].flatten(1).double().numpy() for k in (0, 1) for sizes in images]
+        mean = np.average([each.mean(1) for each in every], axis=0, weights=weights)
+        square = np.average([(each**2).mean(1) for each in every], axis=0, weights=weights)
+        deviation = np.sqrt(np.maximum(square - mean**2, 0))
+        scales.append((mean, np.where(deviation > 1e-6, deviation, 1)))
+    points = []
+    for sizes in images:
+        each = []
+        for stages in sizes:
+            levels = []
+            for stage, (mean, deviation) in zip(stages, scales, strict=True):
+                values = (stage.double() - torch.from_numpy(mean).view(-1, 1, 1)) / (
+                    torch.from_numpy(deviation).view(-1, 1, 1)
+                )
+                levels.append(at(values / values.norm(dim=1, keepdim=True), grid))
+            each.append(np.concatenate(levels, 1))
+        points.append(np.mean(each, 0))
+    every_place = np.concatenate(points)
+    centre = every_place.mean(0)
+    axes = np.linalg.svd(every_place - centre, full_matrices=False)[2][:channels]
+    axes *= np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(1)])[:, None]
+    found = []
+    for place in points:
+        projected = (place - centre) @ axes.T
+        projected /= np.linalg.norm(projected, axis=1, keepdims=True)
+        weights = np.exp(projected @ projected.T / TEMPERATURE)
+        means = weights @ projected
+        found.append(means / np.linalg.norm(means, axis=1, keepdims=True))
+    return np.stack(found)
+
+
+@pytest.mark.parametrize("grid", [(4, 6), (6, 10)])
+def test_against_numpy(grid: tuple[int, int]) -> None:
+    images = images_of(12)
     description = Description((5, 3), 4)
-    description.fit(images, (4, 6))
-    found = torch.cat([description([stage[None] for stage in each], (4, 6)) for each in images])
-    points = found.permute(0, 2, 3, 1).flatten(0, 2)
-    np.testing.assert_allclose(points.numpy(), by_hand(images, 4), atol=2e-4)
+    description.fit(images, grid)
+    found = torch.cat([description(sizes, grid) for sizes in images])
+    assert found.shape == (12, 4, *grid)
+    points = found.flatten(2).mT.numpy()
+    np.testing.assert_allclose(points, by_hand(images, 4, grid), atol=1e-3)
 
 
-def test_stages_of_unlike_size_meet_on_the_grid() -> None:
-    images = stages_of(8)
+def test_an_image_does_not_depend_on_its_batch() -> None:
+    images = images_of(8)
     description = Description((5, 3), 6)
     description.fit(images, (4, 6))
-    found = description([stage[None] for stage in images[0]], (8, 12))
-    assert found.shape == (1, 6, 8, 12)
-    torch.testing.assert_close(found.norm(dim=1), torch.ones(1, 8, 12))
-    assert torch.isfinite(torch.stack(list(description.state_dict()["axes"]))).all()
+    batch = [
+        [torch.cat(stage) for stage in zip(*stages, strict=True)]
+        for stages in zip(*images[:2], strict=True)
+    ]
+    both = description(batch, (8, 12))
+    for one, sizes in zip(both, images, strict=False):
+        torch.testing.assert_close(one[None], description(sizes, (8, 12)))
 
 
 def test_more_channels_than_axes_are_zeros() -> None:
-    images = stages_of(8)
+    images = images_of(8)
     description = Description((5, 3), 20)
     description.fit(images, (4, 6))
-    found = description([stage[None] for stage in images[0]], (4, 6))
+    found = description(images[0], (4, 6))
     assert not found[:, 8:].any() and found[:, :8].any()

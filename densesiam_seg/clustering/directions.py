@@ -1,0 +1,133 @@
+"""Mixtures of directions: the clusters of learned features that training starts from.
+
+Axes: N points, which are unit vectors of C channels; K clusters, A over-clusters.
+
+A cluster's density is that of von Mises and Fisher, ∝ exp(κ μ·x), with one concentration κ for all (Banerjee et al.,
+"Clustering on the unit hypersphere", 2005): k-means with soft borders and unequal shares.
+
+A single fit depends on its start and its images. So many are made, with more clusters than are wanted, each to half of
+the images; Ward's rule joins the over-clusters of all (Leisch, "Bagged clustering", 1999), and from their mean
+posteriors one mixture is fitted. A low κ makes clusters of unlike size, as in streets, a high one of like size. That is
+taken which is more stable in other views and on which two fits agree better that share no over-clusters (`quality.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from densesiam_seg.clustering.kmeans import assign, kmeans
+from densesiam_seg.clustering.merging import Contacts, cut, merge_tree
+from densesiam_seg.clustering.quality import Sample, agreement, stability
+from densesiam_seg.io.parallel import on_own_cores
+from densesiam_seg.io.randomness import Stream, generator
+
+DRAWS = 12
+OVER_CLUSTERS = 2.5
+"""Of each draw, for one cluster."""
+MAX_OVER_CLUSTERS = 3000
+"""Of all draws together, as joining takes the square of their memory; with very many clusters there are fewer draws."""
+OVER_CONCENTRATION = 10.0
+CONCENTRATIONS = (7.0, 20.0)
+ITERATIONS = 10
+
+
+@dataclass(frozen=True)
+class Directions:
+    """K directions and their weights."""
+
+    axes: Tensor
+    """κ μ, (K, C)."""
+    logs: Tensor
+    """Logarithms of the mixture weights (K,)."""
+
+    def log_joint(self, points: Tensor) -> Tensor:
+        """log of (weight × density) of each point (N, C) and cluster, up to a constant: (N, K)."""
+        return points @ self.axes.T + self.logs
+
+    def posteriors(self, points: Tensor) -> Tensor:
+        """Of each point (N, C) and cluster: (N, K)."""
+        return self.log_joint(points).softmax(1)
+
+
+def fit_directions(points: Tensor, posteriors: Tensor, concentration: float) -> Directions:
+    """Expectation-maximisation from posteriors (N, K), at one concentration κ."""
+    for _ in range(ITERATIONS):
+        fit = _maximised(points, posteriors, concentration)
+        posteriors = fit.posteriors(points)
+    return _maximised(points, posteriors, concentration)
+
+
+def find_directions(
+    sample: Sample, clusters: int, *, seed: int
+) -> Generator[float, None, tuple[Directions, float]]:
+    """The clusters of a sample of unit vectors, and their stability.
+
+    Yields the fraction that is done. Raises InputError for fewer distinct points than clusters and NumericError for
+    points that are not finite.
+    """
+    sample = sample.double()
+    points = sample.points
+    count = max(min(round(OVER_CLUSTERS * clusters), len(points) // 4), clusters)
+    draws = max(min(DRAWS, MAX_OVER_CLUSTERS // count), 2)
+
+    def draw_one(turn: int) -> Directions:
+        draw = generator(seed, Stream.PIXELS, round_=1 + turn)
+        part = sample.part(max(len(points) // 2, count), draw)
+        labels = assign(part, kmeans(part, count, seed=seed + turn).centres)
+        return fit_directions(part, _one_hot(labels, count), OVER_CONCENTRATION)
+
+    steps = draws + len(CONCENTRATIONS)
+    found: list[Directions] = []
+    with closing(on_own_cores(draw_one, range(draws))) as drawn:
+        for each in drawn:
+            found.append(each)
+            yield len(found) / steps
+    parts = (found, found[::2], found[1::2])
+    with closing(on_own_cores(lambda part: joined(part, points, clusters), parts)) as posteriors:
+        whole, *halves = posteriors
+
+    def at(concentration: float) -> tuple[Directions, float, float]:
+        fit, *pair = (fit_directions(points, part, concentration) for part in (whole, *halves))
+        return fit, stability(fit, sample), agreement(pair, sample)
+
+    fits: list[tuple[Directions, float, float]] = []
+    with closing(on_own_cores(at, CONCENTRATIONS)) as ranked:
+        for fit in ranked:
+            fits.append(fit)
+            yield (draws + len(fits)) / steps
+    best, stable, _ = max(fits, key=lambda fit: fit[1] + fit[2])
+    return best, stable
+
+
+def joined(draws: Sequence[Directions], points: Tensor, clusters: int) -> Tensor:
+    """The posteriors (N, K) of points, mean of all draws, whose over-clusters are joined to K clusters."""
+    axes = torch.cat([F.normalize(each.axes, dim=1) for each in draws])
+    # Each counts as much as any other, so that the tree follows how far they are apart, not how large they are.
+    alike, untouched = np.ones(len(axes), np.int64), np.zeros((len(axes), len(axes)))
+    tree = merge_tree(axes.numpy(), alike, Contacts(untouched, untouched))
+    cluster_of = torch.empty(len(axes), dtype=torch.long)
+    for cluster, members in enumerate(cut(tree, clusters)):
+        cluster_of[list(members)] = cluster
+    parts = torch.split(_one_hot(cluster_of, clusters), [len(each.logs) for each in draws])
+    total = torch.zeros(len(points), clusters, dtype=torch.float64)
+    for each, own in zip(draws, parts, strict=True):
+        total += each.posteriors(points) @ own
+    return total / len(draws)
+
+
+def _maximised(points: Tensor, posteriors: Tensor, concentration: float) -> Directions:
+    # The weight of an empty cluster is not 0, whose logarithm would be infinite.
+    weights = posteriors.mean(0).clamp(min=1e-12)
+    axes = concentration * F.normalize(posteriors.T @ points, dim=1)
+    return Directions(axes, weights.log())
+
+
+def _one_hot(labels: Tensor, clusters: int) -> Tensor:
+    return F.one_hot(labels, clusters).double()
