@@ -40,7 +40,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
 
 
 Start = Literal["stages", "mixture", "none"]
-"""What training starts from: clusters of pre-trained stages and appearance, those of appearance alone, or nothing."""
+"""What training starts from: clusters of pre-trained stages or of appearance, those of appearance, or nothing."""
 STEPS: Mapping[Start, Mapping[str, int]] = {
     "stages": {"fast": 100, "balanced": 100},
     "mixture": {"fast": 60, "balanced": 100},

@@ -102,7 +102,8 @@ def find_directions(
         for fit in ranked:
             fits.append(fit)
             yield (draws + len(fits)) / steps
-    best, stable, _ = max(fits, key=lambda fit: fit[1] + fit[2])
+    # Other light, another size and other images count alike.
+    best, stable, _ = max(fits, key=lambda fit: 2 * fit[1] + fit[2])
     return best, stable
 
 

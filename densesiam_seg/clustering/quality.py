@@ -1,18 +1,19 @@
 """How good clusters are, told without labels: whether other views and other images would give the same ones.
 
-Axes: N points, D channels, V other views of the same places (darker, brighter, enlarged), K clusters.
+Axes: N points, D channels, L other lights (darker, brighter), K clusters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from densesiam_seg.clustering.agreement import normalised_mutual_information
 
@@ -26,27 +27,28 @@ class Fit(Protocol):
 
 @dataclass(frozen=True)
 class Sample:
-    """Points (N, D), the same places in other views (V, N, D), and the number of each point's image (N,)."""
+    """Points (N, D), the same places in L other lights (L, N, D) and enlarged (N, D), and each point's image (N,)."""
 
     points: Tensor
-    views: Tensor
+    relit: Tensor
     images: Tensor
+    enlarged: Tensor | None = None
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> Sample:
+        enlarged = None if self.enlarged is None else change(self.enlarged)
+        return Sample(change(self.points), change(self.relit), self.images.cpu(), enlarged)
 
     def double(self) -> Sample:
         """The same in double precision on the processor."""
-        points, views = (each.detach().cpu().double() for each in (self.points, self.views))
-        return Sample(points, views, self.images.cpu())
+        return self._mapped(lambda values: values.detach().cpu().double())
 
     def standardised(self, mean: Tensor, deviation: Tensor) -> Sample:
         """Each channel less its mean and divided by its deviation (D,), in every view."""
-        points, views = ((each - mean) / deviation for each in (self.points, self.views))
-        return replace(self, points=points, views=views)
+        return self._mapped(lambda values: (values - mean) / deviation)
 
     def without(self, channels: int) -> Sample:
         """The same points with zeros in the first channels."""
-        points, views = self.points.clone(), self.views.clone()
-        points[:, :channels] = views[..., :channels] = 0
-        return replace(self, points=points, views=views)
+        return self._mapped(lambda values: F.pad(values[..., channels:], (channels, 0)))
 
     def part(self, count: int, draw: np.random.Generator) -> Tensor:
         """The points of randomly drawn images, as many as give at least `count` points, or all points."""
@@ -59,10 +61,16 @@ class Sample:
 
 
 def stability(fit: Fit, sample: Sample) -> float:
-    """Normalised mutual information of a fit's clusters with those of the same places in other views, their mean."""
+    """Normalised mutual information of a fit's clusters with those of the same places in other views.
+
+    Light (the mean of all lights) and size count alike.
+    """
     first = _labels(fit, sample.points)
-    scores = [_label_nmi(first, _labels(fit, view)) for view in sample.views]
-    return sum(scores) / len(scores)
+    lights = [_label_nmi(first, _labels(fit, relit)) for relit in sample.relit]
+    stable = sum(lights) / len(lights)
+    if sample.enlarged is None:
+        return stable
+    return (stable + _label_nmi(first, _labels(fit, sample.enlarged))) / 2
 
 
 def agreement(fits: Sequence[Fit], sample: Sample) -> float:

@@ -1,6 +1,6 @@
 """Stored images → batches, in an order that is a function of (seed, epoch).
 
-Axes: B images, S side of the stored square (twice the view's side).
+Axes: B images, S side of the stored square (two or three times the view's side).
 """
 
 from __future__ import annotations

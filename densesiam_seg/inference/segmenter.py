@@ -141,7 +141,7 @@ class Segmenter:
 
     @property
     def shown_side(self) -> int:
-        """The shorter side of what the network gets: the image size, or twice that where it reads stages."""
+        """The shorter side of what the network gets: the image size times the encoder's zoom."""
         return self.card.image_size * self.network.encoder.zoom
 
     @property

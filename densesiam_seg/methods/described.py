@@ -29,7 +29,7 @@ from densesiam_seg.io.devices import free_memory
 from densesiam_seg.io.randomness import Stream, generator
 from densesiam_seg.methods.losses import label_counts, prior_loss
 from densesiam_seg.methods.method import Method, Objective, Terms, weighted
-from densesiam_seg.methods.mixture_prior import LIGHTS, at_input_size
+from densesiam_seg.methods.mixture_prior import LIGHTS
 from densesiam_seg.network.model import DenseSiam
 from densesiam_seg.views.photometric import normalise
 
@@ -135,7 +135,7 @@ class Described(Method):
         numbers = torch.arange(len(counts)).repeat_interleave(counts)
         points = torch.cat(sampled, 1)
         own, learned = (
-            Sample(views[0], views[1:], numbers)
+            Sample(views[0], views[1:-1], numbers, views[-1])
             for views in torch.split(points, [len(mixture.mean), network.encoder.width], 2)
         )
         clusters, seed, half = self.config.clusters, self.config.seed, len(chosen) / 2
@@ -211,7 +211,10 @@ class Described(Method):
         """
         network, encoder = self.network, self.network.encoder
         device = next(network.parameters()).device
-        shown = image.float() if encoder.zoom > 1 else at_input_size(image)
+        side = encoder.zoom * self.config.image_size
+        shown = image.float()
+        if image.shape[-1] != side:
+            shown = F.interpolate(shown, (side, side), mode="bilinear", antialias=True)
         lit = torch.cat([(shown * light).clamp(max=255) for light in (1.0, *LIGHTS)])
         larger = (1 + encoder.zoom) / encoder.zoom
         large = F.interpolate(shown, scale_factor=larger, mode="bilinear")

@@ -20,6 +20,9 @@ from densesiam_seg.network.timm_backbones import TimmBackbone
 
 Features = Literal["fpn", "res5", "stages"]
 
+PYRAMID_ZOOM = 3
+"""The largest size in which a pyramid's stages are described, in image sizes."""
+
 
 class Backbone(nn.Module):
     """A torchvision model without its classifier; parameter names are torchvision's."""
@@ -115,7 +118,7 @@ class Encoder(nn.Module):
             one_stride = getattr(self.backbone, "one_stride", False)
             used = stages[-1:] if one_stride else stages[-PYRAMID_STAGES:]
             # A pyramid reads the image in its size, twice and three times that: the large ones show small things.
-            self.zoom = 1 if one_stride else 3
+            self.zoom = 1 if one_stride else PYRAMID_ZOOM
             self.description = Description(used, channels)
         self.width = stages[-1] if features == "res5" else channels
         """Channels C of the features."""

@@ -26,6 +26,7 @@ from densesiam_seg.io.run_directory import read_status, require_space, write_sta
 from densesiam_seg.io.signals import StopRequest
 from densesiam_seg.methods.densesiam import DenseSiamMethod
 from densesiam_seg.methods.stage_cache import StageCache
+from densesiam_seg.network.encoder import PYRAMID_ZOOM
 from densesiam_seg.network.model import DenseSiam
 from densesiam_seg.presets import Preset
 from densesiam_seg.training.checkpoint import discard_checkpoint, load_checkpoint, space_needed
@@ -173,9 +174,11 @@ def numerics(training: Training) -> dict[str, Any]:
 
 
 def _store(command: Command, manifest: Manifest, config: RunConfig) -> ImageStore:
+    # Views are cropped from twice the image size; a description of stages reads up to three times.
+    times = PYRAMID_ZOOM if getattr(config, "features", "") == "stages" else 2
     return ImageStore(
         manifest,
-        2 * config.image_size,
+        times * config.image_size,
         fit=FITS[command],
         workers=config.workers,
         max_pixels=config.max_pixels,

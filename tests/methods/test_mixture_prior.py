@@ -92,14 +92,14 @@ def test_places_are_the_same_in_every_light() -> None:
     places = Places(1, seed=0)
     places.add(image, 0)
     sample = places.sample()
-    assert sample.points.shape == (256, CHANNELS) and sample.views.shape == (2, 256, CHANNELS)
+    assert sample.points.shape == (256, CHANNELS) and sample.relit.shape == (2, 256, CHANNELS)
     # Position and the differences of logarithms stay, near enough; the logarithm of the luminance does not.
-    assert torch.equal(sample.views[0, :, -2:], sample.points[:, -2:])
-    assert bool((sample.views[0, :, 0] < sample.points[:, 0]).all())
-    assert bool((sample.views[1, :, 0] > sample.points[:, 0]).all())
+    assert torch.equal(sample.relit[0, :, -2:], sample.points[:, -2:])
+    assert bool((sample.relit[0, :, 0] < sample.points[:, 0]).all())
+    assert bool((sample.relit[1, :, 0] > sample.points[:, 0]).all())
     lit = appearance_of(image.float() * 0.7)[0].flatten(1).T
     order = (sample.points[:, None, -2:] == lit[None, :, -2:]).all(2).int().argmax(1)
-    torch.testing.assert_close(sample.views[0], lit[order])
+    torch.testing.assert_close(sample.relit[0], lit[order])
 
 
 def test_only_the_first_epoch_fits(store: ImageStore) -> None:

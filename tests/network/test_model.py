@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from densesiam_seg.clustering.appearance import CHANNELS
-from densesiam_seg.clustering.mixture import Sample
+from densesiam_seg.clustering.quality import Sample
 from densesiam_seg.io.randomness import Stream, torch_seed
 from densesiam_seg.network.encoder import Encoder
 from densesiam_seg.network.model import (
