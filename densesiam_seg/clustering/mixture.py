@@ -96,6 +96,11 @@ class Mixture(nn.Module):
         logs = joint.log_softmax(1)
         return logs.view(images, height, width, -1).movedim(-1, 1)
 
+    @property
+    def fitted(self) -> bool:
+        """Whether any cluster is likelier somewhere than another."""
+        return bool(self.centres.any())
+
     def fit(self, sample: Sample, *, seed: int, search: Search = SEARCH) -> None:
         """Fit the mixture to a sample: the consensus of many fits.
 

@@ -14,12 +14,13 @@ since sharpening makes large clusters larger.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from densesiam_seg.clustering.appearance import appearance
 from densesiam_seg.clustering.directions import find_directions
 from densesiam_seg.clustering.mixture import Search, find_gaussians
 from densesiam_seg.clustering.quality import Sample
@@ -30,7 +31,7 @@ from densesiam_seg.io.randomness import Stream, generator
 from densesiam_seg.methods.losses import label_counts, prior_loss
 from densesiam_seg.methods.method import Method, Objective, Terms, weighted
 from densesiam_seg.methods.mixture_prior import LIGHTS
-from densesiam_seg.network.model import DenseSiam
+from densesiam_seg.network.model import FINER, DenseSiam
 from densesiam_seg.views.photometric import normalise
 
 IMAGES = 500
@@ -47,6 +48,11 @@ ROUND_STEPS = 50
 """A teacher is kept for the epochs that make so many steps."""
 MEMORY_SHARE = 0.25
 """Share of the machine's free memory that kept descriptions may take."""
+
+
+Views: TypeAlias = tuple[list[list[Tensor]], list[list[Tensor]]]
+"""Stages by size: of all L lights side by side (L, S_i, h_i, w_i), and of the image enlarged (1, S_i, h_i, w_i)."""
+Result = TypeVar("Result")
 
 
 class Described(Method):
@@ -113,31 +119,16 @@ class Described(Method):
         description = network.encoder.description
         assert mixture is not None and description is not None
         chosen = _chosen(store)
-        stages: list[list[list[list[Tensor]]]] = []
-        looks: list[Tensor] = []
+        read: list[tuple[Views, Tensor]] = []
         for done, batch in enumerate(store.batches([(index,) for index in chosen]), 1):
-            views, look = self._stages(batch.images)
-            stages.append(views)
-            looks.append(look)
+            read.append(self._stages(batch.images))
             yield -(-done // 2)
-        grid = looks[0].shape[-2:]
-        plain = [[[stage[:1] for stage in size] for size in own] for own, _ in stages]
-        description.fit(plain, (grid[0], grid[1]))
-        share = -(-POINTS // len(chosen))
-        sampled = []
-        for index, views, look in zip(chosen, stages, looks, strict=True):
-            places = self._described(views, look)
-            self._keep(index, places)
-            draw = generator(self.config.seed, Stream.PIXELS, 0, index)
-            points = places.cpu().float().flatten(2).mT
-            sampled.append(points[:, torch.from_numpy(draw.permutation(points.shape[1])[:share])])
-        counts = torch.tensor([each.shape[1] for each in sampled])
-        numbers = torch.arange(len(counts)).repeat_interleave(counts)
-        points = torch.cat(sampled, 1)
-        own, learned = (
-            Sample(views[0], views[1:-1], numbers, views[-1])
-            for views in torch.split(points, [len(mixture.mean), network.encoder.width], 2)
+        grid = _coarser(read[0][1])
+        description.fit(
+            [[[stage[:1] for stage in size] for size in own] for (own, _), _ in read], grid
         )
+        learned = self._sample(chosen, [self._described(views, grid) for views, _ in read])
+        own = self._sample(chosen, [look for _, look in read])
         clusters, seed, half = self.config.clusters, self.config.seed, len(chosen) / 2
         directions, stable = yield from _reported(
             find_directions(learned, clusters, seed=seed), half, 1.5 * half
@@ -149,10 +140,25 @@ class Described(Method):
         )
         if gaussians.stability > stable:
             mixture.adopt(gaussians)
-            return
-        weight, bias = network.projector.parameters()
-        weight.copy_(directions.axes[:, :, None, None])
-        bias.copy_(directions.logs)
+        else:
+            weight, bias = network.projector.parameters()
+            weight.copy_(directions.axes[:, :, None, None])
+            bias.copy_(directions.logs)
+        for index, each in zip(chosen, read, strict=True):
+            self._keep(index, self._joined(*each))
+
+    def _sample(self, chosen: Sequence[int], places: Sequence[Tensor]) -> Sample:
+        """About `POINTS` of the places (V, C, h, w) of images, the same number from each; the last view is enlarged."""
+        share = -(-POINTS // len(chosen))
+        sampled = []
+        for index, views in zip(chosen, places, strict=True):
+            draw = generator(self.config.seed, Stream.PIXELS, 0, index)
+            points = views.cpu().float().flatten(2).mT
+            sampled.append(points[:, torch.from_numpy(draw.permutation(points.shape[1])[:share])])
+        counts = torch.tensor([each.shape[1] for each in sampled])
+        views = torch.cat(sampled, 1)
+        numbers = torch.arange(len(counts)).repeat_interleave(counts)
+        return Sample(views[0], views[1:-1], numbers, views[-1])
 
     @torch.no_grad()
     def _teach(self, store: ImageStore, *, first: bool) -> None:
@@ -194,7 +200,7 @@ class Described(Method):
         known = self._kept.get(index)
         if known is None:
             assert image is not None
-            known = self._described(*self._stages(image[None]))
+            known = self._joined(*self._stages(image[None]))
             self._keep(index, known)
         return known
 
@@ -203,14 +209,13 @@ class Described(Method):
         if self._budget >= 0:
             self._kept[index] = places
 
-    def _stages(self, image: Tensor) -> tuple[list[list[list[Tensor]]], Tensor]:
-        """The stages of a stored image (1, 3, S, S) by view and size, and its appearance in all views (V, D, h, w).
+    def _stages(self, image: Tensor) -> tuple[Views, Tensor]:
+        """The stages of a stored image (1, 3, S, S), and its appearance in all views (V, D, 2h, 2w).
 
-        The first view has all L lights side by side, the second is enlarged. Stages are in half precision, which
-        k-means of the same features cannot be told from.
+        Both are in half precision, in which k-means finds the same.
         """
-        network, encoder = self.network, self.network.encoder
-        device = next(network.parameters()).device
+        encoder = self.network.encoder
+        device = next(self.network.parameters()).device
         side = encoder.zoom * self.config.image_size
         shown = image.float()
         if image.shape[-1] != side:
@@ -222,27 +227,34 @@ class Described(Method):
             own = encoder.described_stages(normalise(lit.to(device) / 255))
             largest = encoder.coarsest_stages(normalise(large.to(device) / 255))
             enlarged = [*([stage[:1] for stage in size] for size in own[1:]), largest]
-            grid = encoder.grid(own[0])
-            look = network.appearance(lit.to(device) / 255, grid)
+            cells = encoder.grid(own[0])
+            grid = (FINER * cells[0], FINER * cells[1])
+            look = appearance(lit.to(device) / 255, grid)
             finer = (round(larger * grid[0]), round(larger * grid[1]))
-            closer = network.appearance(shown.to(device) / 255, finer)
+            closer = appearance(shown.to(device) / 255, finer)
             closer = F.interpolate(closer, grid, mode="bilinear", antialias=True)
-            views = [
-                [[stage.half() for stage in size] for size in view] for view in (own, enlarged)
-            ]
-            return views, torch.cat((look, closer))
+        views = _halved(own), _halved(enlarged)
+        return views, torch.cat((look, closer)).half()
 
-    def _described(self, views: Sequence[Sequence[Sequence[Tensor]]], look: Tensor) -> Tensor:
-        """What `_stages` found → appearance and description in all views, (V, D + C, h, w); those of lights first."""
+    def _described(self, views: Views, grid: tuple[int, int]) -> Tensor:
+        """The description in all views, (V, C, h, w), half precision."""
         description = self.network.encoder.description
         assert description is not None
-        grid = (look.shape[-2], look.shape[-1])
-        with torch.autocast(look.device.type, enabled=False):
-            own, enlarged = (
-                description([[stage.float() for stage in size] for size in view], grid)
-                for view in views
-            )
-            return torch.cat((look, torch.cat((own, enlarged))), 1).half()
+        found = [
+            description([[each.float() for each in size] for size in view], grid) for view in views
+        ]
+        return torch.cat(found).half()
+
+    def _joined(self, views: Views, look: Tensor) -> Tensor:
+        """What `_stages` found → appearance and description (V, D + C, h, w), as the network reads them out."""
+        mixture = self.network.mixture
+        assert mixture is not None
+        described = self._described(views, _coarser(look))
+        if mixture.fitted:
+            described = F.interpolate(described.float(), scale_factor=FINER, mode="bilinear")
+        else:
+            look = F.avg_pool2d(look.float(), FINER)
+        return torch.cat((look.half(), described.half()), 1)
 
     def _dense(self, places: Tensor) -> Tensor:
         """Appearance and description (B, D + C, h, w) → what `DenseSiam.scores` reads."""
@@ -252,7 +264,14 @@ class Described(Method):
         return torch.cat((places[:, channels:], mixture(places[:, :channels])), 1)
 
 
-Result = TypeVar("Result")
+def _halved(view: list[list[Tensor]]) -> list[list[Tensor]]:
+    """Stages by size in half precision."""
+    return [[stage.half() for stage in size] for size in view]
+
+
+def _coarser(look: Tensor) -> tuple[int, int]:
+    """The description's grid, from appearance on one that is finer."""
+    return look.shape[-2] // FINER, look.shape[-1] // FINER
 
 
 def _reported(

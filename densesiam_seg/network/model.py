@@ -23,6 +23,8 @@ from densesiam_seg.views.photometric import denormalise
 
 SHARPNESS = 3.0
 """Scales z, which has unit variance, before the softmax."""
+FINER = 2
+"""Where clusters are of appearance, it is read on a grid so many times as fine as the description's."""
 SHARES_MOMENTUM = 0.1
 """Weight of the latest batch in the running mean of the projector's shares, as in batch normalisation."""
 
@@ -134,22 +136,17 @@ class DenseSiam(nn.Module):
         features: Tensor = self.encoder(images)
         if self.mixture is None:
             return features
+        features = features.float()
+        if self.encoder.description is not None and self.mixture.fitted:
+            features = F.interpolate(features, scale_factor=FINER, mode="bilinear")
         logs = self.log_posteriors(denormalise(images.float()), features.shape[-2:])
-        return torch.cat((features.float(), logs), 1)
+        return torch.cat((features, logs), 1)
 
     def log_posteriors(self, images: Tensor, size: Sequence[int]) -> Tensor:
         """Of the mixture's clusters in RGB images (B, 3, H, W) in [0, 1], as maps (B, K, h, w) of that size."""
         assert self.mixture is not None
-        logs: Tensor = self.mixture(self.appearance(images, (size[0], size[1])))
+        logs: Tensor = self.mixture(appearance(images, (size[0], size[1])))
         return logs
-
-    def appearance(self, images: Tensor, size: tuple[int, int]) -> Tensor:
-        """Of RGB images (B, 3, H, W) in [0, 1], as maps (B, D, h, w) of that size."""
-        if self.encoder.description is None:
-            return appearance(images, size)
-        # Its grid is coarse, and windows are counted in its cells.
-        height, width = size
-        return F.avg_pool2d(appearance(images, (2 * height, 2 * width)), 2)
 
     def scores(self, dense: Tensor) -> Tensor:
         """What `dense` returned → cluster logits (B, K, h, w): z, or log-posteriors of z and mixture together.

@@ -6,12 +6,8 @@ import torch
 from scipy.stats import multivariate_normal
 from torch import Tensor
 
-from densesiam_seg.clustering.mixture import (
-    Mixture,
-    Sample,
-    Search,
-    consensus,
-)
+from densesiam_seg.clustering.mixture import Mixture, Search, consensus
+from densesiam_seg.clustering.quality import Sample
 from densesiam_seg.errors import InputError, NumericError
 
 

@@ -28,8 +28,8 @@ def lit_sample(contrast: float) -> Sample:
     noise = torch.from_numpy(draw.normal(size=(2, 2000))) / 10
     brightness = contrast * torch.tensor([0.0, 0.0, 1.0, 1.0]).repeat(500) + noise[0]
     points = torch.stack((brightness, left + noise[1]), 1)
-    views = torch.stack([points + torch.tensor([shift, 0.0]) for shift in (-1.0, 1.0)])
-    return Sample(points, views, torch.arange(2).repeat_interleave(1000))
+    relit = torch.stack([points + torch.tensor([shift, 0.0]) for shift in (-1.0, 1.0)])
+    return Sample(points, relit, torch.arange(2).repeat_interleave(1000))
 
 
 def split_at(channel: int, border: float) -> Gaussians:
@@ -45,6 +45,25 @@ def test_clusters_that_light_does_not_change_are_stable() -> None:
     assert stability(split_at(1, 0.5), sample) == pytest.approx(1.0)
     assert stability(split_at(0, 0.25), sample) < 0.1
     assert stability(split_at(0, 2.0), lit_sample(4.0)) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_light_and_size_count_alike() -> None:
+    """Sides, which light does not change, are told wrongly of half of the enlarged places: nothing is left of them."""
+    lit = lit_sample(0.5)
+    swapped = torch.stack((lit.points[:, 0], (torch.arange(2000) // 2 % 2).double()), 1)
+    sample = Sample(lit.points, lit.relit, lit.images, enlarged=swapped)
+    assert stability(split_at(1, 0.5), sample) == pytest.approx(0.5, abs=0.01)
+
+
+def test_every_view_is_standardised_and_blinded() -> None:
+    points = torch.tensor([[1.0, 2.0], [3.0, 6.0]])
+    sample = Sample(points, points[None] + 2, torch.tensor([0, 1]), points * 3)
+    mean, deviation = torch.tensor([1.0, 2.0]), torch.tensor([2.0, 4.0])
+    standard = sample.standardised(mean, deviation).without(1)
+    assert standard.points.tolist() == [[0, 0], [0, 1]]
+    assert standard.relit.tolist() == [[[0, 0.5], [0, 1.5]]]
+    assert standard.enlarged is not None
+    assert standard.enlarged.tolist() == [[0, 1], [0, 4]]
 
 
 def test_agreement_is_of_all_pairs() -> None:

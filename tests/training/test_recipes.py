@@ -16,11 +16,14 @@ from torch import nn
 
 from densesiam_seg.config import PretrainConfig, TrainConfig
 from densesiam_seg.errors import InputError
+from densesiam_seg.images.manifest import Manifest
+from densesiam_seg.images.store import ImageStore
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.methods import stage_cache
 from densesiam_seg.network.encoder import Features
 from densesiam_seg.network.model import Architecture, DenseSiam, build_network
 from densesiam_seg.presets import METHODS
+from densesiam_seg.training import setup
 from densesiam_seg.training.recipes import begun, choose_settings
 from densesiam_seg.training.train import run_events, train
 
@@ -152,8 +155,23 @@ class TestFromPretrainedStages:
         assert trained.complete and trained.last is None
         network = network_of(tmp_path / "a")
         weight, bias = network.projector.parameters()
-        assert network.mixture is not None and not bias.any()
-        torch.testing.assert_close(weight[:, :, 0, 0], network.mixture.directions)
+        assert network.mixture is not None
+        found = bool(weight.any()), bool(network.mixture.centres.any())
+        assert sorted(found) == [False, True] and bool(bias.any()) == found[0]
+
+    def test_images_are_stored_as_large_as_the_model_reads_them(
+        self, learned: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        sides = []
+
+        def spied(manifest: Manifest, side: int, **options: Any) -> ImageStore:
+            sides.append(side)
+            return ImageStore(manifest, side, **options)
+
+        monkeypatch.setattr(setup, "ImageStore", spied)
+        train(out=tmp_path / "a", **{**learned, "epochs": 0})
+        segmenter = Segmenter.load(tmp_path / "a", device="cpu", precision="fp32")
+        assert sides == [segmenter.shown_side] == [3 * segmenter.card.image_size]
 
     def test_a_run_that_goes_on_ends_with_the_same_bytes(
         self, learned: dict[str, Any], tmp_path: Path
