@@ -40,6 +40,8 @@ POINTS = 30_000
 """Places that clusters are fitted to."""
 APPEARANCE_SEARCH = Search(24, 4)
 """Fewer fits than without learned features, which seldom lose."""
+MARGIN = 0.01
+"""By so much clusters of appearance must be more stable than those of learned features: the spread of their fits."""
 SHARPENING = 2.0
 """Factor on the log-posteriors of targets."""
 BALANCING = 5
@@ -138,7 +140,7 @@ class Described(Method):
             1.5 * half,
             2 * half,
         )
-        if gaussians.stability > stable:
+        if gaussians.stability > stable + MARGIN:
             mixture.adopt(gaussians)
         else:
             weight, bias = network.projector.parameters()
