@@ -205,8 +205,8 @@ class TrainConfig(RunConfig):
     )
     prior: Literal["mixture", "none"] = setting(
         "none",
-        "mixture: start from clusters of colour, texture and position, with features of stages also of these, and read "
-        "out with them (in the presets fast and balanced). none: DenseSiam as published.",
+        "mixture: start from clusters of colour, texture and position, with features of stages of the more stable "
+        "of both, and read out with them (in the presets fast and balanced). none: DenseSiam as published.",
         METHOD,
     )
     similarity: Literal["cross-entropy", "cosine"] = setting(

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from densesiam_seg.clustering.kmeans import assign, kmeans
+from densesiam_seg.clustering.kmeans import kmeans_labels
 from densesiam_seg.clustering.merging import Contacts, cut, merge_tree
 from densesiam_seg.clustering.quality import Sample, agreement, stability
 from densesiam_seg.io.parallel import on_own_cores
@@ -80,7 +80,7 @@ def find_directions(
     def draw_one(turn: int) -> Directions:
         draw = generator(seed, Stream.PIXELS, round_=1 + turn)
         part = sample.part(max(len(points) // 2, count), draw)
-        labels = assign(part, kmeans(part, count, seed=seed + turn).centres)
+        labels = kmeans_labels(part, count, seed=seed + turn)
         return fit_directions(part, _one_hot(labels, count), OVER_CONCENTRATION)
 
     steps = draws + len(CONCENTRATIONS)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from densesiam_seg.clustering.kmeans import assign, kmeans
+from densesiam_seg.clustering.kmeans import kmeans_labels
 
 ITERATIONS = 30
 TOLERANCE = 1e-4
@@ -92,7 +92,7 @@ def fit_gaussians(
     that are not finite.
     """
     first = -(-clusters // 2) if halves else clusters
-    shares = _one_hot(_kmeans_labels(points[:, given:], first, seed), first)
+    shares = _one_hot(kmeans_labels(points[:, given:], first, seed=seed), first)
     fit = _iterated(points, shares, given)
     if first < clusters:
         shares = joined_by_outliers(points, fit, clusters - first, seed=seed, given=given)
@@ -111,15 +111,9 @@ def joined_by_outliers(
     of_distinct[place] = evidence
     worst = of_distinct.argsort()[: max(int(OUTLIER_SHARE * len(distinct)), more)]
     labels = torch.full((len(distinct),), more)
-    labels[worst] = _kmeans_labels(distinct[worst], more, seed)
+    labels[worst] = kmeans_labels(distinct[worst], more, seed=seed)
     new = _one_hot(labels[place], more)
     return torch.cat((shares * (1 - new.sum(1, keepdim=True)), new), 1)
-
-
-def _kmeans_labels(points: Tensor, clusters: int, seed: int) -> Tensor:
-    """The cluster of each point (N,) by k-means."""
-    single = points.float()
-    return assign(single, kmeans(single, clusters, seed=seed).centres)
 
 
 def _one_hot(labels: Tensor, clusters: int) -> Tensor:

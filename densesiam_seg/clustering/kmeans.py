@@ -85,6 +85,12 @@ def kmeans(points: Tensor, clusters: int, *, seed: int, restarts: int = 1) -> Ce
     return Centroids(centres, counts)
 
 
+def kmeans_labels(points: Tensor, clusters: int, *, seed: int) -> Tensor:
+    """The cluster (N,) of each point (N, C) by `kmeans`. Raises as it does."""
+    single = points.float()
+    return assign(single, kmeans(single, clusters, seed=seed).centres)
+
+
 def refine(centroids: Centroids, points: Tensor) -> Centroids:
     """One mini-batch update: c_k ← (1 - n_b/n_k) c_k + (n_b/n_k) mean of the batch's members, n_k the running count."""
     labels = assign(points, centroids.centres)

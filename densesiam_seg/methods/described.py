@@ -129,7 +129,8 @@ class Described(Method):
         description.fit(
             [[[stage[:1] for stage in size] for size in own] for (own, _), _ in read], grid
         )
-        learned = self._sample(chosen, [self._described(views, grid) for views, _ in read])
+        described = [self._described(views, grid) for views, _ in read]
+        learned = self._sample(chosen, described)
         own = self._sample(chosen, [look for _, look in read])
         clusters, seed, half = self.config.clusters, self.config.seed, len(chosen) / 2
         directions, stable = yield from _reported(
@@ -146,8 +147,8 @@ class Described(Method):
             weight, bias = network.projector.parameters()
             weight.copy_(directions.axes[:, :, None, None])
             bias.copy_(directions.logs)
-        for index, each in zip(chosen, read, strict=True):
-            self._keep(index, self._joined(*each))
+        for index, each, (_, look) in zip(chosen, described, read, strict=True):
+            self._keep(index, self._joined(each, look))
 
     def _sample(self, chosen: Sequence[int], places: Sequence[Tensor]) -> Sample:
         """About `POINTS` of the places (V, C, h, w) of images, the same number from each; the last view is enlarged."""
@@ -202,7 +203,8 @@ class Described(Method):
         known = self._kept.get(index)
         if known is None:
             assert image is not None
-            known = self._joined(*self._stages(image[None]))
+            views, look = self._stages(image[None])
+            known = self._joined(self._described(views, _coarser(look)), look)
             self._keep(index, known)
         return known
 
@@ -247,11 +249,10 @@ class Described(Method):
         ]
         return torch.cat(found).half()
 
-    def _joined(self, views: Views, look: Tensor) -> Tensor:
-        """What `_stages` found → appearance and description (V, D + C, h, w), as the network reads them out."""
+    def _joined(self, described: Tensor, look: Tensor) -> Tensor:
+        """Description and appearance of all views → both (V, D + C, h, w), as the network reads them out."""
         mixture = self.network.mixture
         assert mixture is not None
-        described = self._described(views, _coarser(look))
         if mixture.fitted:
             described = F.interpolate(described.float(), scale_factor=FINER, mode="bilinear")
         else:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from lit import lit_sample
 from scipy.stats import multivariate_normal
 from torch import Tensor
 
@@ -65,17 +66,6 @@ def test_posteriors_against_scipy() -> None:
     torch.testing.assert_close(found.double(), expected, atol=2e-3, rtol=2e-3)
     logs = mixture(torch.full((1, 3, 2, 2), 1e3))
     torch.testing.assert_close(logs.exp().sum(1), torch.ones(1, 2, 2))
-
-
-def lit_sample(contrast: float) -> Sample:
-    """Two images of dark and bright places that differ by `contrast`, left and right; light shifts brightness by ±1."""
-    draw = np.random.default_rng(0)
-    left = torch.tensor([0.0, 1.0]).repeat(1000)
-    noise = torch.from_numpy(draw.normal(size=(2, 2000))) / 10
-    brightness = contrast * torch.tensor([0.0, 0.0, 1.0, 1.0]).repeat(500) + noise[0]
-    points = torch.stack((brightness, left + noise[1]), 1)
-    views = torch.stack([points + torch.tensor([shift, 0.0]) for shift in (-1.0, 1.0)])
-    return Sample(points, views, torch.arange(2).repeat_interleave(1000))
 
 
 def test_the_most_stable_fits_are_selected() -> None:
