@@ -77,7 +77,7 @@ def training_of(paths: list[Path], settings: dict[str, Any]) -> Training:
     """A loop over these images in memory."""
     _, base = train_preset("balanced", len(paths), gpu=False, prior=False)
     config = with_settings(base, {"weights": "none", "threads": 1, **settings})
-    store = ImageStore(scan(paths), 2 * config.image_size, max_pixels=config.max_pixels, keep="ram")
+    store = ImageStore(scan(paths), 2 * config.image_size, keep="ram")
     for _ in store.prepare():
         pass
     precision = pick_precision(config.precision, CPU)

@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("images", nargs="+")
     parser.add_argument("--models", type=Path, nargs="*", default=[])
     arguments = parser.parse_args()
-    store = ImageStore(scan(arguments.images), 256, fit="stretch", max_pixels=10**8)
+    store = ImageStore(scan(arguments.images), 256, fit="stretch")
     for _ in store.prepare():
         pass
     chosen = tuple(sorted({i * len(store) // IMAGES for i in range(IMAGES)}))

@@ -21,8 +21,10 @@ from densesiam_seg.errors import InputError, UsageError
 RECIPE = "Recipe"
 METHOD = "Method (defaults of --preset paper)"
 MACHINE = "Machine"
+FILES = "Input and output"
 
 Value = TypeVar("Value")
+_BAND = r"\s*0*[1-9]\d{0,4}\s*"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -153,12 +155,30 @@ class RunConfig:
     )
     cache_dir: str = setting("runs/cache", "Folder of decoded images on the disk.", MACHINE)
     max_pixels: int = setting(89_000_000, "Refuse images with more pixels.", MACHINE, least=1)
+    page: str = setting(
+        "first", "Page or frame of files that have several: first, a number from 1, or all.", FILES
+    )
+    bands: str = setting(
+        "first",
+        "Bands that become red, green and blue, such as 4,3,2; one for grey; first: 1,2,3.",
+        FILES,
+    )
+    stretch: bool = setting(
+        False,
+        "Spread the values that the images use (from their 1st to their 99th percentile) over 0 to 255; the model "
+        "keeps the range. For images that come out dark.",
+        FILES,
+    )
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             require_valid(type(self), name, value)
         _require(self.learning_rate > 0, "learning_rate", "above 0", self.learning_rate)
         _require(self.image_size % 4 == 0, "image_size", "a multiple of 4", self.image_size)
+        numbered = re.fullmatch(r"first|all|0*[1-9]\d{0,5}", self.page)
+        _require(numbered is not None, "page", "first, all or a number from 1", self.page)
+        bands = re.fullmatch(rf"first|{_BAND}(,{_BAND},{_BAND})?", self.bands)
+        _require(bands is not None, "bands", "first, or one or three numbers from 1", self.bands)
 
     def rate(self) -> float:
         """The first learning rate: `learning_rate`, times batch / 256 where it scales with the batch."""
@@ -167,6 +187,14 @@ class RunConfig:
     def decay(self, progress: float) -> float:
         """Factor on the learning rate after this share of all steps; predictors keep theirs (SimSiam, section 4.3)."""
         return 0.5 * (1.0 + math.cos(math.pi * progress)) if self.schedule == "cosine" else 1.0
+
+    def chosen_page(self) -> int | None:
+        """The page that is taken of every file; None for the first, and where each page is an image."""
+        return int(self.page) if self.page.isdecimal() else None
+
+    def chosen_bands(self) -> tuple[int, ...] | None:
+        """The bands that are shown, from 1; None for the first."""
+        return None if self.bands == "first" else tuple(map(int, self.bands.split(",")))
 
     def exact(self) -> bool:
         """Exact mode: plain formulas in float32, whose bits stay the same from one version to the next."""

@@ -35,7 +35,6 @@ def store_of(images: Path, config: TrainConfig, keep: Keep, caches: Path) -> Ima
     store = ImageStore(
         scan([images]),
         2 * config.image_size,
-        max_pixels=config.max_pixels,
         keep=keep,
         caches=caches,
     )

@@ -167,7 +167,7 @@ def _full_peak(size: int, batch: int) -> tuple[int, int]:
     with TemporaryDirectory() as folder:
         write_scenes(Path(folder), 4 * batch, seed=0, side=2 * size, split="train")
         config = settings(size, batch, epochs=1, region_start=0.0)
-        store = ImageStore(scan([folder]), 2 * size, max_pixels=config.max_pixels, keep="ram")
+        store = ImageStore(scan([folder]), 2 * size, keep="ram")
         for _ in store.prepare():
             pass
         device = torch.device("cpu")

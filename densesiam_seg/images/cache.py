@@ -21,10 +21,11 @@ import PIL
 import torch
 from torch import Tensor
 
+from densesiam_seg.images.decoding import Decoding, Notes
 from densesiam_seg.images.manifest import Manifest, Skipped
 from densesiam_seg.io.files import JSON, make_folder, open_regular, replace_json, replacing
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class CachedSquares:
     squares: Tensor
     aspects: list[float]
     skipped: list[Skipped]
+    notes: list[str]
+    """What was worth telling of the files."""
     sha256: str
 
     def verify(self) -> Generator[int, None, bool]:
@@ -45,9 +48,12 @@ class CachedSquares:
         return digest.hexdigest() == self.sha256
 
 
-def cache_file(folder: Path, manifest: Manifest, *, side: int, fit: str, max_pixels: int) -> Path:
+def cache_file(
+    folder: Path, manifest: Manifest, *, side: int, fit: str, decoding: Decoding
+) -> Path:
     """Where the squares of these images in this form, as this version decodes them, are or would be."""
-    facts = [_FORMAT, PIL.__version__, manifest.root, manifest.digest, side, fit, max_pixels]
+    form = [side, fit, *decoding.facts()]
+    facts = [_FORMAT, PIL.__version__, manifest.root, manifest.digest, *form]
     key = hashlib.sha256(json.dumps(facts).encode("ascii")).hexdigest()[:32]
     return folder / f"{key}.u8"
 
@@ -65,18 +71,19 @@ def read_cache(path: Path, side: int) -> CachedSquares | None:
             return None
         squares = torch.from_file(str(path), False, size, dtype=torch.uint8)
         squares = squares.view(len(aspects), 3, side, side)
-        return CachedSquares(squares, aspects, skipped, str(facts["sha256"]))
+        notes = [str(line) for line in facts["notes"]]
+        return CachedSquares(squares, aspects, skipped, notes, str(facts["sha256"]))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError):
         return None
 
 
 @contextmanager
 def writing_cache(
-    path: Path, aspects: list[float], skipped: list[Skipped]
+    path: Path, aspects: list[float], skipped: list[Skipped], notes: Notes
 ) -> Iterator[Callable[[int, Tensor], None]]:
     """Gives what appends a square, by its number; the cache is there once the block ends. Raises OutputError.
 
-    `aspects` and `skipped` are written as they are then.
+    `aspects`, `skipped` and `notes` are written as they are then.
     """
     digest = hashlib.sha256()
     make_folder(path.parent)
@@ -92,5 +99,6 @@ def writing_cache(
         "sha256": digest.hexdigest(),
         "aspects": aspects,
         "skipped": [asdict(item) for item in skipped],
+        "notes": list(notes.lines()),
     }
     replace_json(path.with_suffix(".json"), facts, sync=False)

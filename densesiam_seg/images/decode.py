@@ -1,6 +1,6 @@
 """Images as tensors, decoded safely: whatever is wrong with a file is an `ImageError` that names it.
 
-H W: height and width after the EXIF orientation. Of an animation the first frame counts. `images.pixels` defines how
+H W: height and width after the EXIF orientation. `images.decoding` has the choices, and `images.pixels` defines how
 values become 0…255.
 """
 
@@ -8,77 +8,99 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from densesiam_seg.images.opening import MAX_PIXELS, opened, upright, upright_size
-from densesiam_seg.images.pixels import channels, eight_bit, gain, rgb_planes
+from densesiam_seg.images.decoding import Decoding
+from densesiam_seg.images.opening import opened
+from densesiam_seg.images.pixels import (
+    Picture,
+    Span,
+    channels,
+    eight_bit,
+    rgb_planes,
+    span,
+    values_in_use,
+)
 
 # Up to this aspect ratio an image is resized whole and then cropped, which gives torchvision's
 # pixels to the bit; beyond it the whole resized image would be large and mostly thrown away.
 _WHOLE_ASPECT = 8
 
+PLAIN = Decoding()
+"""What files declare, up to the usual size; its notes are of no use to anyone."""
 
-def load_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Tensor:
+
+def load_image(path: str | os.PathLike[str], decoding: Decoding = PLAIN) -> Tensor:
     """Decode a file to uint8 (3, H, W), contiguous.
 
     Raises `ImageError`. WebP and GIF above Pillow's own limit (179 million pixels) stay refused.
     """
-    with opened(path, max_pixels) as image:
-        return torch.from_numpy(rgb_planes(upright(image), os.fspath(path)))
+    with opened(path, decoding) as image:
+        return torch.from_numpy(rgb_planes(image.picture(), image.name, decoding))
 
 
 def load_reduced(
-    path: str | os.PathLike[str], side: int, *, max_pixels: int = MAX_PIXELS
+    path: str | os.PathLike[str], side: int, decoding: Decoding = PLAIN
 ) -> tuple[Tensor, tuple[int, int]]:
     """Decode the whole image to uint8 (3, h, w), contiguous; also its own height and width (H, W).
 
     A JPEG is decoded at 1/2, 1/4 or 1/8 size (rounded up) where both its sides stay at least `side`; of any other
     file h w are H W. Raises `ImageError`.
     """
-    with opened(path, max_pixels) as image:
-        size = upright_size(image)
-        image.draft(None, (side, side))
-        return torch.from_numpy(rgb_planes(upright(image), os.fspath(path))), size
+    with opened(path, decoding) as image:
+        size = image.height, image.width
+        image.draft(side)
+        return torch.from_numpy(rgb_planes(image.picture(), image.name, decoding)), size
 
 
-def load_square(path: str | os.PathLike[str], side: int, *, max_pixels: int = MAX_PIXELS) -> Tensor:
+def load_square(path: str | os.PathLike[str], side: int, decoding: Decoding = PLAIN) -> Tensor:
     """Decode to uint8 (3, side, side): shorter side resized to `side`, then the centre cut out.
 
     Bilinear with antialiasing, sizes and offsets rounded as torchvision's Resize and CenterCrop do.
     A JPEG is decoded at 1/2, 1/4 or 1/8 size where both its sides stay at least `side`. Raises `ImageError`.
     """
-    with opened(path, max_pixels) as image:
-        height, width = upright_size(image)
-        image.draft(None, (side, side))
-        picture = upright(image)
-        square = _centre_square(picture, side, width, height, gain(picture, os.fspath(path)))
+    with opened(path, decoding) as image:
+        height, width = image.height, image.width
+        image.draft(side)
+        picture = image.picture()
+        square = _centre_square(picture, side, width, height, span(picture, image.name, decoding))
         return _planar(square)
 
 
 def load_stretched(
-    path: str | os.PathLike[str], side: int, *, max_pixels: int = MAX_PIXELS
+    path: str | os.PathLike[str], side: int, decoding: Decoding = PLAIN
 ) -> tuple[Tensor, float]:
     """Decode the whole image to uint8 (3, side, side), whatever its shape; also its own width over height.
 
     Bilinear with antialiasing; a JPEG is decoded at reduced size where both its sides stay at least `side`.
     Raises `ImageError`.
     """
-    with opened(path, max_pixels) as image:
-        height, width = upright_size(image)
-        image.draft(None, (side, side))
-        picture = upright(image)
-        whole = eight_bit(picture, gain(picture, os.fspath(path)))
+    with opened(path, decoding) as image:
+        height, width = image.height, image.width
+        image.draft(side)
+        picture = image.picture()
+        whole = eight_bit(picture, span(picture, image.name, decoding))
         return _planar(whole.resize((side, side), Image.Resampling.BILINEAR)), width / height
 
 
-def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+def image_size(path: str | os.PathLike[str], decoding: Decoding = PLAIN) -> tuple[int, int]:
     """Height and width that `load_image` would give, read from the header alone. Raises `ImageError`."""
-    with opened(path, None) as image:
-        return upright_size(image)
+    with opened(path, replace(decoding, max_pixels=None)) as image:
+        return image.height, image.width
+
+
+def load_values(
+    path: str | os.PathLike[str], count: int, decoding: Decoding = PLAIN
+) -> NDArray[np.float32]:
+    """About `count` values of an image, in the units of `Decoding.stretch`. Raises `ImageError`."""
+    with opened(path, decoding) as image:
+        return values_in_use(image.picture(), count)
 
 
 def _planar(picture: Image.Image) -> Tensor:
@@ -87,7 +109,7 @@ def _planar(picture: Image.Image) -> Tensor:
 
 
 def _centre_square(
-    picture: Image.Image, side: int, width: int, height: int, factor: float
+    picture: Picture, side: int, width: int, height: int, found: Span | None
 ) -> Image.Image:
     """Resize and crop; `width` and `height` are those before a JPEG was decoded at reduced size."""
     short, long = sorted((width, height))
@@ -95,11 +117,11 @@ def _centre_square(
     resized = (side, long_resized) if width <= height else (long_resized, side)
     left, top = (round((length - side) / 2) for length in resized)
     if long_resized <= _WHOLE_ASPECT * side:
-        whole = eight_bit(picture, factor).resize(resized, Image.Resampling.BILINEAR)
+        whole = eight_bit(picture, found).resize(resized, Image.Resampling.BILINEAR)
         return whole.crop((left, top, left + side, top + side))
     x_from, x_to, x_0, x_1 = _source_span(picture.width, resized[0], left, side)
     y_from, y_to, y_0, y_1 = _source_span(picture.height, resized[1], top, side)
-    part = eight_bit(picture.crop((x_from, y_from, x_to, y_to)), factor)
+    part = eight_bit(picture.crop((x_from, y_from, x_to, y_to)), found)
     box = (x_0 - x_from, y_0 - y_from, x_1 - x_from, y_1 - y_from)
     return part.resize((side, side), Image.Resampling.BILINEAR, box=box)
 

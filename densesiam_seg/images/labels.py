@@ -7,11 +7,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageFile
+from numpy.typing import NDArray
+from PIL import Image
 
 from densesiam_seg.errors import ImageError
-from densesiam_seg.images.opening import MAX_PIXELS, opened, upright
+from densesiam_seg.images.decoding import MAX_PIXELS, Decoding
+from densesiam_seg.images.opening import opened
 
+_LOSSY = ("JPEG", "AVIF", "HEIF")
 LabelArray = npt.NDArray[np.uint8] | npt.NDArray[np.int32]
 
 
@@ -25,18 +28,29 @@ def load_label(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
     Raises `ImageError`, also for what cannot hold exact values: JPEG, floats, other colour spaces.
     """
     name = os.fspath(path)
-    with opened(path, max_pixels) as image:
-        if image.format == "JPEG":
-            raise _refused(name, "is a JPEG, whose lossy coding changes label values")
-        layout = _stored_layout(image)  # decoding forgets it
-        return _values(upright(image), layout, name)
+    with opened(path, Decoding(max_pixels)) as image:
+        if image.format in _LOSSY:
+            raise _refused(name, f"is a {image.format}, whose lossy coding changes label values")
+        stored, layout = image.stored()
+        if isinstance(stored, np.ndarray):
+            return _samples(stored, layout, name)
+        return _values(stored, layout, name)
 
 
-def _stored_layout(image: ImageFile.ImageFile) -> str:
-    """Pillow's name for the layout in the file, such as `L;4`; empty where it gives none or has decoded already."""
-    arguments: Any = image.tile[0].args if image.tile else ""
-    layout = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
-    return layout if isinstance(layout, str) else ""
+def _samples(stored: NDArray[Any], layout: str, name: str) -> LabelArray:
+    """What a TIFF holds that no 8-bit mode of Pillow does."""
+    if layout:
+        raise _refused(name, "stores grey inverted, so its label values are ambiguous")
+    if stored.shape[2] != 1:
+        raise _refused(name, f"has {stored.shape[2]} bands of {stored.dtype}")
+    if stored.dtype.kind == "f":
+        raise _refused(name, "holds floats")
+    values = stored[..., 0]
+    if values.dtype == np.uint8:
+        return np.ascontiguousarray(values)
+    if values.dtype.itemsize >= 4 and values.size and int(values.max()) > np.iinfo(np.int32).max:
+        raise _refused(name, f"holds the value {values.max()}")
+    return values.astype(np.int32)
 
 
 def _values(picture: Image.Image, layout: str, name: str) -> LabelArray:

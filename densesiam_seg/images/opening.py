@@ -1,4 +1,4 @@
-"""Opening untrusted files: an upright Pillow image, or an `ImageError` that names the file."""
+"""Opening untrusted files: an image with its header read, or an `ImageError` that names the file."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, TypeAlias, cast
 
+import numpy as np
 from PIL import (
+    AvifImagePlugin,
     BmpImagePlugin,
     ExifTags,
     GifImagePlugin,
@@ -23,12 +25,14 @@ from PIL import (
 )
 
 from densesiam_seg.errors import ImageError
+from densesiam_seg.images.decoding import Decoding
+from densesiam_seg.images.pixels import Picture, Samples, eight_bit, turned
+from densesiam_seg.images.tiff import Page, chosen_page
 from densesiam_seg.io.files import NotRegularError, open_regular
 
-MAX_PIXELS = 89_000_000
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".tif", ".tiff"}
-    | {".bmp", ".dib", ".gif"}
+    | {".bmp", ".dib", ".gif", ".avif", ".heic", ".heif", ".hif"}
 )
 
 
@@ -41,17 +45,49 @@ class _TiffFile(TiffImagePlugin.TiffImageFile):
         super().load_prepare()
 
 
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # `Image.open` would apply Pillow's global limit, which only a change of a global can lift, and would
 # hand MPO files to a further reader. Calling the readers by their signatures needs neither.
 _READERS: dict[str, tuple[tuple[bytes, ...], type[ImageFile.ImageFile]]] = {
     "JPEG": ((b"\xff\xd8\xff",), JpegImagePlugin.JpegImageFile),  # MPO starts with a plain JPEG
     "PNG": ((b"\x89PNG\r\n\x1a\n",), PngImagePlugin.PngImageFile),
     "WEBP": ((b"RIFF",), WebPImagePlugin.WebPImageFile),
-    "TIFF": ((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), _TiffFile),
+    "TIFF": (_TIFF, _TiffFile),
     "BMP": ((b"BM",), BmpImagePlugin.BmpImageFile),
     "GIF": ((b"GIF87a", b"GIF89a"), GifImagePlugin.GifImageFile),
 }
-FORMATS = tuple(_READERS)
+FORMATS = (*_READERS, "AVIF", "HEIC")
+_HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_START = 136
+"""Bytes from the start of a file that tell its format."""
+_OTHERS = (
+    (b"\0\0\0\x0cjP  ", 0, "a JPEG 2000 image"),
+    (b"\xff\x4f\xff\x51", 0, "a JPEG 2000 image"),
+    (b"\0\0\0\x0cJXL ", 0, "a JPEG XL image"),
+    (b"\xff\x0a", 0, "a JPEG XL image"),
+    (b"II*\0\x10\0\0\0CR", 0, "a raw camera file"),
+    (b"ftypcrx", 4, "a raw camera file"),
+    (b"FUJIFILMCCD-RAW", 0, "a raw camera file"),
+    (b"IIRO", 0, "a raw camera file"),
+    (b"IIRS", 0, "a raw camera file"),
+    (b"IIU\0", 0, "a raw camera file"),
+    (b"\0MRM", 0, "a raw camera file"),
+    (b"FOVb", 0, "a raw camera file"),
+    (b"DICM", 128, "a DICOM file"),
+    (b"8BPS", 0, "a Photoshop file"),
+    (b"\x76\x2f\x31\x01", 0, "an OpenEXR image"),
+    (b"#?RADIANCE", 0, "a Radiance HDR image"),
+    (b"DDS ", 0, "a DDS texture"),
+    (b"\x89HDF\r\n\x1a\n", 0, "an HDF5 or netCDF file"),
+    (b"CDF\x01", 0, "a netCDF file"),
+    (b"CDF\x02", 0, "a netCDF file"),
+    (b"SIMPLE  =", 0, "a FITS file"),
+    (b"%PDF-", 0, "a PDF document"),
+    (b"P5", 0, "a PGM image"),
+    (b"P6", 0, "a PPM image"),
+    (b"\x93NUMPY", 0, "a numpy array"),
+)
+"""Signature, its offset, and the name of formats that are known and not read."""
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -66,29 +102,135 @@ _SIDEWAYS = (5, 6, 7, 8)
 _PILLOW_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 
+class _PillowImage:
+    """An image that Pillow reads, its header read; `height` and `width` are those of the upright image."""
+
+    def __init__(
+        self, file: BinaryIO, name: str, decoding: Decoding, image: ImageFile.ImageFile
+    ) -> None:
+        self.name = name
+        self.decoding = decoding
+        self.format = image.format
+        self.height, self.width = _upright_size(image)
+        self._file, self._image = file, image
+
+    def draft(self, side: int) -> None:
+        """Let a JPEG be decoded at 1/2, 1/4 or 1/8 size where both its sides stay at least `side`."""
+        self._image.draft(None, (side, side))
+
+    def picture(self) -> Picture:
+        """Decode and turn; of several bands those that are asked for."""
+        layout = _layout(self._image)
+        if (
+            self.format == "PNG"
+            and layout.endswith(";16B")
+            and "transparency" not in self._image.info
+        ):
+            return self._deep()
+        picture = _upright(self._image)
+        if picture.mode.startswith("I"):  # grey of 16 bits that has a transparent value
+            clear = picture.info.get("transparency")
+            values = np.asarray(picture)[..., None]
+            return Samples(values, 65535.0, clear=clear if isinstance(clear, int) else None)
+        if (
+            self.format == "BMP"
+            and picture.mode == "RGBA"
+            and not picture.getchannel("A").getbbox()
+        ):
+            picture = picture.convert("RGB")  # a byte that nobody filled
+        if self.decoding.bands is not None:
+            colours = eight_bit(picture, None).split()
+            places = self.decoding.places(self.name, len(colours))
+            shown = [colours[place] for place in places]
+            return Image.merge("RGB", shown) if len(shown) == 3 else shown[0]
+        return picture
+
+    def stored(self) -> tuple[Image.Image, str]:
+        """The values as they are stored, upright, and Pillow's name of their layout, such as `L;4I`."""
+        layout = _layout(self._image)  # decoding forgets it
+        return _upright(self._image), layout
+
+    def _deep(self) -> Samples:
+        """A PNG of 16 bits, of which Pillow keeps 8 where it has colours."""
+        import imagecodecs
+
+        self._file.seek(0)
+        values = imagecodecs.png_decode(self._file.read())
+        values = values.reshape(*values.shape[:2], -1)
+        alpha = values.shape[2] in (2, 4)
+        places = self.decoding.places(self.name, values.shape[2] - alpha, 16)
+        if alpha:
+            places.append(values.shape[2] - 1)
+        values = turned(values[:, :, places], _orientation(self._image))
+        return Samples(values, 65535.0, alpha=alpha)
+
+
+Opened: TypeAlias = _PillowImage | Page
+"""An image whose header is read: its `format`, upright `height` and `width`, `draft`, `picture` and `stored` values."""
+
+
 @contextmanager
-def opened(path: str | os.PathLike[str], max_pixels: int | None) -> Iterator[ImageFile.ImageFile]:
-    """The image with its header read and its size checked; any failure inside is an `ImageError`."""
+def opened(path: str | os.PathLike[str], decoding: Decoding) -> Iterator[Opened]:
+    """The image, to be decoded inside; any failure inside is an `ImageError`. `FILE/3` is page 3 of a file."""
     name = os.fspath(path)
     _ignore_pillow_warnings()
     try:
-        with open_regular(Path(name)) as file:
-            image = _read_header(file, name)
-            if max_pixels is not None and image.width * image.height > max_pixels:
+        where, page = page_of(name)
+        with open_regular(Path(where)) as file:
+            found = _read_header(file, name, decoding, decoding.page if page is None else page)
+            limit = decoding.max_pixels
+            if limit is not None and found.width * found.height > limit:
                 raise ImageError(
                     name,
                     "too-large",
-                    f"has {image.width} x {image.height} pixels, more than {max_pixels:,} in all",
+                    f"has {found.width} x {found.height} pixels, more than {limit:,} in all",
                     "shrink it or raise --max-pixels",
                 )
-            yield image
+            yield found
     except ImageError:
         raise
     except Exception as error:  # malformed files have made Pillow raise a dozen unrelated classes
         raise _translated(name, error) from error
 
 
-def upright(image: ImageFile.ImageFile) -> Image.Image:
+def _read_header(file: BinaryIO, name: str, decoding: Decoding, number: int | None) -> Opened:
+    start = file.read(_START)
+    for signature, offset, what in _OTHERS:
+        if start.startswith(signature, offset):
+            remedy = (
+                "develop it to JPEG, PNG or TIFF" if "raw" in what else "convert it to PNG or TIFF"
+            )
+            raise ImageError(name, "unsupported", f"is {what}, which is not read", remedy)
+    page = chosen_page(file, name, decoding, number) if start.startswith(_TIFF) else None
+    if page is not None and not page.by_pillow:
+        return page
+    file.seek(0)
+    image = _reader(start, name)(file, "")  # without a name Pillow cannot map or reopen the file
+    if page is None:
+        index: int | None = decoding.place(name, getattr(image, "n_frames", 1), number)
+    else:
+        index = page.index
+    if index:
+        image.seek(index)
+    return _PillowImage(file, name, decoding, image)
+
+
+def page_of(name: str) -> tuple[str, int | None]:
+    """`FILE/3` → the file and 3, where such a file is there; any other path as it is."""
+    folder, _, last = name.rpartition("/")
+    if last.isdecimal() and os.path.isfile(folder):  # noqa: PTH113 - asked for every image
+        return folder, int(last)
+    return name, None
+
+
+def _layout(image: ImageFile.ImageFile) -> str:
+    """Pillow's name for the layout in the file, such as `L;4`; empty where it gives none or has decoded already."""
+    arguments: Any = image.tile[0].args if image.tile else ""
+    layout = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return layout if isinstance(layout, str) else ""
+
+
+def _upright(image: ImageFile.ImageFile) -> Image.Image:
     """Decode and turn; Pillow turns TIFF by itself while loading."""
     turn = _TURNS.get(_orientation(image))
     image.load()
@@ -99,8 +241,8 @@ def upright(image: ImageFile.ImageFile) -> Image.Image:
     return picture
 
 
-def upright_size(image: ImageFile.ImageFile) -> tuple[int, int]:
-    """Height and width after `upright`, without decoding."""
+def _upright_size(image: ImageFile.ImageFile) -> tuple[int, int]:
+    """Height and width after `_upright`, without decoding."""
     sideways = _orientation(image) in _SIDEWAYS
     if isinstance(image, _TiffFile):  # its size is turned already if its own tag says so
         sideways ^= image.tag_v2.get(ExifTags.Base.Orientation) in _SIDEWAYS
@@ -129,20 +271,39 @@ def _ignore_pillow_warnings() -> None:
         cast("list[object]", warnings.filters).insert(0, _PILLOW_WARNINGS)
 
 
-def _read_header(file: BinaryIO, name: str) -> ImageFile.ImageFile:
-    start = file.read(16)
+def _reader(start: bytes, name: str) -> type[ImageFile.ImageFile]:
+    """Pillow's reader for a file that begins so. Raises `ImageError` naming what it is instead."""
     if not start:
         raise ImageError(name, "empty", "is empty (0 bytes)", "copy it again or remove it")
     for signatures, reader in _READERS.values():
         if start.startswith(signatures) and (start[:4] != b"RIFF" or start[8:12] == b"WEBP"):
-            file.seek(0)
-            return reader(file, "")  # without a name Pillow cannot map or reopen the file
+            return reader
+    if start[4:8] == b"ftyp":
+        brand = start[8:12]
+        if brand in (b"avif", b"avis"):
+            return AvifImagePlugin.AvifImageFile
+        if brand in _HEIC:
+            return _heif_reader(name)
     raise ImageError(
         name,
         "not-an-image",
         f"is not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image",
         "convert it to PNG or remove it",
     )
+
+
+def _heif_reader(name: str) -> type[ImageFile.ImageFile]:
+    try:
+        from pillow_heif import HeifImageFile
+    except ImportError:
+        raise ImageError(
+            name,
+            "unsupported",
+            "is a HEIC image, which needs one more package",
+            "pip install 'densesiam-seg[heif]', or convert it to JPEG",
+        ) from None
+    reader: type[ImageFile.ImageFile] = HeifImageFile
+    return reader
 
 
 def _translated(name: str, error: Exception) -> ImageError:
@@ -163,6 +324,10 @@ def _translated(name: str, error: Exception) -> ImageError:
         return ImageError(name, "permission", "may not be read", "change its permissions")
     if isinstance(error, OSError) and error.errno is not None:
         return ImageError(name, "unreadable", f"cannot be read ({error.strerror})", again)
+    if text.lower().startswith("unsupported"):
+        return ImageError(
+            name, "unsupported", f"is of a kind that is not read ({text})", "save it as PNG"
+        )
     if isinstance(error, EOFError) or "truncated" in text.lower():
         return ImageError(name, "truncated", f"ends too early ({text})", again)
     return ImageError(name, "corrupt", f"cannot be decoded ({text})", again)

@@ -1,42 +1,123 @@
-"""Any Pillow mode as 8-bit RGB.
+"""Stored values of any kind as 8-bit RGB.
+
+Axes: H W (pixels), C samples of a pixel.
 
 How stored values become 0…255:
 
 - 8-bit modes as they are; 1-bit as 0 and 255; palettes through their colours; CMYK, YCbCr and LAB
   to RGB (Pillow's own formulas; ICC profiles are not applied);
-- 16-bit grey divided by 257 and rounded, never clipped; 32-bit integers likewise when all of them
-  lie in 0…65535, otherwise refused; 16-bit colour keeps its high bytes. 10- and 12-bit data in
-  16-bit files are scaled as 16-bit and so come out dark;
-- floats must be finite and not negative: a maximum up to 1 is taken as 0…1, up to 255 as 0…255, up
-  to 65535 as 16 bit, anything above is refused;
+- integers of b bits, as the file declares them, times 255 / (2ᵇ - 1), or 255 / (2ᵇ⁻¹ - 1) where they are
+  signed, and rounded. Those of 32 bits are taken as 16 where none is larger, otherwise refused. Negative
+  values are refused;
+- floats: their maximum, without the brightest hundredth, is taken as 0…1 up to 1.1 and as 0…255 up to 280, and
+  beyond it becomes 255 itself; whole numbers are never 0…1 where one is larger. What lies above is clipped, and
+  so is what lies below 0 by a tenth of the maximum; lower values are refused;
+- with a stretch: its two values become 0 and 255, whatever lies beyond is clipped;
+- white-is-zero is inverted at any depth;
+- pixels without data (GDAL's nodata value, in floats whatever is not finite) take the image's mean;
 - transparent pixels are blended with white.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from typing import cast
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
+from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 from densesiam_seg.errors import ImageError
+from densesiam_seg.images.decoding import Decoding
 
 _STRIP_PIXELS = 1 << 18
+_OVERSHOOT = 0.1
+"""Part of the range by which floats may leave it, as resampling makes them."""
+_BRIGHTEST = 0.99
+"""Quantile that stands for the maximum of floats."""
 
 
-def rgb_planes(picture: Image.Image, name: str) -> npt.NDArray[np.uint8]:
+@dataclass(frozen=True)
+class Samples:
+    """Samples (H, W, C) of any depth, as the file holds them, upright: C is 1 or 3, and one more for alpha.
+
+    `full`: the value of white; None for floats, which do not say. `inverted`: 0 is white. `nodata`: the value of
+    pixels without data. `clear`: the grey value that is transparent. `associated`: colours are multiplied by alpha.
+    """
+
+    values: NDArray[Any]
+    full: float | None
+    inverted: bool = False
+    nodata: float | None = None
+    clear: int | None = None
+    alpha: bool = False
+    associated: bool = False
+
+    @property
+    def width(self) -> int:
+        return int(self.values.shape[1])
+
+    @property
+    def height(self) -> int:
+        return int(self.values.shape[0])
+
+    @property
+    def colours(self) -> NDArray[Any]:
+        """Without alpha (H, W, 1 or 3)."""
+        return self.values[..., :-1] if self.alpha else self.values
+
+    def crop(self, box: tuple[int, int, int, int]) -> Samples:
+        """As Pillow's: left, top, right, bottom."""
+        left, top, right, bottom = box
+        return replace(self, values=self.values[top:bottom, left:right])
+
+    def missing(self) -> NDArray[np.bool_] | None:
+        """Which colours (H, W, 1 or 3) are no data; None where none can be."""
+        values, found = self.colours, None
+        if values.dtype.kind == "f":
+            found = ~np.isfinite(values)
+        if self.nodata is not None and not np.isnan(self.nodata):
+            with np.errstate(over="ignore"):
+                alike = values == np.asarray(self.nodata).astype(
+                    values.dtype if values.dtype.kind == "f" else np.float64
+                )
+            everywhere = np.broadcast_to(alike.all(2, keepdims=True), values.shape)
+            found = everywhere if found is None else found | everywhere
+        return found
+
+
+Picture: TypeAlias = Image.Image | Samples
+
+
+def turned(values: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """(H, W, C) as a viewer shows it, given the orientation 1…8 of TIFF and EXIF (tag 274)."""
+    if orientation >= 5:
+        values = values.swapaxes(0, 1)
+    axes = {2: (1,), 3: (0, 1), 4: (0,), 6: (1,), 7: (0, 1), 8: (0,)}.get(orientation, ())
+    return np.flip(values, axes) if axes else values
+
+
+@dataclass(frozen=True)
+class Span:
+    """The values that become 0 and 255, and the colour (1 or 3,) of what is no data."""
+
+    low: float
+    high: float
+    fill: NDArray[np.float64] | None = None
+
+
+def rgb_planes(picture: Picture, name: str, decoding: Decoding) -> npt.NDArray[np.uint8]:
     """uint8 (3, H, W); converted in strips of rows, so beside it and the picture memory stays small.
 
     Raises `ImageError` for values without a meaning in 0…255; `name` is the file's.
     """
-    factor = gain(picture, name)
+    found = span(picture, name, decoding)
     planes = np.empty((3, picture.height, picture.width), np.uint8)
     for top, strip in _strips(picture):
         rows = slice(top, top + strip.height)
-        for plane, channel in zip(planes, channels(eight_bit(strip, factor)), strict=True):
+        for plane, channel in zip(planes, channels(eight_bit(strip, found)), strict=True):
             plane[rows] = np.asarray(channel)
     return planes
 
@@ -46,35 +127,52 @@ def channels(picture: Image.Image) -> tuple[Image.Image, ...]:
     return picture.split() if picture.mode == "RGB" else (picture,) * 3
 
 
-def gain(picture: Image.Image, name: str) -> float:
-    """Factor from stored values to 0…255 by the rule above; raises as `rgb_planes` does."""
-    if picture.mode.startswith("I;16"):
-        return 255 / 65535
-    if not _is_deep(picture):
-        return 1.0
-    lowest, highest = math.inf, -math.inf
-    for _, strip in _strips(picture):
-        values = np.asarray(strip)
-        if not np.isfinite(values).all():
-            raise _bad_values(name, "holds values that are not finite")
-        lowest, highest = min(lowest, float(values.min())), max(highest, float(values.max()))
-    if lowest < 0 or highest > 65535:
-        span = f"{lowest:g} to {highest:g}"
-        raise _bad_values(name, f"holds values from {span}, outside 0 to 65535")
-    if picture.mode == "I" or highest > 255:
-        return 255 / 65535
-    return 255.0 if highest <= 1 else 1.0
+def span(picture: Picture, name: str, decoding: Decoding) -> Span | None:
+    """The values that become 0 and 255 by the rules above, None where all are so; raises as `rgb_planes` does."""
+    stretch = decoding.stretch
+    if not isinstance(picture, Samples):
+        return Span(255 * stretch[0], 255 * stretch[1]) if stretch else None
+    low, high, fill = _extremes(picture, name, decoding)
+    full = picture.full
+    if stretch is not None:
+        unit = 1.0 if full is None else full
+        return Span(unit * stretch[0], unit * stretch[1], fill)
+    if full is None:
+        return _float_span(picture, low, high, fill, name, decoding)
+    if low < 0 or full < high:
+        raise _bad_values(name, f"holds values from {low:g} to {high:g}, outside 0 to {full:g}")
+    if full > 255:
+        decoding.notes.range(name, high, full)
+    plain = full == 255 and fill is None and picture.values.dtype == np.uint8
+    return None if plain else Span(0.0, full, fill)
 
 
-def eight_bit(picture: Image.Image, factor: float) -> Image.Image:
-    """The same picture in mode L or RGB, given its `gain`."""
-    if _is_deep(picture):
-        values = np.asarray(picture)
-        grey = np.rint(values * np.float32(factor)).astype(np.uint8)
-        clear = picture.info.get("transparency")
-        if isinstance(clear, int):
-            grey[values == clear] = 255
-        return Image.fromarray(grey)
+def values_in_use(picture: Picture, count: int) -> NDArray[np.float32]:
+    """About `count` values of the colours, in the units of `Decoding.stretch`."""
+    if not isinstance(picture, Samples):
+        picture = Samples(np.asarray(eight_bit(picture, None))[:, :, None], 255.0)
+        picture = replace(picture, values=picture.values.reshape(picture.height, picture.width, -1))
+    missing = picture.missing()
+    values = picture.colours
+    flat = values.reshape(-1) if missing is None else values[~missing]
+    flat = flat[:: max(1, flat.size // count)]
+    unit = 1.0 if picture.full is None else picture.full
+    return (flat / unit).astype(np.float32)
+
+
+def eight_bit(picture: Picture, found: Span | None) -> Image.Image:
+    """The same picture in mode L or RGB, given its `span`."""
+    if isinstance(picture, Samples):
+        return _of_samples(picture, found)
+    picture = _rgb(picture)
+    if found is None:
+        return picture
+    steps = (np.arange(256) - found.low) * (255 / (found.high - found.low))
+    table = np.rint(steps).clip(0, 255).astype(np.uint8).tolist()
+    return picture.point(table * len(picture.getbands()))
+
+
+def _rgb(picture: Image.Image) -> Image.Image:
     if picture.has_transparency_data:
         colours = picture.convert("RGBA")
         # White, as viewers and print show it.
@@ -90,16 +188,105 @@ def eight_bit(picture: Image.Image, factor: float) -> Image.Image:
     return picture.convert("L" if picture.mode == "1" else "RGB")
 
 
-def _is_deep(picture: Image.Image) -> bool:
-    return picture.mode in ("I", "F") or picture.mode.startswith("I;16")
+def _of_samples(picture: Samples, found: Span | None) -> Image.Image:
+    values = picture.colours
+    if found is None:
+        colours = values
+    else:
+        number = np.float64 if values.dtype.itemsize > 2 else np.float32
+        factor = 255 / (found.high - found.low)
+        scaled = (values if found.low == 0 else values - number(found.low)) * number(factor)
+        if found.fill is not None and (missing := picture.missing()) is not None:
+            scaled = np.where(missing, (found.fill - found.low) * factor, scaled)
+        colours = np.rint(scaled, out=scaled).clip(0, 255, out=scaled).astype(np.uint8)
+    if picture.inverted:
+        colours = 255 - colours
+    if picture.clear is not None:
+        colours = np.where(values == picture.clear, np.uint8(255), colours)
+    if picture.alpha:
+        if picture.full is None:
+            assert found is not None, "floats have a span"
+            top = found.high
+        else:
+            top = picture.full
+        share = (picture.values[..., -1:].astype(np.float32) / np.float32(top)).clip(0, 1)
+        own = colours if picture.associated else colours * share
+        colours = np.rint(own + 255 * (1 - share)).clip(0, 255).astype(np.uint8)
+    single = colours.shape[2] == 1
+    return Image.fromarray(np.ascontiguousarray(colours[..., 0] if single else colours))
 
 
-def _strips(picture: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+def _extremes(
+    picture: Samples, name: str, decoding: Decoding
+) -> tuple[float, float, NDArray[np.float64] | None]:
+    """Lowest and highest value, and the mean colour (1 or 3,) where some pixels are no data."""
+    if picture.missing() is None:
+        if picture.values.dtype == np.uint8:
+            return 0.0, 0.0, None  # nothing depends on them
+        return float(picture.colours.min()), float(picture.colours.max()), None
+    lows, highs, count, pixels = [], [], 0, 0
+    total = np.zeros(picture.colours.shape[2])
+    valid = np.zeros(picture.colours.shape[2])
+    for _, strip in _strips(picture):
+        values, missing = strip.colours, strip.missing()
+        assert missing is not None
+        known = values[~missing]
+        if known.size:
+            lows.append(float(known.min()))
+            highs.append(float(known.max()))
+        total += np.where(missing, 0, values).sum((0, 1), dtype=np.float64)
+        valid += (~missing).sum((0, 1))
+        count += int(missing.any(2).sum())
+        pixels += missing.shape[0] * missing.shape[1]
+    if not lows:
+        raise _bad_values(name, "holds no data", "remove it")
+    if not count:
+        return min(lows), max(highs), None
+    decoding.notes.add("nodata", name, f"{count} of {pixels} pixels")
+    overall = total.sum() / valid.sum()
+    return min(lows), max(highs), np.where(valid > 0, total / np.maximum(valid, 1), overall)
+
+
+def _float_span(
+    picture: Samples,
+    low: float,
+    high: float,
+    fill: NDArray[np.float64] | None,
+    name: str,
+    decoding: Decoding,
+) -> Span:
+    """What floats mean, which no tag tells."""
+    bright, whole = high, False
+    if high > 1:
+        values = picture.colours
+        missing = picture.missing()
+        known = values.reshape(-1) if missing is None or fill is None else values[~missing]
+        bright = float(np.quantile(known, _BRIGHTEST, method="higher"))
+        whole = bool((known == np.rint(known)).all())
+    if bright <= 1 + _OVERSHOOT and not whole:
+        top = 1.0
+    elif bright <= 255 * (1 + _OVERSHOOT):
+        top = 255.0
+    else:
+        top = bright
+        decoding.notes.add("scaled", name, f"up to {high:g}")
+    if low < -_OVERSHOOT * bright:
+        raise _bad_values(
+            name,
+            f"holds floats from {low:g} to {high:g}, and below 0 nothing is known of their range",
+        )
+    if low < 0 or (high > top and top != bright):
+        decoding.notes.add("clipped", name, f"{low:g} to {high:g}")
+    return Span(0.0, top, fill)
+
+
+def _strips(picture: Any) -> Iterator[tuple[int, Any]]:
     """Row offset and picture of consecutive strips of about `_STRIP_PIXELS`."""
     rows = max(1, _STRIP_PIXELS // picture.width)
     for top in range(0, picture.height, rows):
         yield top, picture.crop((0, top, picture.width, min(top + rows, picture.height)))
 
 
-def _bad_values(name: str, detail: str) -> ImageError:
-    return ImageError(name, "bad-values", detail, "rescale it to 0 to 255 and save it as PNG")
+def _bad_values(name: str, detail: str, remedy: str = "") -> ImageError:
+    default = "give --stretch, or rescale it to 0 to 255 and save it as PNG"
+    return ImageError(name, "bad-values", detail, remedy or default)

@@ -12,12 +12,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from densesiam_seg.errors import ImageError, UsageError
 from densesiam_seg.images.cache import cache_file, read_cache, writing_cache
-from densesiam_seg.images.decode import load_square, load_stretched
+from densesiam_seg.images.decode import load_square, load_stretched, load_values
+from densesiam_seg.images.decoding import Decoding
 from densesiam_seg.images.manifest import Manifest, Skipped
 from densesiam_seg.io.devices import available_cores, free_memory
 from densesiam_seg.io.files import free_space
@@ -28,6 +30,10 @@ MEMORY_SHARE = 0.25
 """Share of the machine's free memory that decoded images may take before they go to the disk."""
 DISK_SHARE = 0.5
 """Share of a disk's free space that they may take there before they are decoded anew in every epoch."""
+RANGE_IMAGES, RANGE_VALUES = 200, 4000
+"""Images, evenly spread over a set, and values of each, that tell the range of a set."""
+PERCENTILES = (0.01, 0.99)
+"""The part of the values that a stretch keeps apart."""
 CACHES = Path("runs", "cache")
 """Where decoded images lie on the disk, for every run that starts in the same folder."""
 
@@ -58,7 +64,7 @@ class ImageStore:
         *,
         fit: Fit = "crop",
         workers: int = -1,
-        max_pixels: int,
+        decoding: Decoding | None = None,
         keep: Keep = "auto",
         caches: Path = CACHES,
     ) -> None:
@@ -67,7 +73,9 @@ class ImageStore:
         self.fit = fit
         self.aspects = torch.ones(len(manifest))
         """Width over height (N,) of what the squares show; known after `prepare`."""
-        self.max_pixels = max_pixels
+        self.decoding = decoding or Decoding()
+        self.notes: list[str] = []
+        """What is worth telling of the files; known after `prepare`."""
         self.workers = available_cores() if workers < 0 else workers
         self.keep: Keep = keep
         self.caches = caches
@@ -85,19 +93,20 @@ class ImageStore:
         Raises UsageError where there is no room for what `keep` asks for.
         """
         path = cache_file(
-            self.caches, self.manifest, side=self.side, fit=self.fit, max_pixels=self.max_pixels
+            self.caches, self.manifest, side=self.side, fit=self.fit, decoding=self.decoding
         )
         if self.keep in ("auto", "disk"):
             known = read_cache(path, self.side)
             if known is not None and (yield from known.verify()):
                 self.file, self._squares = path, known.squares
-                self._settle(known.aspects, known.skipped)
+                self._settle(known.aspects, known.skipped, known.notes)
                 return
         aspects: list[float] = []
         skipped: list[Skipped] = []
         keep = self._place()
         if keep == "disk":
-            with writing_cache(path, aspects, skipped) as write:
+            notes = self.decoding.notes
+            with writing_cache(path, aspects, skipped, notes) as write:
                 yield from self._decode_all(write, aspects, skipped)
             if (known := read_cache(path, self.side)) is not None:
                 self.file, self._squares = path, known.squares
@@ -107,7 +116,7 @@ class ImageStore:
             self._squares = squares[: len(aspects)]
         else:
             yield from self._decode_all(lambda number, square: None, aspects, skipped)
-        self._settle(aspects, skipped)
+        self._settle(aspects, skipped, self.decoding.notes.lines())
 
     def batches(
         self, groups: Sequence[tuple[int, ...]], *, pinned: bool = False
@@ -145,7 +154,8 @@ class ImageStore:
             return "ram"
         return "disk" if needed <= DISK_SHARE * free_space(self.caches) else "none"
 
-    def _settle(self, aspects: list[float], skipped: list[Skipped]) -> None:
+    def _settle(self, aspects: list[float], skipped: list[Skipped], notes: list[str]) -> None:
+        self.notes = notes
         self.manifest = self.manifest.without(skipped)
         self.aspects = torch.tensor(aspects)
 
@@ -169,12 +179,31 @@ class ImageStore:
             path = self.manifest.path(index)
             try:
                 if self.fit == "stretch":
-                    return load_stretched(path, self.side, max_pixels=self.max_pixels)
-                return load_square(path, self.side, max_pixels=self.max_pixels), 1.0
+                    return load_stretched(path, self.side, self.decoding)
+                return load_square(path, self.side, self.decoding), 1.0
             except ImageError as error:
                 return error
 
         return ahead(load, indices, self.workers)
+
+
+def used_range(manifest: Manifest, decoding: Decoding) -> tuple[float, float]:
+    """The range of values that the images use, for `Decoding.stretch`: percentiles over some of them, each alike."""
+    count = min(len(manifest), RANGE_IMAGES)
+    found = []
+    for place in range(count):
+        try:
+            path = manifest.path(place * len(manifest) // count)
+            found.append(np.sort(load_values(path, RANGE_VALUES, decoding)))
+        except ImageError:
+            continue  # reported with all others when every image is decoded
+    if not found:
+        return 0.0, 1.0
+    # A small image has as many votes as a large one.
+    places = np.linspace(0, 1, RANGE_VALUES)
+    alike = [np.quantile(values, places) for values in found]
+    low, high = (float(value) for value in np.quantile(np.stack(alike), PERCENTILES))
+    return (low, high) if high > low else (low, low + 1)
 
 
 def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:

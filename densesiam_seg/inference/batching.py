@@ -9,6 +9,7 @@ import torch
 
 from densesiam_seg.errors import ImageError
 from densesiam_seg.images.decode import image_size
+from densesiam_seg.images.decoding import Decoding
 from densesiam_seg.inference.segmenter import Segmenter, working_size
 
 WINDOW = 512
@@ -31,7 +32,9 @@ class Group:
     full: int
 
 
-def groups(segmenter: Segmenter, paths: Sequence[str], batch_size: int | None) -> Iterator[Group]:
+def groups(
+    segmenter: Segmenter, paths: Sequence[str], batch_size: int | None, decoding: Decoding
+) -> Iterator[Group]:
     """Every place of `paths` in one group; `batch_size` None: `images_together`.
 
     Images that cannot be read have a group of their own.
@@ -44,7 +47,7 @@ def groups(segmenter: Segmenter, paths: Sequence[str], batch_size: int | None) -
         by_size: dict[tuple[int, int], list[int]] = {}
         for place, path in enumerate(paths[start : start + WINDOW], start):
             try:
-                size = working_size(*image_size(path), segmenter.shown_side)
+                size = working_size(*image_size(path, decoding), segmenter.shown_side)
             except ImageError:
                 size = (0, 0)
             by_size.setdefault(size, []).append(place)

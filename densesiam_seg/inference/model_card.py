@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -53,6 +54,10 @@ class ModelCard:
     """K of the read-out; equal to the head's unless the read-out is by centroids."""
     refine: Refine = "none"
     """The default filter for the edges of its masks."""
+    bands: Sequence[int] | None = None
+    """Of its images, from 1; None for the first three."""
+    stretch: Sequence[float] | None = None
+    """The values of its images that become 0 and 255, in the units of `Decoding`; None where files say it."""
     training: Mapping[str, Any] = field(default_factory=dict)
     """Facts of the training, for the user: command, version, images, steps, epochs, seed."""
 
@@ -122,7 +127,20 @@ def _in_range(card: ModelCard) -> bool:
         and type(network.image_head) is type(network.mixture) is bool
         and card.readout in get_args(Readout)
         and card.refine in get_args(Refine)
+        and _are(card.bands, int, 1, 3)
+        and all(band > 0 for band in card.bands or ())
+        and _are(card.stretch, float, 2)
+        and (card.stretch is None or -math.inf < card.stretch[0] < card.stretch[1] < math.inf)
         and (card.readout != "head" or card.clusters == network.clusters)
+    )
+
+
+def _are(found: Any, kind: type, *counts: int) -> bool:
+    """Whether these are so many values of one type, or None."""
+    return found is None or (
+        isinstance(found, list | tuple)
+        and len(found) in counts
+        and all(type(each) is kind for each in found)
     )
 
 

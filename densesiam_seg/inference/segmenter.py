@@ -23,7 +23,7 @@ from densesiam_seg.clustering.kmeans import Centroids, unit_features
 from densesiam_seg.clustering.merging import Merges, cut, is_tree
 from densesiam_seg.errors import InputError, ModelError, UsageError
 from densesiam_seg.images.decode import load_reduced
-from densesiam_seg.images.opening import MAX_PIXELS
+from densesiam_seg.images.decoding import Decoding
 from densesiam_seg.images.pixels import rgb_planes
 from densesiam_seg.inference.model_card import (
     FORMAT,
@@ -73,6 +73,9 @@ class Segmenter:
         self.precision = pick_precision(precision, self.device)
         self.network: DenseSiam = network.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.card = card
+        stretch = card.stretch and (card.stretch[0], card.stretch[1])
+        self.decoding = Decoding(bands=card.bands, stretch=stretch or None)
+        """How image files are read: as those of the training were."""
         self.clusters = tuple(clusters or name_clusters(card.clusters))
         self.centroids = centroids
         """Of the clusters (K, C), or of the over-clusters (A, C) that are merged into them."""
@@ -150,7 +153,11 @@ class Segmenter:
         return [cluster.colour for cluster in self.clusters]
 
     def predict(
-        self, image: ImageLike, *, max_pixels: int = MAX_PIXELS, refinement: Refinement = AS_TRAINED
+        self,
+        image: ImageLike,
+        *,
+        decoding: Decoding | None = None,
+        refinement: Refinement = AS_TRAINED,
     ) -> NDArray[np.integer]:
         """Mask (H, W) of cluster ids at the image's own size, uint8 (int32 above 255 clusters).
 
@@ -158,21 +165,23 @@ class Segmenter:
         the same mask of a file up to rounding, as its batches and threads differ. Raises
         ImageError and InputError.
         """
-        images, size = self.read(image, max_pixels=max_pixels)
+        images, size = self.read(image, decoding=decoding)
         return upsample_argmax(self.scores(images, refinement)[0], *size).cpu().numpy()
 
     def read(
-        self, image: ImageLike, *, max_pixels: int = MAX_PIXELS
+        self, image: ImageLike, *, decoding: Decoding | None = None
     ) -> tuple[Tensor, tuple[int, int]]:
         """An image as the network gets it, uint8 (1, 3, H', W'), and its own size (H, W).
 
         `image` is a path, a Pillow image, an array (H, W, 3) uint8, or a tensor (3, H, W) uint8. A JPEG file is decoded
         at 1/2, 1/4 or 1/8 size where its sides stay at least `DECODE_FACTOR` times the model's image size, so that
-        memory does not grow with it. Raises ImageError and InputError.
+        memory does not grow with it. `decoding` says how a file is read (None: `self.decoding`). Raises ImageError and
+        InputError.
         """
         if isinstance(image, str | Path):
             side = DECODE_FACTOR * self.card.image_size
-            pixels, size = load_reduced(image, max(side, self.shown_side), max_pixels=max_pixels)
+            how = decoding or self.decoding
+            pixels, size = load_reduced(image, max(side, self.shown_side), how)
         else:
             pixels = as_pixels(image)
             size = (pixels.shape[-2], pixels.shape[-1])

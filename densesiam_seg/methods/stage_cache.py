@@ -60,7 +60,13 @@ class StageCache:
         """Bytes of all images."""
         facts = [
             *(_FORMAT, PIL.__version__, torch.__version__, device.type, str(precision)),
-            *(store.manifest.root, store.manifest.digest, store.side, store.fit, store.max_pixels),
+            *(
+                store.manifest.root,
+                store.manifest.digest,
+                store.side,
+                store.fit,
+                store.decoding.facts(),
+            ),
             *(config.seed, config.exact(), config.backbone, _digest(self.backbone)),
         ]
         key = hashlib.sha256(json.dumps(facts).encode("ascii")).hexdigest()[:32]

@@ -16,8 +16,9 @@ import densesiam_seg
 from densesiam_seg.config import RunConfig, TrainConfig, with_settings
 from densesiam_seg.errors import DenseSiamError, InputError, ModelError, StoppedError, UsageError
 from densesiam_seg.events import Event, Notice, Progress, Trained
+from densesiam_seg.images.decoding import Decoding
 from densesiam_seg.images.manifest import Manifest
-from densesiam_seg.images.store import ImageStore
+from densesiam_seg.images.store import ImageStore, used_range
 from densesiam_seg.io.devices import available_cores, make_repeatable, pick_device, pick_precision
 from densesiam_seg.io.environment import compare_fingerprints, environment, fingerprint
 from densesiam_seg.io.files import replace_json, replace_text
@@ -84,7 +85,11 @@ def fresh(
     source = initial[0].architecture if initial else None
     given, learned = begun(run.command, name, given, source)
     _, config = choose_settings(run.command, name, len(manifest), gpu, given, learned=learned)
-    store = _store(run.command, manifest, config)
+    store = _store(run.command, manifest, config, None)
+    if config.stretch:
+        used = used_range(manifest, store.decoding)
+        yield Notice(f"stretch: {used[0]:.4g} to {used[1]:.4g} of the range become 0 and 255")
+        store = _store(run.command, manifest, config, used)
     yield from _decode(store, run)
     yield from _report_skipped(run.folder, store.manifest, max_bad)
     # Skipped files change the number of steps of an epoch.
@@ -106,7 +111,8 @@ def fresh(
         run.folder / "config.toml",
         f"# preset {name}, densesiam-seg {densesiam_seg.__version__}\n{config.to_toml()}",
     )
-    replace_json(run.folder / "dataset.json", store.manifest.to_dict())
+    stretch = {"stretch": list(store.decoding.stretch)} if store.decoding.stretch else {}
+    replace_json(run.folder / "dataset.json", store.manifest.to_dict() | stretch)
     replace_json(run.folder / "env.json", {**environment(), "fingerprint": numerics(training)})
     summary = [f"{each} {getattr(config, each)}" for each in SUMMARY if hasattr(config, each)]
     yield Notice(f"preset {name}: {', '.join(summary)}")
@@ -124,7 +130,7 @@ def resumed(run: Run, given: Mapping[str, Any]) -> Generator[Event, None, Traini
     Raises UsageError for settings `given` that are not the run's, and ModelError for images or checkpoints that are no
     longer what they were.
     """
-    config, manifest = _read_run(run)
+    config, manifest, stretch = _read_run(run)
     for name, value in given.items():
         if getattr(config, name) != value:
             raise UsageError(
@@ -142,7 +148,7 @@ def resumed(run: Run, given: Mapping[str, Any]) -> Generator[Event, None, Traini
             f"began, first {edited[0]}; put them back, or start a new run with --init-from {run.folder}"
         )
     write_status(run.folder, "running")
-    store = _store(run.command, manifest, config)
+    store = _store(run.command, manifest, config, stretch)
     yield from _decode(store, run)
     if len(store) != len(manifest):
         raise ModelError(
@@ -173,7 +179,12 @@ def numerics(training: Training) -> dict[str, Any]:
     return fingerprint(environment(), device=training.device.type, precision=precision)
 
 
-def _store(command: Command, manifest: Manifest, config: RunConfig) -> ImageStore:
+def _store(
+    command: Command,
+    manifest: Manifest,
+    config: RunConfig,
+    stretch: tuple[float, float] | None,
+) -> ImageStore:
     # Views are cropped from twice the image size; a description of stages reads up to three times.
     times = PYRAMID_ZOOM if getattr(config, "features", "") == "stages" else 2
     return ImageStore(
@@ -181,7 +192,7 @@ def _store(command: Command, manifest: Manifest, config: RunConfig) -> ImageStor
         times * config.image_size,
         fit=FITS[command],
         workers=config.workers,
-        max_pixels=config.max_pixels,
+        decoding=Decoding(config.max_pixels, config.chosen_page(), config.chosen_bands(), stretch),
         keep=config.cache,
         caches=Path(config.cache_dir),
     )
@@ -200,6 +211,8 @@ def _decode(store: ImageStore, run: Run) -> Iterator[Event]:
     for done in store.prepare():
         run.require_going_on()
         yield Progress("reading images", done, total)
+    for line in store.notes:
+        yield Notice(line, warning=True)
     if store.file is not None:
         size = _human_size(store.file.stat().st_size)
         yield Notice(
@@ -261,12 +274,16 @@ def _human_size(size: int) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
-def _read_run(run: Run) -> tuple[RunConfig, Manifest]:
-    """Settings and images of a run that is to go on. Raises ModelError when they are not there or not sound."""
+def _read_run(run: Run) -> tuple[RunConfig, Manifest, tuple[float, float] | None]:
+    """Settings, images and stretch of a run that is to go on. Raises ModelError unless they are there and sound."""
     try:
         settings = tomllib.loads((run.folder / "config.toml").read_text(encoding="utf-8"))
         listed = json.loads((run.folder / "dataset.json").read_text(encoding="utf-8"))
-        return with_settings(CONFIGS[run.command](), settings), Manifest.from_dict(listed)
+        stretch = tuple(map(float, listed["stretch"])) if "stretch" in listed else None
+        if stretch is not None and len(stretch) != 2:
+            raise ValueError("its stretch is no pair of numbers")
+        config = with_settings(CONFIGS[run.command](), settings)
+        return config, Manifest.from_dict(listed), stretch
     except (OSError, ValueError, TypeError, KeyError, DenseSiamError) as error:
         raise ModelError(
             f"{run.folder}: no run of {run.command} to resume here ({error}); start a new one without --resume"

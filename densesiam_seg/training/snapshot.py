@@ -33,6 +33,8 @@ def segmenter_of(training: Training, images: Sequence[int], facts: Mapping[str, 
         config.image_size,
         clusters=clusters,
         refine="pamr" if architecture.mixture else "none",
+        bands=store.decoding.bands,
+        stretch=store.decoding.stretch,
         training=dict(facts),
     )
     shares = training.last_epoch.shares if training.last_epoch else None

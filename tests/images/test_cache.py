@@ -34,9 +34,7 @@ def folder(image_folder: Path, tmp_path: Path) -> Path:
 def new_store(folder: Path, keep: Keep = "disk", side: int = SIDE, fit: Fit = "crop") -> ImageStore:
     """Its cache would lie beside the folder of images."""
     caches = folder.parent / "caches"
-    return ImageStore(
-        scan([folder]), side, fit=fit, workers=0, max_pixels=10**6, keep=keep, caches=caches
-    )
+    return ImageStore(scan([folder]), side, fit=fit, workers=0, keep=keep, caches=caches)
 
 
 def store_of(folder: Path, keep: Keep = "disk", side: int = SIDE, fit: Fit = "crop") -> ImageStore:

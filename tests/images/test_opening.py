@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import sys
 import threading
 import time
 import warnings
@@ -27,12 +28,13 @@ from PIL import Image, PngImagePlugin
 
 from densesiam_seg.errors import ImageError
 from densesiam_seg.images.decode import image_size, load_image, load_square
+from densesiam_seg.images.decoding import Decoding
 from densesiam_seg.images.labels import load_label
-from densesiam_seg.images.opening import FORMATS, SUFFIXES
+from densesiam_seg.images.opening import FORMATS, SUFFIXES, page_of
 
 
 def test_suffixes_belong_to_the_formats() -> None:
-    known = Image.registered_extensions()
+    known = Image.registered_extensions() | dict.fromkeys((".heic", ".heif", ".hif"), "HEIC")
     assert {known[suffix] for suffix in SUFFIXES} == {*FORMATS, "MPO", "DIB"}
 
 
@@ -78,6 +80,14 @@ def test_damaged_exif_is_no_reason_to_refuse(tmp_path: Path) -> None:
     [
         (b"<!DOCTYPE html><html></html>", "not-an-image"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not-an-image"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n", "unsupported"),
+        (b"\xff\x4f\xff\x51\0\x2f", "unsupported"),
+        (b"\0\0\0\x18ftypcrx isom", "unsupported"),
+        (b"II*\0\x10\0\0\0CR\2\0", "unsupported"),
+        (b"FUJIFILMCCD-RAW 0201", "unsupported"),
+        (bytes(128) + b"DICM\2\0", "unsupported"),
+        (b"8BPS\0\1", "unsupported"),
+        (b"P6\n2 2\n255\n", "unsupported"),
         (b"RIFF\x24\0\0\0WAVEfmt ", "not-an-image"),
         (b"", "empty"),
     ],
@@ -144,11 +154,11 @@ def test_the_limit_counts_pixels_and_may_exceed_that_of_pillow(
     paths.append(saved(tmp_path, "b.tif", noise(20, 10), compression="tiff_lzw"))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
     for path in paths:
-        assert load_image(path, max_pixels=200).shape == (3, 20, 10)
+        assert load_image(path, Decoding(200)).shape == (3, 20, 10)
         assert load_square(path, 5).shape == (3, 5, 5)
         assert image_size(path) == (20, 10)
         with pytest.raises(ImageError, match=r"more than 199 in all.*--max-pixels"):
-            load_image(path, max_pixels=199)
+            load_image(path, Decoding(199))
     assert Image.MAX_IMAGE_PIXELS == 50
 
 
@@ -183,3 +193,69 @@ def test_pillow_warnings_are_ignored_and_those_of_others_kept(tmp_path: Path) ->
         assert len(warnings.filters) == filters  # they do not pile up
     assert not failures
     assert [str(warning.message) for warning in seen] == ["mine"] * 30
+
+
+def test_unsupported_files_are_named_and_not_called_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    for content, words in (
+        (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
+        (bytes(128) + b"DICM\2\0", "DICOM"),
+        (b"II*\0\x10\0\0\0CR\2\0", "raw camera file.*develop"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ImageError, match=words) as caught:
+            load_image(path)
+        assert "again" not in str(caught.value)
+    bitmap = bytearray(encoded(Image.new("RGB", (2, 2)), "BMP"))
+    bitmap[14] = 66  # a header of unknown length
+    path.write_bytes(bitmap + bytes(100))
+    assert reason_of(load_image, path) == "unsupported"
+
+
+@pytest.mark.parametrize(("suffix", "turns"), [(".avif", True), (".heic", False)])
+def test_further_formats(tmp_path: Path, suffix: str, turns: bool) -> None:
+    if suffix == ".heic":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    half = np.zeros((32, 64, 3), np.uint8)
+    half[:, :32] = 200
+    path = saved(tmp_path, f"a{suffix}", half, quality=95)
+    found = load_image(path).permute(1, 2, 0).numpy().astype(int)
+    assert found.shape == half.shape
+    assert np.abs(found - half).max() < 20
+    assert reason_of(load_label, path) == "bad-values"
+    if turns:
+        turned_path = saved(tmp_path, "b.avif", half, exif=turned(6))
+        assert image_size(turned_path) == (64, 32)
+        assert load_image(turned_path).shape == (3, 64, 32)
+
+
+def test_without_its_package_a_heic_image_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1")
+    with pytest.raises(ImageError, match=r"\[heif\]") as caught:
+        load_image(path)
+    assert caught.value.reason == "unsupported"
+
+
+def test_frames_are_noted_and_chosen(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (6, 4), (shade, 0, 0)) for shade in (10, 100, 200)]
+    for name in ("a.gif", "a.png", "a.webp"):
+        path = tmp_path / name
+        frames[0].save(path, save_all=True, append_images=frames[1:], lossless=True)
+        decoding = Decoding()
+        assert abs(int(load_image(path, decoding)[0, 0, 0]) - 10) <= 2
+        assert any("3 of them" in line for line in decoding.notes.lines())
+        assert abs(int(load_image(path, Decoding(page=3))[0, 0, 0]) - 200) <= 4
+        assert reason_of(load_image, f"{path}/4") == "no-such-page"
+
+
+def test_a_page_is_named_below_its_file(tmp_path: Path) -> None:
+    assert page_of(f"{tmp_path}/a.tif/2") == (f"{tmp_path}/a.tif/2", None)  # no such file
+    path = saved(tmp_path, "a.tif", noise(3, 4))
+    assert page_of(f"{path}/2") == (str(path), 2)
+    assert page_of(str(path)) == (str(path), None)
+    (tmp_path / "7").write_bytes(path.read_bytes())
+    assert load_image(tmp_path / "7").shape == (3, 3, 4)

@@ -10,14 +10,16 @@ import pytest
 from image_files import noise, pixels_of, reason_of, saved
 from PIL import Image
 
+from densesiam_seg.errors import ImageError
 from densesiam_seg.images import pixels
 from densesiam_seg.images.decode import load_image, load_square
+from densesiam_seg.images.decoding import Decoding
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 def test_8_bit_pictures_are_not_copied(mode: str) -> None:
     picture = Image.new(mode, (3, 2))
-    assert pixels.eight_bit(picture, 1.0) is picture
+    assert pixels.eight_bit(picture, None) is picture
 
 
 def test_large_picture_spans_several_strips(
@@ -120,10 +122,13 @@ def test_all_sixteen_bit_values_round_to_the_nearest(tmp_path: Path) -> None:
         ([0.0, 0.25, 1.0], [0, 64, 255]),
         ([0.0, 1.5, 254.6], [0, 2, 255]),
         ([0.0, 257.0, 65535.0], [0, 1, 255]),
-        ([-0.1, 0.5, 1.0], None),
-        ([0.0, 0.5, 65536.0], None),
-        ([0.0, np.nan, 1.0], None),
-        ([0.0, 0.5, np.inf], None),
+        ([-0.05, 0.5, 1.05], [0, 128, 255]),  # as resampling leaves them
+        ([-0.5, 0.5, 1.0], None),
+        ([-3.1, 0.0, 3.1], None),
+        ([0.0, 2.0, 5.0], [0, 2, 5]),  # whole numbers
+        ([0.0, 500.0, 1000.0], [0, 128, 255]),
+        ([0.0, 0.5, np.inf], [0, 128, 64]),  # the mean of the others
+        ([np.nan, np.nan, np.nan], None),
         ([0, 257, 65535], [0, 1, 255]),
         ([0, 1, -1], None),
         ([0, 1, 65536], None),
@@ -138,3 +143,62 @@ def test_floats_and_thirty_two_bit_integers(
         assert reason_of(load_image, path) == reason_of(load_square, path, 2) == "bad-values"
     else:
         np.testing.assert_array_equal(pixels_of(path)[0, :, 0], expected)
+
+
+@pytest.mark.parametrize("top", [1.0, 255.0])
+def test_a_few_floats_beyond_their_range_do_not_make_the_image_black(
+    tmp_path: Path, top: float
+) -> None:
+    values = np.linspace(0, top, 400, dtype=np.float32).reshape(20, 20)
+    expected = pixels_of(saved(tmp_path, "a.tif", values))
+    values[-1, -3:] = top * 1000
+    decoding = Decoding()
+    found = load_image(saved(tmp_path, "b.tif", values), decoding).permute(1, 2, 0).numpy()
+    np.testing.assert_array_equal(found[:-1], expected[:-1])
+    assert found[-1, -1, 0] == 255
+    assert any("clipped" in line for line in decoding.notes.lines())
+
+
+def test_a_stretch_takes_shares_of_integers_and_floats_as_they_are(tmp_path: Path) -> None:
+    half = Decoding(stretch=(0.2, 0.6))
+    grey = saved(tmp_path, "a.png", np.array([[51, 103, 153, 255]], np.uint8))
+    deep = saved(tmp_path, "b.png", np.array([[13107, 26471, 39321, 65535]], np.uint16))
+    real = saved(tmp_path, "c.tif", np.array([[0.2, 103 / 255, 0.6, -7.0]], np.float32))
+    expected = [0, 130, 255, 255]
+    assert load_image(grey, half)[0, 0].tolist() == expected
+    assert load_image(deep, half)[0, 0].tolist() == expected
+    assert load_image(real, half)[0, 0].tolist() == [0, 130, 255, 0]
+    colours = saved(tmp_path, "d.png", np.array([[[51, 103, 153]]], np.uint8))
+    assert load_image(colours, half)[:, 0, 0].tolist() == [0, 130, 255]
+    assert load_square(colours, 1, half)[:, 0, 0].tolist() == [0, 130, 255]
+
+
+def test_sixteen_bit_colours_of_png_are_rounded(tmp_path: Path) -> None:
+    import imagecodecs
+
+    values = np.array([[[0, 128, 129], [300, 32768, 65406]]], np.uint16)
+    path = tmp_path / "a.png"
+    path.write_bytes(imagecodecs.png_encode(values))
+    np.testing.assert_array_equal(pixels_of(path), [[[0, 0, 1], [1, 128, 254]]])
+    alpha = np.concatenate((values, np.array([[[65535], [0]]], np.uint16)), 2)
+    path.write_bytes(imagecodecs.png_encode(alpha))
+    np.testing.assert_array_equal(pixels_of(path), [[[0, 0, 1], [255, 255, 255]]])
+    assert load_image(path, Decoding(bands=(3,)))[:, 0, 0].tolist() == [1, 1, 1]
+
+
+def test_a_bitmap_is_transparent_only_where_someone_filled_its_alpha(tmp_path: Path) -> None:
+    colours = np.full((2, 2, 4), 90, np.uint8)
+    for alpha, expected in ((0, 90), (255, 90)):
+        colours[..., 3] = alpha
+        path = saved(tmp_path, "a.bmp", Image.fromarray(colours, "RGBA"))
+        header = bytearray(path.read_bytes())
+        assert header[30:34] == b"\3\0\0\0" or header[28] == 32
+        np.testing.assert_array_equal(pixels_of(path), np.full((2, 2, 3), expected))
+
+
+def test_bands_of_other_formats(tmp_path: Path) -> None:
+    colours = saved(tmp_path, "a.png", np.array([[[1, 2, 3]]], np.uint8))
+    assert load_image(colours, Decoding(bands=(3, 1, 1)))[:, 0, 0].tolist() == [3, 1, 1]
+    assert load_image(colours, Decoding(bands=(2,)))[:, 0, 0].tolist() == [2, 2, 2]
+    with pytest.raises(ImageError, match="has 3 bands"):
+        load_image(colours, Decoding(bands=(4,)))

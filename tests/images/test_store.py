@@ -23,7 +23,7 @@ SIDE = 64
 
 
 def store_of(folder: Path, *, workers: int = 0, fit: Fit = "crop") -> ImageStore:
-    store = ImageStore(scan([folder]), SIDE, fit=fit, workers=workers, max_pixels=10**6)
+    store = ImageStore(scan([folder]), SIDE, fit=fit, workers=workers)
     count = len(store)
     assert list(store.prepare()) == list(range(1, count + 1))
     return store

@@ -34,7 +34,7 @@ def store(tmp_path: Path) -> ImageStore:
         picture = np.full((2 * SIDE, 2 * SIDE, 3), (170, 200, 240), np.uint8)
         picture[SIDE:] = draw.integers(20, 110, (SIDE, 2 * SIDE, 1))
         Image.fromarray(picture).save(tmp_path / f"{number}.png")
-    store = ImageStore(scan([tmp_path]), 3 * SIDE, workers=0, keep="ram", max_pixels=10**6)
+    store = ImageStore(scan([tmp_path]), 3 * SIDE, workers=0, keep="ram")
     for _ in store.prepare():
         pass
     return store

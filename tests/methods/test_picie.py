@@ -38,7 +38,7 @@ Vectors = list[list[float]]
 
 @pytest.fixture(scope="module")
 def store(image_folder: Path) -> ImageStore:
-    made = ImageStore(scan([image_folder]), 64, workers=0, max_pixels=10**6)
+    made = ImageStore(scan([image_folder]), 64, workers=0)
     assert len(list(made.prepare())) == IMAGES
     return made
 

@@ -39,7 +39,7 @@ def config(tiny_settings: dict[str, Any], tmp_path: Path) -> TrainConfig:
 @pytest.fixture(scope="module")
 def store(image_folder: Path) -> ImageStore:
     """Twelve images: with batches of five, the last one of a pass is filled up."""
-    store = ImageStore(scan([image_folder]), 64, workers=0, max_pixels=10**6, keep="ram")
+    store = ImageStore(scan([image_folder]), 64, workers=0, keep="ram")
     for _ in store.prepare():
         pass
     return store
@@ -132,7 +132,7 @@ def test_its_name_is_all_that_the_numbers_depend_on(config: TrainConfig, store: 
     path = cache_of(network, config, store).path
     assert cache_of(frozen(), config, store).path == path
     assert cache_of(network, replace(config, epochs=9, learning_rate=1.0), store).path == path
-    few = ImageStore(store.manifest.without([]), 64, workers=0, max_pixels=10**6, fit="stretch")
+    few = ImageStore(store.manifest.without([]), 64, workers=0, fit="stretch")
     others = [
         cache_of(network, replace(config, seed=1), store),
         cache_of(network, replace(config, precision="auto"), store),

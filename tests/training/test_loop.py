@@ -57,7 +57,6 @@ def make(image_folder: Path, tiny_settings: dict[str, Any], slim_module: None) -
             2 * config.image_size,
             fit=FITS[command],
             workers=config.workers,
-            max_pixels=config.max_pixels,
         )
         for _ in store.prepare():
             pass

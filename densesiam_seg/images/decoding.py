@@ -1,0 +1,127 @@
+"""How files become 8-bit RGB where they leave a choice, and what was worth telling on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from densesiam_seg.errors import ImageError
+
+MAX_PIXELS = 89_000_000
+"""Larger images are refused unless more is asked for."""
+USED = 0.25
+"""A set of deep images that stays below this share of their range is told to come out dark."""
+
+_TOLD = {
+    "pages": ("{} more than one page or frame, the first is used", "--page chooses"),
+    "bands": ("{} more than three bands, the first three are shown as RGB", "--bands chooses"),
+    "band": ("{} two bands, the first is shown as grey", "--bands chooses"),
+    "nodata": ("{} pixels without data, filled with the image's mean", ""),
+    "clipped": ("{} values a little beyond their range, clipped", ""),
+    "scaled": (
+        "{} floats beyond 255, scaled by each image's own brightest values",
+        "--stretch takes one range for all",
+    ),
+}
+"""By kind: what is told of images that `{}` stands for, and the remedy."""
+
+
+class Notes:
+    """What was noticed while files were decoded, each file once however often it is read; for several threads."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._files: dict[str, set[int]] = {}
+        self._first: dict[str, tuple[str, str]] = {}
+        self._deep: set[int] = set()
+        self._used = (0.0, 0.0, 0.0)
+
+    def add(self, kind: str, name: str, detail: str) -> None:
+        """Note a kind of `_TOLD` for the file `name`."""
+        with self._lock:
+            self._files.setdefault(kind, set()).add(hash(name))
+            self._first[kind] = min(self._first.get(kind, (name, detail)), (name, detail))
+
+    def range(self, name: str, highest: float, full: float) -> None:
+        """Note the brightest value of a file whose samples reach to `full`, more than 255."""
+        with self._lock:
+            self._deep.add(hash(name))
+            self._used = max(self._used, (highest / full, highest, full))
+
+    def lines(self) -> list[str]:
+        """A line for each kind, with the number of files and the first of them by name."""
+        with self._lock:
+            told = []
+            for kind, (text, remedy) in _TOLD.items():
+                if kind in self._files:
+                    count = len(self._files[kind])
+                    name, detail = self._first[kind]
+                    which = text.format("1 image has" if count == 1 else f"{count} images have")
+                    told.append(
+                        f"{which} ({'' if count == 1 else 'first '}{Path(name).name}: {detail})"
+                        + (f"; {remedy}" if remedy else "")
+                    )
+            share, highest, full = self._used
+            if self._deep and share < USED:
+                told.append(
+                    f"{len(self._deep)} images of more than 8 bits reach {highest:g} of {full:g} and come out dark; "
+                    "--stretch takes the range that the images use"
+                )
+            return told
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """Choices for files that need one.
+
+    `page`: from 1, of files with several pages or frames; None takes the first and notes the others. `bands`: one or
+    three places from 1; None takes the first three. `stretch`: the values that become 0 and 255, as shares of the range
+    of integer samples and as they are for floats; None takes the range that the file declares.
+    """
+
+    max_pixels: int | None = MAX_PIXELS
+    page: int | None = None
+    bands: Sequence[int] | None = None
+    stretch: tuple[float, float] | None = None
+    notes: Notes = field(default_factory=Notes, compare=False, repr=False)
+
+    def facts(self) -> list[Any]:
+        """What pixels depend on, as JSON."""
+        bands = None if self.bands is None else list(self.bands)
+        return [self.max_pixels, self.page, bands, self.stretch and list(self.stretch)]
+
+    def places(self, name: str, count: int, bits: int = 8) -> list[int]:
+        """The places of the one or three bands of `count` that are shown. Raises `ImageError` for one that is not there."""
+        if self.bands is not None:
+            if max(self.bands) > count:
+                raise ImageError(
+                    name,
+                    "no-such-band",
+                    f"has {counted(count, 'band')}, not {max(self.bands)}",
+                    "give other --bands or leave it out",
+                )
+            return [band - 1 for band in self.bands]
+        shown = 3 if count >= 3 else 1
+        if shown < count:
+            self.notes.add("bands" if shown == 3 else "band", name, f"{count} of {bits} bits")
+        return list(range(shown))
+
+    def place(self, name: str, count: int, page: int | None) -> int:
+        """The place of the `page` that is asked for among `count`. Raises `ImageError` for one that is not there."""
+        if page is None:
+            if count > 1:
+                self.notes.add("pages", name, f"{count} of them")
+            return 0
+        if not 1 <= page <= count:
+            raise ImageError(
+                name, "no-such-page", f"has {counted(count, 'page')}", "give another --page"
+            )
+        return page - 1
+
+
+def counted(number: int, what: str) -> str:
+    """`1 band`, `2 bands`."""
+    return f"{number} {what}" + ("" if number == 1 else "s")

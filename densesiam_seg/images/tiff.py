@@ -1,0 +1,284 @@
+"""TIFF, whose tags say what a sample means: which page is the image, and its samples where Pillow cannot give them.
+
+Axes: H W (pixels of a page), C samples of a pixel.
+
+Pillow decodes what its 8-bit modes hold exactly. Other depths, formats and numbers of bands are read by tifffile, since
+Pillow would guess their meaning from the nearest mode it has.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import count
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from densesiam_seg.errors import ImageError
+from densesiam_seg.images.decoding import Decoding, counted
+from densesiam_seg.images.pixels import Samples, turned
+
+MEMORY = 16
+"""Bytes that the samples of a page may take for each pixel of `max_pixels`."""
+WIDEST = 65535.0
+"""White in integers of 32 bits and more: such files hold numbers of 16 bits."""
+PAGES = 10_000
+"""Pages of a file that are looked at."""
+_REDUCED, _MASK = 1, 4
+"""Bits of NewSubfileType: a smaller copy of another page, and its transparency."""
+_DNG_VERSION, _GDAL_NODATA, _ORIENTATION, _SUBFILE, _OLD_SUBFILE = 50706, 42113, 274, 254, 255
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _MATRIX = 0, 1, 2, 3, 4
+_CMYK, _YCBCR, _LAB = 5, 6, 8
+_ASSOCIATED, _UNASSOCIATED = 1, 2
+_UNSIGNED, _SIGNED, _FLOAT, _UNDEFINED = 1, 2, 3, 4
+_BY_PILLOW = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946})
+"""Compressions that Pillow is built with: none, fax, LZW, JPEG, deflate, PackBits."""
+
+# tifffile logs what it passes over in a damaged file; what matters is raised, or checked below.
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+
+
+@dataclass(frozen=True)
+class Page:
+    """The page of a TIFF that is its image, from the header alone."""
+
+    page: Any
+    """tifffile's."""
+    name: str
+    decoding: Decoding
+    index: int | None
+    """Place in the file's chain of pages; None for one inside another page."""
+    format = "TIFF"
+
+    @property
+    def height(self) -> int:
+        """Of the upright image."""
+        return int(self.page.imagewidth if self._sideways else self.page.imagelength)
+
+    @property
+    def width(self) -> int:
+        """Of the upright image."""
+        return int(self.page.imagelength if self._sideways else self.page.imagewidth)
+
+    @cached_property
+    def bits(self) -> int:
+        """Bits of each sample. Raises `ImageError` where they differ."""
+        bits = self.page.bitspersample
+        if not isinstance(bits, int):
+            bits = set(bits)
+            if len(bits) > 1:
+                raise self._unsupported(f"samples of {'/'.join(map(str, sorted(bits)))} bits")
+            (bits,) = bits
+        return int(bits)
+
+    @property
+    def by_pillow(self) -> bool:
+        """Whether one of Pillow's 8-bit modes holds the page exactly."""
+        page = self.page
+        kind, samples, extra = page.photometric, page.samplesperpixel, tuple(page.extrasamples)
+        if (
+            self.index is None
+            or page.compression not in _BY_PILLOW
+            or page.planarconfig != 1
+            or self._format not in (_UNSIGNED, _UNDEFINED)
+            or (self.nodata is not None and kind in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB))
+            or (page.parent.is_bigtiff and page.parent.byteorder == ">")
+        ):
+            return False
+        match kind:
+            case 0 | 1:
+                return samples == 1 and self.bits in (1, 2, 4, 8)
+            case 2:
+                alpha = extra in ((_ASSOCIATED,), (_UNASSOCIATED,))
+                return self.bits == 8 and samples == (4 if alpha else 3)
+            case 3:
+                return samples in (1, 2) and self.bits in (1, 2, 4, 8)
+            case 5:
+                return samples == 4 and self.bits in (8, 16)
+            case 6 | 8:
+                return samples == 3 and self.bits == 8
+        return False
+
+    @property
+    def nodata(self) -> float | None:
+        """The value that stands for no data, where GDAL wrote one."""
+        tag = self.page.tags.get(_GDAL_NODATA)
+        try:
+            return None if tag is None else float(str(tag.value).strip("\0 "))
+        except ValueError:
+            return None
+
+    def picture(self) -> Samples:
+        """Decode to the bands that are asked for, upright. Raises `ImageError` naming what is not supported."""
+        page, full = self.page, self._full()
+        total, extra = int(page.samplesperpixel), tuple(page.extrasamples)
+        marked = [i for i, kind in enumerate(extra) if kind in (_ASSOCIATED, _UNASSOCIATED)]
+        alpha = total - len(extra) + marked[0] if marked else None
+        bands = [place for place in range(total) if place != alpha]
+        shown = [bands[k] for k in self.decoding.places(self.name, len(bands), self.bits)]
+        values, _ = self.stored()
+        if alpha is not None:
+            shown.append(alpha)
+        if shown != list(range(total)):
+            values = values[:, :, shown]
+        return Samples(
+            values,
+            full,
+            inverted=page.photometric == _WHITE_IS_ZERO,
+            nodata=self.nodata,
+            alpha=alpha is not None,
+            associated=bool(marked) and extra[marked[0]] == _ASSOCIATED,
+        )
+
+    def stored(self) -> tuple[NDArray[Any], str]:
+        """All samples as they are stored, upright (H, W, C), and Pillow's name of their layout. Raises `ImageError`."""
+        page = self.page
+        self._full()
+        self._check_segments(self.decoding.max_pixels)
+        values = page.asarray(squeeze=False, maxworkers=1)  # (planes, depth, H, W, samples)
+        values = values[:, 0].transpose(1, 2, 0, 3).reshape(*values.shape[2:4], -1)
+        layout = "L;I" if page.photometric == _WHITE_IS_ZERO else ""
+        return turned(values, self._orientation), layout
+
+    def draft(self, side: int) -> None:
+        """Nothing: only a JPEG has smaller versions of itself."""
+
+    @property
+    def _format(self) -> int:
+        found = self.page.sampleformat
+        return int(found) if isinstance(found, int) else -1
+
+    @property
+    def _orientation(self) -> int:
+        tag = self.page.tags.get(_ORIENTATION)
+        value = tag.value if tag is not None else 1
+        return value if value in range(1, 9) else 1
+
+    @property
+    def _sideways(self) -> bool:
+        return self._orientation >= 5
+
+    def _full(self) -> float | None:
+        """The value of white, None for floats. Raises `ImageError` for samples that are no numbers of one kind."""
+        page, bits = self.page, self.bits
+        if _DNG_VERSION in page.tags or page.photometric in (32803, 34892):
+            raise ImageError(
+                self.name, "unsupported", "is a raw camera file", "develop it to JPEG, PNG or TIFF"
+            )
+        if page.photometric not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB):
+            raise self._unsupported(f"colours of kind {_named(page.photometric)}")
+        # Of integers that fill no whole number of words, readers do not agree on the order of bytes.
+        if (
+            page.dtype is None
+            or page.imagedepth != 1
+            or (16 < bits < 32 and self._format != _FLOAT)
+        ):
+            raise self._unsupported("such samples")
+        from tifffile import TIFF
+
+        if page.compression not in TIFF.DECOMPRESSORS:
+            raise self._unsupported(f"compression {_named(page.compression)}")
+        match self._format:
+            case 3:
+                return None
+            case 2:
+                return float(2 ** (bits - 1) - 1) if bits < 32 else WIDEST
+            case 1 | 4:
+                return float(2**bits - 1) if bits < 32 else WIDEST
+        raise self._unsupported("samples that are no integers or floats of one kind")
+
+    def _check_segments(self, max_pixels: int | None) -> None:
+        """Refuse what does not fit in memory and what the file does not hold, which tifffile would leave undefined."""
+        page = self.page
+        needed = int(np.prod(page.shaped)) * page.dtype.itemsize
+        if max_pixels is not None and needed > MEMORY * max_pixels:
+            raise ImageError(
+                self.name,
+                "too-large",
+                f"has {page.samplesperpixel} bands that take {needed / 1e9:.1f} GB",
+                "save the bands that are needed alone, or raise --max-pixels",
+            )
+        offsets, counts = page.dataoffsets, page.databytecounts
+        expected = int(np.prod(page.chunked))
+        end = page.parent.filehandle.size
+        whole = all(
+            o >= 0 and c >= 0 and o + c <= end for o, c in zip(offsets, counts, strict=False)
+        )
+        if len(offsets) != len(counts) or len(offsets) < expected or not whole or not any(counts):
+            raise ImageError(
+                self.name,
+                "truncated",
+                "ends too early (its strips or tiles lie beyond its end)",
+                "copy it again from its source or remove it",
+            )
+
+    def _unsupported(self, what: str) -> ImageError:
+        page = self.page
+        planes = "in planes" if page.planarconfig == 2 else "interleaved"
+        bits = page.bitspersample
+        detail = (
+            f"is a TIFF with {what}, which is not supported ({counted(page.samplesperpixel, 'band')} of "
+            f"{bits if isinstance(bits, int) else '/'.join(map(str, bits))} bits {planes}, format "
+            f"{_named(page.sampleformat)}, compression {_named(page.compression)})"
+        )
+        return ImageError(
+            self.name, "unsupported", detail, "save three bands as an RGB PNG or TIFF"
+        )
+
+
+def chosen_page(file: BinaryIO, name: str, decoding: Decoding, number: int | None) -> Page:
+    """The image of an open TIFF: page `number` from 1, None for the first. Smaller copies and masks are no pages.
+
+    Raises `ImageError` for a page that is not there, and whatever tifffile raises on a damaged file.
+    """
+    from tifffile import TiffFile
+
+    file.seek(0)
+    pages = TiffFile(file, name=Path(name).name or "-").pages
+    pages.useframes = False
+    # Of a file of nothing but reduced copies they are all there is.
+    chain = list(_chain(pages, name))
+    found = list(_images(chain)) or list(enumerate(chain))
+    index, page = found[decoding.place(name, len(found), number)]
+    return Page(page, name, decoding, index)
+
+
+def _chain(pages: Any, name: str) -> Iterator[Any]:
+    """The pages that follow one another, each once: tifffile would follow a circle for ever."""
+    seen: set[int] = set()
+    for index in count():
+        try:
+            page = pages[index]
+        except IndexError:
+            return
+        if page.offset in seen:
+            return
+        seen.add(page.offset)
+        if index == PAGES:
+            raise ImageError(name, "too-large", f"has more than {PAGES} pages", "split it")
+        yield page
+
+
+def _images(pages: Sequence[Any]) -> Iterator[tuple[int | None, Any]]:
+    """Pages that are images of their own, with their places in the chain; a thumbnail stands for those inside it."""
+    for index, page in enumerate(pages):
+        if not _is_copy(page):
+            yield index, page
+        elif page.subifds:
+            yield from ((None, inner) for inner in page.pages if not _is_copy(inner))
+
+
+def _is_copy(page: Any) -> bool:
+    tag, old = page.tags.get(_SUBFILE), page.tags.get(_OLD_SUBFILE)
+    if tag is not None and isinstance(tag.value, int):
+        return bool(int(tag.value) & (_REDUCED | _MASK))
+    return old is not None and old.value == 2
+
+
+def _named(code: Any) -> str:
+    return str(getattr(code, "name", None) or code)
