@@ -28,7 +28,7 @@ COMMON: dict[str, Any] = {
     "channels": 128, "optimizer": "sgd", "rate_scaling": "batch", "weight_decay": 1e-4, "visualize_every": 0,
     "device": "auto", "precision": "auto", "workers": -1, "threads": 0, "cache": "auto", "cache_dir": "runs/cache",
     "max_pixels": 89_000_000, "similarity": "cross-entropy", "pixel_weight": 1.0, "region_weight": 0.1,
-    "region_stop_gradient": True,
+    "region_stop_gradient": True, "page": "first", "bands": "first", "stretch": False,
 }  # fmt: skip
 TRAIN: dict[str, Any] = COMMON | {
     "image_size": 320, "schedule": "constant", "epochs": 10, "clusters": 27, "method": "densesiam",
@@ -127,6 +127,17 @@ class TestRanges:
 
 
 class TestMeaning:
+    def test_pages_and_bands(self) -> None:
+        config = TrainConfig(page="3", bands="4, 3,2")
+        assert (config.chosen_page(), config.chosen_bands()) == (3, (4, 3, 2))
+        assert TrainConfig(bands="5").chosen_bands() == (5,)
+        for page in ("first", "all"):
+            assert TrainConfig(page=page).chosen_page() is TrainConfig().chosen_bands() is None
+        for page in ("0", "-1", "1.5", "last", ""):
+            refused(TrainConfig(), {"page": page}, "page")
+        for bands in ("0,1,2", "1,2", "1,2,3,4", "a", "1;2;3", ""):
+            refused(TrainConfig(), {"bands": bands}, "bands")
+
     def test_the_rate_scales_with_the_batch_unless_told_not_to(self) -> None:
         assert TrainConfig().rate() == 0.05
         assert TrainConfig(batch_size=64).rate() == pytest.approx(0.05 / 4)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -84,7 +83,7 @@ class Decoding:
 
     max_pixels: int | None = MAX_PIXELS
     page: int | None = None
-    bands: Sequence[int] | None = None
+    bands: tuple[int, ...] | None = None
     stretch: tuple[float, float] | None = None
     notes: Notes = field(default_factory=Notes, compare=False, repr=False)
 
@@ -94,7 +93,7 @@ class Decoding:
         return [self.max_pixels, self.page, bands, self.stretch and list(self.stretch)]
 
     def places(self, name: str, count: int, bits: int = 8) -> list[int]:
-        """The places of the one or three bands of `count` that are shown. Raises `ImageError` for one that is not there."""
+        """The places of the one or three bands of `count` that are shown. Raises `ImageError` for others."""
         if self.bands is not None:
             if max(self.bands) > count:
                 raise ImageError(

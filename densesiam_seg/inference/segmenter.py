@@ -73,8 +73,8 @@ class Segmenter:
         self.precision = pick_precision(precision, self.device)
         self.network: DenseSiam = network.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.card = card
-        stretch = card.stretch and (card.stretch[0], card.stretch[1])
-        self.decoding = Decoding(bands=card.bands, stretch=stretch or None)
+        low_high = (card.stretch[0], card.stretch[1]) if card.stretch else None
+        self.decoding = Decoding(bands=card.bands and tuple(card.bands), stretch=low_high)
         """How image files are read: as those of the training were."""
         self.clusters = tuple(clusters or name_clusters(card.clusters))
         self.centroids = centroids

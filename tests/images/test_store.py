@@ -16,8 +16,16 @@ from PIL import Image
 from densesiam_seg.errors import ImageError
 from densesiam_seg.images import store as batches
 from densesiam_seg.images.decode import load_square, load_stretched
+from densesiam_seg.images.decoding import Decoding
 from densesiam_seg.images.scan import scan
-from densesiam_seg.images.store import Batch, Fit, ImageStore, epoch_batches, on_device
+from densesiam_seg.images.store import (
+    Batch,
+    Fit,
+    ImageStore,
+    epoch_batches,
+    on_device,
+    used_range,
+)
 
 SIDE = 64
 
@@ -137,3 +145,47 @@ def test_squares_in_memory_need_no_files(image_folder: Path, tmp_path: Path) -> 
     store = store_of(copy)
     shutil.rmtree(copy)
     assert len(two_epochs(store)) == 6
+
+
+class TestNotes:
+    """What is worth telling of the files is told once for the whole set."""
+
+    @pytest.fixture
+    def deep(self, tmp_path: Path) -> Path:
+        folder = tmp_path / "deep"
+        folder.mkdir()
+        for number in range(3):
+            values = np.linspace(0, 1000 + 500 * number, 900).astype(np.uint16).reshape(30, 30)
+            Image.fromarray(values).save(folder / f"{number}.png")
+        return folder
+
+    def test_they_tell_of_the_set_and_are_kept_beside_squares_on_the_disk(
+        self, deep: Path, tmp_path: Path
+    ) -> None:
+        told = []
+        for _ in range(2):
+            store = ImageStore(scan([deep]), 8, workers=2, keep="disk", caches=tmp_path / "caches")
+            list(store.prepare())
+            list(store.batches([(0, 1, 2)]))
+            told.append(store.notes)
+        assert told[0] == told[1]
+        (line,) = told[0]
+        assert line.startswith("3 images") and "2000 of 65535" in line
+
+    def test_a_stretch_spreads_what_the_set_uses(self, deep: Path, tmp_path: Path) -> None:
+        Image.new("L", (4, 4)).save(deep / "a.tif")
+        (deep / "a.tif").write_bytes((deep / "a.tif").read_bytes()[:20])  # told when all are decoded
+        low, high = used_range(scan([deep]), Decoding())
+        # Each image is a ramp: the 1st and 99th percentile of three ramps to 1000, 1500 and 2000.
+        assert low == pytest.approx(14 / 65535, abs=3 / 65535)
+        assert high == pytest.approx(1940 / 65535, abs=10 / 65535)
+        store = ImageStore(scan([deep]), 8, workers=0, decoding=Decoding(stretch=(low, high)))
+        list(store.prepare())
+        assert not [line for line in store.notes if "--stretch" in line]
+        (batch,) = store.batches([(2,)])
+        assert batch.images.max() == 255 and batch.images.min() < 20
+
+    def test_equal_values_have_a_range(self, tmp_path: Path) -> None:
+        Image.new("L", (4, 4), 51).save(tmp_path / "a.png")
+        low, high = used_range(scan([tmp_path]), Decoding())
+        assert low == pytest.approx(0.2) and high > low

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import torch
 from PIL import Image
 from tiny_runs import TinyRuns, end, warnings_of
 
-from densesiam_seg.errors import StoppedError, UsageError
-from densesiam_seg.events import Event, Progress
+from densesiam_seg.errors import ModelError, StoppedError, UsageError
+from densesiam_seg.events import Event, Notice, Progress
+from densesiam_seg.images.decoding import Decoding
 from densesiam_seg.images.scan import scan
+from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.signals import StopRequest
 from densesiam_seg.methods import stage_cache
 from densesiam_seg.methods.densesiam import DenseSiamMethod
@@ -21,6 +24,7 @@ from densesiam_seg.network.model import Architecture, build_network
 from densesiam_seg.training.loop import Training
 from densesiam_seg.training.recipes import Command
 from densesiam_seg.training.setup import Run, fresh, resumed
+from densesiam_seg.training.snapshot import segmenter_of
 
 pytestmark = pytest.mark.usefixtures("slim_module")
 
@@ -153,3 +157,27 @@ class TestKeptStages:
             cache = self.kept(training)
             assert cache is not None and cache.path == path
             assert bool(self.progress(events)) is deleted
+
+
+class TestStretch:
+    """The range that the images use is found once, and kept by run and model."""
+
+    def test_it_is_told_and_kept(self, runs: TinyRuns) -> None:
+        events, training = begun(runs, stretch=True, bands="3,2,1")
+        assert any("stretch" in event.text for event in events if isinstance(event, Notice))
+        stretch = training.store.decoding.stretch
+        assert stretch is not None and 0 <= stretch[0] < stretch[1] <= 1
+        assert training.store.decoding.bands == (3, 2, 1)
+        saved = segmenter_of(training, [0], {}).save(runs.folder / "model")
+        loaded = Segmenter.load(saved)
+        assert loaded.decoding == Decoding(bands=(3, 2, 1), stretch=stretch)
+
+    def test_a_resumed_run_has_the_same(self, runs: TinyRuns) -> None:
+        end(runs.begin(max_time=0, stretch=True))
+        facts = json.loads((runs.path / "dataset.json").read_text())
+        _, training = drained(resumed(Run("train", runs.path, StopRequest()), {}))
+        assert list(training.store.decoding.stretch or ()) == facts["stretch"]
+        facts["stretch"] = [0.1]
+        (runs.path / "dataset.json").write_text(json.dumps(facts))
+        with pytest.raises(ModelError, match="stretch"):
+            drained(resumed(Run("train", runs.path, StopRequest()), {}))
