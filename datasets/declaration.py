@@ -191,13 +191,17 @@ def _check_meaning(dataset: Dataset, file: str) -> None:
                     f"{place}.{coding}: {shown(raw, coding)} stands for {meaning[raw]} already; let it stand for one"
                 )
             meaning[raw] = repr(each.name)
+        if set(each.raw) <= set(dataset.absent_values):
+            raise InputError(f"{place}: all its values are in absent_values; correct one of both")
     foreign = ["ignore_rgb"] if coding == "values" else ["ignore_values", "absent_values"]
     for field in foreign:
         if getattr(dataset, field):
             raise InputError(f"{file}: {field}: the classes have `{coding}`; remove it")
     for value in dataset.absent_values:
         if value in dataset.ignore_values:
-            raise InputError(f"{file}: absent_values: {value} is ignored too; let it be one of both")
+            raise InputError(
+                f"{file}: absent_values: {value} is ignored too; let it be one of both"
+            )
     for name in dataset.splits:
         if "+" in name:
             raise InputError(f"{file}: splits.{name}: a + joins splits; rename it")

@@ -192,7 +192,11 @@ class Index:
     def image(self, name: str) -> Path | None:
         """The image of that very name; None where there is none, or but a link to nothing."""
         file = self.images.get(name)
-        return None if file is None or file in self.image_files.dangling else self.image_files.folder / file
+        return (
+            None
+            if file is None or file in self.image_files.dangling
+            else self.image_files.folder / file
+        )
 
     def label(self, name: str) -> Path | None:
         """The label of the image of that very name. Raises InputError where there are two."""

@@ -1,9 +1,9 @@
 """A list of samples: a name or path of an image a line, or an image and its label.
 
 Paths begin at the image folder, else at the root, the list's own folder or the current one, or are absolute; they are
-written with or without suffix and with `/` or `\\`. Image and label stand apart by white space, a comma, a semicolon or a tab; since
-names may have these in them, a whole line is first tried as one name. The text is UTF-8 or, with a byte order mark,
-UTF-16, as Windows writes it.
+written with or without suffix and with `/` or `\\`. Image and label stand apart by white space, a comma, a semicolon or
+a tab; since names may have these in them, a whole line is first tried as one name. The text is UTF-8 or, with a byte
+order mark, UTF-16, as Windows writes it.
 """
 
 from __future__ import annotations
@@ -78,7 +78,9 @@ class ListReader:
             name, image = self._image(left, bases)
             if name is None:
                 continue
-            label = self._file(right, self.index.label_files.folder, bases, self.dataset.label_suffix)
+            label = self._file(
+                right, self.index.label_files.folder, bases, self.dataset.label_suffix
+            )
             entry = Entry(number, line, name, image, pair=True, label=label)
             if image is None or label is None:
                 half = half or entry
@@ -101,7 +103,9 @@ class ListReader:
                 if name in self.index.images:
                     return name
         for some in ([self.index.image_files.folder], bases):
-            names = {name for base in some for each in written for name in self._names_at(base / each)}
+            names = {
+                name for base in some for each in written for name in self._names_at(base / each)
+            }
             if len(names) > 1:
                 raise InputError(
                     f"{text!r} may be {' or '.join(sorted(names)[:2])} in {self.index.image_files.folder}; "
@@ -172,11 +176,15 @@ def _spellings(text: str) -> Iterator[str]:
 def _lines(listed: Path) -> Iterator[tuple[int, str]]:
     """Numbers and texts of the lines that are not empty."""
     if not listed.is_file():
-        raise InputError(f"{listed}: no such list file{looked_for(listed)}; give a text file with one name a line")
+        raise InputError(
+            f"{listed}: no such list file{looked_for(listed)}; give a text file with one name a line"
+        )
     try:
         content = listed.read_bytes()
     except OSError as error:
-        raise InputError(f"{listed}: cannot be read ({error.strerror}); make it readable") from error
+        raise InputError(
+            f"{listed}: cannot be read ({error.strerror}); make it readable"
+        ) from error
     wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     if not wide and b"\0" in content:
         raise InputError(f"{listed}: is no text, or in UTF-16 without its mark; save it as UTF-8")

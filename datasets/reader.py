@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -150,13 +149,15 @@ def _find(
     return found
 
 
-def _lack(
-    lacking: list[Entry], total: int, index: Index, dataset: Dataset, found: _Found
-) -> str:
+def _lack(lacking: list[Entry], total: int, index: Index, dataset: Dataset, found: _Found) -> str:
     """How many names lack what, and the first of them."""
     images = sum(each.image is None for each in lacking)
     few = ", ".join(map(repr, found.missing[:3])) + (", ..." if len(lacking) > 3 else "")
-    whole = "" if found.items else f"none of {total} names has both an image ({_endings(dataset)}) and a label: "
+    whole = (
+        ""
+        if found.items
+        else f"none of {total} names has both an image ({_endings(dataset)}) and a label: "
+    )
     return (
         f"{whole}of {total} names, {images} have no image in {index.image_files.folder} and "
         f"{len(lacking) - images} no label in {index.label_files.folder} ({few})"

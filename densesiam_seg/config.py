@@ -408,9 +408,7 @@ def parse_toml(content: bytes) -> dict[str, Any]:
     Raises ValueError with what is wrong and the remedy, in one line.
     """
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content[:4]:
-        raise ValueError(
-            "not valid TOML: text in UTF-16 (Notepad's \"Unicode\"); save it as UTF-8"
-        )
+        raise ValueError('not valid TOML: text in UTF-16 (Notepad\'s "Unicode"); save it as UTF-8')
     try:
         return tomllib.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:

@@ -35,7 +35,7 @@ from densesiam_seg.evaluation.protocol import (
     one_by_one,
     prepare_sample,
 )
-from densesiam_seg.events import Progress
+from densesiam_seg.events import Notice, Progress
 from densesiam_seg.inference.options import Refinement
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.files import to_json
@@ -80,7 +80,7 @@ def task_of(root: Path, **options: Any) -> Benchmark:
 
 def events(
     root: Path, clusters: int, matching: Matching | None = None, **options: Any
-) -> Iterator[Progress | Evaluation]:
+) -> Iterator[Notice | Progress | Evaluation]:
     """Score `red` at the images' own size, which is 2 pixels high."""
     reading = Reading(clusters, "head", matching)
     return scoring_events(task_of(root, **options), one_by_one(red), [reading], 2)

@@ -33,7 +33,7 @@ from densesiam_seg.evaluation.probe import (
     sample_points,
 )
 from densesiam_seg.evaluation.protocol import PROTOCOLS, dense_features, prepare_sample
-from densesiam_seg.events import Progress
+from densesiam_seg.events import Notice, Progress
 from densesiam_seg.inference.model_card import ModelCard
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.files import to_json
@@ -119,7 +119,7 @@ def run(data: Path, clear: Segmenter, few_steps: None) -> Run:
     return probe_plain
 
 
-def finished(work: Generator[Progress, None, Value]) -> Value:
+def finished(work: Generator[Notice | Progress, None, Value]) -> Value:
     """What a generator returns."""
     while True:
         try:
