@@ -220,5 +220,8 @@ class Index:
 def kinds(files: Files) -> str:
     """The most frequent suffixes of some files: `3 *.tif, 1 *.txt`; `no file` where there is none."""
     suffixes = Counter(Path(name).suffix for name in files.names)
-    told = [f"{count:,} *{suffix}" for suffix, count in suffixes.most_common(3)]
+    told = [
+        f"{count:,} *{suffix}" if suffix else f"{count:,} without a suffix"
+        for suffix, count in suffixes.most_common(3)
+    ]
     return ", ".join(told) or "no file"

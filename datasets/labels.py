@@ -114,7 +114,7 @@ def _shift(raw: NDArray[Any], meaning: dict[int, int], least: int) -> str:
         return ""
     for step, where in ((1, "above"), (-1, "below")):
         if all(value - step in meaning for value in values):
-            return f"; the labels look shifted by one, {where} the declared values"
+            return f"; the labels look shifted by one: each lies one {where} a declared value"
     return ""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,6 +123,8 @@ def _find(
     for each in sorted(entries, key=lambda each: each.name):
         paired = index.label(each.name) if each.name in index.images else None
         label = each.label if each.pair else paired
+        if label and paired and each.pair and os.path.realpath(label) == os.path.realpath(paired):
+            label = paired
         if each.image is None or label is None:
             lacking.append(each)
             found.missing.append(each.name)
@@ -153,13 +156,11 @@ def _lack(lacking: list[Entry], total: int, index: Index, dataset: Dataset, foun
     """How many names lack what, and the first of them."""
     images = sum(each.image is None for each in lacking)
     few = ", ".join(map(repr, found.missing[:3])) + (", ..." if len(lacking) > 3 else "")
-    whole = (
-        ""
-        if found.items
-        else f"none of {total} names has both an image ({_endings(dataset)}) and a label: "
-    )
+    whole = f"of {total} names,"
+    if not found.items:
+        whole = f"none of {total} names has both an image ({_endings(dataset)}) and a label:"
     return (
-        f"{whole}of {total} names, {images} have no image in {index.image_files.folder} and "
+        f"{whole} {images} have no image in {index.image_files.folder} and "
         f"{len(lacking) - images} no label in {index.label_files.folder} ({few})"
     )
 

@@ -102,7 +102,7 @@ def prepare_sample(
 def turned_apart(sample: Sample) -> str:
     """The EXIF orientations of image and label where they differ, as words; else empty."""
     image, label = orientation(sample.image), orientation(sample.label)
-    return "" if image == label else f"EXIF orientation {image}, of the label {label}"
+    return "" if image == label else f"EXIF orientation {image}, its label {label}"
 
 
 def turned_notice(turned: Mapping[Sample, str]) -> Notice:
