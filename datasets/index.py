@@ -17,11 +17,12 @@ from densesiam_seg.errors import InputError
 SYSTEM_FOLDERS = frozenset(
     {"@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found", "__MACOSX"}
 )
+_SYSTEM = frozenset(map(str.casefold, SYSTEM_FOLDERS))
 
 
 def is_foreign(name: str) -> bool:
     """Whether a file or folder of this name is hidden or the file server's own, and so no data."""
-    return name.startswith(".") or name.casefold() in {each.casefold() for each in SYSTEM_FOLDERS}
+    return name.startswith(".") or name.casefold() in _SYSTEM
 
 
 def stem(file: str, suffixes: Iterable[str]) -> str | None:

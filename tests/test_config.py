@@ -220,8 +220,8 @@ class TestFile:
             (b"clusters = " + b"9" * 5000, "not valid TOML"),
             (b"clusters = " + b"[" * 100_000, "not valid TOML"),
             (b"weights = '\xff'", "line 1 is not UTF-8"),
-            ("clusters = 3".encode("utf-16"), "UTF-16 (Notepad's \"Unicode\"); save it as UTF-8"),
-            ("clusters = 3".encode("utf-16-be"), "UTF-16 (Notepad's \"Unicode\"); save it as UTF-8"),
+            ("clusters = 3".encode("utf-16"), 'UTF-16 (Notepad\'s "Unicode"); save it as UTF-8'),
+            ("clusters = 3".encode("utf-16-be"), 'UTF-16 (Notepad\'s "Unicode"); save it as UTF-8'),
             (b"cluster = 3", "unknown setting 'cluster'"),
             (b"clusters = 1", "clusters = 1"),
             (b"clusters = 3.0", "clusters = 3.0"),
@@ -240,7 +240,7 @@ class TestFile:
 
     def test_a_file_as_windows_writes_it(self, tmp_path: Path) -> None:
         path = tmp_path / "c.toml"
-        path.write_bytes(b"\xef\xbb\xbfclusters = 9\r\nweights = \"none\"\r\n")
+        path.write_bytes(b'\xef\xbb\xbfclusters = 9\r\nweights = "none"\r\n')
         assert read_config(path) == {"clusters": 9, "weights": "none"}
 
     @pytest.mark.parametrize("name", ["absent.toml", "."])

@@ -122,7 +122,11 @@ class TestEvaluate:
         for name, end in (("0001", ""), ("0002", ""), ("0001", "_1")):
             shutil.copy(scenes / f"images/val/{name}.jpg", tmp_path / f"one/{name}.jpg")
             shutil.copy(scenes / f"labels/val/{name}.png", tmp_path / f"one/{name}_mask{end}.png")
-        text = (scenes / "scenes.toml").read_text().replace('label_suffix = ".', 'label_suffix = "_mask.')
+        text = (
+            (scenes / "scenes.toml")
+            .read_text()
+            .replace('label_suffix = ".', 'label_suffix = "_mask.')
+        )
         start, end = text.index("[splits"), '[splits.val]\nimages = "one"\nlabels = "one"\n'
         (tmp_path / "one.toml").write_text(text[:start] + end)
         where = ("--root", tmp_path, "-m", model_folder, "--device", "cpu")

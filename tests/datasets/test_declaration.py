@@ -123,8 +123,16 @@ def test_the_example_in_the_docstring_is_valid(tmp_path: Path) -> None:
         ('images = "images"', 'images = "a"\nexpected = 0', r"splits\.first\.expected: "),
         ("image_suffixes", 'protocol = "mine"\nimage_suffixes', "protocol: .*'picie'"),
         ("image_suffixes", "ignore_values = [7]\nimage_suffixes", "7 stands for ignored pixels"),
-        ("image_suffixes", "ignore_values = [-1]\nabsent_values = [-1]\nimage_suffixes", "-1 is ignored"),
-        ("image_suffixes", "absent_values = [7, 8]\nimage_suffixes", r"classes\[0\]: all its values"),
+        (
+            "image_suffixes",
+            "ignore_values = [-1]\nabsent_values = [-1]\nimage_suffixes",
+            "-1 is ignored",
+        ),
+        (
+            "image_suffixes",
+            "absent_values = [7, 8]\nimage_suffixes",
+            r"classes\[0\]: all its values",
+        ),
         ("image_suffixes", "ignore_rgb = [[0, 0, 0]]\nimage_suffixes", "ignore_rgb: .* remove it"),
     ],
 )

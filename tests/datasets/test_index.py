@@ -38,9 +38,8 @@ def index(
 
 def pairs(found: Index) -> dict[str, str | None]:
     """Each image's file with its label's."""
-    return {
-        file: (label := found.label(name)) and label.name for name, file in found.images.items()
-    }
+    labels = {file: found.label(name) for name, file in found.images.items()}
+    return {file: label.name if label else None for file, label in labels.items()}
 
 
 def mixed(folder: Path, *files: str, suffix: str = "_mask.png") -> Index:
@@ -157,7 +156,9 @@ def test_labels_behind_a_linked_folder_are_found_by_name(tmp_path: Path) -> None
 
 
 def test_stems_and_kinds(tmp_path: Path) -> None:
-    assert [stem(name, (".jpg", "_b.png")) for name in ("a.JPG", "x/a_b.png", ".jpg", "x/.jpg")] == [
+    assert [
+        stem(name, (".jpg", "_b.png")) for name in ("a.JPG", "x/a_b.png", ".jpg", "x/.jpg")
+    ] == [
         "a",
         "x/a",
         None,

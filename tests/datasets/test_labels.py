@@ -152,7 +152,7 @@ def test_other_numberings(tmp_path: Path) -> None:
     assert read_label(coco, saved(path, [[0, 10, 156, 255]])).tolist() == [[9, 8, 23, 255]]
     below = VALUES.model_copy(update={"classes": (DatasetClass(name="a", values=(1, 2, 3)),)})
     below = below.model_copy(update={"ignore_values": (255,)})
-    with pytest.raises(InputError, match="shifted by one: .* below"):
+    with pytest.raises(InputError, match=r"shifted by one: .* below"):
         read_label(below, saved(path, [[0, 1, 2, 255]]))
     with pytest.raises(InputError, match="without a meaning") as caught:
         read_label(below, saved(path, [[0, 1, 9]]))

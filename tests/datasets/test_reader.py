@@ -231,7 +231,9 @@ def test_digests_stay_as_they_were(root: Path) -> None:
 
 def test_labels_of_a_list_count_and_are_in_the_digest(root: Path) -> None:
     digest = samples(DATASET, root, "val").digest
-    (root / "val.txt").write_text("a\nb images/../labels/val/b_ids.png\ncity/c labels/val/city/c_ids.png")
+    (root / "val.txt").write_text(
+        "a\nb images/../labels/val/b_ids.png\ncity/c labels/val/city/c_ids.png"
+    )
     found = samples(DATASET, root, "val")
     assert found.digest == digest, "the labels of the names"
     touch(root, "other/x.png")
@@ -256,7 +258,9 @@ def test_the_first_line_that_is_not_understood(root: Path) -> None:
 def test_what_lies_there_instead_is_told(root: Path) -> None:
     for name in ("a", "b", "city/c"):
         (root / f"labels/val/{name}_ids.png").rename(root / f"labels/val/{name}.tif")
-    with pytest.raises(InputError, match=r"labels/val holds 3 \*\.tif, and labels end in _ids\.png"):
+    with pytest.raises(
+        InputError, match=r"labels/val holds 3 \*\.tif, and labels end in _ids\.png"
+    ):
         samples(DATASET, root, "val")
     touch(root, "images/test/a.bmp", "labels/test/a_ids.png")
     with pytest.raises(InputError, match=r"no image in it .* but 1 \*\.bmp"):

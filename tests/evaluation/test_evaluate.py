@@ -261,7 +261,9 @@ class TestWarnings:
 
     def test_an_oblong_image_on_its_side_is_an_error_that_says_so(self, root: Path) -> None:
         self.turn(root, "one", 6)
-        with pytest.raises(InputError, match=r"is 3x2 but .* 2x3 \(EXIF orientation 6, its label 1\)"):
+        with pytest.raises(
+            InputError, match=r"is 3x2 but .* 2x3 \(EXIF orientation 6, its label 1\)"
+        ):
             score(root, 3)
 
     def test_what_the_folders_hold_besides_comes_first(self, root: Path) -> None:
