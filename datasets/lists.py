@@ -42,13 +42,13 @@ class ListReader:
         self.dataset = dataset
         self.index = index
         self.root = root
-        folder = index.image_files.folder
-        self.tops = tuple(_inside(place) for place in _places(folder))
+        self.images = str(index.image_files.folder)
+        self.tops = {_inside(full(self.images)) for full in (os.path.abspath, os.path.realpath)}
 
     def read(self, listed: Path) -> list[Entry]:
         """The lines that are not empty. Raises InputError for no text, no line, and a line that repeats another."""
         entries: dict[str, Entry] = {}
-        bases = (self.root, listed.parent, Path())
+        bases = (str(self.root), str(listed.parent), "")
         for number, line in _lines(listed):
             entry = self._entry(number, line, bases)
             if entry.name in entries:
@@ -67,7 +67,7 @@ class ListReader:
             f"such as `NAME{self.dataset.image_suffixes[0]} NAME{self.dataset.label_suffix}`"
         )
 
-    def _entry(self, number: int, line: str, bases: tuple[Path, ...]) -> Entry:
+    def _entry(self, number: int, line: str, bases: Sequence[str]) -> Entry:
         name = self._name(line, bases)
         if name is not None:
             return Entry(number, line, name, self.index.image(name))
@@ -95,38 +95,45 @@ class ListReader:
             return next(iter(pairs.values()))
         return half or Entry(number, line, stem(line, self.dataset.image_suffixes) or line, None)
 
-    def _name(self, text: str, bases: Sequence[Path]) -> str | None:
+    def _name(self, text: str, bases: Sequence[str]) -> str | None:
         """The name of the image in the image folder that is meant."""
         written = list(_spellings(text))
         for each in written:
             for name in (each, stem(each, self.dataset.image_suffixes)):
                 if name in self.index.images:
                     return name
-        for some in ([self.index.image_files.folder], bases):
+        for some in ((self.images,), bases):
             names = {
-                name for base in some for each in written for name in self._names_at(base / each)
+                name for base in some for each in written for name in self._names_at(base, each)
             }
             if len(names) > 1:
                 raise InputError(
-                    f"{text!r} may be {' or '.join(sorted(names)[:2])} in {self.index.image_files.folder}; "
+                    f"{text!r} may be {' or '.join(sorted(names)[:2])} in {self.images}; "
                     "write it as it is there"
                 )
             if names:
                 return names.pop()
         return None
 
-    def _names_at(self, path: Path) -> list[str]:
+    def _names_at(self, base: str, path: str) -> list[str]:
         """The images that a path may mean."""
-        for place in _places(path):
-            for top in self.tops:
-                if place.startswith(top):
-                    below = place[len(top) :].replace(os.sep, "/")
-                    bare = stem(below, self.dataset.image_suffixes)
-                    names = self.index.names
-                    return names.like(below) or (names.like(bare) if bare else [])
-        return []
+        place = os.path.abspath(os.path.join(base, path))  # noqa: PTH100, PTH118
+        top = self._top(place)
+        if top is None and os.path.isabs(path):  # noqa: PTH117
+            folder, name = os.path.split(place)
+            place = os.path.join(os.path.realpath(folder), name)  # noqa: PTH118
+            top = self._top(place)
+        if top is None:
+            return []
+        below = place[len(top) :].replace(os.sep, "/")
+        bare = stem(below, self.dataset.image_suffixes)
+        names = self.index.names
+        return names.like(below) or (names.like(bare) if bare else [])
 
-    def _image(self, text: str, bases: tuple[Path, ...]) -> tuple[str | None, Path | None]:
+    def _top(self, place: str) -> str | None:
+        return next((top for top in self.tops if place.startswith(top)), None)
+
+    def _image(self, text: str, bases: Sequence[str]) -> tuple[str | None, Path | None]:
         """Name and place of the image of a pair, which may lie anywhere."""
         name = self._name(text, bases)
         if name is not None:
@@ -134,32 +141,27 @@ class ListReader:
         path = self._file(text, self.index.image_files.folder, bases, "")
         if path is None:
             return None, None
-        (full, _), (root, _) = _places(path), _places(self.root)
+        root, full = (os.path.abspath(each) for each in (self.root, path))  # noqa: PTH100
         name = full.removeprefix(_inside(root)).replace(os.sep, "/")
         return stem(name, self.dataset.image_suffixes) or name, path
 
-    def _file(self, text: str, folder: Path, bases: tuple[Path, ...], suffix: str) -> Path | None:
+    def _file(self, text: str, folder: Path, bases: Sequence[str], suffix: str) -> Path | None:
         """The file of that path, which may lack `suffix`; the folder comes first."""
-        for some in ((folder,), bases):
-            found: dict[str, Path] = {}
-            for base in some:
-                for each in _spellings(text):
-                    for path in dict.fromkeys((base / each, base / (each + suffix))):
-                        if os.path.isfile(path):  # noqa: PTH113, as it never raises
-                            found.setdefault(os.path.realpath(path), path)
-            if len(found) > 1:
-                one, other, *_ = found.values()
+        for some in ((str(folder),), bases):
+            places = [
+                os.path.join(base, each + end)  # noqa: PTH118
+                for base in some
+                for each in _spellings(text)
+                for end in dict.fromkeys(("", suffix))
+            ]
+            # By strings, as lists are long; `isfile` never raises.
+            found = {os.path.abspath(each): each for each in places if os.path.isfile(each)}  # noqa: PTH100, PTH113
+            if len(found) > 1 and len(set(map(os.path.realpath, found))) > 1:
+                one, other, *_ = found
                 raise InputError(f"{text!r} may be {one} or {other}; give its full path")
             if found:
-                return next(iter(found.values()))
+                return Path(next(iter(found.values())))
         return None
-
-
-def _places(path: Path) -> tuple[str, str]:
-    """The full path as it is written, and with links resolved up to the last part."""
-    full = os.path.abspath(path)  # noqa: PTH100
-    folder, name = os.path.split(full)
-    return full, os.path.join(os.path.realpath(folder), name)  # noqa: PTH118
 
 
 def _inside(folder: str) -> str:

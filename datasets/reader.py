@@ -123,7 +123,7 @@ def _find(
     for each in sorted(entries, key=lambda each: each.name):
         paired = index.label(each.name) if each.name in index.images else None
         label = each.label if each.pair else paired
-        if label and paired and each.pair and os.path.realpath(label) == os.path.realpath(paired):
+        if each.pair and label and paired and _same(label, paired):
             label = paired
         if each.image is None or label is None:
             lacking.append(each)
@@ -215,6 +215,11 @@ def _notes(index: Index, *, every_image: bool) -> list[str]:
             f"first {index.unclaimed[0]}: passed over"
         )
     return notes
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two paths name one file; links are looked up only where the paths do not tell."""
+    return any(name(one) == name(other) for name in (os.path.abspath, os.path.realpath))
 
 
 def _below(path: Path, root: Path) -> str:
