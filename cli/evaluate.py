@@ -39,7 +39,11 @@ def evaluate(
     model: Model = None,
     split: Split = None,
     list_file: Annotated[
-        Path | None, io_option("--list", help="File naming the images to score, one per line.")
+        Path | None,
+        io_option(
+            "--list",
+            help="File naming the images to score, one per line, or an image and its label.",
+        ),
     ] = None,
     allow_missing: Annotated[
         bool, io_option("--allow-missing", help="Go on without images that are missing.")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import tomllib
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from densesiam_seg.errors import InputError, UsageError
+from densesiam_seg.config import parse_toml
+from densesiam_seg.errors import InputError, UsageError, looked_for
 
 Kind = Literal["thing", "stuff"]
 Protocol = Literal["picie", "stego", "full-image"]
@@ -23,7 +23,7 @@ Texts = Annotated[
     BeforeValidator(lambda given: [given] if isinstance(given, str) else given),
 ]
 Count = Annotated[int, Field(strict=True, ge=1)]
-Value = Annotated[int, Field(strict=True, ge=0, le=65535)]  # label files go up to 16 bits
+Value = Annotated[int, Field(strict=True, ge=-(2**31), le=2**32 - 1)]  # what label files can hold
 Channel = Annotated[int, Field(strict=True, ge=0, le=255)]
 Colour = tuple[Channel, Channel, Channel]
 
@@ -72,6 +72,8 @@ class Dataset(Table):
     classes: Annotated[tuple[DatasetClass, ...], Field(min_length=1, max_length=IGNORE)]
     ignore_values: tuple[Value, ...] = ()
     ignore_rgb: tuple[Colour, ...] = ()
+    absent_values: tuple[Value, ...] = ()
+    """Values that no label of the dataset holds, even where a class names them."""
     image_suffixes: Texts
     label_suffix: Text
     splits: Annotated[dict[str, Split], Field(min_length=1)]
@@ -134,7 +136,9 @@ def load_dataset(name_or_path: str | Path) -> Dataset:
         try:
             return _parse(Path(given).read_bytes(), given)
         except OSError as error:
-            raise InputError(f"{given}: {error.strerror}; give a readable dataset file") from error
+            raise InputError(
+                f"{given}: {error.strerror}{looked_for(given)}; give a readable dataset file"
+            ) from error
     known = built_in_datasets()
     if given not in known:
         raise UsageError(f"no dataset is named {given!r}; give {', '.join(known)} or a .toml file")
@@ -144,13 +148,12 @@ def load_dataset(name_or_path: str | Path) -> Dataset:
 
 def _parse(content: bytes, file: str) -> Dataset:
     try:
-        table = {"name": Path(file).stem} | tomllib.loads(content.decode())
+        table = {"name": Path(file).stem} | parse_toml(content)
         dataset = Dataset.model_validate({"title": table["name"]} | table)
     except ValidationError as error:
         raise InputError(f"{file}: {_first_mistake(error)}") from error
-    except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, nested too deep
-        detail = " ".join(str(error).split())
-        raise InputError(f"{file}: not valid TOML ({detail}); mend the file") from error
+    except ValueError as error:
+        raise InputError(f"{file}: {error}") from error
     _check_meaning(dataset, file)
     return dataset
 
@@ -188,8 +191,17 @@ def _check_meaning(dataset: Dataset, file: str) -> None:
                     f"{place}.{coding}: {shown(raw, coding)} stands for {meaning[raw]} already; let it stand for one"
                 )
             meaning[raw] = repr(each.name)
-    if getattr(dataset, f"ignore_{other}"):
-        raise InputError(f"{file}: ignore_{other}: the classes have `{coding}`; remove it")
+        if set(each.raw) <= set(dataset.absent_values):
+            raise InputError(f"{place}: all its values are in absent_values; correct one of both")
+    foreign = ["ignore_rgb"] if coding == "values" else ["ignore_values", "absent_values"]
+    for field in foreign:
+        if getattr(dataset, field):
+            raise InputError(f"{file}: {field}: the classes have `{coding}`; remove it")
+    for value in dataset.absent_values:
+        if value in dataset.ignore_values:
+            raise InputError(
+                f"{file}: absent_values: {value} is ignored too; let it be one of both"
+            )
     for name in dataset.splits:
         if "+" in name:
             raise InputError(f"{file}: splits.{name}: a + joins splits; rename it")

@@ -6,11 +6,13 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from densesiam_seg.datasets.declaration import Dataset
-from densesiam_seg.errors import InputError, UsageError
+from densesiam_seg.datasets.index import Index, counted, kinds
+from densesiam_seg.datasets.lists import Entry, ListReader
+from densesiam_seg.errors import InputError, UsageError, looked_for
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,16 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class _Found:
+    """Of one split; `chosen` are names whose label is not the one that belongs to the name."""
+
+    items: list[Sample] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    chosen: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class Samples:
     """The samples of a split, sorted by name; `missing` are names that were asked for and passed over."""
 
@@ -31,6 +43,8 @@ class Samples:
     missing: tuple[str, ...]
     expected: int | None
     digest: str
+    notes: tuple[str, ...] = ()
+    """What was passed over that may be data, for the user."""
 
     def __len__(self) -> int:
         return len(self.items)
@@ -53,8 +67,11 @@ def samples(
     split's folder. `a+b` joins two splits, whose names then begin with `a/` and `b/`. The digest covers the declaration
     and the names, not the place: where it is equal, the same samples were taken.
 
+    A label that a list names counts, wherever it lies; where it is not the one that belongs to the image, the digest
+    covers its path too.
+
     Raises UsageError for a split that is not declared; InputError for folders or a list that are not there, an unusable
-    list, no sample at all, two images of one name, and samples without image or label unless `allow_missing`.
+    list, no sample at all, two images or labels of one name, and samples without image or label unless `allow_missing`.
     """
     split = dataset.default_split if split is None else split
     parts = _parts(dataset, split)
@@ -62,16 +79,20 @@ def samples(
         raise UsageError(f"a list file is for one split, not for {split}; give one split")
     items: list[Sample] = []
     missing: list[str] = []
+    chosen: list[tuple[str, str]] = []
+    notes: list[str] = []
     for part in parts:
         prefix = f"{part}/" if len(parts) > 1 else ""
-        found, lacking = _find(dataset, part, Path(root), list_file, allow_missing)
-        items += [Sample(prefix + each.name, each.image, each.label) for each in found]
-        missing += [prefix + name for name in lacking]
+        found = _find(dataset, part, Path(root), list_file, allow_missing)
+        items += [Sample(prefix + each.name, each.image, each.label) for each in found.items]
+        missing += [prefix + name for name in found.missing]
+        chosen += [(prefix + name, label) for name, label in found.chosen]
+        notes += found.notes
     counts = [dataset.splits[part].expected for part in parts]
     expected = sum(count or 0 for count in counts) if None not in counts else None
     items.sort(key=lambda each: each.name)
-    digest = _digest(dataset, split, items)
-    return Samples(split, tuple(items), tuple(sorted(missing)), expected, digest)
+    digest = _digest(dataset, split, items, chosen)
+    return Samples(split, tuple(items), tuple(sorted(missing)), expected, digest, tuple(notes))
 
 
 def _parts(dataset: Dataset, split: str) -> list[str]:
@@ -85,106 +106,136 @@ def _parts(dataset: Dataset, split: str) -> list[str]:
 
 def _find(
     dataset: Dataset, part: str, root: Path, list_file: str | Path | None, allow_missing: bool
-) -> tuple[list[Sample], list[str]]:
+) -> _Found:
     """The samples of one split, and the names that lack an image or a label."""
     split = dataset.splits[part]
     if list_file is not None:
         listed: Path | None = Path(list_file)
     else:
         listed = next((root / each for each in split.lists if (root / each).is_file()), None)
-    image_folder = _folder(root, split.images, f"images of {dataset.name} {part}")
-    label_folder = _folder(root, split.labels, f"labels of {dataset.name} {part}")
-    images = _scan(image_folder, dataset.image_suffixes)
-    names = sorted(images) if listed is None else sorted(_names(listed, images, dataset))
-    endings = ", ".join(f"*{suffix}" for suffix in dataset.image_suffixes)
-    if not names:
-        raise InputError(f"{image_folder}: no image in it ({endings}); check the root")
-    labels = {name: label_folder / f"{name}{dataset.label_suffix}" for name in names}
-    without_image = [name for name in names if name not in images]
-    without_label = [name for name in names if name in images and not labels[name].is_file()]
-    missing = {*without_image, *without_label}
-    items = [Sample(name, images[name], labels[name]) for name in names if name not in missing]
-    if missing and not allow_missing:
-        few = ", ".join(map(repr, sorted(missing)[:3])) + (", ..." if len(missing) > 3 else "")
+    index = Index(dataset, _folder(root, split.images), _folder(root, split.labels))
+    reader = ListReader(dataset, index, root)
+    entries = [Entry(0, each, each, index.image(each)) for each in index.images]
+    if listed is not None:
+        entries = reader.read(listed)
+    found = _Found(notes=_notes(index, every_image=listed is None))
+    lacking: list[Entry] = []
+    for each in sorted(entries, key=lambda each: each.name):
+        paired = index.label(each.name) if each.name in index.images else None
+        label = each.label if each.pair else paired
+        if each.pair and label and paired and _same(label, paired):
+            label = paired
+        if each.image is None or label is None:
+            lacking.append(each)
+            found.missing.append(each.name)
+            continue
+        if each.image == label:
+            raise InputError(
+                f"{label}: is both image and label; give a label_suffix or a label folder that tells them apart"
+            )
+        found.items.append(Sample(each.name, each.image, label))
+        if label != paired:
+            found.chosen.append((each.name, _below(label, root)))
+    if lacking or not entries:
+        _require_folders(dataset, part, root)
+    if not entries:
         raise InputError(
-            f"{listed or image_folder}: of {len(names)} names, {len(without_image)} have no image "
-            f"in {image_folder} and {len(without_label)} no label in {label_folder} ({few}); "
-            "complete the data, or allow missing ones (--allow-missing)"
+            f"{index.image_files.folder}: no image in it ({_endings(dataset)}) but {kinds(index.image_files)}"
+            f"{_aside(index)}; check the root"
         )
-    if not items:
+    if not found.items or (lacking and not allow_missing):
         raise InputError(
-            f"{listed or image_folder}: none of {len(names)} names has both an image "
-            f"({endings}) and a label; check the root and the list"
+            f"{listed or index.image_files.folder}: {_lack(lacking, len(entries), index, dataset, found)}"
+            f"{_aside(index)}{_hint(lacking, reader)}; complete the data"
+            + (", or allow missing ones (--allow-missing)" if found.items else " or check the root")
         )
-    return items, sorted(missing)
-
-
-def _folder(root: Path, choices: tuple[str, ...], what: str) -> Path:
-    for each in choices:
-        if (root / each).is_dir():
-            return root / each
-    tried = " or ".join(choices)
-    raise InputError(f"{root}: no folder {tried} for the {what}; give the folder that holds it")
-
-
-def _scan(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
-    """Images below `folder` by name; hidden files are left out and links to folders not followed."""
-
-    def fail(error: OSError) -> None:
-        raise InputError(f"{error.filename}: {error.strerror}; make it readable") from error
-
-    found: dict[str, Path] = {}
-    for place, folders, files in os.walk(folder, onerror=fail):
-        folders[:] = [each for each in folders if not each.startswith(".")]
-        for file in files:
-            stem = _stem(file, suffixes)
-            if stem is None or file.startswith("."):
-                continue
-            path = Path(place, file)
-            name = Path(place, stem).relative_to(folder).as_posix()
-            if name in found:
-                raise InputError(
-                    f"{path}: has the same name as {found[name].name}, and a label fits only one; "
-                    "remove or rename one of them"
-                )
-            found[name] = path
     return found
 
 
-def _stem(file: str, suffixes: tuple[str, ...]) -> str | None:
-    for suffix in suffixes:
-        if file.lower().endswith(suffix.lower()) and len(file) > len(suffix):
-            return file[: -len(suffix)]
-    return None
+def _lack(lacking: list[Entry], total: int, index: Index, dataset: Dataset, found: _Found) -> str:
+    """How many names lack what, and the first of them."""
+    images = sum(each.image is None for each in lacking)
+    few = ", ".join(map(repr, found.missing[:3])) + (", ..." if len(lacking) > 3 else "")
+    whole = f"of {total} names,"
+    if not found.items:
+        whole = f"none of {total} names has both an image ({_endings(dataset)}) and a label:"
+    return (
+        f"{whole} {images} have no image in {index.image_files.folder} and "
+        f"{len(lacking) - images} no label in {index.label_files.folder} ({few})"
+    )
 
 
-def _names(listed: Path, images: dict[str, Path], dataset: Dataset) -> list[str]:
-    """The names of a list: one a line, bare or with the image's suffix; empty lines do not count."""
-    if not listed.is_file():
-        raise InputError(f"{listed}: no such list file; give a text file with one name a line")
-    # Names of any bytes must survive, and file systems decode with the same handler.
-    content = listed.read_text(encoding="utf-8-sig", errors="surrogateescape")
-    lines: dict[str, int] = {}
-    for number, line in enumerate(content.split("\n"), start=1):
-        name = line.strip()
-        if name not in images:
-            name = _stem(name, dataset.image_suffixes) or name
-        if name in lines:
+def _hint(lacking: list[Entry], reader: ListReader) -> str:
+    """What a list should look like, or what lies where labels should."""
+    first = min(lacking, key=lambda each: each.line)
+    if first.line:
+        return f"; line {first.line} is {first.text!r}, expected is {reader.form()}"
+    labels = reader.index.label_files
+    return f"; {labels.folder} holds {kinds(labels)}, and labels end in {reader.index.suffix}"
+
+
+def _folder(root: Path, choices: tuple[str, ...]) -> Path:
+    """The first that exists, else the first."""
+    return next((root / each for each in choices if (root / each).is_dir()), root / choices[0])
+
+
+def _require_folders(dataset: Dataset, part: str, root: Path) -> None:
+    split = dataset.splits[part]
+    for choices, what in ((split.images, "images"), (split.labels, "labels")):
+        if not any((root / each).is_dir() for each in choices):
             raise InputError(
-                f"{listed}: line {number} repeats {name!r} of line {lines[name]}; remove one"
+                f"{root}: no folder {' or '.join(choices)} for the {what} of {dataset.name} {part}"
+                f"{looked_for(root)}; give the folder that holds it"
             )
-        if name:
-            lines[name] = number
-    if not lines:
-        raise InputError(f"{listed}: the list is empty; give one name a line")
-    return list(lines)
 
 
-def _digest(dataset: Dataset, split: str, items: list[Sample]) -> str:
+def _endings(dataset: Dataset) -> str:
+    return ", ".join(f"*{suffix}" for suffix in dataset.image_suffixes)
+
+
+def _aside(index: Index) -> str:
+    """What links may hide, to follow a clause of an error text."""
+    told = {files.folder: files.unfollowed for files in (index.image_files, index.label_files)}
+    return "".join(f"; {each}" for each in told.values() if each)
+
+
+def _notes(index: Index, *, every_image: bool) -> list[str]:
+    """What was passed over that may be data."""
+    notes: list[str] = []
+    if every_image and index.image_files.links:
+        notes.append(f"{index.image_files.unfollowed}: images behind them are not scored")
+    if index.further:
+        notes.append(
+            f"{counted(len(index.further), 'file')} in {index.label_files.folder} numbered like a further label of an "
+            f"image, first {index.further[0]}: not read, since an image has one label; join them"
+        )
+    if index.unclaimed:
+        notes.append(
+            f"{counted(len(index.unclaimed), 'label')} in {index.label_files.folder} without an image, "
+            f"first {index.unclaimed[0]}: passed over"
+        )
+    return notes
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two paths name one file; links are looked up only where the paths do not tell."""
+    return any(name(one) == name(other) for name in (os.path.abspath, os.path.realpath))
+
+
+def _below(path: Path, root: Path) -> str:
+    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
+
+
+def _digest(
+    dataset: Dataset, split: str, items: list[Sample], chosen: list[tuple[str, str]]
+) -> str:
     classes = [
         {"name": each.name, "kind": each.kind, "colour": each.display_colour, "raw": each.raw}
         for each in dataset.classes
     ]
     declared = [classes, dataset.ignored]
-    content = [dataset.name, dataset.coding, declared, split, [each.name for each in items]]
+    names = [each.name for each in items]
+    content: list[object] = [dataset.name, dataset.coding, declared, split, names]
+    if chosen:  # labels that a list gave, where they are not those of the names
+        content.append(chosen)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -5,6 +5,7 @@ The command line, the Python API, `config.toml` and docs/settings.md take names,
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import re
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from densesiam_seg.backbones import require_plausible
-from densesiam_seg.errors import InputError, UsageError
+from densesiam_seg.errors import InputError, UsageError, looked_for
 
 RECIPE = "Recipe"
 METHOD = "Method (defaults of --preset paper)"
@@ -416,19 +417,36 @@ def read_config(path: Path, base: RunConfig | None = None) -> dict[str, Any]:
     Raises InputError naming the file.
     """
     try:
-        settings = tomllib.loads(path.read_text(encoding="utf-8"))
+        settings = parse_toml(path.read_bytes())
         with_settings(base or TrainConfig(), settings)
     except OSError as error:
         raise InputError(
-            f"{path}: cannot be read ({error.strerror}); give an existing TOML file"
+            f"{path}: cannot be read ({error.strerror}{looked_for(path)}); give an existing TOML file"
         ) from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text; give a TOML file") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid TOML ({error}); mend the line") from error
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from error
     except UsageError as error:
         raise InputError(f"{path}: {error}") from error
     return settings
+
+
+def parse_toml(content: bytes) -> dict[str, Any]:
+    """A TOML file's table; a byte order mark, as Windows' editors write it, is passed over.
+
+    Raises ValueError with what is wrong and the remedy, in one line.
+    """
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content[:4]:
+        raise ValueError('not valid TOML: text in UTF-16 (Notepad\'s "Unicode"); save it as UTF-8')
+    try:
+        return tomllib.loads(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ValueError(
+            f"not valid TOML: line {line} is not UTF-8 text; save the file as UTF-8"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        detail = " ".join(str(error).split())
+        raise ValueError(f"not valid TOML ({detail}); mend the file") from error
 
 
 def settings_table() -> str:

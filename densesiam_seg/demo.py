@@ -140,7 +140,7 @@ def _baseline(folder: Path, seed: int) -> MasksOf:
     return kmeans_masks(colour_position_points, images, len(manifest), len(CLASSES), seed=seed)
 
 
-def _last(events: Iterable[Progress | Evaluation]) -> Evaluation:
+def _last(events: Iterable[Notice | Progress | Evaluation]) -> Evaluation:
     *_, result = events
     assert isinstance(result, Evaluation)
     return result

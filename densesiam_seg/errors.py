@@ -7,6 +7,7 @@ an `assert` and stays a traceback.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar
 
 
@@ -96,6 +97,11 @@ class StoppedError(DenseSiamError):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+
+def looked_for(path: str | Path) -> str:
+    """` in FOLDER` behind a relative path in an error text: the current folder, which it begins at; else nothing."""
+    return "" if Path(path).is_absolute() else f" in the current folder {Path.cwd()}"
 
 
 def one_line(text: str) -> str:

@@ -230,7 +230,9 @@ class TestFile:
             (b"clusters = = 3", "not valid TOML"),
             (b"clusters = " + b"9" * 5000, "not valid TOML"),
             (b"clusters = " + b"[" * 100_000, "not valid TOML"),
-            (b"weights = '\xff'", "not UTF-8"),
+            (b"weights = '\xff'", "line 1 is not UTF-8"),
+            ("clusters = 3".encode("utf-16"), 'UTF-16 (Notepad\'s "Unicode"); save it as UTF-8'),
+            ("clusters = 3".encode("utf-16-be"), 'UTF-16 (Notepad\'s "Unicode"); save it as UTF-8'),
             (b"cluster = 3", "unknown setting 'cluster'"),
             (b"clusters = 1", "clusters = 1"),
             (b"clusters = 3.0", "clusters = 3.0"),
@@ -246,6 +248,11 @@ class TestFile:
             read_config(path)
         assert str(caught.value).startswith(f"{path}: ") and expected in str(caught.value)
         assert "\n" not in str(caught.value)
+
+    def test_a_file_as_windows_writes_it(self, tmp_path: Path) -> None:
+        path = tmp_path / "c.toml"
+        path.write_bytes(b'\xef\xbb\xbfclusters = 9\r\nweights = "none"\r\n')
+        assert read_config(path) == {"clusters": 9, "weights": "none"}
 
     @pytest.mark.parametrize("name", ["absent.toml", "."])
     def test_a_path_that_cannot_be_read_is_refused(self, tmp_path: Path, name: str) -> None:

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from densesiam_seg import errors
-from densesiam_seg.errors import DenseSiamError, ImageError, InputError, StoppedError, one_line
+from densesiam_seg.errors import (
+    DenseSiamError,
+    ImageError,
+    InputError,
+    StoppedError,
+    looked_for,
+    one_line,
+)
 
 CODES = {
     "UsageError": (2, "usage"),
@@ -45,3 +54,9 @@ def test_an_image_error_names_file_detail_and_remedy() -> None:
 
 def test_one_line() -> None:
     assert one_line("a\nb\r\x1b[2J\u2028\udcff é 木") == r"a\nb\r\x1b[2J\u2028\udcff é 木"
+
+
+def test_where_a_relative_path_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert looked_for("a/b") == f" in the current folder {Path.cwd()}"
+    assert looked_for(tmp_path / "a") == ""

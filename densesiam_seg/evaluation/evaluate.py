@@ -29,8 +29,10 @@ from densesiam_seg.evaluation.protocol import (
     masks_made_by,
     pick_protocol,
     prepare_sample,
+    turned_apart,
+    turned_notice,
 )
-from densesiam_seg.events import Progress
+from densesiam_seg.events import Notice, Progress
 from densesiam_seg.inference.options import AS_TRAINED, Refinement
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.parallel import on_own_cores
@@ -82,6 +84,8 @@ class Evaluation:
     matching: Matching
     scores: Scores
     counts: NDArray[np.int64]
+    notes: tuple[str, ...] = ()
+    """What may be wrong with the data: the texts of the warnings that were given."""
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON object."""
@@ -141,7 +145,7 @@ def benchmark(
 
 def segmenter_events(
     segmenter: Segmenter, task: Benchmark, refinement: Refinement = AS_TRAINED
-) -> Iterator[Progress | Evaluation]:
+) -> Iterator[Notice | Progress | Evaluation]:
     """Score a segmenter as it is read out; the last event is the `Evaluation`."""
     how = refinement.settled(segmenter.card.refine)
     reading = Reading(segmenter.card.clusters, segmenter.readout)
@@ -158,8 +162,10 @@ def scoring_events(
     on_top: str = "",
     *,
     zoom: int = 1,
-) -> Iterator[Progress | Evaluation]:
+) -> Iterator[Notice | Progress | Evaluation]:
     """Score several masks of each image in one pass; the last events are an `Evaluation` for each of `readings`.
+
+    Before them come warnings of data that may not be what they seem.
 
     Labels are resized to the shorter side `side`, images to `zoom` times that. `on_top` describes what `masks_of` does
     beyond the protocol.
@@ -172,11 +178,16 @@ def scoring_events(
     dataset, scored, protocol = task.dataset, task.samples, task.protocol
     classes = len(dataset.classes)
 
+    turned: dict[Sample, str] = {}
+
     def read(sample: Sample) -> tuple[Tensor, NDArray[np.uint8]] | InputError:
         try:
-            return prepare_sample(sample, dataset, protocol, side, zoom)
+            pair = prepare_sample(sample, dataset, protocol, side, zoom)
         except InputError as error:
             return error
+        if apart := turned_apart(sample):
+            turned[sample] = apart
+        return pair
 
     def count(pairs: Sequence[tuple[Tensor, NDArray[np.uint8]]]) -> Iterator[list[Counts]]:
         images = [image for image, _ in pairs]
@@ -198,6 +209,8 @@ def scoring_events(
         counted = chain.from_iterable(map(count, [sound] if alike else [[pair] for pair in sound]))
         return [pair if isinstance(pair, InputError) else next(counted) for pair in pairs]
 
+    notices = [Notice(note, warning=True) for note in scored.notes]
+    yield from notices
     counts = [np.zeros((classes, reading.clusters), np.int64) for reading in readings]
     unreadable: list[str] = []
     groups = (scored.items[first : first + BATCH] for first in range(0, len(scored), BATCH))
@@ -213,6 +226,9 @@ def scoring_events(
                 for total, more in zip(counts, result, strict=True):
                     total += more
             yield Progress("scoring", done, len(scored))
+    if turned:
+        notices += [turned_notice(turned)]
+        yield notices[-1]
     for reading, total in zip(readings, counts, strict=True):
         matching = reading.matching or match(total)
         yield Evaluation(
@@ -228,6 +244,7 @@ def scoring_events(
             matching=matching,
             scores=score(total, matching, dataset.names, dataset.kinds),
             counts=total,
+            notes=tuple(notice.text for notice in notices),
         )
 
 

@@ -33,8 +33,15 @@ from densesiam_seg.evaluation.evaluate import (
     known_classes,
     scoring_events,
 )
-from densesiam_seg.evaluation.protocol import ReadOut, dense_features, prepare_sample, read_masks
-from densesiam_seg.events import Progress
+from densesiam_seg.evaluation.protocol import (
+    ReadOut,
+    dense_features,
+    prepare_sample,
+    read_masks,
+    turned_apart,
+    turned_notice,
+)
+from densesiam_seg.events import Notice, Progress
 from densesiam_seg.inference.centroids import SAMPLE
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.devices import available_cores
@@ -86,7 +93,7 @@ def ready_probe(
     seed: int = 0,
     device: str = "auto",
     precision: str = "auto",
-) -> Iterator[Progress | Probe]:
+) -> Iterator[Notice | Progress | Probe]:
     """Check and load everything that `probe_events` needs; returns its events.
 
     `dataset` is a built-in name or a TOML file, `root` the folder that holds it. None is the dataset's default `split`
@@ -130,7 +137,7 @@ def probe_events(
     kind: str = "both",
     clusters: int | None = None,
     seed: int = 0,
-) -> Iterator[Progress | Probe]:
+) -> Iterator[Notice | Progress | Probe]:
     """Learn one of `KINDS` of probes from `train` and score it on a task; the last event is the `Probe`.
 
     The linear probe's class ids are scored as they are. The k-means probe has `clusters` clusters (None: as many as
@@ -140,6 +147,7 @@ def probe_events(
     features that are not finite.
     """
     started = time.process_time()
+    yield from (Notice(note, warning=True) for note in train.notes)
     classes, side = len(task.dataset.classes), task.side(segmenter)
     features, labels = yield from sample_points(segmenter, task, train, seed=seed)
     read_outs: list[ReadOut] = []
@@ -176,14 +184,18 @@ def probe_events(
 
 def sample_points(
     segmenter: Segmenter, task: Benchmark, train: Samples, *, seed: int
-) -> Generator[Progress, None, tuple[Tensor, Tensor]]:
+) -> Generator[Notice | Progress, None, tuple[Tensor, Tensor]]:
     """Returns features (P, C) and their labels (P,) uint8 of all images, or an equal share of each image's.
 
     A share is taken where all features would exceed `VALUES` numbers. The pixels of an image come in an order drawn by
     (seed, image). Raises NumericError for features that are not finite.
     """
 
+    turned: dict[Sample, str] = {}
+
     def load(sample: Sample) -> tuple[Tensor, NDArray[np.uint8]]:
+        if apart := turned_apart(sample):
+            turned[sample] = apart
         return prepare_sample(
             sample,
             task.dataset,
@@ -212,6 +224,8 @@ def sample_points(
             features.append(each.permute(1, 2, 0).flatten(0, 1)[chosen.to(each.device)])
             labels.append(cells[chosen])
         yield Progress("features", len(features), len(train))
+    if turned:
+        yield turned_notice(turned)
     return torch.cat(features), torch.cat(labels)
 
 

@@ -5,7 +5,7 @@ Axes: B images, C channels, h w features, K clusters, H W label size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -18,9 +18,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from densesiam_seg.datasets.declaration import Dataset
-from densesiam_seg.datasets.labels import read_label
+from densesiam_seg.datasets.index import counted
+from densesiam_seg.datasets.labels import orientation, read_label
 from densesiam_seg.datasets.reader import Sample
 from densesiam_seg.errors import InputError, UsageError
+from densesiam_seg.events import Notice
 from densesiam_seg.images.decode import load_image
 from densesiam_seg.inference.options import AS_TRAINED, Refinement
 from densesiam_seg.inference.refinement import refined
@@ -86,14 +88,32 @@ def prepare_sample(
     label = read_label(dataset, sample.label)
     height, width = image.shape[-2:]
     if label.shape != (height, width):
+        turned = turned_apart(sample)
         raise InputError(
-            f"{sample.label}: is {label.shape[1]}x{label.shape[0]} but its image is {width}x{height}; "
-            "give labels of the images' own size"
+            f"{sample.label}: is {label.shape[1]}x{label.shape[0]} but its image is {width}x{height}"
+            f"{f' ({turned})' if turned else ''}; give labels of the images' own size"
         )
     if protocol.crop:
         size = _cover(height, width, side)
         label = _nearest(label, *size)[_window(size, side)]
     return prepare_image(image, protocol, zoom * side), label
+
+
+def turned_apart(sample: Sample) -> str:
+    """The EXIF orientations of image and label where they differ, as words; else empty."""
+    image, label = orientation(sample.image), orientation(sample.label)
+    return "" if image == label else f"EXIF orientation {image}, its label {label}"
+
+
+def turned_notice(turned: Mapping[Sample, str]) -> Notice:
+    """A warning of samples, with what `turned_apart` says of each."""
+    first = min(turned, key=lambda sample: sample.name)
+    return Notice(
+        f"{counted(len(turned), 'image')} with an EXIF tag that turns the image but not its label, first {first.image} "
+        f"({turned[first]}): scores are right only if the labels were drawn on images as they are shown, "
+        "upright; else turn the images' pixels or remove the tag",
+        warning=True,
+    )
 
 
 def prepare_image(image: Tensor, protocol: Protocol, side: int) -> Tensor:

@@ -6,7 +6,6 @@ import os
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -14,16 +13,18 @@ from densesiam_seg.errors import ImageError
 from densesiam_seg.images.decoding import MAX_PIXELS, Decoding
 from densesiam_seg.images.opening import opened
 
+LabelArray = NDArray[np.uint8] | NDArray[np.int32] | NDArray[np.int64]
+
 _LOSSY = ("JPEG", "AVIF", "HEIF")
-LabelArray = npt.NDArray[np.uint8] | npt.NDArray[np.int32]
 
 
 def load_label(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> LabelArray:
-    """Decode a label file exactly: class indices (H, W), uint8 or int32, or colours uint8 (H, W, 3).
+    """Decode a label file exactly: class indices (H, W) or colours uint8 (H, W, 3).
 
-    Palette images give their indices, 1-, 2- and 4-bit grey the stored numbers, 16 and 32 bit
-    int32. An alpha channel must be opaque and is dropped. An EXIF orientation, which labels
-    normally lack, is applied as it is to images, so that a pair written by one tool still fits.
+    Palette images give their indices, 1-, 2- and 4-bit grey the stored numbers, both as uint8;
+    signed and deeper numbers are int32, and int64 where they exceed that. An alpha channel must be
+    opaque and is dropped. An EXIF orientation, which labels normally lack, is applied as it is to
+    images, so that a pair written by one tool still fits.
 
     Raises `ImageError`, also for what cannot hold exact values: JPEG, floats, other colour spaces.
     """
@@ -32,35 +33,35 @@ def load_label(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
         if image.format in _LOSSY:
             raise _refused(name, f"is a {image.format}, whose lossy coding changes label values")
         stored, layout = image.stored()
+        base, _, depth = layout.partition(";")
+        if base in ("1", "L") and "I" in depth:
+            raise _refused(name, "stores grey inverted, so its label values are ambiguous")
         if isinstance(stored, np.ndarray):
-            return _samples(stored, layout, name)
-        return _values(stored, layout, name)
+            return _numbers(stored, name)
+        return _values(stored, base, depth, name)
 
 
-def _samples(stored: NDArray[Any], layout: str, name: str) -> LabelArray:
-    """What a TIFF holds that no 8-bit mode of Pillow does."""
-    if layout:
-        raise _refused(name, "stores grey inverted, so its label values are ambiguous")
-    if stored.shape[2] != 1:
-        raise _refused(name, f"has {stored.shape[2]} bands of {stored.dtype}")
+def _numbers(stored: NDArray[Any], name: str) -> LabelArray:
+    """Samples (H, W, C) of a TIFF for which Pillow has no mode."""
     if stored.dtype.kind == "f":
-        raise _refused(name, "holds floats")
+        raise _refused(name, "stores floating-point numbers, and label values are whole")
+    if stored.shape[2] != 1:
+        raise _refused(name, f"has {stored.shape[2]} bands of {8 * stored.dtype.itemsize} bits")
     values = stored[..., 0]
     if values.dtype == np.uint8:
         return np.ascontiguousarray(values)
-    if values.dtype.itemsize >= 4 and values.size and int(values.max()) > np.iinfo(np.int32).max:
-        raise _refused(name, f"holds the value {values.max()}")
-    return values.astype(np.int32)
+    for dtype in (np.int32, np.int64):
+        bounds = np.iinfo(dtype)
+        if bounds.min <= int(values.min()) and int(values.max()) <= bounds.max:
+            return values.astype(dtype)
+    raise _refused(name, f"holds the value {values.max()}")
 
 
-def _values(picture: Image.Image, layout: str, name: str) -> LabelArray:
-    base, _, depth = layout.partition(";")
-    if base in ("1", "L") and "I" in depth:
-        raise _refused(name, "stores grey inverted, so its label values are ambiguous")
+def _values(picture: Image.Image, base: str, depth: str, name: str) -> LabelArray:
     if base.startswith("RGB") and "16" in depth:
         raise _refused(name, "holds 16-bit colours")
     mode = picture.mode
-    if mode == "I" or mode.startswith("I;16"):
+    if mode.startswith("I"):
         return np.asarray(picture).astype(np.int32)
     if mode in ("RGBA", "LA", "PA"):
         if picture.getchannel("A").getextrema() != (255, 255):

@@ -111,6 +111,8 @@ class _PillowImage:
         self.name = name
         self.decoding = decoding
         self.format = image.format
+        self.orientation = _orientation(image)
+        """1 to 8, as in EXIF."""
         self.height, self.width = _upright_size(image)
         self._file, self._image = file, image
 
@@ -161,7 +163,7 @@ class _PillowImage:
         places = self.decoding.places(self.name, values.shape[2] - alpha, 16)
         if alpha:
             places.append(values.shape[2] - 1)
-        values = turned(values[:, :, places], _orientation(self._image))
+        values = turned(values[:, :, places], self.orientation)
         return Samples(values, 65535.0, alpha=alpha)
 
 

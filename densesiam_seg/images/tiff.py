@@ -143,7 +143,7 @@ class Page:
         values = page.asarray(squeeze=False, maxworkers=1)  # (planes, depth, H, W, samples)
         values = values[:, 0].transpose(1, 2, 0, 3).reshape(*values.shape[2:4], -1)
         layout = "L;I" if page.photometric == _WHITE_IS_ZERO else ""
-        return turned(values, self._orientation), layout
+        return turned(values, self.orientation), layout
 
     def draft(self, side: int) -> None:
         """Nothing: only a JPEG has smaller versions of itself."""
@@ -154,14 +154,15 @@ class Page:
         return int(found) if isinstance(found, int) else -1
 
     @property
-    def _orientation(self) -> int:
+    def orientation(self) -> int:
+        """1 to 8, as in EXIF."""
         tag = self.page.tags.get(_ORIENTATION)
         value = tag.value if tag is not None else 1
         return value if value in range(1, 9) else 1
 
     @property
     def _sideways(self) -> bool:
-        return self._orientation >= 5
+        return self.orientation >= 5
 
     def _full(self) -> float | None:
         """The value of white, None for floats. Raises `ImageError` for samples that are no numbers of one kind."""

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from densesiam_seg.errors import ImageError, UsageError
 from densesiam_seg.images.decode import load_image
-from densesiam_seg.images.opening import MAX_PIXELS
+from densesiam_seg.images.decoding import Decoding
 from densesiam_seg.inference.model_card import Cluster
 from densesiam_seg.inference.options import PLAIN
 from densesiam_seg.inference.segmenter import Segmenter
@@ -70,7 +70,7 @@ def draw_files(
     *,
     shown: Sequence[str] = (),
     columns: int = 1,
-    max_pixels: int = MAX_PIXELS,
+    decoding: Decoding | None = None,
 ) -> tuple[Drawing | None, list[ImageError]]:
     """The drawing of those images that can be read, if any can, and why others cannot.
 
@@ -86,7 +86,7 @@ def draw_files(
     segmented, failed = [], []
     for file in files:
         try:
-            pixels = load_image(file, max_pixels=max_pixels)
+            pixels = load_image(file, decoding or segmenter.decoding)
             segmented.append(_segment(segmenter, pixels, Path(file).name))
         except ImageError as error:
             failed.append(error)

@@ -17,7 +17,8 @@ from densesiam_seg.datasets.reader import Sample, Samples, samples
 from densesiam_seg.errors import InputError, ModelError, UsageError
 from densesiam_seg.evaluation.evaluate import Benchmark, benchmark
 from densesiam_seg.evaluation.probe import require_apart
-from densesiam_seg.events import Progress
+from densesiam_seg.evaluation.protocol import turned_apart, turned_notice
+from densesiam_seg.events import Notice, Progress
 from densesiam_seg.images.manifest import Manifest
 from densesiam_seg.images.scan import scan
 from densesiam_seg.io.devices import available_cores, pick_device
@@ -145,18 +146,23 @@ def plan_study(
     )
 
 
-def checked_labels(plan: Plan) -> Iterator[Progress]:
-    """Read every label of both splits, which takes seconds where a study takes hours.
+def checked_labels(plan: Plan) -> Iterator[Notice | Progress]:
+    """Read every label of both splits, which takes seconds where a study takes hours; warn as scoring does.
 
     Raises InputError for a label that does not decode or has values of no class, and for a split without any label.
     """
 
+    turned: dict[Sample, str] = {}
+
     def labelled(sample: Sample) -> bool:
+        if apart := turned_apart(sample):
+            turned[sample] = apart
         return bool((read_label(plan.task.dataset, sample.label) != IGNORE).any())
 
     total = len(plan.train) + len(plan.task.samples)
     done = 0
     for split in (plan.train, plan.task.samples):
+        yield from (Notice(note, warning=True) for note in split.notes)
         any_label = False
         for each in ahead(labelled, split, available_cores()):
             any_label |= each
@@ -167,6 +173,8 @@ def checked_labels(plan: Plan) -> Iterator[Progress]:
                 f"{plan.root}: no pixel of {plan.task.dataset.name} {split.split} has a label; a probe needs a "
                 "labelled split"
             )
+    if turned:
+        yield turned_notice(turned)
 
 
 def write_plan(folder: Path, plan: Plan) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,35 @@ class TestEvaluate:
         assert (code, value["images"], value["missing"]) == (0, 1, ["0009"])
         assert sum(map(sum, value["counts"])) == 40**2
         assert error == "warning: 1 images were missing, first 0009\n"
+
+    def test_a_list_of_pairs_as_windows_writes_it(self, run: Cli, tmp_path: Path) -> None:
+        lines = [rf"images\val\{name}.jpg,labels\val\{name}.png" for name in ("0001", "0002")]
+        (tmp_path / "pairs.csv").write_bytes("\r\n".join(["\ufeff" + lines[0], lines[1]]).encode())
+        code, out, error = run("--list", tmp_path / "pairs.csv", "--json")
+        value = json.loads(out)
+        assert (code, error, value["images"], value["notes"]) == (0, "", 2, [])
+
+    def test_labels_beside_images(
+        self, cli: Cli, scenes: Path, tmp_path: Path, model_folder: Path
+    ) -> None:
+        """Warnings are told when quiet too, and stay in the result."""
+        (tmp_path / "one").mkdir()
+        for name, end in (("0001", ""), ("0002", ""), ("0001", "_1")):
+            shutil.copy(scenes / f"images/val/{name}.jpg", tmp_path / f"one/{name}.jpg")
+            shutil.copy(scenes / f"labels/val/{name}.png", tmp_path / f"one/{name}_mask{end}.png")
+        text = (
+            (scenes / "scenes.toml")
+            .read_text()
+            .replace('label_suffix = ".', 'label_suffix = "_mask.')
+        )
+        start, end = text.index("[splits"), '[splits.val]\nimages = "one"\nlabels = "one"\n'
+        (tmp_path / "one.toml").write_text(text[:start] + end)
+        where = ("--root", tmp_path, "-m", model_folder, "--device", "cpu")
+        code, out, error = cli("evaluate", tmp_path / "one.toml", *where, "--json", "-q")
+        (note,) = json.loads(out)["notes"]
+        assert (code, json.loads(out)["images"]) == (0, 2)
+        assert "0001_mask_1.png" in note
+        assert error == f"warning: {note}\n"
 
     @pytest.mark.parametrize(
         ("arguments", "words"),

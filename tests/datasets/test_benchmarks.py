@@ -54,6 +54,7 @@ def test_coco_stuff() -> None:
     assert [n for n, name in enumerate(dataset.names) if "food" in name] == [2, 14]
     assert [n for n, name in enumerate(dataset.names) if "furniture" in name] == [3, 15]
     assert dataset.ignored == (255,)
+    assert dataset.absent_values == (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)
     assert dataset.protocol == "picie"
     assert {name: split.expected for name, split in dataset.splits.items()} == {
         "val": 2175,
@@ -117,6 +118,8 @@ def test_maps_equal_the_shared_ones() -> None:
     dataset, shared = load_dataset("coco-stuff"), shared_json("label_maps/cocostuff27.json")
     fine = ids(dataset)
     assert [fine[raw] for raw in range(182)] == shared["fine_to_coarse"]
+    removed = [each["fine_id"] for each in shared["fine"] if each["removed_in_coco"]]
+    assert list(dataset.absent_values) == removed
     for split, listed in shared["curated_lists"].items():
         assert dataset.splits[split].lists == (listed["file"],)
         assert dataset.splits[split].expected == listed["count"]

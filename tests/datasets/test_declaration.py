@@ -100,8 +100,8 @@ def test_the_example_in_the_docstring_is_valid(tmp_path: Path) -> None:
         ('[".jpg"]', "[]", "image_suffixes: "),
         ('[".jpg"]', '[""]', r"image_suffixes\[0\]: "),
         ("[7, 8]", "3", r"classes\[0\]\.values: "),
-        ("[7, 8]", "[7, 70000]", r"classes\[0\]\.values\[1\]: .* 65535"),
-        ("[7, 8]", "[-1]", r"classes\[0\]\.values\[0\]: .* 0"),
+        ("[7, 8]", "[7, 4294967296]", r"classes\[0\]\.values\[1\]: .* 4294967295"),
+        ("[7, 8]", "[-2147483649]", r"classes\[0\]\.values\[0\]: .* -2147483648"),
         ("[7, 8]", "[true]", r"classes\[0\]\.values\[0\]: .* integer"),
         ("[7, 8]", "[1.0]", r"classes\[0\]\.values\[0\]: .* integer"),
         ("[7, 8]", "[]", r"classes\[0\]: give all classes `values`"),
@@ -123,6 +123,16 @@ def test_the_example_in_the_docstring_is_valid(tmp_path: Path) -> None:
         ('images = "images"', 'images = "a"\nexpected = 0', r"splits\.first\.expected: "),
         ("image_suffixes", 'protocol = "mine"\nimage_suffixes', "protocol: .*'picie'"),
         ("image_suffixes", "ignore_values = [7]\nimage_suffixes", "7 stands for ignored pixels"),
+        (
+            "image_suffixes",
+            "ignore_values = [-1]\nabsent_values = [-1]\nimage_suffixes",
+            "-1 is ignored",
+        ),
+        (
+            "image_suffixes",
+            "absent_values = [7, 8]\nimage_suffixes",
+            r"classes\[0\]: all its values",
+        ),
         ("image_suffixes", "ignore_rgb = [[0, 0, 0]]\nimage_suffixes", "ignore_rgb: .* remove it"),
     ],
 )
@@ -156,12 +166,39 @@ def test_number_of_classes_and_splits(tmp_path: Path) -> None:
         load_dataset(written(tmp_path, SMALL.split("[splits")[0] + "[splits]\n"))
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"x = " + b"[" * 100_000])
-def test_bytes_that_are_no_toml(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"x = " + b"[" * 100_000, "not valid TOML"),
+        (SMALL.encode("utf-16"), "UTF-16 .*save it as UTF-8"),
+        (SMALL.encode("utf-16-le"), "UTF-16 .*save it as UTF-8"),
+        ("a = 1\ntitle = '\xe9'".encode("latin-1"), "line 2 is not UTF-8"),
+    ],
+)
+def test_bytes_that_are_no_toml(tmp_path: Path, content: bytes, words: str) -> None:
     path = tmp_path / "mine.toml"
     path.write_bytes(content)
-    with pytest.raises(InputError, match="not valid TOML"):
+    with pytest.raises(InputError, match=rf"mine\.toml: not valid TOML.*{words}|{words}"):
         load_dataset(path)
+
+
+def test_files_as_windows_writes_them(tmp_path: Path) -> None:
+    path = written(tmp_path, SMALL)
+    plain = load_dataset(path)
+    path.write_bytes(b"\xef\xbb\xbf" + SMALL.replace("\n", "\r\n").encode())
+    assert load_dataset(path) == plain
+
+
+def test_values_of_all_label_files(tmp_path: Path) -> None:
+    text = SMALL.replace("[7, 8]", "[-5, 4294967295]").replace("[26]", "[26, 27]")
+    extra = "ignore_values = [-1, 65535, -2147483648]\nabsent_values = [27, 3]\n"
+    dataset = load_dataset(written(tmp_path, extra + text))
+    assert dataset.ignored == (-1, 65535, -(2**31))
+    assert dataset.classes[0].raw == (-5, 2**32 - 1)
+    assert dataset.absent_values == (27, 3)
+    rgb = FULL.replace("ignore_rgb", "absent_values = [3]\nignore_rgb")
+    with pytest.raises(InputError, match="absent_values: the classes have `rgb`; remove it"):
+        load_dataset(written(tmp_path, rgb))
 
 
 def test_unknown_names_list_the_built_in_ones() -> None:
@@ -170,7 +207,11 @@ def test_unknown_names_list_the_built_in_ones() -> None:
             load_dataset(name)
 
 
-def test_absent_file_and_folder(tmp_path: Path) -> None:
+def test_absent_file_and_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as caught:
+        load_dataset("none.toml")
+    assert f"current folder {Path.cwd()}" in str(caught.value)
     with pytest.raises(InputError, match=r"none\.toml: No such file"):
         load_dataset(tmp_path / "none.toml")
     (tmp_path / "folder.toml").mkdir()

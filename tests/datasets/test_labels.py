@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
 
-from densesiam_seg.datasets.declaration import Dataset, DatasetClass, Split
-from densesiam_seg.datasets.labels import read_label
+from densesiam_seg.datasets.declaration import Dataset, DatasetClass, Split, load_dataset
+from densesiam_seg.datasets.labels import orientation, read_label
 from densesiam_seg.errors import ImageError, InputError
 
 VALUES = Dataset(
@@ -103,6 +103,72 @@ def test_a_file_that_does_not_decode(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"no picture")
     with pytest.raises(ImageError):
         read_label(VALUES, tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(
+    ("declared", "pixels", "dtype"),
+    [
+        ((-1, 65535), [[7, -1, 65535, 0]], np.int32),
+        ((-(2**31), 2**31 - 1), [[7, -(2**31), 2**31 - 1, 0]], np.int32),
+        ((65535,), [[7, 65535, 0]], np.uint16),
+    ],
+)
+def test_negative_and_deep_values(
+    tmp_path: Path, declared: tuple[int, ...], pixels: list[list[int]], dtype: type
+) -> None:
+    dataset = VALUES.model_copy(update={"ignore_values": declared})
+    label = read_label(dataset, saved(tmp_path / "a.tif", pixels, dtype))
+    assert label.tolist() == [[0, *[255] * len(declared), 1]]
+    strange = saved(tmp_path / "b.tif", [[7, 8]], dtype)
+    with pytest.raises(InputError, match=r": 8 \(1 px\)"):
+        read_label(dataset, strange)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "dtype", "words"),
+    [
+        ([[0, 255]], np.uint8, r"255 may be -1 in 8 bits"),
+        ([[0, 65535]], np.uint16, r"65535 may be -1 in 16 bits"),
+    ],
+)
+def test_a_negative_value_that_lost_its_sign(
+    tmp_path: Path, pixels: object, dtype: type, words: str
+) -> None:
+    dataset = VALUES.model_copy(update={"ignore_values": (-1,)})
+    with pytest.raises(InputError, match=words):
+        read_label(dataset, saved(tmp_path / "a.png", pixels, dtype))
+
+
+def test_other_numberings(tmp_path: Path) -> None:
+    """COCO-Stuff counts from 0 and leaves 11 (street sign) out; 182 is beyond its last class."""
+    coco = load_dataset("coco-stuff")
+    path = saved(tmp_path / "a.png", [[0, 1, 11, 157, 255]])
+    with pytest.raises(InputError, match=r"11 \(1 px\); .*look shifted by one: .* above"):
+        read_label(coco, path)
+    with pytest.raises(InputError, match=r"without a meaning .* 182 .*look shifted by one"):
+        read_label(coco, saved(path, [[0, 1, 157, 182]]))
+    with pytest.raises(InputError, match=r"11 \(1 px\).* numbered otherwise"):
+        read_label(coco, saved(path, [[11, 66, 68, 29]]))
+    assert read_label(coco, saved(path, [[0, 10, 156, 255]])).tolist() == [[9, 8, 23, 255]]
+    below = VALUES.model_copy(update={"classes": (DatasetClass(name="a", values=(1, 2, 3)),)})
+    below = below.model_copy(update={"ignore_values": (255,)})
+    with pytest.raises(InputError, match=r"shifted by one: .* below"):
+        read_label(below, saved(path, [[0, 1, 2, 255]]))
+    with pytest.raises(InputError, match="without a meaning") as caught:
+        read_label(below, saved(path, [[0, 1, 9]]))
+    assert "shifted" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif"])
+def test_the_orientation_in_a_header(tmp_path: Path, suffix: str) -> None:
+    exif = Image.Exif()
+    for value in range(1, 10):
+        exif[ExifTags.Base.Orientation] = value
+        path = tmp_path / f"{value}{suffix}"
+        Image.new("RGB", (4, 2)).save(path, exif=exif)
+        assert orientation(path) == (value if value < 9 else 1)
+    Image.new("RGB", (4, 2)).save(tmp_path / f"x{suffix}")
+    assert orientation(tmp_path / f"x{suffix}") == orientation(tmp_path / "none") == 1
 
 
 @given(

@@ -219,3 +219,90 @@ def test_the_curated_list_of_coco_stuff(tmp_path: Path) -> None:
     (tmp_path / "curated/val2017/Coco164kFull_Stuff_Coarse_7.txt").write_text("000000000285\n")
     found = samples(load_dataset("coco-stuff"), tmp_path, "val")
     assert (names(found), found.expected) == (["000000000285"], 2175)
+
+
+def test_digests_stay_as_they_were(root: Path) -> None:
+    """Benchmarks name them, so that no change of the code may change them."""
+    digest = "b7cf8c7fa78453eb5f47554c5d93c30b8a319866de57eb8bf312fc7500e3b257"
+    assert samples(DATASET, root, "val").digest == digest
+    absent = DATASET.model_copy(update={"absent_values": (7,)})
+    assert samples(absent, root, "val").digest == digest
+
+
+def test_labels_of_a_list_count_and_are_in_the_digest(root: Path) -> None:
+    digest = samples(DATASET, root, "val").digest
+    (root / "val.txt").write_text(
+        "a\nb images/../labels/val/b_ids.png\ncity/c labels/val/city/c_ids.png"
+    )
+    found = samples(DATASET, root, "val")
+    assert found.digest == digest, "the labels of the names"
+    touch(root, "other/x.png")
+    (root / "val.txt").write_text("a\nb other/x.png\ncity/c")
+    found = samples(DATASET, root, "val")
+    assert found.items[1] == Sample("b", root / "images/val/b.jpg", root / "other/x.png")
+    assert found.digest != digest
+    (root / "labels").rename(root / "else")
+    (root / "val.txt").write_text("b other/x.png")
+    assert names(samples(DATASET, root, "val")) == ["b"], "no label folder is needed"
+
+
+def test_the_first_line_that_is_not_understood(root: Path) -> None:
+    (root / "val.txt").write_text("a\nwhat is this\nb\nx.jpg\n")
+    with pytest.raises(InputError, match=r"line 2 is 'what is this', expected is one name a line"):
+        samples(DATASET, root, "val")
+    (root / "val.txt").write_text("image,label\n")
+    with pytest.raises(InputError, match=r"none of 1 names .*line 1 .*image and label"):
+        samples(DATASET, root, "val")
+
+
+def test_what_lies_there_instead_is_told(root: Path) -> None:
+    for name in ("a", "b", "city/c"):
+        (root / f"labels/val/{name}_ids.png").rename(root / f"labels/val/{name}.tif")
+    with pytest.raises(
+        InputError, match=r"labels/val holds 3 \*\.tif, and labels end in _ids\.png"
+    ):
+        samples(DATASET, root, "val")
+    touch(root, "images/test/a.bmp", "labels/test/a_ids.png")
+    with pytest.raises(InputError, match=r"no image in it .* but 1 \*\.bmp"):
+        samples(DATASET, root, "test")
+
+
+def test_links_that_are_not_followed_are_told(root: Path) -> None:
+    (root / "images/test").mkdir()
+    (root / "labels/test").mkdir()
+    (root / "images/test/sub").symlink_to(root / "images/val")
+    with pytest.raises(InputError, match=r"images/test has 1 linked folder not followed"):
+        samples(DATASET, root, "test")
+    touch(root, "images/test/t.jpg", "labels/test/t_ids.png")
+    (note,) = samples(DATASET, root, "test").notes
+    assert "1 linked folder not followed" in note
+    (root / "images/test/u.jpg").symlink_to("nowhere")
+    with pytest.raises(InputError, match=r"1 have no image .*1 link to nothing"):
+        samples(DATASET, root, "test")
+
+
+def test_images_and_labels_in_one_folder(tmp_path: Path) -> None:
+    one = DATASET.model_copy(
+        update={
+            "image_suffixes": (".png",),
+            "label_suffix": "_mask.png",
+            "splits": {"val": Split(images=("one",), labels=("one",))},
+        }
+    )
+    touch(tmp_path, "one/x.png", "one/x_mask.png", "one/y.png", "one/y_mask.png")
+    found = samples(one, tmp_path)
+    assert (names(found), found.notes) == (["x", "y"], ())
+    touch(tmp_path, "one/x_mask_1.png", "one/z_mask.png")
+    found = samples(one, tmp_path)
+    assert names(found) == ["x", "y"]
+    further, unclaimed = found.notes
+    assert "1 file " in further and "x_mask_1.png" in further
+    assert "1 label " in unclaimed and "z_mask.png" in unclaimed
+
+
+def test_an_image_that_is_its_own_label(tmp_path: Path) -> None:
+    split = {"val": Split(images=("one",), labels=("one",))}
+    same = DATASET.model_copy(update={"label_suffix": ".png", "splits": split})
+    touch(tmp_path, "one/x.png")
+    with pytest.raises(InputError, match=r"x\.png: is both image and label"):
+        samples(same, tmp_path)

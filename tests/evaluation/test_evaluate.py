@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from densesiam_seg.datasets.scenes import scene
@@ -35,7 +35,7 @@ from densesiam_seg.evaluation.protocol import (
     one_by_one,
     prepare_sample,
 )
-from densesiam_seg.events import Progress
+from densesiam_seg.events import Notice, Progress
 from densesiam_seg.inference.options import Refinement
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.files import to_json
@@ -80,7 +80,7 @@ def task_of(root: Path, **options: Any) -> Benchmark:
 
 def events(
     root: Path, clusters: int, matching: Matching | None = None, **options: Any
-) -> Iterator[Progress | Evaluation]:
+) -> Iterator[Notice | Progress | Evaluation]:
     """Score `red` at the images' own size, which is 2 pixels high."""
     reading = Reading(clusters, "head", matching)
     return scoring_events(task_of(root, **options), one_by_one(red), [reading], 2)
@@ -225,6 +225,54 @@ class TestFiles:
                 score(root, 3)
             with pytest.raises(ImageError, match=r"labels/x05\.png"):
                 score(root, 3, allow_missing=True)
+
+
+class TestWarnings:
+    def turn(self, root: Path, name: str, orientation: int, folder: str = "images") -> None:
+        """Give a file the tag, its pixels as they are."""
+        path = root / folder / f"{name}.png"
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        with Image.open(path) as image:
+            image.save(path, exif=exif)
+
+    @pytest.mark.parametrize("orientation", range(2, 9))
+    def test_images_turned_otherwise_than_their_labels(self, root: Path, orientation: int) -> None:
+        for name in ("x", "y", "z"):
+            put(root, name, [[0, 1], [0, 1]], [[10, 20], [10, 20]])
+            self.turn(root, name, 1)
+        for name in ("x", "y"):
+            self.turn(root, name, orientation)
+        *_, notice, result = events(root, 3)
+        assert isinstance(notice, Notice)
+        assert notice.warning
+        assert notice.text.startswith("2 images with an EXIF tag")
+        assert f"images/x.png (EXIF orientation {orientation}, its label 1)" in notice.text
+        assert isinstance(result, Evaluation)
+        assert json.loads(to_json(result.to_dict()))["notes"] == [notice.text]
+
+    def test_a_label_with_the_same_tag_is_right(self, root: Path) -> None:
+        for folder in ("images", "labels"):
+            self.turn(root, "one", 6, folder)
+        assert score(root, 3).notes == ()
+        self.turn(root, "one", 8)
+        (note,) = score(root, 3).notes
+        assert "(EXIF orientation 8, its label 6)" in note
+
+    def test_an_oblong_image_on_its_side_is_an_error_that_says_so(self, root: Path) -> None:
+        self.turn(root, "one", 6)
+        with pytest.raises(
+            InputError, match=r"is 3x2 but .* 2x3 \(EXIF orientation 6, its label 1\)"
+        ):
+            score(root, 3)
+
+    def test_what_the_folders_hold_besides_comes_first(self, root: Path) -> None:
+        (root / "images" / "more").symlink_to(root)
+        first, *_, result = events(root, 3)
+        assert isinstance(first, Notice)
+        assert isinstance(result, Evaluation)
+        assert "1 linked folder" in first.text
+        assert result.notes == (first.text,)
 
 
 class TestEvaluate:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import shutil
 from collections.abc import Callable, Generator
 from dataclasses import replace
 from fractions import Fraction
@@ -16,7 +17,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -33,7 +34,7 @@ from densesiam_seg.evaluation.probe import (
     sample_points,
 )
 from densesiam_seg.evaluation.protocol import PROTOCOLS, dense_features, prepare_sample
-from densesiam_seg.events import Progress
+from densesiam_seg.events import Notice, Progress
 from densesiam_seg.inference.model_card import ModelCard
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.files import to_json
@@ -119,7 +120,7 @@ def run(data: Path, clear: Segmenter, few_steps: None) -> Run:
     return probe_plain
 
 
-def finished(work: Generator[Progress, None, Value]) -> Value:
+def finished(work: Generator[Notice | Progress, None, Value]) -> Value:
     """What a generator returns."""
     while True:
         try:
@@ -196,6 +197,21 @@ class TestProbe:
         assert segmenter.card.readout == "head"
         after = segmenter.network.state_dict()
         assert all(torch.equal(before[name], after[name]) for name in before)
+
+    def test_warnings_of_the_train_split(
+        self, data: Path, clear: Segmenter, few_steps: None, tmp_path: Path
+    ) -> None:
+        shutil.copytree(data, tmp_path, dirs_exist_ok=True)
+        folder = tmp_path / "images" / "train"
+        (folder / "more").symlink_to(data)
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = 3
+        with Image.open(folder / "4.png") as image:
+            image.save(folder / "4.png", exif=exif)
+        events = ready_probe(clear, tmp_path / "plain.toml", tmp_path, kind="kmeans")
+        linked, turned = (str(each) for each in events if isinstance(each, Notice))
+        assert "1 linked folder" in linked
+        assert "train/4.png (EXIF orientation 3, its label 1)" in turned
 
     def test_progress_then_the_result_as_json(
         self, data: Path, clear: Segmenter, few_steps: None

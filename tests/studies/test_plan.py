@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from densesiam_seg.errors import DenseSiamError, InputError, ModelError, UsageError
 from densesiam_seg.events import Progress
@@ -74,6 +74,17 @@ class TestLabels:
     def test_all_are_read(self, scenes: Path) -> None:
         wanted = [Progress("checking labels", k, 10) for k in range(1, 11)]
         assert list(checked_labels(plan(scenes))) == wanted
+
+    def test_warnings_of_scoring(self, data: Path) -> None:
+        (data / "images/train/more").symlink_to(data)
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = 3
+        path = min((data / "images/val").iterdir())
+        with Image.open(path) as image:
+            image.save(path, exif=exif)
+        linked, *_, turned = checked_labels(plan(data))
+        assert "1 linked folder" in str(linked)
+        assert f"{path.name} (EXIF orientation 3" in str(turned)
 
     def test_a_value_of_no_class(self, data: Path) -> None:
         Image.fromarray(np.full((32, 32), 77, np.uint8)).save(data / "labels/val/0002.png")

@@ -1,0 +1,200 @@
+"""A list of samples: a name or path of an image a line, or an image and its label.
+
+Paths begin at the image folder, else at the root, the list's own folder or the current one, or are absolute; they are
+written with or without suffix and with `/` or `\\`. Image and label stand apart by white space, a comma, a semicolon or
+a tab; since names may have these in them, a whole line is first tried as one name. The text is UTF-8 or, with a byte
+order mark, UTF-16, as Windows writes it.
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from densesiam_seg.datasets.declaration import Dataset
+from densesiam_seg.datasets.index import Index, stem
+from densesiam_seg.errors import InputError, looked_for
+
+_APART = re.compile(r"\s*[,;\t]\s*|\s+")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line: the name of an image, of which `image` is None where it is not there; a pair also gives the label."""
+
+    line: int
+    text: str
+    name: str
+    image: Path | None
+    pair: bool = False
+    label: Path | None = None
+    """Of a pair; None where it is not there."""
+
+
+class ListReader:
+    """Reads the lists of a split, given its folders' index and the root below which they lie."""
+
+    def __init__(self, dataset: Dataset, index: Index, root: Path) -> None:
+        self.dataset = dataset
+        self.index = index
+        self.root = root
+        self.images = str(index.image_files.folder)
+        self.tops = {_inside(full(self.images)) for full in (os.path.abspath, os.path.realpath)}
+
+    def read(self, listed: Path) -> list[Entry]:
+        """The lines that are not empty. Raises InputError for no text, no line, and a line that repeats another."""
+        entries: dict[str, Entry] = {}
+        bases = (str(self.root), str(listed.parent), "")
+        for number, line in _lines(listed):
+            entry = self._entry(number, line, bases)
+            if entry.name in entries:
+                raise InputError(
+                    f"{listed}: line {number} repeats {entry.name!r} of line {entries[entry.name].line}; remove one"
+                )
+            entries[entry.name] = entry
+        if not entries:
+            raise InputError(f"{listed}: the list is empty; give {self.form()}")
+        return list(entries.values())
+
+    def form(self) -> str:
+        """What a list should look like, for an error text."""
+        return (
+            f"one name a line as below {self.index.image_files.folder}, or image and label, "
+            f"such as `NAME{self.dataset.image_suffixes[0]} NAME{self.dataset.label_suffix}`"
+        )
+
+    def _entry(self, number: int, line: str, bases: Sequence[str]) -> Entry:
+        name = self._name(line, bases)
+        if name is not None:
+            return Entry(number, line, name, self.index.image(name))
+        pairs: dict[tuple[Path, Path], Entry] = {}
+        half: Entry | None = None
+        for gap in _APART.finditer(line):
+            left, right = line[: gap.start()], line[gap.end() :]
+            name, image = self._image(left, bases)
+            if name is None:
+                continue
+            label = self._file(
+                right, self.index.label_files.folder, bases, self.dataset.label_suffix
+            )
+            entry = Entry(number, line, name, image, pair=True, label=label)
+            if image is None or label is None:
+                half = half or entry
+            else:
+                pairs[image, label] = entry
+        if len(pairs) > 1:
+            one, other, *_ = (f"{image.name!r} and {label.name!r}" for image, label in pairs)
+            raise InputError(
+                f"{line!r} (line {number}) may be {one} or {other}; set image and label apart by a tab"
+            )
+        if pairs:
+            return next(iter(pairs.values()))
+        return half or Entry(number, line, stem(line, self.dataset.image_suffixes) or line, None)
+
+    def _name(self, text: str, bases: Sequence[str]) -> str | None:
+        """The name of the image in the image folder that is meant."""
+        written = list(_spellings(text))
+        for each in written:
+            for name in (each, stem(each, self.dataset.image_suffixes)):
+                if name in self.index.images:
+                    return name
+        for some in ((self.images,), bases):
+            names = {
+                name for base in some for each in written for name in self._names_at(base, each)
+            }
+            if len(names) > 1:
+                raise InputError(
+                    f"{text!r} may be {' or '.join(sorted(names)[:2])} in {self.images}; "
+                    "write it as it is there"
+                )
+            if names:
+                return names.pop()
+        return None
+
+    def _names_at(self, base: str, path: str) -> list[str]:
+        """The images that a path may mean."""
+        place = os.path.abspath(os.path.join(base, path))  # noqa: PTH100, PTH118
+        top = self._top(place)
+        if top is None and os.path.isabs(path):  # noqa: PTH117
+            folder, name = os.path.split(place)
+            place = os.path.join(os.path.realpath(folder), name)  # noqa: PTH118
+            top = self._top(place)
+        if top is None:
+            return []
+        below = place[len(top) :].replace(os.sep, "/")
+        bare = stem(below, self.dataset.image_suffixes)
+        names = self.index.names
+        return names.like(below) or (names.like(bare) if bare else [])
+
+    def _top(self, place: str) -> str | None:
+        return next((top for top in self.tops if place.startswith(top)), None)
+
+    def _image(self, text: str, bases: Sequence[str]) -> tuple[str | None, Path | None]:
+        """Name and place of the image of a pair, which may lie anywhere."""
+        name = self._name(text, bases)
+        if name is not None:
+            return name, self.index.image(name)
+        path = self._file(text, self.index.image_files.folder, bases, "")
+        if path is None:
+            return None, None
+        root, full = (os.path.abspath(each) for each in (self.root, path))  # noqa: PTH100
+        name = full.removeprefix(_inside(root)).replace(os.sep, "/")
+        return stem(name, self.dataset.image_suffixes) or name, path
+
+    def _file(self, text: str, folder: Path, bases: Sequence[str], suffix: str) -> Path | None:
+        """The file of that path, which may lack `suffix`; the folder comes first."""
+        for some in ((str(folder),), bases):
+            places = [
+                os.path.join(base, each + end)  # noqa: PTH118
+                for base in some
+                for each in _spellings(text)
+                for end in dict.fromkeys(("", suffix))
+            ]
+            # By strings, as lists are long; `isfile` never raises.
+            found = {os.path.abspath(each): each for each in places if os.path.isfile(each)}  # noqa: PTH100, PTH113
+            if len(found) > 1 and len(set(map(os.path.realpath, found))) > 1:
+                one, other, *_ = found
+                raise InputError(f"{text!r} may be {one} or {other}; give its full path")
+            if found:
+                return Path(next(iter(found.values())))
+        return None
+
+
+def _inside(folder: str) -> str:
+    """What the paths of files below a folder begin with."""
+    return folder.rstrip(os.sep) + os.sep
+
+
+def _spellings(text: str) -> Iterator[str]:
+    """A path as it is written, without quotes, and with `/` for the separators of Windows."""
+    bare = text[1:-1] if len(text) > 2 and text[0] == text[-1] and text[0] in "\"'" else text
+    yield from dict.fromkeys((text, bare, bare.replace("\\", "/")))
+
+
+def _lines(listed: Path) -> Iterator[tuple[int, str]]:
+    """Numbers and texts of the lines that are not empty."""
+    if not listed.is_file():
+        raise InputError(
+            f"{listed}: no such list file{looked_for(listed)}; give a text file with one name a line"
+        )
+    try:
+        content = listed.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"{listed}: cannot be read ({error.strerror}); make it readable"
+        ) from error
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    if not wide and b"\0" in content:
+        raise InputError(f"{listed}: is no text, or in UTF-16 without its mark; save it as UTF-8")
+    try:
+        # Names of any bytes must survive, and file systems decode with the same handler.
+        text = content.decode("utf-16") if wide else content.decode("utf-8-sig", "surrogateescape")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{listed}: is cut or no text in UTF-16; save it as UTF-8") from error
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield number, line.strip()
