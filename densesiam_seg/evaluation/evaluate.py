@@ -33,6 +33,7 @@ from densesiam_seg.evaluation.protocol import (
     turned_notice,
 )
 from densesiam_seg.events import Notice, Progress
+from densesiam_seg.images.decoding import Decoding
 from densesiam_seg.inference.options import AS_TRAINED, Refinement
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.parallel import on_own_cores
@@ -151,7 +152,15 @@ def segmenter_events(
     reading = Reading(segmenter.card.clusters, segmenter.readout)
     masks = masks_made_by(segmenter, how)
     zoom = segmenter.network.encoder.zoom
-    return scoring_events(task, masks, [reading], task.side(segmenter), how.describe(), zoom=zoom)
+    return scoring_events(
+        task,
+        masks,
+        [reading],
+        task.side(segmenter),
+        how.describe(),
+        zoom=zoom,
+        decoding=segmenter.new_decoding(),
+    )
 
 
 def scoring_events(
@@ -162,13 +171,14 @@ def scoring_events(
     on_top: str = "",
     *,
     zoom: int = 1,
+    decoding: Decoding | None = None,
 ) -> Iterator[Notice | Progress | Evaluation]:
     """Score several masks of each image in one pass; the last events are an `Evaluation` for each of `readings`.
 
     Before them come warnings of data that may not be what they seem.
 
-    Labels are resized to the shorter side `side`, images to `zoom` times that. `on_top` describes what `masks_of` does
-    beyond the protocol.
+    Labels are resized to the shorter side `side`, images, read as `decoding` says, to `zoom` times that. `on_top`
+    describes what `masks_of` does beyond the protocol.
 
     `masks_of` is called from several threads at once, with `BATCH` images where these are of one size (the last one
     repeated where there are fewer), else with one. Raises ImageError for an image that cannot be read (counted as
@@ -177,12 +187,13 @@ def scoring_events(
     """
     dataset, scored, protocol = task.dataset, task.samples, task.protocol
     classes = len(dataset.classes)
+    decoding = decoding or Decoding()
 
     turned: dict[Sample, str] = {}
 
     def read(sample: Sample) -> tuple[Tensor, NDArray[np.uint8]] | InputError:
         try:
-            pair = prepare_sample(sample, dataset, protocol, side, zoom)
+            pair = prepare_sample(sample, dataset, protocol, side, zoom, decoding)
         except InputError as error:
             return error
         if apart := turned_apart(sample):
@@ -226,9 +237,9 @@ def scoring_events(
                 for total, more in zip(counts, result, strict=True):
                     total += more
             yield Progress("scoring", done, len(scored))
-    if turned:
-        notices += [turned_notice(turned)]
-        yield notices[-1]
+    more_notices = [turned_notice(turned)] if turned else []
+    more_notices += [Notice(line, warning=True) for line in decoding.notes.lines()]
+    yield from more_notices
     for reading, total in zip(readings, counts, strict=True):
         matching = reading.matching or match(total)
         yield Evaluation(
@@ -244,7 +255,7 @@ def scoring_events(
             matching=matching,
             scores=score(total, matching, dataset.names, dataset.kinds),
             counts=total,
-            notes=tuple(notice.text for notice in notices),
+            notes=tuple(notice.text for notice in (*notices, *more_notices)),
         )
 
 

@@ -202,6 +202,7 @@ def sample_points(
             task.protocol,
             task.side(segmenter),
             segmenter.network.encoder.zoom,
+            segmenter.decoding,
         )
 
     features: list[Tensor] = []

@@ -23,7 +23,8 @@ from densesiam_seg.datasets.labels import orientation, read_label
 from densesiam_seg.datasets.reader import Sample
 from densesiam_seg.errors import InputError, UsageError
 from densesiam_seg.events import Notice
-from densesiam_seg.images.decode import load_image
+from densesiam_seg.images.decode import PLAIN, load_image
+from densesiam_seg.images.decoding import Decoding
 from densesiam_seg.inference.options import AS_TRAINED, Refinement
 from densesiam_seg.inference.refinement import refined
 from densesiam_seg.inference.segmenter import Segmenter, working_size
@@ -77,14 +78,19 @@ ReadOut = Callable[[Tensor], Tensor]
 
 
 def prepare_sample(
-    sample: Sample, dataset: Dataset, protocol: Protocol, side: int, zoom: int = 1
+    sample: Sample,
+    dataset: Dataset,
+    protocol: Protocol,
+    side: int,
+    zoom: int = 1,
+    decoding: Decoding = PLAIN,
 ) -> tuple[Tensor, NDArray[np.uint8]]:
     """Image and label, resized and cropped: uint8 (3, h, w), and class ids (H, W) with 255 ignored.
 
     The image's sides have `zoom` times `side`, as some networks read it so. Raises ImageError for a file that cannot be
     read and InputError for a label that fits neither image nor dataset.
     """
-    image = load_image(sample.image)
+    image = load_image(sample.image, decoding)
     label = read_label(dataset, sample.label)
     height, width = image.shape[-2:]
     if label.shape != (height, width):

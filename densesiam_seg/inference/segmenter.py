@@ -11,6 +11,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from densesiam_seg.clustering.kmeans import Centroids, unit_features
 from densesiam_seg.clustering.merging import Merges, cut, is_tree
 from densesiam_seg.errors import InputError, ModelError, UsageError
 from densesiam_seg.images.decode import load_reduced
-from densesiam_seg.images.decoding import Decoding
+from densesiam_seg.images.decoding import Decoding, Notes
 from densesiam_seg.images.pixels import rgb_planes
 from densesiam_seg.inference.model_card import (
     FORMAT,
@@ -134,6 +135,10 @@ class Segmenter:
         replace_json(folder / "clusters.json", [cluster.entry() for cluster in self.clusters])
         replace_json(folder / "config.json", {"format": FORMAT, **asdict(self.card)})
         return folder
+
+    def new_decoding(self, **changes: Any) -> Decoding:
+        """How image files are read, with notes of its own; `changes` are of other fields."""
+        return replace(self.decoding, notes=Notes(), **changes)
 
     @property
     def readout(self) -> str:

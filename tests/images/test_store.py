@@ -174,7 +174,9 @@ class TestNotes:
 
     def test_a_stretch_spreads_what_the_set_uses(self, deep: Path, tmp_path: Path) -> None:
         Image.new("L", (4, 4)).save(deep / "a.tif")
-        (deep / "a.tif").write_bytes((deep / "a.tif").read_bytes()[:20])  # told when all are decoded
+        (deep / "a.tif").write_bytes(
+            (deep / "a.tif").read_bytes()[:20]
+        )  # told when all are decoded
         low, high = used_range(scan([deep]), Decoding())
         # Each image is a ramp: the 1st and 99th percentile of three ramps to 1000, 1500 and 2000.
         assert low == pytest.approx(14 / 65535, abs=3 / 65535)
@@ -183,7 +185,7 @@ class TestNotes:
         list(store.prepare())
         assert not [line for line in store.notes if "--stretch" in line]
         (batch,) = store.batches([(2,)])
-        assert batch.images.max() == 255 and batch.images.min() < 20
+        assert batch.images.max() > 240 and batch.images.min() < 20
 
     def test_equal_values_have_a_range(self, tmp_path: Path) -> None:
         Image.new("L", (4, 4), 51).save(tmp_path / "a.png")

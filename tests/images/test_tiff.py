@@ -28,7 +28,6 @@ from tiff_files import (
 from densesiam_seg.errors import ImageError
 from densesiam_seg.images.decode import image_size, load_image
 from densesiam_seg.images.decoding import Decoding
-from densesiam_seg.images.labels import load_label
 
 SHADES = np.arange(32)
 
@@ -60,6 +59,7 @@ def test_integers_of_every_form_are_shown_or_refused_by_name(tmp_path: Path) -> 
         samples=st.integers(1, 5),
         extra=st.sampled_from([None, 0, 1, 2]),
         planar=st.booleans(),
+        deflated=st.booleans(),
         order=st.sampled_from("<>"),
         big=st.booleans(),
         seed=st.integers(0, 2**16),
@@ -71,6 +71,7 @@ def test_integers_of_every_form_are_shown_or_refused_by_name(tmp_path: Path) -> 
         samples: int,
         extra: int | None,
         planar: bool,
+        deflated: bool,
         order: str,
         big: bool,
         seed: int,
@@ -81,7 +82,8 @@ def test_integers_of_every_form_are_shown_or_refused_by_name(tmp_path: Path) -> 
         marks = [extra, *[0] * (more - 1)] if extra is not None and more else None
         full = min(2 ** (bits - (kind == SIGNED)) - 1, 65535)
         values = np.random.default_rng(seed).integers(0, full, (3, 5, samples), endpoint=True)
-        made = page(values, bits, kind=kind, photometric=photometric, extra=marks, planar=planar)
+        form: dict[str, Any] = {"planar": planar, "deflated": deflated}
+        made = page(values, bits, kind=kind, photometric=photometric, extra=marks, **form)
         path = write_tiff(tmp_path / "a.tif", made, order=order, big=big)
         try:
             found = load_image(path).permute(1, 2, 0).numpy()
@@ -268,19 +270,3 @@ def test_what_is_not_supported_is_named_and_what_is_damaged_is_not_guessed(tmp_p
     assert COUNTS not in empty["tags"]
     wide = page(np.zeros((1, 1, 3)), 16, tags={256: 30_000, 257: 2_000, 277: 60, 258: [16] * 60})
     assert reason_of(load_image, write_tiff(tmp_path / "d.tif", wide)) == "too-large"
-
-
-def test_labels_of_any_integer_are_as_stored(tmp_path: Path) -> None:
-    numbers = np.array([[-1, 0, 300, 32767]])
-    for bits in (16, 32):
-        path = write_tiff(tmp_path / "a.tif", page(numbers, bits, kind=SIGNED))
-        np.testing.assert_array_equal(load_label(path), numbers)
-    path = write_tiff(tmp_path / "b.tif", page(np.array([[0, 65535]]), 16), order=">", big=True)
-    np.testing.assert_array_equal(load_label(path), [[0, 65535]])
-    for made in (
-        page(np.ones((1, 4), np.float32), 32, kind=FLOAT),
-        page(np.ones((1, 4)), 16, photometric=0),
-        page(np.array([[2**32 - 1]]), 32),
-        page(np.ones((1, 4, 4)), 16),
-    ):
-        assert reason_of(load_label, write_tiff(tmp_path / "c.tif", made)) == "bad-values"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ def page(
     photometric: int | None = None,
     extra: Sequence[int] | None = None,
     planar: bool = False,
+    deflated: bool = False,
     tags: Mapping[int, Any] | None = None,
 ) -> dict[str, Any]:
     """A page of `values` (H, W) or (H, W, C) for `write_tiff`; `tags` are further ones, text or numbers."""
@@ -33,7 +35,7 @@ def page(
         WIDTH: width,
         HEIGHT: height,
         BITS: [bits] * samples,
-        COMPRESSION: 1,
+        COMPRESSION: 8 if deflated else 1,
         PHOTOMETRIC: (2 if samples >= 3 else 1) if photometric is None else photometric,
         SAMPLES: samples,
         ROWS: height,
@@ -43,7 +45,8 @@ def page(
     if extra is not None:
         own[EXTRA] = list(extra)
     planes = np.moveaxis(values, 2, 0)[..., None] if planar else values[None]
-    return {"tags": own | dict(tags or {}), "planes": planes, "bits": bits, "kind": kind}
+    form = {"bits": bits, "kind": kind, "deflated": deflated}
+    return {"tags": own | dict(tags or {}), "planes": planes, **form}
 
 
 def write_tiff(path: Path, *pages: dict[str, Any], order: str = "<", big: bool = False) -> Path:
@@ -63,6 +66,8 @@ def _append(data: bytearray, each: dict[str, Any], place: int, order: str, big: 
     offsets, counts = [], []
     for plane in each["planes"]:
         strip = _packed(plane, each["bits"], each["kind"], order)
+        if each["deflated"]:
+            strip = zlib.compress(strip)
         offsets.append(len(data))
         counts.append(len(strip))
         data += strip
@@ -106,8 +111,8 @@ def _packed(values: NDArray[Any], bits: int, kind: int, order: str) -> bytes:
     """Rows (H, W, C) as TIFF stores them: whole bytes in the file's order, other widths as a stream of bits."""
     if kind == FLOAT:
         return values.astype(f"{order}f{bits // 8}").tobytes()
-    if bits in (8, 16, 32):
-        return (values.astype(np.int64) & (2**bits - 1)).astype(f"{order}u{bits // 8}").tobytes()
+    if bits in (8, 16, 32, 64):
+        return values.astype(f"{order}{'i' if kind == SIGNED else 'u'}{bits // 8}").tobytes()
     rows = []
     for row in values.reshape(len(values), -1):
         text = "".join(format(int(v) & (2**bits - 1), f"0{bits}b") for v in row)
