@@ -24,7 +24,7 @@ from grid import grid
 from jobs import Children, Job, Means
 from report import Line, ablation_table, card, class_table, score_table, summary
 from rows import ROWS, Row, ablation_rows
-from tasks import DATASETS, SCENES, Task, load_task
+from tasks import DATASETS, SCENES, SIDE, Task, load_task
 
 from densesiam_seg.errors import DenseSiamError
 from densesiam_seg.io.files import make_folder, replace_file, replace_json, replace_text
@@ -45,7 +45,10 @@ def main() -> None:
     names = list(dict.fromkeys(asked.datasets))
     roots = {"camvid": asked.camvid, "coco": asked.coco, SCENES: asked.out / SCENES}
     try:
-        tasks = [load_task(n, roots[n], "train" if asked.ablation else "val") for n in names]
+        tasks = [
+            load_task(n, roots[n], "train" if asked.ablation else "val", asked.image_size)
+            for n in names
+        ]
     except DenseSiamError as error:
         sys.exit(f"{error} (--camvid and --coco name the folders, --datasets leaves one out)")
     means = Means(
@@ -81,6 +84,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="0 1 2 unless given")
     parser.add_argument("--quick", action="store_true", help="fewer steps, one seed")
     parser.add_argument("--ablation", action="store_true", help="parts of the recipe instead")
+    parser.add_argument("--image-size", type=int, default=SIDE, help="of all sets but the scenes")
     parser.add_argument("--jobs", type=int, default=2, help="rows at the same time")
     parser.add_argument("--threads", type=int, default=1, help="of each row")
     parser.add_argument("--device", default="cpu")
@@ -176,6 +180,7 @@ def command(asked: argparse.Namespace, seeds: Sequence[int]) -> str:
     """The command that makes these tables, without this machine's folders."""
     parts = ["python benchmarks/accuracy --camvid DIR --coco DIR"]
     parts += [f"--{name}" for name in ("quick", "ablation") if getattr(asked, name)]
+    parts += [f"--image-size {asked.image_size}"] if asked.image_size != SIDE else []
     parts += [f"--seeds {' '.join(map(str, seeds))}", f"--threads {asked.threads}"]
     return " ".join(parts)
 

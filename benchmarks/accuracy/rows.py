@@ -121,7 +121,9 @@ ROWS: Mapping[str, Row] = {
     "start": Row(
         "ours without training", replace(OURS, settings={**PACKAGED, "epochs": 0}), "start"
     ),
+    "steps-50": Row("ours after 50 steps", replace(OURS, steps=50), "50 steps"),
     "ours": Row("ours: `train` as it comes, PAMR included", OURS, "ours"),
+    "steps-200": Row("ours after 200 steps", replace(OURS, steps=200), "200 steps"),
 }
 
 ABLATIONS: Mapping[str, Mapping[str, Any]] = {

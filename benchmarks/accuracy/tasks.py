@@ -66,13 +66,12 @@ class Task:
         }
 
 
-def load_task(name: str, root: Path, split: str = "val") -> Task:
-    """A data set of `DATASETS` below `root`, `picie` protocol. Raises InputError for data that are not there.
+def load_task(name: str, root: Path, split: str = "val", side: int = SIDE) -> Task:
+    """A data set of `DATASETS` below `root`, `picie` protocol at `side` px. Raises InputError where data are missing.
 
     The demo's scenes are drawn where they are not, always with the same seed.
     """
     declared: str | Path = DATASETS[name]
-    side = SIDE
     if name == SCENES:
         declared, side = root / declared, SETTINGS["image_size"]
         if not declared.exists():
