@@ -21,7 +21,18 @@ State = Literal["ok", "note", "broken"]
 
 
 NEEDED = [
-    *("numpy", "scipy", "pillow", "pydantic", "typer", "rich", "safetensors", "matplotlib", "timm"),
+    *(
+        "numpy",
+        "scipy",
+        "pillow",
+        "tifffile",
+        "imagecodecs",
+        "pydantic",
+        "typer",
+        "rich",
+        "safetensors",
+    ),
+    *("matplotlib", "timm"),
     *(package.replace("_", "-") for package in PACKAGED.values()),
 ]
 """What the program stands on beside torch, torchvision and FAISS, which have checks of their own."""
