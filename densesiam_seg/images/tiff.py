@@ -38,6 +38,8 @@ _ASSOCIATED, _UNASSOCIATED = 1, 2
 _UNSIGNED, _SIGNED, _FLOAT, _UNDEFINED = 1, 2, 3, 4
 _BY_PILLOW = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946})
 """Compressions that Pillow is built with: none, fax, LZW, JPEG, deflate, PackBits."""
+_BY_TIFFFILE = frozenset({1, 5, 8, 32773, 32946, 34925, 34926, 50000, 50001})
+"""None, LZW, deflate, PackBits, LZMA, Zstandard, WebP. Others decode to whatever size their data claim."""
 
 # tifffile logs what it passes over in a damaged file; what matters is raised, or checked below.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
@@ -116,12 +118,12 @@ class Page:
     def picture(self) -> Samples:
         """Decode to the bands that are asked for, upright. Raises `ImageError` naming what is not supported."""
         page, full = self.page, self._full()
-        total, extra = int(page.samplesperpixel), tuple(page.extrasamples)
+        values, _ = self.stored()
+        total, extra = values.shape[2], tuple(page.extrasamples)
         marked = [i for i, kind in enumerate(extra) if kind in (_ASSOCIATED, _UNASSOCIATED)]
         alpha = total - len(extra) + marked[0] if marked else None
         bands = [place for place in range(total) if place != alpha]
         shown = [bands[k] for k in self.decoding.places(self.name, len(bands), self.bits)]
-        values, _ = self.stored()
         if alpha is not None:
             shown.append(alpha)
         if shown != list(range(total)):
@@ -180,9 +182,7 @@ class Page:
             or (16 < bits < 32 and self._format != _FLOAT)
         ):
             raise self._unsupported("such samples")
-        from tifffile import TIFF
-
-        if page.compression not in TIFF.DECOMPRESSORS:
+        if page.compression not in _BY_TIFFFILE:
             raise self._unsupported(f"compression {_named(page.compression)}")
         match self._format:
             case 3:
