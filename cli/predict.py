@@ -127,7 +127,7 @@ def _show(
         )
     kept = f", {work.done} kept" if work.done else ""
     if done or work.done:
-        where = work.targets[0] if len(work.targets) == 1 else work.folder
+        where = done[0].mask if done and len(work.targets) == 1 else work.folder
         console.say(f"{len(done)} {'mask' if len(done) == 1 else 'masks'} written{kept}: {where}")
     error = overall_error(results, skipped, work.done)
     if error is not None:

@@ -149,6 +149,13 @@ class _Scanner:
                 found.outputs += images_below(folder)
                 return
             start = _inside(folder)
+            for name in folders:
+                path = start + name
+                if name.startswith(".") and not is_system_folder(name):
+                    found.hidden += 1
+                elif not self._left_out(path, found):
+                    link = self.follow_links and os.path.islink(path)  # noqa: PTH114
+                    (linked if link else waiting).append(path)
             below = start[len(found.root) :]
             written = noted_outputs(Path(folder)) if OUTPUTS in files else ()
             for name in files:
@@ -159,13 +166,6 @@ class _Scanner:
                         found.outputs += 1
                     else:
                         found.add_image(below + name)
-            for name in folders:
-                path = start + name
-                if name.startswith(".") and not is_system_folder(name):
-                    found.hidden += 1
-                elif not self._left_out(path, found):
-                    link = self.follow_links and os.path.islink(path)  # noqa: PTH114
-                    (linked if link else waiting).append(path)
 
     def _left_out(self, folder: str, found: Candidates) -> bool:
         """Whether a folder that was met on the way is passed over, which is then counted."""

@@ -10,7 +10,7 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -316,6 +316,9 @@ class _Job:
         except OutputError as error:
             if not concerns_one_file(error):
                 raise
+            if self.overlays:  # no overlay without its mask
+                with suppress(OSError):
+                    overlay_path(target).unlink(missing_ok=True)
             return Predicted(source, None, error)
         return Predicted(source, target)
 
