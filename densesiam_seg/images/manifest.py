@@ -160,7 +160,7 @@ class Manifest:
                 array("q", map(int, data["sizes"])),
                 array("q", map(int, data["mtimes_ms"])),
                 tuple(Skipped(**item) for item in data["skipped"]),
-                PassedOver(**data.get("passed_over", {}))  # runs of before have none,
+                PassedOver(**data.get("passed_over", {})),  # runs of before have none,
             )
             if manifest.digest != data["digest"]:
                 raise ValueError("its digest does not fit")

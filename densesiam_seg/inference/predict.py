@@ -155,7 +155,9 @@ def fitting_names(names: Sequence[str], longest: int) -> list[str]:
     taken: set[str] = set()
     for name in names:
         found = name
-        if len(os.fsencode(name)) > longest:  # a path that is as short as that has no part that is longer
+        if (
+            len(os.fsencode(name)) > longest
+        ):  # a path that is as short as that has no part that is longer
             digits = 8
             while (found := _cut(name, longest, digits)) in taken:
                 digits *= 2
@@ -350,9 +352,7 @@ def overall_error(
         return errors[0]
     if len(messages) == total:
         if not skipped and all(isinstance(error, OutputError) for error in errors):
-            return OutputError(
-                f"none of the {total} masks could be written, first: {messages[0]}"
-            )
+            return OutputError(f"none of the {total} masks could be written, first: {messages[0]}")
         return InputError(f"none of the {total} images could be read, first: {messages[0]}")
     return PartialError(
         f"{len(messages)} of {total} images failed, the others are done; first: {messages[0]}"

@@ -67,8 +67,10 @@ def new_run_folder(
         if not read_status(folder):
             raise UsageError(f"--out {folder}: holds no run to resume; leave --resume out")
         return folder
-    if out is not None and means_a_file(out):
-        raise UsageError(f"--out {out}: a run is a folder, and this is called like a file; give a folder")
+    if out is not None and means_a_file(out) and not os.path.exists(out):  # noqa: PTH110
+        raise UsageError(
+            f"--out {out}: a run is a folder, and this is called like a file; give a folder"
+        )
     folder = out if out is not None else _stamped_folder(base)
     try:
         folder.mkdir(parents=True, exist_ok=True)

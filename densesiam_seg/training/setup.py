@@ -136,9 +136,7 @@ def resumed(run: Run, given: Mapping[str, Any]) -> Generator[Event, None, Traini
             )
     if read_status(run.folder).get("status") == "done":
         yield Notice("this run had finished; nothing to do")
-        yield Trained(
-            run.folder, run.folder / "model", None, True, asdict(manifest.passed_over)
-        )
+        yield Trained(run.folder, run.folder / "model", None, True, asdict(manifest.passed_over))
         return None
     edited = manifest.changed()
     if edited:

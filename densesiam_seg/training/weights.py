@@ -278,7 +278,9 @@ def _load_tensors(path: Path) -> dict[str, dict[str, Tensor]]:
     except Exception as error:
         # torch.load raises many classes, none of which tells the user more than what it refuses to unpickle.
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
-        why = f"{type(error).__name__}: it holds a {refused[1]}" if refused else type(error).__name__
+        why = (
+            f"{type(error).__name__}: it holds a {refused[1]}" if refused else type(error).__name__
+        )
         raise _refusal(path, f" ({why})") from error
     parts: dict[str, dict[str, Tensor]] = {}
     waiting: deque[tuple[str, int, Any]] = deque([("", 0, content)])
@@ -317,9 +319,7 @@ def find_weights(
     several places hold the whole backbone, words tell apart those of self-supervised training (`_liking`). Raises
     ModelError where none holds it, or where it cannot be told which is meant.
     """
-    wanted = [
-        key for key in backbone.plain.state_dict() if not key.endswith("num_batches_tracked")
-    ]
+    wanted = [key for key in backbone.plain.state_dict() if not key.endswith("num_batches_tracked")]
     found: dict[tuple[str, str], Mapping[str, Tensor]] = {}
     nearest: Mapping[str, Tensor] | None = None
     fewest = len(wanted) + 1

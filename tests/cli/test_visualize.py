@@ -87,6 +87,7 @@ class TestSheet:
         assert (code, error) == (0, "")
         value = json.loads(text)
         clusters = value.pop("clusters")
+        assert value.pop("passed_over")["repeated"] == 0
         assert value == {
             "picture": str(out), "images": [str(images / name) for name in NAMES], "shown": [3], "failed": [],
             "skipped": [],

@@ -171,7 +171,9 @@ class TestOwnOutputs:
     @pytest.mark.parametrize("item", [".", "*", "**/*"])
     def test_noted_files_and_runs_are_left_out(self, tmp_path: Path, item: str) -> None:
         """But what somebody else put beside the masks is not."""
-        touch(tmp_path, "a.jpg", "a.png", "a_overlay.jpg", "m/a.png", "m/mine.jpg", "r/report/1.png")
+        touch(
+            tmp_path, "a.jpg", "a.png", "a_overlay.jpg", "m/a.png", "m/mine.jpg", "r/report/1.png"
+        )
         note_outputs(tmp_path, ["a.png", "a_overlay.jpg"])
         note_outputs(tmp_path / "m", ["a.png"])
         write_status(tmp_path / "r", "done")

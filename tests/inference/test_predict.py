@@ -73,9 +73,7 @@ def predict(
 
 
 def reasons(results: Sequence[Predicted]) -> list[str | None]:
-    return [
-        result.error and (getattr(result.error, "reason", "not-written")) for result in results
-    ]
+    return [result.error and (getattr(result.error, "reason", "not-written")) for result in results]
 
 
 def mask_of(path: Path) -> NDArray[np.integer]:
