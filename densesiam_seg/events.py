@@ -129,7 +129,7 @@ class Trained:
     last: EpochRecord | None
     complete: bool
     """False when the time limit came first; `resume` goes on from there."""
-    passed_over: Mapping[str, Any] = field(default_factory=dict)
+    passed_over: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """What lay among the images and was not taken (`images.manifest.PassedOver`)."""
 
 

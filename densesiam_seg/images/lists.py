@@ -33,11 +33,8 @@ def lines_of(label: str, data: bytes) -> list[str]:
 
 
 def _decoded(label: str, data: bytes) -> str:
-    for mark, coding in _MARKS:
-        if data.startswith(mark):
-            break
-    else:
-        mark, coding = b"", "utf-8"
+    known = (each for each in _MARKS if data.startswith(each[0]))
+    mark, coding = next(known, (b"", "utf-8"))
     if coding == "utf-8":
         return os.fsdecode(data[len(mark) :])
     try:

@@ -66,7 +66,7 @@ class Plan:
     failures: Path | None = None
     """Where a job of several images lists those that failed."""
     noted: bool = False
-    """Whether the folder keeps a note of the files written there (`io.outputs`): not for a mask with a name of its own."""
+    """Whether folders keep a note of the files written there (`io.outputs`), as they do unless `out` names the mask."""
     shortened: int = 0
     """Names of masks that had to be cut, as the disk takes none of their length."""
 
@@ -212,7 +212,8 @@ def predict_events(
     not depend on the other images or the number of cores; another batch size may round its logits differently. Images
     that cannot be read, or whose own files cannot be written, are reported as events and listed in `failed.jsonl`.
 
-    Raises UsageError, OutputError for a disk that takes no more, and StoppedError when a signal asks to stop: every mask on the disk is whole.
+    Raises UsageError, OutputError for a disk that takes no more, and StoppedError when a signal asks to stop: every
+    mask on the disk is whole.
     """
     if batch_size is not None and not 1 <= batch_size <= MAX_BATCH_SIZE:
         raise UsageError(f"--batch-size {batch_size}: must be 1 to {MAX_BATCH_SIZE}, or auto")
@@ -235,12 +236,15 @@ def predict_events(
     with stop_requests() as stop, closing(on_own_cores(job.do, until_stopped())) as found:
         for result in _in_order(found):
             if result.error is not None and work.failures is not None:
-                error = result.error
-                reason = error.reason if isinstance(error, ImageError) else "not-written"
-                message = str(error)
                 with Records(work.failures) as records:
-                    records.append({"path": result.image, "reason": reason, "message": message})
+                    records.append(_failure(result.image, result.error))
             yield result
+
+
+def _failure(image: str, error: ImageError | OutputError) -> dict[str, str]:
+    """The record of an image that failed."""
+    reason = error.reason if isinstance(error, ImageError) else "not-written"
+    return {"path": image, "reason": reason, "message": str(error)}
 
 
 def _prepare_folders(work: Plan, overlays: bool) -> dict[Path, OutputError]:

@@ -35,7 +35,7 @@ FILE_SUFFIXES = frozenset(
     | {".txt", ".xml", ".yaml", ".yml", ".toml", ".zip", ".tar", ".gz", ".tgz", ".7z"}
     | {".pth", ".pt", ".ckpt", ".onnx", ".safetensors", ".pkl"}
 )
-"""Suffixes by which people mean a file: pictures, arrays, tables, archives, weights. No folder is created under them."""
+"""Suffixes by which people mean a file: pictures, arrays, tables, archives, weights. No folder is created so."""
 
 _OF_THE_DISK = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENODEV, errno.ENXIO, errno.ESTALE}

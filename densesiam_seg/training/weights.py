@@ -51,8 +51,8 @@ def load_encoder(encoder: Encoder, name: str, weights: str) -> str:
     from torch's cache, else fetched once; for a model of timm the weights that timm publishes under its name. `auto`:
     the packaged ones where there are any, else as `imagenet`, but none where they cannot be had. `none`: the initial
     weights stay. Otherwise the path of a `.safetensors` file or of one that `torch.save` wrote, whose tensors have the
-    library's names (for timm also those of official checkpoints), alone or behind a prefix that all share (`find_weights`);
-    or a run or model directory of this program, whose decoder is taken over too where it has the same channels. Raises
+    library's names (for timm also those of official checkpoints), alone or behind one prefix (`find_weights`); or a run
+    or model directory of this program, whose decoder is taken over too where it has the same channels. Raises
     UsageError and ModelError.
     """
     if weights == "none":
@@ -65,10 +65,8 @@ def load_encoder(encoder: Encoder, name: str, weights: str) -> str:
     if path.is_dir():
         return _copy_encoder(encoder, name, path)
     backbone = encoder.backbone
-    if path.suffix.lower() == ".safetensors":
-        parts = {"": read_safetensors(path)}
-    else:
-        parts = _read_archive(path)
+    plain = path.suffix.lower() == ".safetensors"
+    parts = {"": read_safetensors(path)} if plain else _read_archive(path)
     tensors, note = find_weights(parts, backbone, name, path)
     _fill(backbone.plain, tensors, path)
     return f"weights: {path}{note}"
@@ -240,14 +238,14 @@ def _digest(path: Path) -> str:
 
 
 def _read_archive(path: Path) -> dict[str, dict[str, Tensor]]:
-    """The state dicts in a file of `torch.save` that is a plain, uncompressed zip archive, as `_load_tensors` has them."""
+    """The state dicts (as of `_load_tensors`) in a file of `torch.save` that is a plain, uncompressed zip archive."""
     try:
         with path.open("rb") as file:
             start = file.read(len(_LEGACY))
         if start == _LEGACY:
             raise ModelError(
-                f"{path}: not a torchvision state dict in today's format: saved by torch < 1.6; load and save it again with "
-                "torch.save(torch.load(path, map_location='cpu', weights_only=True), path)"
+                f"{path}: not a torchvision state dict in today's format: saved by torch < 1.6; load and save it again "
+                "with torch.save(torch.load(path, map_location='cpu', weights_only=True), path)"
             )
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -315,7 +313,7 @@ def find_weights(
 ) -> tuple[Mapping[str, Tensor], str]:
     """The tensors of a backbone (called `name`) among the state dicts of a file, and what to tell of their place.
 
-    In each of the dicts all names may begin with one prefix, such as `module.` or `backbone.`, which is taken off. Where
+    In each of the dicts names may begin with one prefix, such as `module.` or `backbone.`, which is taken off. Where
     several places hold the whole backbone, words tell apart those of self-supervised training (`_liking`). Raises
     ModelError where none holds it, or where it cannot be told which is meant.
     """
@@ -430,8 +428,8 @@ def _no_fit(
     if problem is not None:
         text = " ".join(f"{type(problem).__name__}: {problem}".split())
         return ModelError(
-            f"{path}: not weights that timm knows for {name} ({text}); wanted are {wanted[0]}, …, there are {there}, …; "
-            f"{remedy}"
+            f"{path}: not weights that timm knows for {name} ({text}); wanted are {wanted[0]}, …, "
+            f"there are {there}, …; {remedy}"
         )
     return ModelError(
         f"{path}: has no tensor {wanted[0]}, nor the others behind one prefix; there are {there}, …; {remedy}"

@@ -12,10 +12,9 @@ from typing import Annotated, Any
 
 import pytest
 import typer
+from program import RUNS, Cli, Patch, refused
 from rich.text import Text
 from typer.testing import CliRunner
-
-from program import RUNS, Cli, Patch, refused
 
 from densesiam_seg import __version__
 from densesiam_seg.cli import app as app_module
@@ -27,15 +26,15 @@ from densesiam_seg.errors import (
 )
 
 RUN = (
-    "images --follow-links --out/-o --overwrite --resume --config --init-from --max-bad --json --quiet/-q --help-all --preset "
-    "--max-time"
+    "images --follow-links --out/-o --overwrite --resume --config --init-from --max-bad --json --quiet/-q --help-all "
+    "--preset --max-time"
 )
 OPTIONS = {
     "": "--version --debug --install-completion --show-completion",
     "train": RUN,
-    "predict": "images --model/-m --follow-links --out/-o --overlay --overwrite --resume --json --quiet/-q --batch-size/-b "
-    "--readout --clusters/-k --fit-images --over-clusters --flip --scales --refine --seed --device --precision "
-    "--max-pixels",
+    "predict": "images --model/-m --follow-links --out/-o --overlay --overwrite --resume --json --quiet/-q "
+    "--batch-size/-b --readout --clusters/-k --fit-images --over-clusters --flip --scales --refine --seed --device "
+    "--precision --max-pixels",
     "evaluate": "dataset --root --model/-m --split --list --allow-missing --out/-o --overwrite --json "
     "--quiet/-q --protocol --image-size --readout --clusters/-k --fit-images --over-clusters --flip --scales "
     "--refine --seed --device --precision",

@@ -77,7 +77,8 @@ class TestSettings:
         )  # fmt: skip
         assert given == {
             "images": ["a", "b"], "out": Path("o"), "preset": "fast", "max_time": 120.0, "max_bad": 0.5,
-            "init_from": Path("m"), "resume": False, "overwrite": True, "follow_links": True, "region_stop_gradient": True,
+            "init_from": Path("m"), "resume": False, "overwrite": True, "follow_links": True,
+            "region_stop_gradient": True,
         }  # fmt: skip
 
     def test_resume_needs_no_images(self, call: Call, cli: Cli, command: str) -> None:

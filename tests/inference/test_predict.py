@@ -48,7 +48,6 @@ from densesiam_seg.inference.predict import (
     predict_events,
 )
 from densesiam_seg.inference.segmenter import Segmenter
-from densesiam_seg.io import files as io_files
 from densesiam_seg.io.outputs import OUTPUTS, noted_outputs
 
 
@@ -73,7 +72,9 @@ def predict(
 
 
 def reasons(results: Sequence[Predicted]) -> list[str | None]:
-    return [result.error and (getattr(result.error, "reason", "not-written")) for result in results]
+    """As in the list of failures."""
+    errors = [result.error for result in results]
+    return [error and getattr(error, "reason", "not-written") for error in errors]  # type: ignore[misc]
 
 
 def mask_of(path: Path) -> NDArray[np.integer]:
@@ -370,7 +371,7 @@ class TestWhatCannotBeWritten:
                 raise OSError(number, os.strerror(number), str(path))
             return replace(path, target)
 
-        monkeypatch.setattr(io_files.Path, "replace", refuse)
+        monkeypatch.setattr(Path, "replace", refuse)
         if own:
             results = predict(segmenter, [images], tmp_path / "out")
             assert reasons(results) == [None, "not-written", None]
