@@ -43,7 +43,7 @@ from densesiam_seg.io.files import (
     output_error,
     replace_file,
 )
-from densesiam_seg.io.outputs import note_outputs
+from densesiam_seg.io.outputs import lies_among, note_outputs
 from densesiam_seg.io.parallel import device_lock, on_own_cores
 from densesiam_seg.io.records import Records
 from densesiam_seg.io.signals import stop_requests
@@ -66,7 +66,7 @@ class Plan:
     failures: Path | None = None
     """Where a job of several images lists those that failed."""
     noted: bool = False
-    """Whether folders keep a note of the files written there (`io.outputs`), as they do unless `out` names the mask."""
+    """Whether folders keep a note of the files written there (`io.outputs`), so that they are no inputs later."""
     shortened: int = 0
     """Names of masks that had to be cut, as the disk takes none of their length."""
 
@@ -126,7 +126,7 @@ def plan(
         tuple(target for _, target in left),
         done=len(sources) - len(left),
         failures=folder / FAILED if len(sources) > 1 else None,
-        noted=not single,
+        noted=not single or lies_among(out, manifest.root),
         shortened=shortened,
     )
 

@@ -308,9 +308,11 @@ class TestPredict:
     def test_what_was_written_is_noted(
         self, segmenter: Segmenter, images: Path, tmp_path: Path
     ) -> None:
-        """So that it is no input of the next run, even in a folder of images; a mask with its own name is not."""
+        """So that it is no input of the next run; a mask with its own name only in a folder of images."""
         predict(segmenter, [images / "a.jpg"], tmp_path / "mask.png")
         assert not (tmp_path / OUTPUTS).exists()
+        predict(segmenter, [images / "a.jpg"], images / "new" / "mask.png")
+        assert noted_outputs(images / "new") == {"mask.png"}
         predict(segmenter, [images / "a.jpg", images / "deep"], images, overlays=True)
         assert noted_outputs(images) == {"a.png", "a_overlay.jpg"}
         assert noted_outputs(images / "deep" / "er") == {"c.png", "c_overlay.jpg"}
