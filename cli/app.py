@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Annotated
+from typing import Annotated, Any, TextIO, cast
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from densesiam_seg import __version__
 from densesiam_seg.cli import (
@@ -23,8 +26,33 @@ from densesiam_seg.cli import (
 )
 from densesiam_seg.errors import DenseSiamError, one_line
 
+_TAG = re.compile(r"(\\*)(\[[a-zA-Z#/@][^\[\]]*\])")
+"""What Rich takes for markup, as `rich.markup.escape` has it, whose import takes longer than the rest of the start."""
+
+
+class _Literal:
+    """A command whose help is shown as it is written: Rich would read `[timm]` as markup and leave it out."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        for each in (self, *cast("Sequence[Any]", self.params)):  # type: ignore[attr-defined]
+            for name in ("help", "short_help", "epilog"):
+                text = getattr(each, name, None)
+                if text:
+                    setattr(each, name, _TAG.sub(r"\1\1\\\2", text))
+
+
+class _Command(_Literal, TyperCommand):
+    """A command with such a help."""
+
+
+class _Group(_Literal, TyperGroup):
+    """The program with such a help."""
+
+
 app = typer.Typer(
     name="densesiam-seg",
+    cls=_Group,
     help="Semantic segmentation from unlabelled images (DenseSiam, ECCV 2022).\n\n"
     "Start with `densesiam-seg demo`, or with your own pictures: `densesiam-seg train images/`, then "
     "`densesiam-seg predict img.jpg --out mask.png`.",
@@ -35,16 +63,16 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("train")(train.train)
-app.command("predict")(predict.command)
-app.command("evaluate")(evaluate.evaluate)
-app.command("pretrain")(train.pretrain)
-app.command("probe")(evaluate.probe)
-app.command("visualize")(visualize.command)
-app.command("export")(export.command)
-app.command("study")(study.command)
-app.command("demo")(demo.command)
-app.command("doctor")(doctor.command)
+app.command("train", cls=_Command)(train.train)
+app.command("predict", cls=_Command)(predict.command)
+app.command("evaluate", cls=_Command)(evaluate.evaluate)
+app.command("pretrain", cls=_Command)(train.pretrain)
+app.command("probe", cls=_Command)(evaluate.probe)
+app.command("visualize", cls=_Command)(visualize.command)
+app.command("export", cls=_Command)(export.command)
+app.command("study", cls=_Command)(study.command)
+app.command("demo", cls=_Command)(demo.command)
+app.command("doctor", cls=_Command)(doctor.command)
 
 
 def _print_version(wanted: bool) -> None:
@@ -72,9 +100,12 @@ def options(
 
 def main() -> None:
     """Run the program and leave with the documented exit code."""
+    _replace_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A name that the terminal's encoding lacks must not end the program.
         sys.stdout.reconfigure(errors="backslashreplace")
+    sys.stdout = cast("TextIO", _Stream(sys.stdout, BrokenPipeError))
+    sys.stderr = cast("TextIO", _Stream(sys.stderr, OSError))
     code = 0
     try:
         code = _run(debug="--debug" in sys.argv[1:2])
@@ -83,7 +114,7 @@ def main() -> None:
         # Everything that writes files turns these into our own errors; what is left is stdout.
         if error.filename is not None:
             raise
-        code = _stdout_lost(error, code)
+        code = _stdout_lost(error)
     sys.exit(code)
 
 
@@ -103,9 +134,6 @@ def _run(debug: bool) -> int:
         return _fail(error.name, str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         return _fail("stopped", "interrupted", 130)
-    except SystemExit:
-        # Typer's way to say that the reader of stdout has left.
-        return 0
 
 
 def _fail(name: str, message: str, code: int) -> int:
@@ -113,11 +141,53 @@ def _fail(name: str, message: str, code: int) -> int:
     return code
 
 
-def _stdout_lost(error: OSError, code: int) -> int:
-    """The exit code when stdout could not be written: a reader that left (`| head`) is no error, a full disk is."""
+def _replace_closed_streams() -> None:
+    """Put the null device where a standard stream is closed (`>&-`): the next file opened would take its place."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115
+
+
+class _Stream:
+    """stdout or stderr, where some failures end no work: from the first of them on, nothing more is written.
+
+    A reader that has left (`| head`) is no error, and a message that cannot be shown is none either.
+    """
+
+    def __init__(self, stream: TextIO, forgiven: type[OSError]) -> None:
+        self._stream = stream
+        self._forgiven = forgiven
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except self._forgiven:
+            _to_nowhere(self._stream)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except self._forgiven:
+            _to_nowhere(self._stream)
+
+
+def _to_nowhere(stream: TextIO) -> None:
+    """Let all that is written from now on vanish; Python would complain again when it flushes on exit."""
     with suppress(OSError, ValueError):
-        # Python would complain again when it flushes on exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if isinstance(error, BrokenPipeError):
-        return code
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _stdout_lost(error: OSError) -> int:
+    """The exit code when stdout could not be written, such as on a full disk."""
+    _to_nowhere(sys.stdout)
     return _fail("output", f"standard output: cannot be written ({error.strerror})", 5)

@@ -36,7 +36,7 @@ from densesiam_seg.io.files import replace_text, to_json
 if TYPE_CHECKING:
     from densesiam_seg.evaluation.evaluate import Evaluation
     from densesiam_seg.evaluation.metrics import Scores
-    from densesiam_seg.images.manifest import Skipped
+    from densesiam_seg.images.manifest import PassedOver, Skipped
     from densesiam_seg.inference.selection import Choice
 
 
@@ -108,6 +108,11 @@ class Console:
         """What was chosen without labels, and among what."""
         for line in choice.lines:
             self.say(line)
+
+    def passed_over(self, found: PassedOver) -> None:
+        """What lay among the images and was not taken, if there was anything."""
+        if str(found):
+            self.say(f"passed over: {found}", warning=found.doubtful)
 
     def skipped(self, items: Sequence[Skipped]) -> None:
         """Warn of files that were passed over."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +14,7 @@ import typer
 from densesiam_seg.cli.settings import number_or_auto
 from densesiam_seg.config import RECIPE, RunConfig
 from densesiam_seg.errors import UsageError
+from densesiam_seg.io.files import means_a_file
 from densesiam_seg.presets import Preset
 
 io_option = partial(typer.Option, rich_help_panel="Input and output")
@@ -47,6 +49,9 @@ Out = Annotated[
 ]
 JsonFile = Annotated[
     Path | None, io_option("--out", "-o", help="Also write the JSON object to this file.")
+]
+FollowLinks = Annotated[
+    bool, io_option("--follow-links", help="Read folders behind links too, each once.")
 ]
 Overwrite = Annotated[
     bool, io_option("--overwrite", help="Replace what an earlier run wrote there.")
@@ -102,6 +107,7 @@ class RunOptions:
     """What `train` and `pretrain` take beside their settings."""
 
     images: Annotated[list[str] | None, IMAGES] = None
+    follow_links: FollowLinks = False
     out: Out = None
     overwrite: Overwrite = False
     resume: Resume = False
@@ -222,9 +228,13 @@ class RefineOptions:
 
 
 def require_new(out: Path | None, overwrite: bool) -> None:
-    """Refuse a file that is there already. Raises UsageError."""
-    if out is not None and out.exists() and not overwrite:
+    """Refuse a name for a JSON file that is another file's, or is there already. Raises UsageError."""
+    if out is None:
+        return
+    if os.path.exists(out) and not overwrite:  # noqa: PTH110
         raise UsageError(f"--out {out}: exists already; give --overwrite or another name")
+    if means_a_file(out) and out.suffix.lower() not in (".json", ".txt"):
+        raise UsageError(f"--out {out}: the file holds JSON; give a name ending in .json")
 
 
 def seconds(option: str, text: str | None) -> float | None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from densesiam_seg.cli.options import (
+    FollowLinks,
     ImagesArgument,
     Json,
     Model,
@@ -26,7 +28,7 @@ from densesiam_seg.events import Predicted
 
 if TYPE_CHECKING:
     from densesiam_seg.cli.console import Console
-    from densesiam_seg.images.manifest import Skipped
+    from densesiam_seg.images.manifest import Manifest
     from densesiam_seg.inference.predict import Plan
 
 
@@ -39,6 +41,7 @@ def command(
     images: ImagesArgument,
     *,
     model: Model = None,
+    follow_links: FollowLinks = False,
     out: Out = None,
     overlay: Annotated[
         bool, io_option("--overlay", help="Also write each image with its mask laid over it.")
@@ -66,16 +69,15 @@ def command(
     together = number_or_auto("--batch-size", batch_size)
     refinement = refining.refinement()
     reading.count()
+    from densesiam_seg.images.manifest import counted
     from densesiam_seg.images.scan import scan
 
+    folder = out or Path("runs") / "predict" / datetime.now().strftime("%Y%m%d-%H%M%S")
     # A wrong path need not wait for torch.
-    manifest = scan(images)
-    from datetime import datetime
-
+    manifest = scan(images, merge=False, follow_links=follow_links, out=folder)
     from densesiam_seg.cli.console import Console
     from densesiam_seg.inference.predict import plan, predict_events
 
-    folder = out or Path("runs") / "predict" / datetime.now().strftime("%Y%m%d-%H%M%S")
     work = plan(manifest, folder, overwrite=overwrite, resume=resume, overlays=overlay)
     console = Console(quiet=quiet)
     events = predict_events(
@@ -86,13 +88,18 @@ def command(
         batch_size=together,
         refinement=refinement,
     )
-    _show(console, work, manifest.skipped, events, json=json)
+    console.passed_over(manifest.passed_over)
+    if work.shortened:
+        console.say(
+            f"{counted(work.shortened, 'name')} too long for a mask on this disk: cut, with a digest at the end"
+        )
+    _show(console, work, manifest, events, json=json)
 
 
 def _show(
     console: Console,
     work: Plan,
-    skipped: Sequence[Skipped],
+    manifest: Manifest,
     events: Iterable[Predicted],
     *,
     json: bool,
@@ -100,6 +107,7 @@ def _show(
     """Draw a prediction; raises the error that the command ends with."""
     from densesiam_seg.inference.predict import overall_error
 
+    skipped = manifest.skipped
     console.skipped(skipped)
     results: list[Predicted] = console.follow(events)
     failed = [result for result in results if result.error is not None]
@@ -113,11 +121,13 @@ def _show(
                 "failed": [{"image": r.image, "message": str(r.error)} for r in failed],
                 "skipped": [asdict(item) for item in skipped],
                 "kept": work.done,
+                "shortened": work.shortened,
+                "passed_over": asdict(manifest.passed_over),
             }
         )
     kept = f", {work.done} kept" if work.done else ""
     if done or work.done:
-        where = work.targets[0] if len(work.targets) == 1 else work.folder
+        where = done[0].mask if done and len(work.targets) == 1 else work.folder
         console.say(f"{len(done)} {'mask' if len(done) == 1 else 'masks'} written{kept}: {where}")
     error = overall_error(results, skipped, work.done)
     if error is not None:

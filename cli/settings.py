@@ -49,7 +49,7 @@ class Settings:
             kind | None,
             typer.Option(
                 *names,
-                help=told.replace("[", r"\["),  # Rich would read an extra's name as markup
+                help=told,
                 rich_help_panel=declared.panel,
                 metavar="|".join(get_args(hint)) if choices else None,
                 hidden=not (declared.common or self.names),

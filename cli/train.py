@@ -50,6 +50,7 @@ def _given(
         )
     return {
         "images": run.images or [],
+        "follow_links": run.follow_links,
         "out": run.out,
         "preset": run.preset,
         "max_time": seconds("--max-time", run.max_time),
@@ -76,6 +77,7 @@ def _show(command: str, events: Iterable[Event], run: RunOptions, next_command: 
                 "model": str(done.model),
                 "complete": done.complete,
                 "last_epoch": asdict(done.last) if done.last else None,
+                "passed_over": done.passed_over,
             }
         )
     if not done.complete:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from densesiam_seg.cli.options import (
+    FollowLinks,
     ImagesArgument,
     Json,
     Overwrite,
@@ -24,7 +25,7 @@ from densesiam_seg.events import Predicted
 
 if TYPE_CHECKING:
     from densesiam_seg.cli.console import Console
-    from densesiam_seg.images.manifest import Skipped
+    from densesiam_seg.images.manifest import Manifest
     from densesiam_seg.inference.visualize import Drawing
 
 SHEET = "Sheet"
@@ -35,6 +36,7 @@ def command(
     run: RunArgument,
     images: ImagesArgument,
     *,
+    follow_links: FollowLinks = False,
     out: Annotated[Path, io_option("--out", "-o", help="PNG file to write.")] = Path(
         "visualize.png"
     ),
@@ -72,11 +74,12 @@ def command(
     from densesiam_seg.inference.visualize import draw_files, require_picture_target, spread
 
     console = Console(quiet=quiet)
-    manifest = scan(images)
+    manifest = scan(images, merge=False, follow_links=follow_links)
     every = [manifest.path(index) for index in range(len(manifest))]
     require_picture_target(out, every, overwrite=overwrite)
     sources = [every[index] for index in spread(len(every), limit)]
     segmenter = reading.load(run, settings, console.choosing)
+    console.passed_over(manifest.passed_over)
     console.skipped(manifest.skipped)
     if len(sources) < len(every):
         console.say(f"drawing {len(sources)} of {len(every)} images; --limit N draws more")
@@ -89,14 +92,14 @@ def command(
     )
     reasons = {error.path: error for error in errors}
     results = [Predicted(source, None, reasons.get(source)) for source in sources]
-    _show(console, drawing, results, manifest.skipped, out, json=json)
+    _show(console, drawing, results, manifest, out, json=json)
 
 
 def _show(
     console: Console,
     drawing: Drawing | None,
     results: Sequence[Predicted],
-    skipped: Sequence[Skipped],
+    manifest: Manifest,
     out: Path,
     *,
     json: bool,
@@ -104,6 +107,7 @@ def _show(
     """Write the sheet and tell of it; raises the error that the command ends with."""
     from densesiam_seg.inference.predict import overall_error
     from densesiam_seg.io.files import make_folder, replace_file
+    from densesiam_seg.io.outputs import lies_among, note_outputs
     from densesiam_seg.pictures.masks import encode_png
 
     failed = [result for result in results if result.error is not None]
@@ -111,6 +115,8 @@ def _show(
         console.failed(failed)
     if drawing is not None:
         make_folder(out.parent)
+        if lies_among(out, manifest.root):
+            note_outputs(out.parent, [out.name])
         replace_file(out, encode_png(drawing.picture))
     if json:
         console.data(
@@ -123,11 +129,12 @@ def _show(
                     for cluster in (drawing.clusters if drawing else ())
                 ],
                 "failed": [{"image": each.image, "message": str(each.error)} for each in failed],
-                "skipped": [asdict(item) for item in skipped],
+                "skipped": [asdict(item) for item in manifest.skipped],
+                "passed_over": asdict(manifest.passed_over),
             }
         )
     if drawing is not None:
         console.say(f"picture: {out}")
-    error = overall_error(results, skipped)
+    error = overall_error(results, manifest.skipped)
     if error is not None:
         raise error

@@ -5,11 +5,13 @@ Nothing heavy is imported, so that the console can match them by class whatever 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from densesiam_seg.config import RunConfig
-from densesiam_seg.errors import ImageError
+from densesiam_seg.errors import ImageError, OutputError
 
 COLLAPSED = 0.3
 """Spread below which a run counts as collapsing: untrained heads have about 0.5, healthy runs showed 0.7 to 0.9 and
@@ -42,7 +44,7 @@ class Predicted:
 
     image: str
     mask: Path | None
-    error: ImageError | None = None
+    error: ImageError | OutputError | None = None
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,8 @@ class Trained:
     last: EpochRecord | None
     complete: bool
     """False when the time limit came first; `resume` goes on from there."""
+    passed_over: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """What lay among the images and was not taken (`images.manifest.PassedOver`)."""
 
 
 Event = Notice | Progress | Started | StepRecord | EpochRecord | Trained

@@ -17,8 +17,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from densesiam_seg.errors import InputError
-from densesiam_seg.images.manifest import Manifest, Skipped
+from densesiam_seg.images.manifest import Manifest, PassedOver, Skipped
 from densesiam_seg.images.opening import SUFFIXES
+
+SYSTEM_FOLDERS = frozenset(
+    # Synology, QNAP and NetApp: thumbnails, metadata, deleted files, snapshots
+    {"@eadir", "@tmp", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", ".@__thumb"}
+    | {"~snapshot", ".snapshot", ".zfs"}
+    # Windows
+    | {"$recycle.bin", "recycler", "system volume information", "found.000"}
+    # macOS
+    | {"__macosx", ".appledouble", ".trashes", ".spotlight-v100", ".fseventsd", ".temporaryitems"}
+    | {".documentrevisions-v100"}
+    # Linux
+    | {"lost+found", ".trash", ".thumbnails"}
+)
+"""Folders of file servers and systems, in lower case: what is in them was made by them or was deleted, and is no data.
+
+`.Trash-1000` and the like count too. A folder that the user names is read, whatever its name.
+"""
+SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", ".ds_store", ".picasa.ini"})
+"""Files of the same kind, in lower case; `._NAME` is another, macOS's metadata of a file."""
 
 IDENTITY = np.dtype([("size", "i8"), ("time", "i8"), ("device", "u8"), ("inode", "u8")])
 """Identifies a file, by all four, since on some file systems two have one inode. The time is in milliseconds."""
@@ -29,8 +48,7 @@ _PACK = struct.Struct("=qqQQ").pack
 class Candidates:
     """N names relative to `root`, with `/`, in the order in which they were met, and an `IDENTITY` for each.
 
-    `root` ends in `/`; it is empty where the names are full paths. `others` counts files by suffixes that no image
-    has, `links` the linked folders that were not followed.
+    `root` ends in `/`; it is empty where the names are full paths. The others are as in `PassedOver`.
     """
 
     root: str = ""
@@ -38,7 +56,12 @@ class Candidates:
     identities: bytearray = field(default_factory=bytearray)
     skipped: list[Skipped] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
+    system: Counter[str] = field(default_factory=Counter)
+    system_images: int = 0
     links: int = 0
+    repeated: int = 0
+    hidden: int = 0
+    outputs: int = 0
 
     def add(self, name: str) -> str:
         """Take a file; returns why it is skipped instead, or nothing."""
@@ -56,12 +79,27 @@ class Candidates:
 
     def add_image(self, name: str) -> None:
         """Take a file if its suffix is an image's, else count it."""
-        dot = name.rfind(".", name.rfind("/") + 2)  # after the first letter, which may be a dot
-        suffix = name[dot:].lower() if dot > 0 else ""
+        suffix = _suffix(name)
         if suffix in SUFFIXES:
             self.add(name)
+        elif name[name.rfind("/") + 1 :].lower() in SYSTEM_FILES:
+            self.system[name[name.rfind("/") + 1 :]] += 1
         else:  # odd suffixes share a name, as messages show them
             self.others[suffix if suffix[1:].isalnum() else "without a suffix"] += 1
+
+    def hide(self, name: str) -> None:
+        """Count a file whose own name begins with a dot, unless it is of no interest to anybody."""
+        if name.startswith("._"):
+            self.system["._*"] += 1
+        elif name.lower() in SYSTEM_FILES:
+            self.system[name] += 1
+        elif _suffix(name) in SUFFIXES:
+            self.hidden += 1
+
+    def leave_system_folder(self, path: str) -> None:
+        """Count such a folder and the images in it."""
+        self.system[path[path.rfind("/") + 1 :]] += 1
+        self.system_images += images_below(path)
 
     def refuse(self, path: str, error: OSError) -> str:
         """Skip a file that cannot be read; returns the reason."""
@@ -84,17 +122,34 @@ class Candidates:
         self.identities += other.identities
         self.skipped += other.skipped
         self.others += other.others
-        self.links += other.links
+        self.system += other.system
+        for count in ("system_images", "links", "repeated", "hidden", "outputs"):
+            setattr(self, count, getattr(self, count) + getattr(other, count))
 
-    def manifest(self) -> Manifest:
-        """Sort, keep the first name of every file, and make names relative to the root or the deepest common folder."""
+    def passed_over(self, repeated: int = 0) -> PassedOver:
+        """What is not taken; `repeated` further names were found on top of those that are known."""
+        return PassedOver(
+            linked_folders=self.links,
+            repeated=self.repeated + repeated,
+            hidden=self.hidden,
+            outputs=self.outputs,
+            system_images=self.system_images,
+            system=dict(self.system.most_common()),
+            others=dict(self.others.most_common()),
+        )
+
+    def manifest(self, *, merge: bool = True) -> Manifest:
+        """Sort, and make names relative to the root or the deepest common folder.
+
+        With `merge` only the first name of every file is kept, else every name, each once.
+        """
         names = np.array(self.names, object)
         order = np.argsort(names, kind="stable")
         names = names[order]
         last = np.append(names[1:] != names[:-1], True)  # of repeated paths
         order = order[last]
         files = np.frombuffer(self.identities, IDENTITY)
-        first = order[_first_names(files[order])]
+        first = order[_first_names(files[order])] if merge else order
         root = self.root or self._common_folder(names[0], names[-1])
         kept = (self.names[place] for place in first)
         names_below = tuple(kept) if self.root else tuple(name[len(root) :] for name in kept)
@@ -105,8 +160,7 @@ class Candidates:
             array("q", files["size"][first].tobytes()),
             array("q", files["time"][first].tobytes()),
             tuple(sorted(skipped)),
-            ignored=self.others.total(),
-            repeated=len(order) - len(first),
+            passed_over=self.passed_over(len(order) - len(first)),
         )
 
     def _common_folder(self, first: str, last: str) -> str:
@@ -125,3 +179,23 @@ def _first_names(files: NDArray[np.void]) -> NDArray[np.intp] | slice:
     if (inodes[1:] != inodes[:-1]).all():  # nearly always, and much cheaper
         return slice(None)
     return np.sort(np.unique(files, return_index=True)[1])
+
+
+def is_system_folder(name: str) -> bool:
+    """Whether a folder of this name belongs to the system (`SYSTEM_FOLDERS`)."""
+    lower = name.lower()
+    return lower in SYSTEM_FOLDERS or lower.startswith(".trash-")
+
+
+def images_below(folder: str) -> int:
+    """How many files below a folder have an image's suffix, as far as it can be read."""
+    return sum(
+        _suffix(name) in SUFFIXES and not name.startswith(".")
+        for _, _, files in os.walk(folder)
+        for name in files
+    )
+
+
+def _suffix(name: str) -> str:
+    dot = name.rfind(".", name.rfind("/") + 2)  # after the first letter, which may be a dot
+    return name[dot:].lower() if dot > 0 else ""

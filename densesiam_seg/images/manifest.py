@@ -10,8 +10,8 @@ import hashlib
 import os
 import stat
 from array import array
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import compress
 from typing import Any
@@ -32,13 +32,61 @@ class Skipped:
 
 
 @dataclass(frozen=True)
+class PassedOver:
+    """How much was met and not taken, although nothing is wrong with it; as text it is a part of a sentence."""
+
+    linked_folders: int = 0
+    """Links to folders, which are not followed unless that is asked for."""
+    repeated: int = 0
+    """Further names of a file that is taken, and links to a folder that is read already."""
+    hidden: int = 0
+    """Images and folders whose names begin with a dot."""
+    outputs: int = 0
+    """Images that this program wrote: masks, overlays, pictures in runs."""
+    system_images: int = 0
+    """Images in the folders of `system`."""
+    system: Mapping[str, int] = field(default_factory=dict)
+    """Folders and files that belong to the system or the file server, by their names."""
+    others: Mapping[str, int] = field(default_factory=dict)
+    """Files with suffixes that no image has, by suffix, the commonest first."""
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether images may be missing that the user has meant."""
+        return self.linked_folders > 0
+
+    def __str__(self) -> str:
+        others, system = sum(self.others.values()), sum(self.system.values())
+        images = f" with {counted(self.system_images, 'image')}" if self.system_images else ""
+        parts = [
+            counted(others, "file") + f" with other suffixes ({_commonest(self.others)})",
+            counted(self.linked_folders, "linked folder") + " not followed (--follow-links)",
+            counted(self.repeated, "further name") + " of what is taken already",
+            counted(self.outputs, "image") + " that this program wrote",
+            counted(system, "item") + f" of the system ({_commonest(self.system)})" + images,
+            counted(self.hidden, "hidden image or folder", "hidden images or folders"),
+        ]
+        return ", ".join(part for part in parts if not part.startswith("0 "))
+
+
+def counted(count: int, what: str, several: str = "") -> str:
+    """`1 file`, `2 files`."""
+    return f"{count} {what if count == 1 else several or what + 's'}"
+
+
+def _commonest(counts: Mapping[str, int], most: int = 3) -> str:
+    ranked = sorted(counts.items(), key=lambda item: -item[1])
+    shown = ", ".join(f"{count} {name}" for name, count in ranked[:most])
+    return shown + (", …" if len(ranked) > most else "")
+
+
+@dataclass(frozen=True)
 class Manifest:
     """N files below `root`.
 
     `names`: N paths relative to `root`, with `/`, sorted by code point, unique.
     `sizes` in bytes and `mtimes_ms` in milliseconds, N each.
-    `skipped`: what was left out for a reason, sorted. `ignored`: how many files in scanned folders
-    have other suffixes. `repeated`: how many further names lead to a file that is already taken.
+    `skipped`: what was left out for a reason, sorted. `passed_over`: what else was there.
     """
 
     root: str
@@ -46,8 +94,7 @@ class Manifest:
     sizes: array[int]
     mtimes_ms: array[int]
     skipped: tuple[Skipped, ...] = ()
-    ignored: int = field(default=0, compare=False)
-    repeated: int = field(default=0, compare=False)
+    passed_over: PassedOver = field(default=PassedOver(), compare=False)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -100,8 +147,7 @@ class Manifest:
             "sizes": list(self.sizes),
             "mtimes_ms": list(self.mtimes_ms),
             "skipped": [vars(item) for item in self.skipped],
-            "ignored": self.ignored,
-            "repeated": self.repeated,
+            "passed_over": asdict(self.passed_over),
         }
 
     @classmethod
@@ -114,8 +160,7 @@ class Manifest:
                 array("q", map(int, data["sizes"])),
                 array("q", map(int, data["mtimes_ms"])),
                 tuple(Skipped(**item) for item in data["skipped"]),
-                int(data["ignored"]),
-                int(data["repeated"]),
+                PassedOver(**data.get("passed_over", {})),  # runs of before have none,
             )
             if manifest.digest != data["digest"]:
                 raise ValueError("its digest does not fit")

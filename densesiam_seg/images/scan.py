@@ -5,129 +5,268 @@ from __future__ import annotations
 import glob
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 
 from densesiam_seg.errors import InputError
-from densesiam_seg.images.candidates import Candidates
+from densesiam_seg.images.candidates import Candidates, images_below, is_system_folder
+from densesiam_seg.images.lists import lines_of, spellings
 from densesiam_seg.images.manifest import Manifest
 from densesiam_seg.images.opening import SUFFIXES
 from densesiam_seg.io.files import open_regular
+from densesiam_seg.io.outputs import OUTPUTS, noted_outputs
+from densesiam_seg.io.run_directory import STATUS, read_status
 
 
-def scan(inputs: Sequence[str | os.PathLike[str]]) -> Manifest:
+def scan(
+    inputs: Sequence[str | os.PathLike[str]],
+    *,
+    merge: bool = True,
+    follow_links: bool = False,
+    out: str | os.PathLike[str] | None = None,
+) -> Manifest:
     """List the files that `inputs` mean, in any mixture of:
 
     - a file, whatever its suffix;
-    - a folder: all files below it with a suffix of `SUFFIXES`, except hidden ones. Links to folders
-      are not followed;
+    - a folder: all files below it with a suffix of `SUFFIXES`, except hidden ones;
     - a glob pattern: files as in a folder, and folders whole. A `**` stands for folders at any
       depth; such a pattern selects files alone, and none that is hidden. A file or folder of
       exactly that name is preferred;
-    - a `.txt` file: a list, one path per line, relative to the list's folder. Blank lines and
-      lines that start with `#` are passed over;
+    - a `.txt` file: a list, one path (of a file or a folder) per line, relative to the list's folder,
+      or all of them to the working directory where only that fits. Blank lines are passed over, and
+      lines that start with `#` and name no file;
     - `-`: such a list on the standard input, relative to the working directory.
 
-    A file reached by several names, links and hard links included, is listed once, under the first.
-    The root is the folder, the file's folder or the glob's fixed part; for lists and several inputs
-    it is the deepest folder above all files.
+    In folders and globs these are left out and counted in `Manifest.passed_over`: folders of the
+    system (`candidates.SYSTEM_FOLDERS`), what this program wrote (run directories, noted masks, and
+    the folder `out`), and links to folders, unless `follow_links`: then each folder is read once,
+    under its own name if that lies in the input too.
+
+    With `merge` a file reached by several names, links and hard links included, is listed once,
+    under the first; without, under each. The root is the folder, the file's folder or the glob's
+    fixed part; for lists and several inputs it is the deepest folder above all files.
 
     Raises `InputError` for what does not exist and where no image is found.
     """
     assert not isinstance(inputs, str | os.PathLike), "inputs is a sequence of paths"
     if not inputs:
         raise InputError("no input given; name image files, folders, globs or lists")
-    found, *more = (_meant_by(os.fspath(item)) for item in inputs)
+    scanner = _Scanner(follow_links, os.path.realpath(out) if out is not None else "")
+    found, *more = (scanner.meant_by(os.fspath(item)) for item in inputs)
     for other in more:
         found.merge(other)
     if not found.names:
         raise InputError(f"{found.skipped[0].message}; no other image was found")
-    return found.manifest()
+    return found.manifest(merge=merge)
 
 
-def _meant_by(item: str) -> Candidates:
-    """What one input means. Raises `InputError` where that is nothing."""
-    if item == "-":
-        if sys.stdin is None:
-            raise InputError("-: there is no standard input; name a list file")
-        return _listed("standard input", sys.stdin.buffer, str(Path.cwd()))
-    if not item or "\0" in item:
-        raise InputError("an input is empty or holds a NUL byte; name a file, folder, glob or list")
-    path = Path(_absolute(str(Path.cwd()), item))
-    if glob.has_magic(item) and not os.path.lexists(path):
-        return _matched(item, path)
-    if os.path.isdir(path):  # noqa: PTH112
-        found = Candidates(_inside(path.as_posix()))
-        _walk(path.as_posix(), found)
-        return _not_empty(item, found)
-    if path.suffix.lower() == ".txt":
-        try:
-            with open_regular(path) as lines:
-                return _listed(item, lines, str(path.parent))
-        except OSError as error:
-            raise InputError(f"{item}: cannot be read ({error.strerror}); check it") from error
-    found = Candidates(_inside(path.parent.as_posix()))
-    if found.add(path.name) == "dangling-link" and not path.is_symlink():
-        raise InputError(f"{item}: no such file or folder; check the path")
-    return found
+@dataclass(frozen=True)
+class _Scanner:
+    """Whether links to folders are followed, and the folder to write into, without links."""
 
+    follow_links: bool
+    out: str
 
-def _walk(top: str, found: Candidates, wanted: Callable[[str], bool] | None = None) -> None:
-    """Take the images below a folder that are not hidden, and whose names are `wanted`.
+    def meant_by(self, item: str) -> Candidates:
+        """What one input means. Raises `InputError` where that is nothing."""
+        here = str(Path.cwd())
+        if item == "-":
+            if sys.stdin is None:
+                raise InputError("-: there is no standard input; name a list file")
+            return self._listed("standard input", sys.stdin.buffer.read(), [here])
+        if not item or "\0" in item:
+            raise InputError(
+                "an input is empty or holds a NUL byte; name a file, folder, glob or list"
+            )
+        path = Path(_absolute(here, item))
+        if glob.has_magic(item) and not os.path.lexists(path):
+            return self._matched(item, path)
+        if os.path.isdir(path):  # noqa: PTH112
+            found = Candidates(_inside(path.as_posix()))
+            self._walk(path.as_posix(), found)
+            return _not_empty(item, found)
+        if path.suffix.lower() == ".txt":
+            try:
+                with open_regular(path) as file:
+                    data = file.read()
+            except OSError as error:
+                raise InputError(f"{item}: cannot be read ({error.strerror}); check it") from error
+            return self._listed(item, data, list(dict.fromkeys([str(path.parent), here])))
+        found = Candidates(_inside(path.parent.as_posix()))
+        if found.add(path.name) == "dangling-link" and not path.is_symlink():
+            raise InputError(f"{item}: no such file or folder; check the path")
+        return found
 
-    A folder that cannot be entered, or not be read to its end, is skipped whole.
-    """
-    waiting = [top]
-    while waiting:
-        folder = waiting.pop()
+    def _walk(
+        self,
+        top: str,
+        found: Candidates,
+        wanted: Callable[[str], bool] | None = None,
+        *,
+        named: bool = True,
+    ) -> None:
+        """Take the images below a folder (which the user `named`) that are not hidden, and whose names are `wanted`."""
+        visited: set[tuple[int, int]] = set()
+        linked = [top]
+        # Links come after all that lies below without them, in an order that no file system decides.
+        while linked:
+            later: list[str] = []
+            for start in sorted(linked):
+                waiting = [start]
+                while waiting:
+                    folder = waiting.pop()
+                    if self.follow_links and not _is_first_visit(folder, visited):
+                        found.repeated += 1
+                    else:
+                        self._read(
+                            folder, found, wanted, waiting, later, named=named and folder == top
+                        )
+            linked = later
+
+    def _read(
+        self,
+        folder: str,
+        found: Candidates,
+        wanted: Callable[[str], bool] | None,
+        waiting: list[str],
+        linked: list[str],
+        *,
+        named: bool,
+    ) -> None:
+        """Take a folder's own images, and add the folders in it to `waiting` and those behind links to `linked`.
+
+        A folder that cannot be entered, or not be read to its end, is skipped whole. A run directory is passed over
+        unless the user `named` it.
+        """
         # A folder at a time, as before Python 3.12 `os.walk` calls itself for every level of depth.
         walk = os.walk(folder, onerror=partial(found.refuse, folder))
         for _, folders, files in islice(walk, 1):
+            if not named and STATUS in files and read_status(Path(folder)):
+                found.outputs += images_below(folder)
+                return
             start = _inside(folder)
-            for name in files:
-                below = start[len(found.root) :] + name
-                if not name.startswith(".") and (wanted is None or wanted(below)):
-                    found.add_image(below)
             for name in folders:
+                path = start + name
+                if name.startswith(".") and not is_system_folder(name):
+                    found.hidden += 1
+                elif not self._left_out(path, found):
+                    link = self.follow_links and os.path.islink(path)  # noqa: PTH114
+                    (linked if link else waiting).append(path)
+            below = start[len(found.root) :]
+            written = noted_outputs(Path(folder)) if OUTPUTS in files else ()
+            for name in files:
                 if name.startswith("."):
-                    continue
-                if os.path.islink(start + name):  # noqa: PTH114
-                    found.links += 1
-                else:
-                    waiting.append(start + name)
+                    found.hide(name)
+                elif wanted is None or wanted(below + name):
+                    if name in written:
+                        found.outputs += 1
+                    else:
+                        found.add_image(below + name)
 
-
-def _matched(item: str, path: Path) -> Candidates:
-    """What a glob pattern selects."""
-    parts = path.parts
-    fixed = 1
-    while fixed < len(parts):
-        literal = Path(*parts[: fixed + 1])
-        if glob.has_magic(literal.name) and not os.path.isdir(literal):  # noqa: PTH112
-            break
-        fixed += 1
-    root, pattern = Path(*parts[:fixed]), parts[fixed:]
-    if not os.path.isdir(root):  # noqa: PTH112
-        raise InputError(f"{item}: no such folder {root}; check the pattern")
-    top = root.as_posix()
-    found = Candidates(_inside(top))
-    if "**" in pattern:
-        _walk(top, found, lambda name: _fits(name.split("/"), pattern))
-        return _not_empty(item, found)
-    # `Path.glob` would select hidden files as well.
-    for match in glob.iglob(str(Path(*pattern)), root_dir=root):  # noqa: PTH207
-        name = _with_slashes(match)
-        here = found.root + name
-        if not os.path.isdir(here):  # noqa: PTH112
-            found.add_image(name)
-        elif os.path.islink(here):  # noqa: PTH114
+    def _left_out(self, folder: str, found: Candidates) -> bool:
+        """Whether a folder that was met on the way is passed over, which is then counted."""
+        name = folder[folder.rfind("/") + 1 :]
+        if is_system_folder(name):
+            found.leave_system_folder(folder)
+        elif not self.follow_links and os.path.islink(folder):  # noqa: PTH114
             found.links += 1
+        elif self._is_out(folder, name):
+            found.outputs += images_below(folder)
         else:
-            _walk(here, found)
-    return _not_empty(item, found)
+            return False
+        return True
+
+    def _is_out(self, folder: str, name: str) -> bool:
+        # Its links are looked up only where its name fits, since every folder is asked about.
+        likely = self.follow_links or self.out.endswith(os.sep + name)
+        return likely and os.path.realpath(folder) == self.out
+
+    def _matched(self, item: str, path: Path) -> Candidates:
+        """What a glob pattern selects."""
+        parts = path.parts
+        fixed = 1
+        while fixed < len(parts):
+            literal = Path(*parts[: fixed + 1])
+            if glob.has_magic(literal.name) and not os.path.isdir(literal):  # noqa: PTH112
+                break
+            fixed += 1
+        root, pattern = Path(*parts[:fixed]), parts[fixed:]
+        if not os.path.isdir(root):  # noqa: PTH112
+            raise InputError(f"{item}: no such folder {root}; check the pattern")
+        top = root.as_posix()
+        found = Candidates(_inside(top))
+        if "**" in pattern:
+            self._walk(top, found, lambda name: _fits(name.split("/"), pattern))
+            return _not_empty(item, found)
+        written = cache(lambda folder: noted_outputs(Path(found.root + folder)))
+        # `Path.glob` would select hidden files as well.
+        for match in glob.iglob(str(Path(*pattern)), root_dir=root):  # noqa: PTH207
+            name = _with_slashes(match)
+            *folders, last = name.split("/")
+            here = found.root + name
+            if os.path.isdir(here):  # noqa: PTH112
+                if not self._left_out(here, found):
+                    self._walk(here, found, named=False)
+            elif system := next(filter(is_system_folder, folders), ""):
+                found.system[system] = 1
+                found.system_images += 1
+            elif last.startswith("._"):
+                found.hide(last)
+            elif last in written("/".join(folders)):
+                found.outputs += 1
+            else:
+                found.add_image(name)
+        return _not_empty(item, found)
+
+    def _listed(self, label: str, data: bytes, folders: Sequence[str]) -> Candidates:
+        """What a list names, relative to the first of the folders in which all of it is found.
+
+        It is one folder for all lines, so that files of two places are not mixed.
+        """
+        lines = lines_of(label, data)
+        fewest: list[str] | None = None
+        most = 0
+        for folder in folders:
+            found, missing, count = self._relative_to(folder, lines)
+            if count and not missing:
+                return _not_empty(label, found)
+            most = max(most, count)
+            if count and (fewest is None or len(missing) < len(fewest)):
+                fewest = missing
+        if fewest is None:
+            raise InputError(f"{label}: the list names no file; write one path per line")
+        some = ", ".join(fewest[:3]) + (", …" if len(fewest) > 3 else "")
+        raise InputError(
+            f"{label}: {len(fewest)} of the {most} files it names do not exist ({some}; "
+            f"looked for in {' and in '.join(folders)}); correct the list"
+        )
+
+    def _relative_to(self, folder: str, lines: Sequence[str]) -> tuple[Candidates, list[str], int]:
+        """What the lines name, those that name nothing, and how many name something or should."""
+        found = Candidates()
+        missing: list[str] = []
+        count = 0
+        for number, line in enumerate(lines, 1):
+            for text in spellings(line):
+                path = _absolute(folder, text)
+                reason = found.add(path)
+                if reason == "dangling-link" and not os.path.islink(path):  # noqa: PTH114
+                    found.skipped.pop()
+                    continue
+                if reason == "not-regular" and os.path.isdir(path):  # noqa: PTH112
+                    found.skipped.pop()
+                    self._walk(path, found)
+                count += 1
+                break
+            else:
+                if line.strip() and not line.lstrip().startswith("#"):
+                    count += 1
+                    missing.append(f"line {number}: {line.strip()!a}")
+        return found, missing, count
 
 
 def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
@@ -139,47 +278,14 @@ def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
     return bool(parts) and fnmatchcase(parts[0], head) and _fits(parts[1:], tail)
 
 
-def _listed(label: str, lines: Iterable[bytes], folder: str) -> Candidates:
-    """The files that a list names."""
-    found = Candidates()
-    missing: list[str] = []
-    count = 0
-    for number, raw in enumerate(lines, 1):
-        line = os.fsdecode(raw.removeprefix(b"\xef\xbb\xbf")).rstrip("\r\n")
-        if "\0" in line:
-            raise InputError(
-                f"{label}: line {number} holds a NUL byte; save the list as UTF-8 text"
-            )
-        if not line.strip() or line.startswith("#"):
-            continue
-        count += 1
-        path = _absolute(folder, line)
-        reason = found.add(path)
-        if reason == "dangling-link":
-            missing.append(f"line {number}: {line!a}")
-        elif reason == "not-regular" and Path(path).is_dir():
-            raise InputError(f"{label}: line {number} names a folder; name the files in it")
-    if missing:
-        some = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
-        raise InputError(
-            f"{label}: {len(missing)} of the {count} files it names do not exist ({some}); "
-            "correct the list"
-        )
-    if not count:
-        raise InputError(f"{label}: the list names no file; write one path per line")
-    return found
-
-
 def _not_empty(item: str, found: Candidates) -> Candidates:
     """Returns `found`. Raises `InputError`, naming what is there instead, where it holds no image."""
     if found.names or found.skipped:
         return found
-    kinds = ", ".join(f"{count} {suffix}" for suffix, count in found.others.most_common(3))
-    there = f"{found.others.total()} other files there" + (f": {kinds}" if kinds else "")
-    links = f"; {found.links} linked folders not followed" if found.links else ""
+    there = str(found.passed_over()) or "nothing else is there"
     raise InputError(
-        f"{item}: no image found (looked for {', '.join(sorted(SUFFIXES))}; {there}{links}); "
-        "name a folder of images"
+        f"{item}: no image found (looked for {', '.join(sorted(SUFFIXES))}; passed over: {there}); "
+        "name a folder of images" + (" or give --follow-links" if found.links else "")
     )
 
 
@@ -204,3 +310,14 @@ def _with_slashes(path: str) -> str:
 def _inside(folder: str) -> str:
     """What the paths of files in a folder begin with."""
     return folder.rstrip("/") + "/"
+
+
+def _is_first_visit(folder: str, visited: set[tuple[int, int]]) -> bool:
+    """Note a folder by device and inode; one that cannot be looked at is refused when it is read."""
+    try:
+        found = os.stat(folder)  # noqa: PTH116
+    except OSError:
+        return True
+    before = len(visited)
+    visited.add((found.st_dev, found.st_ino))
+    return len(visited) > before

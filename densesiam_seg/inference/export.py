@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ def require_export_target(out: Path, *, overwrite: bool = False) -> None:
     """Raises UsageError for a file of another kind, and for one that exists unless `overwrite`."""
     if out.suffix not in SUFFIXES:
         raise UsageError(f"--out {out}: give a name ending in {' or '.join(SUFFIXES)}")
-    if out.exists() and not overwrite:
+    if os.path.exists(out) and not overwrite:  # noqa: PTH110
         raise UsageError(f"--out {out}: exists already; give --overwrite or another name")
 
 

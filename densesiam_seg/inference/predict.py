@@ -5,10 +5,12 @@ Each core processes whole images, from the file to the mask; memory does not gro
 
 from __future__ import annotations
 
+import hashlib
 import os
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -20,6 +22,7 @@ from densesiam_seg.errors import (
     DenseSiamError,
     ImageError,
     InputError,
+    OutputError,
     PartialError,
     StoppedError,
     UsageError,
@@ -32,7 +35,15 @@ from densesiam_seg.inference.batching import Group, groups
 from densesiam_seg.inference.options import AS_TRAINED, Refinement
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.inference.upsampling import upsample_argmax
-from densesiam_seg.io.files import make_folder, replace_file
+from densesiam_seg.io.files import (
+    concerns_one_file,
+    longest_name,
+    make_folder,
+    means_a_file,
+    output_error,
+    replace_file,
+)
+from densesiam_seg.io.outputs import lies_among, note_outputs
 from densesiam_seg.io.parallel import device_lock, on_own_cores
 from densesiam_seg.io.records import Records
 from densesiam_seg.io.signals import stop_requests
@@ -40,6 +51,7 @@ from densesiam_seg.pictures.masks import encode_jpeg, overlay, write_mask
 
 FAILED = "failed.jsonl"
 MAX_BATCH_SIZE = 1024
+_OVERLAY = "_overlay.jpg"
 
 
 @dataclass(frozen=True)
@@ -53,6 +65,10 @@ class Plan:
     """Masks of an earlier run that `resume` leaves as they are."""
     failures: Path | None = None
     """Where a job of several images lists those that failed."""
+    noted: bool = False
+    """Whether folders keep a note of the files written there (`io.outputs`), so that they are no inputs later."""
+    shortened: int = 0
+    """Names of masks that had to be cut, as the disk takes none of their length."""
 
 
 def plan(
@@ -68,17 +84,27 @@ def plan(
     `out` is the mask's own name for one image when it ends in `.png`, else a folder that keeps sub-folders and stems.
     Raises UsageError for targets that exist already (unless `overwrite` or `resume`) or would overwrite an input.
     """
-    folder, targets = out, [out / name for name in mask_names(manifest.names)]
-    if out.suffix.lower() == ".png" and not out.is_dir():
+    single = out.suffix.lower() == ".png" and not os.path.isdir(out)  # noqa: PTH112
+    shortened = 0
+    if single:
         if len(manifest) != 1:
             raise UsageError(
                 f"--out {out}: is one file, but there are {len(manifest)} images; give a folder"
             )
         folder, targets = out.parent, [out]
-    elif out.exists() and not out.is_dir():
+    elif means_a_file(out):
+        raise UsageError(f"--out {out}: masks are PNG; give a folder or a name ending in .png")
+    elif os.path.exists(out) and not os.path.isdir(out):  # noqa: PTH110, PTH112
         raise UsageError(
             f"--out {out}: is a file of another kind; give a folder or a name ending in .png"
         )
+    else:
+        # An overlay's name is longer than its mask's.
+        longest = longest_name(out) - (len(_OVERLAY) - len(".png") if overlays else 0)
+        names = mask_names(manifest.names)
+        fitting = fitting_names(names, longest)
+        shortened = sum(one != other for one, other in zip(names, fitting, strict=True))
+        folder, targets = out, [out / name for name in fitting]
     sources = [manifest.path(index) for index in range(len(manifest))]
     inputs = {os.path.realpath(source) for source in sources}
     left: list[tuple[str, Path]] = []
@@ -87,11 +113,12 @@ def plan(
         for path in written:
             if os.path.realpath(path) in inputs:
                 raise UsageError(f"{path}: would overwrite an input image; give another --out")
-            if path.exists() and not (overwrite or resume):
+            # A folder in a mask's place is the failure of that image alone.
+            if not (overwrite or resume) and _exists(path) and not os.path.isdir(path):  # noqa: PTH112
                 raise UsageError(
                     f"{path}: exists already; give --overwrite, --resume or another --out"
                 )
-        if not (resume and all(path.exists() for path in written)):
+        if not (resume and all(map(os.path.isfile, written))):
             left.append((source, target))
     return Plan(
         folder,
@@ -99,7 +126,14 @@ def plan(
         tuple(target for _, target in left),
         done=len(sources) - len(left),
         failures=folder / FAILED if len(sources) > 1 else None,
+        noted=not single or lies_among(out, manifest.root),
+        shortened=shortened,
     )
+
+
+def _exists(path: Path) -> bool:
+    # `Path.exists` raises where a folder may not be entered or a name is too long.
+    return os.path.exists(path)  # noqa: PTH110
 
 
 def mask_names(names: Sequence[str]) -> list[str]:
@@ -112,9 +146,55 @@ def mask_names(names: Sequence[str]) -> list[str]:
     ]
 
 
+def fitting_names(names: Sequence[str], longest: int) -> list[str]:
+    """The names of masks, unique as before, with no part of more than `longest` bytes.
+
+    `stem.png` becomes `st-01234567.png`: its beginning, and the first digits of the SHA-256 of the whole of it.
+    """
+    fitting: list[str] = []
+    taken: set[str] = set()
+    for name in names:
+        found = name
+        if (
+            len(os.fsencode(name)) > longest
+        ):  # a path that is as short as that has no part that is longer
+            digits = 8
+            while (found := _cut(name, longest, digits)) in taken:
+                digits *= 2
+                assert digits <= 64, "names are unique"
+            taken.add(found)
+        fitting.append(found)
+    return fitting
+
+
+def _cut(name: str, longest: int, digits: int) -> str:
+    *folders, last = name.split("/")
+    stem = last.removesuffix(".png")
+    return "/".join(
+        [
+            *(_cut_part(folder, "", longest, digits) for folder in folders),
+            _cut_part(stem, ".png", longest, digits),
+        ]
+    )
+
+
+def _cut_part(stem: str, suffix: str, longest: int, digits: int) -> str:
+    whole = os.fsencode(stem + suffix)
+    if len(whole) <= longest:
+        return stem + suffix
+    end = f"-{hashlib.sha256(whole).hexdigest()[:digits]}{suffix}"
+    room, kept = longest - len(end), 0
+    while (room := room - len(os.fsencode(stem[kept]))) >= 0:
+        kept += 1
+    # Not between a letter and its accent.
+    while kept and unicodedata.category(stem[kept]).startswith("M"):
+        kept -= 1
+    return stem[:kept] + end
+
+
 def overlay_path(mask: Path) -> Path:
     """Where the overlay of a mask lies."""
-    return mask.with_name(f"{mask.stem}_overlay.jpg")
+    return mask.with_name(mask.stem + _OVERLAY)
 
 
 def predict_events(
@@ -130,16 +210,20 @@ def predict_events(
 
     `batch_size` images of one working size pass the network together (None: `batching.images_together`). A mask does
     not depend on the other images or the number of cores; another batch size may round its logits differently. Images
-    that cannot be read are reported as events and listed in `failed.jsonl`.
+    that cannot be read, or whose own files cannot be written, are reported as events and listed in `failed.jsonl`.
 
-    Raises UsageError, OutputError, and StoppedError when a signal asks to stop: every mask on the disk is whole.
+    Raises UsageError, OutputError for a disk that takes no more, and StoppedError when a signal asks to stop: every
+    mask on the disk is whole.
     """
     if batch_size is not None and not 1 <= batch_size <= MAX_BATCH_SIZE:
         raise UsageError(f"--batch-size {batch_size}: must be 1 to {MAX_BATCH_SIZE}, or auto")
-    for folder in sorted({work.folder, *(target.parent for target in work.targets)}):
-        make_folder(folder)
+    make_folder(work.folder)
+    closed = _prepare_folders(work, overlays)
     if work.failures is not None:
-        work.failures.unlink(missing_ok=True)
+        try:
+            work.failures.unlink(missing_ok=True)
+        except OSError as error:
+            raise output_error(work.failures, error) from error
 
     def until_stopped() -> Iterator[Group]:
         for group in groups(segmenter, work.sources, batch_size):
@@ -147,14 +231,39 @@ def predict_events(
                 raise StoppedError("stopped; finish with --resume", stop.number)
             yield group
 
-    job = _Job(segmenter, work, overlays, max_pixels, refinement, device_lock(segmenter.device))
+    lock = device_lock(segmenter.device)
+    job = _Job(segmenter, work, overlays, max_pixels, refinement, lock, closed)
     with stop_requests() as stop, closing(on_own_cores(job.do, until_stopped())) as found:
         for result in _in_order(found):
             if result.error is not None and work.failures is not None:
-                reason, message = result.error.reason, str(result.error)
                 with Records(work.failures) as records:
-                    records.append({"path": result.image, "reason": reason, "message": message})
+                    records.append(_failure(result.image, result.error))
             yield result
+
+
+def _failure(image: str, error: ImageError | OutputError) -> dict[str, str]:
+    """The record of an image that failed."""
+    reason = error.reason if isinstance(error, ImageError) else "not-written"
+    return {"path": image, "reason": reason, "message": str(error)}
+
+
+def _prepare_folders(work: Plan, overlays: bool) -> dict[Path, OutputError]:
+    """Make the folders of the masks and note what will be written there; returns why some of them take nothing."""
+    names: dict[Path, list[str]] = {}
+    for target in work.targets:
+        written = [target.name, overlay_path(target).name] if overlays else [target.name]
+        names.setdefault(target.parent, []).extend(written)
+    closed: dict[Path, OutputError] = {}
+    for folder in sorted(names):
+        try:
+            make_folder(folder)
+            if work.noted:
+                note_outputs(folder, names[folder])
+        except OutputError as error:
+            if folder == work.folder or not concerns_one_file(error):
+                raise
+            closed[folder] = error
+    return closed
 
 
 @dataclass(frozen=True)
@@ -167,6 +276,7 @@ class _Job:
     max_pixels: int
     refinement: Refinement
     lock: AbstractContextManager[object]
+    closed: Mapping[Path, OutputError]
 
     def do(self, group: Group) -> dict[int, Predicted]:
         """The results of a group by the places of its images."""
@@ -175,6 +285,10 @@ class _Job:
         by_shape: dict[torch.Size, list[tuple[int, Tensor, tuple[int, int]]]] = {}
         for place in group.places:
             source = self.work.sources[place]
+            closed = self.closed.get(self.work.targets[place].parent)
+            if closed is not None:
+                results[place] = Predicted(source, None, closed)
+                continue
             try:
                 image, size = self.segmenter.read(source, max_pixels=self.max_pixels)
             except ImageError as error:
@@ -196,14 +310,22 @@ class _Job:
         """Logits (K, h, w) → the files of an image of that size (H, W)."""
         source, target = self.work.sources[place], self.work.targets[place]
         mask = upsample_argmax(logits, *size).numpy()
-        if self.overlays:
-            try:
+        try:
+            if self.overlays:
                 image = load_image(source, max_pixels=self.max_pixels)
-            except ImageError as error:
-                return Predicted(source, None, error)
-            picture = overlay(image.permute(1, 2, 0).numpy(), mask, self.segmenter.palette)
-            replace_file(overlay_path(target), encode_jpeg(Image.fromarray(picture)), sync=False)
-        write_mask(target, mask, self.segmenter.palette)
+                picture = overlay(image.permute(1, 2, 0).numpy(), mask, self.segmenter.palette)
+                encoded = encode_jpeg(Image.fromarray(picture))
+                replace_file(overlay_path(target), encoded, sync=False)
+            write_mask(target, mask, self.segmenter.palette)
+        except ImageError as error:
+            return Predicted(source, None, error)
+        except OutputError as error:
+            if not concerns_one_file(error):
+                raise
+            if self.overlays:  # no overlay without its mask
+                with suppress(OSError):
+                    overlay_path(target).unlink(missing_ok=True)
+            return Predicted(source, None, error)
         return Predicted(source, target)
 
 
@@ -233,6 +355,8 @@ def overall_error(
     if total == 1 and errors:
         return errors[0]
     if len(messages) == total:
+        if not skipped and all(isinstance(error, OutputError) for error in errors):
+            return OutputError(f"none of the {total} masks could be written, first: {messages[0]}")
         return InputError(f"none of the {total} images could be read, first: {messages[0]}")
     return PartialError(
         f"{len(messages)} of {total} images failed, the others are done; first: {messages[0]}"

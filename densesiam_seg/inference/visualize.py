@@ -125,11 +125,11 @@ def chosen(clusters: Sequence[Cluster], named: Sequence[str]) -> tuple[int, ...]
 
 def require_picture_target(out: Path, images: Sequence[str], *, overwrite: bool = False) -> None:
     """Raises UsageError unless `out` names a PNG file that is no input and, without `overwrite`, does not exist yet."""
-    if out.suffix.lower() != ".png" or out.is_dir():
-        raise UsageError(f"--out {out}: give a file name ending in .png")
+    if out.suffix.lower() != ".png" or os.path.isdir(out):  # noqa: PTH112
+        raise UsageError(f"--out {out}: the picture is a PNG; give a file name ending in .png")
     if os.path.realpath(out) in {os.path.realpath(image) for image in images}:
         raise UsageError(f"{out}: would overwrite an input image; give another --out")
-    if out.exists() and not overwrite:
+    if os.path.exists(out) and not overwrite:  # noqa: PTH110
         raise UsageError(f"--out {out}: exists already; give --overwrite or another name")
 
 

@@ -27,6 +27,22 @@ JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON
 
 _LEFTOVER = re.compile(r"\.(?:tmp|del)-[0-9]+-[0-9a-f]+")
 
+FILE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".tif", ".tiff", ".bmp"}
+    | {".dib", ".gif", ".avif", ".heic", ".heif", ".jp2", ".j2k", ".jxl", ".pgm", ".ppm", ".pbm"}
+    | {".pnm", ".tga", ".exr", ".psd", ".ico", ".svg", ".pdf", ".eps", ".dcm", ".nii", ".mp4"}
+    | {".npy", ".npz", ".mat", ".h5", ".hdf5", ".parquet", ".json", ".jsonl", ".csv", ".tsv"}
+    | {".txt", ".xml", ".yaml", ".yml", ".toml", ".zip", ".tar", ".gz", ".tgz", ".7z"}
+    | {".pth", ".pt", ".ckpt", ".onnx", ".safetensors", ".pkl"}
+)
+"""Suffixes by which people mean a file: pictures, arrays, tables, archives, weights. No folder is created so."""
+
+_OF_THE_DISK = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENODEV, errno.ENXIO, errno.ESTALE}
+    | {errno.ENOTCONN, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+)
+"""Failures that the next file would meet as well."""
+
 _REMEDIES = {
     errno.ENOSPC: "free some space or choose another place with --out",
     errno.EDQUOT: "free some space or choose another place with --out",
@@ -43,6 +59,25 @@ def output_error(path: Path, error: OSError) -> OutputError:
     reason = error.strerror or str(error) or type(error).__name__
     remedy = _REMEDIES.get(error.errno or 0, "choose another place with --out")
     return OutputError(f"{path}: cannot be written ({reason}); {remedy}")
+
+
+def concerns_one_file(error: OutputError) -> bool:
+    """Whether the file itself could not be written, such as for its name, while others may fare better."""
+    cause = error.__cause__
+    return not (isinstance(cause, OSError) and cause.errno in _OF_THE_DISK)
+
+
+def means_a_file(path: Path) -> bool:
+    """Whether a place to write into is called like a file of some kind, and is no folder yet."""
+    return path.suffix.lower() in FILE_SUFFIXES and not os.path.isdir(path)  # noqa: PTH112
+
+
+def longest_name(folder: Path) -> int:
+    """Most bytes of a name on the disk where `folder` is or would be created."""
+    try:
+        return os.pathconf(_existing(folder), "PC_NAME_MAX")
+    except (AttributeError, OSError, ValueError):  # Windows, and disks that do not tell
+        return 255
 
 
 @contextmanager
@@ -121,13 +156,18 @@ def make_folder(folder: Path) -> Path:
 
 def free_space(folder: Path) -> int:
     """Free bytes on the disk where `folder` is or would be created. Raises OutputError."""
-    existing = folder.absolute()
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
     try:
-        return shutil.disk_usage(existing).free
+        return shutil.disk_usage(_existing(folder)).free
     except OSError as error:
         raise output_error(folder, error) from error
+
+
+def _existing(folder: Path) -> Path:
+    """`folder`, or the nearest one above it that exists."""
+    existing = folder.absolute()
+    while not os.path.exists(existing) and existing != existing.parent:  # noqa: PTH110
+        existing = existing.parent
+    return existing
 
 
 def sync_folder(folder: Path) -> None:

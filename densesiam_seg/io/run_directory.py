@@ -19,6 +19,7 @@ from densesiam_seg.io.files import (
     discard,
     free_space,
     is_leftover,
+    means_a_file,
     open_regular,
     output_error,
     remove_leftovers,
@@ -66,11 +67,15 @@ def new_run_folder(
         if not read_status(folder):
             raise UsageError(f"--out {folder}: holds no run to resume; leave --resume out")
         return folder
+    if out is not None and means_a_file(out) and not os.path.exists(out):  # noqa: PTH110
+        raise UsageError(
+            f"--out {out}: a run is a folder, and this is called like a file; give a folder"
+        )
     folder = out if out is not None else _stamped_folder(base)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        if folder.exists():
+        if os.path.exists(folder):  # noqa: PTH110
             raise OutputError(f"{folder}: is not a folder; choose another --out") from error
         raise output_error(folder, error) from error
     if overwrite:

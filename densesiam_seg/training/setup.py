@@ -6,7 +6,7 @@ import json
 import tomllib
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,9 @@ def fresh(
     `initial` is a trained network to take the weights from, with the path it came from.
     """
     write_status(run.folder, "running")
+    passed_over = manifest.passed_over
+    if str(passed_over):
+        yield Notice(f"passed over: {passed_over}", warning=passed_over.doubtful)
     device = pick_device(given.get("device", "auto"))
     gpu = device.type == "cuda"
     name, _ = choose_settings(run.command, preset, len(manifest), gpu, given)
@@ -139,7 +142,7 @@ def resumed(run: Run, given: Mapping[str, Any]) -> Generator[Event, None, Traini
             )
     if read_status(run.folder).get("status") == "done":
         yield Notice("this run had finished; nothing to do")
-        yield Trained(run.folder, run.folder / "model", None, complete=True)
+        yield Trained(run.folder, run.folder / "model", None, True, asdict(manifest.passed_over))
         return None
     edited = manifest.changed()
     if edited:

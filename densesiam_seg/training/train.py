@@ -78,6 +78,7 @@ def run_events(
     init_from: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    follow_links: bool = False,
     **settings: Any,
 ) -> Iterator[Event]:
     """Train in a run directory, one event at a time; the last event is `Trained`.
@@ -85,6 +86,7 @@ def run_events(
     `settings` are fields of the command's config that differ from the preset's. `max_time` (seconds) ends training
     early with a model. `max_bad` is the share of unusable files above which the run is refused. With `resume` the run
     in `out` (else the latest one) goes on to the same final weights; `images` may then be empty and nothing may change.
+    `follow_links` reads folders behind links too.
     Raises a DenseSiamError; a stop signal raises StoppedError after saving.
     """
     if resume and (init_from or overwrite or preset):
@@ -100,7 +102,8 @@ def run_events(
         require_backbone(checked.backbone, checked.image_size)
         require_source(checked.weights)
         initial = (load_network(Path(init_from)), str(init_from)) if init_from else None
-        manifest = scan([images] if isinstance(images, str | Path) else images)
+        inputs = [images] if isinstance(images, str | Path) else images
+        manifest = scan(inputs, follow_links=follow_links, out=out)
     folder = new_run_folder(command, Path(out) if out else None, overwrite=overwrite, resume=resume)
     with run_lock(folder), stop_requests() as stop:
         run = Run(command, folder, stop)
@@ -216,4 +219,5 @@ def _finish(run: Run, training: Training) -> Trained:
     complete = training.step >= training.total_steps
     status: Status = "done" if complete else "stopped"
     write_status(run.folder, status, reason="" if complete else "time limit", exit_code=0)
-    return Trained(run.folder, model, training.last_epoch, complete)
+    passed_over = asdict(training.store.manifest.passed_over)
+    return Trained(run.folder, model, training.last_epoch, complete, passed_over)

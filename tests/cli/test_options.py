@@ -46,6 +46,18 @@ def test_a_file_that_exists_is_replaced_only_when_asked_to(tmp_path: Path) -> No
         require_new(tmp_path, False)
 
 
+@pytest.mark.parametrize("name", ["a.json", "a.txt", "a", "a.v2"])
+def test_names_for_json(tmp_path: Path, name: str) -> None:
+    require_new(tmp_path / name, False)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.JPG", "a.csv", "a.npy"])
+def test_other_names_are_refused(tmp_path: Path, name: str) -> None:
+    for overwrite in (False, True):
+        with pytest.raises(UsageError, match="holds JSON"):
+            require_new(tmp_path / name, overwrite)
+
+
 @pytest.mark.parametrize(
     ("command", "model"),
     [

@@ -16,6 +16,7 @@ from program import Cli, Patch, refused
 
 from densesiam_seg.inference.options import Refinement
 from densesiam_seg.inference.segmenter import Segmenter
+from densesiam_seg.io.outputs import OUTPUTS
 
 
 @pytest.fixture
@@ -34,7 +35,9 @@ def predict(cli: Cli, model_folder: Path) -> Cli:
 
 
 def files(folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    """Those that are not hidden."""
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix() for path in found if path.name != OUTPUTS}
 
 
 def mask_of(path: Path) -> np.ndarray:
@@ -82,7 +85,9 @@ class TestMasks:
         code, text, error = predict(images / "00.jpg", "-o", mask, "--json", "-q")
         assert (code, error) == (0, "")
         masks = [{"image": str(images / "00.jpg"), "mask": str(mask)}]
-        assert json.loads(text) == {"masks": masks, "failed": [], "skipped": [], "kept": 0}
+        value = json.loads(text)
+        assert value.pop("passed_over")["linked_folders"] == 0
+        assert value == {"masks": masks, "failed": [], "skipped": [], "kept": 0, "shortened": 0}
 
     def test_kmeans_of_any_number(self, predict: Cli, images: Path, tmp_path: Path) -> None:
         readout = ("--readout", "kmeans", "-k", "9", "--seed", "1", "--fit-images", images)
@@ -108,6 +113,52 @@ class TestMasks:
         code, _, error = predict(images, "-o", out, "--resume")
         assert (code, error) == (0, f"0 masks written, 3 kept: {out}\n")
         assert predict(images, "-o", out, "--overwrite") == (0, "", f"3 masks written: {out}\n")
+
+
+class TestWhatElseIsThere:
+    def test_is_told_in_one_line_and_in_json(
+        self, predict: Cli, images: Path, tmp_path: Path
+    ) -> None:
+        (images / "notes.md").touch()
+        (images / "@eaDir").mkdir()
+        (images / "@eaDir" / "00.jpg").touch()
+        (tmp_path / "far").mkdir()
+        shutil.copy(images / "01.png", tmp_path / "far" / "03.png")
+        (images / "far").symlink_to(tmp_path / "far")
+        code, text, error = predict(images, "-o", tmp_path / "out", "--json", "-q")
+        assert code == 0
+        found = json.loads(text)["passed_over"]
+        assert (found["linked_folders"], found["others"]) == (1, {".md": 1})
+        assert (found["system"], found["system_images"]) == ({"@eaDir": 1}, 1)
+        (line,) = error.splitlines()
+        assert line.startswith("warning: passed over: ") and "1 linked folder not followed" in line
+        assert predict(images, "-o", tmp_path / "all", "--follow-links")[0] == 0
+        assert files(tmp_path / "all") == {"00.png", "01.png", "deep/02.png", "far/03.png"}
+
+    def test_masks_of_an_earlier_run_are_no_images(
+        self, predict: Cli, images: Path, monkeypatch: Patch
+    ) -> None:
+        monkeypatch.chdir(images)
+        for count in (0, 6):
+            code, text, _ = predict(".", "--overlay", "--json", "-o", f"masks{count}")
+            assert code == 0 and len(json.loads(text)["masks"]) == 3
+            assert json.loads(text)["passed_over"]["outputs"] == count
+
+    def test_links_have_masks_of_their_own(
+        self, predict: Cli, images: Path, tmp_path: Path
+    ) -> None:
+        (images / "hard.jpg").hardlink_to(images / "00.jpg")
+        (images / "soft.png").symlink_to("01.png")
+        assert predict(images, "-o", tmp_path / "out")[0] == 0
+        names = {"00.png", "01.png", "deep/02.png", "hard.png", "soft.png"}
+        assert files(tmp_path / "out") == names
+
+    def test_long_names(self, predict: Cli, images: Path, tmp_path: Path) -> None:
+        (images / "00.jpg").rename(images / f"{'x' * 251}.jpg")
+        code, text, error = predict(images, "-o", tmp_path / "out", "--overlay", "--json")
+        assert code == 0 and "1 name" in error
+        assert json.loads(text)["shortened"] == 1
+        assert len(files(tmp_path / "out")) == 6
 
 
 class TestBadInput:
@@ -170,6 +221,7 @@ class TestRefusals:
         refused(found, 2, "usage", "would overwrite an input image")
         assert (images / "01.png").read_bytes() == before
         refused(predict(images, "-o", tmp_path / "m.png"), 2, "usage", "give a folder")
+        refused(predict(images, "-o", tmp_path / "m.jpg"), 2, "usage", "masks are PNG")
         (tmp_path / "00_overlay.jpg").touch()
         found = predict(images / "00.jpg", "-o", tmp_path, "--overlay")
         refused(found, 2, "usage", "00_overlay.jpg: exists already")

@@ -67,17 +67,18 @@ class TestSettings:
     def test_what_is_not_given_is_left_to_the_preset(self, call: Call, command: str) -> None:
         assert call(command, "images") == {
             "images": ["images"], "out": None, "preset": None, "max_time": None, "max_bad": 1.0, "init_from": None,
-            "resume": False, "overwrite": False,
+            "resume": False, "overwrite": False, "follow_links": False,
         }  # fmt: skip
 
     def test_the_others(self, call: Call, command: str) -> None:
         given = call(
             command, "a", "b", "--out", "o", "--preset", "fast", "--max-time", "2m", "--max-bad", "0.5",
-            "--init-from", "m", "--overwrite", "-b", "auto", "--region-stop-gradient",
+            "--init-from", "m", "--overwrite", "--follow-links", "-b", "auto", "--region-stop-gradient",
         )  # fmt: skip
         assert given == {
             "images": ["a", "b"], "out": Path("o"), "preset": "fast", "max_time": 120.0, "max_bad": 0.5,
-            "init_from": Path("m"), "resume": False, "overwrite": True, "region_stop_gradient": True,
+            "init_from": Path("m"), "resume": False, "overwrite": True, "follow_links": True,
+            "region_stop_gradient": True,
         }  # fmt: skip
 
     def test_resume_needs_no_images(self, call: Call, cli: Cli, command: str) -> None:
@@ -152,6 +153,37 @@ class TestRuns:
         code, text, _ = cli(command, "--resume", "-o", out, "--json")
         assert (code, json.loads(text)["complete"]) == (0, True)
 
+    @BOTH
+    def test_what_was_passed_over_is_told_and_kept(
+        self, run: Cli, cli: Cli, image_folder: Path, tmp_path: Path, command: str
+    ) -> None:
+        """In a run inside the folder of its images, and when it is started anew there."""
+        data = tmp_path / "data"
+        data.mkdir()
+        for name in ("00.jpg", "01.png", "02.jpg", "03.png"):
+            (data / name).symlink_to(image_folder / name)
+        (data / "again.jpg").symlink_to("00.jpg")
+        (data / "far").symlink_to(image_folder)
+        for more in ((), ("--overwrite",)):
+            code, text, error = run(command, data, "-o", data / "run", "-q", "--json", *more)
+            found = json.loads(text)["passed_over"]
+            assert (code, found["linked_folders"], found["repeated"]) == (0, 1, 5)
+            assert "1 linked folder not followed" in error.splitlines()[0]
+            listed = json.loads((data / "run" / "dataset.json").read_text())
+            assert listed["passed_over"] == found
+
+    @BOTH
+    def test_links_are_followed_on_demand(
+        self, cli: Cli, tiny_settings: dict[str, Any], tmp_path: Path, command: str
+    ) -> None:
+        (tmp_path / "data").mkdir()
+        (tmp_path / "data" / "far").symlink_to(tmp_path / "real")
+        (tmp_path / "real").mkdir()
+        (tmp_path / "real" / "a.jpg").write_bytes(b"junk")
+        refused(cli(command, tmp_path / "data"), 3, "input", "give --follow-links")
+        code, _, error = cli(command, tmp_path / "data", "--follow-links", "-o", tmp_path / "run")
+        assert code == 3 and "1 of 1 files cannot be used" in error
+
 
 class TestRefusals:
     """Nothing has been started, so stderr is the one line."""
@@ -181,6 +213,8 @@ class TestRefusals:
         assert (tmp_path / "mine.txt").read_text() == "mine"
         found = cli("train", image_folder, "-o", tmp_path / "mine.txt")
         refused(found, 5, "output", "is not a folder")
+        found = cli("train", image_folder, "-o", tmp_path / "model.pth")
+        refused(found, 2, "usage", "called like a file")
 
     @BOTH
     def test_nothing_to_resume(

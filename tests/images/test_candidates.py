@@ -47,10 +47,12 @@ def test_a_file_with_several_names_is_taken_once(tmp_path: Path) -> None:
     (tmp_path / "x" / "b.jpg").symlink_to("m.jpg")
     files = scan([tmp_path])
     assert files.names == ("x/b.jpg",)
-    assert files.repeated == 2
+    assert files.passed_over.repeated == 2
+    each = scan([tmp_path], merge=False)
+    assert (each.names, each.passed_over.repeated) == (("x/b.jpg", "x/m.jpg", "x/z.jpg"), 0)
     again = scan([tmp_path, tmp_path / "x", tmp_path / "x" / "b.jpg", f"{tmp_path}/x/*.jpg"])
     assert again.names == ("b.jpg",)
-    assert again.repeated == 2
+    assert again.passed_over.repeated == 2
 
 
 @pytest.mark.parametrize(
@@ -95,7 +97,7 @@ def test_which_names_mean_one_file(
     files = found.manifest()
     assert [*zip(files.names, files.sizes, strict=True)] == expected
     assert files.mtimes_ms.tolist() == [times[name] for name in files.names]
-    assert files.repeated == repeated
+    assert files.passed_over.repeated == repeated
 
 
 def test_suffixes(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from array import array
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from densesiam_seg.errors import InputError
-from densesiam_seg.images.manifest import Manifest, Skipped
+from densesiam_seg.images.manifest import Manifest, PassedOver, Skipped
 from densesiam_seg.images.scan import scan
 
 
@@ -80,7 +81,7 @@ def test_changed_files(tmp_path: Path) -> None:
         {"mtimes_ms": [1000]},
         {"mtimes_ms": [[1000, 1001]]},
         {"skipped": [{"path": "c.jpg"}]},
-        {"ignored": None, "repeated": 0, "digest": "", "root": ""},
+        {"digest": "", "root": ""},
     ],
 )
 def test_damaged_dictionaries(change: dict[str, Any]) -> None:
@@ -91,6 +92,35 @@ def test_damaged_dictionaries(change: dict[str, Any]) -> None:
     for key in change:
         with pytest.raises(InputError, match="damaged"):
             Manifest.from_dict({name: value for name, value in good.items() if name != key})
+
+
+def test_what_is_passed_over_survives_json_and_may_be_absent() -> None:
+    passed = PassedOver(linked_folders=1, system={"@eaDir": 2}, others={".txt": 3})
+    saved = json.loads(json.dumps(replace(small("a.jpg"), passed_over=passed).to_dict()))
+    assert Manifest.from_dict(saved).passed_over == passed
+    with pytest.raises(InputError, match="damaged"):
+        Manifest.from_dict({**saved, "passed_over": {"strange": 1}})
+    del saved["passed_over"]
+    assert Manifest.from_dict(saved).passed_over == PassedOver()
+
+
+def test_what_is_passed_over_in_words() -> None:
+    """Only what is not zero, and of the suffixes the commonest."""
+    assert str(PassedOver()) == ""
+    suffixes = {".txt": 1, ".csv": 5, ".md": 2, ".log": 1}
+    text = str(PassedOver(repeated=1, others=suffixes))
+    assert text == (
+        "9 files with other suffixes (5 .csv, 2 .md, 1 .txt, …), 1 further name of what is taken already"
+    )
+    everything = PassedOver(1, 0, 2, 3, 4, {"@eaDir": 1}, {})
+    assert [part[:8] for part in str(everything).split(", ")] == [
+        "1 linked",
+        "3 images",
+        "1 item o",
+        "2 hidden",
+    ]
+    assert "4 images" in str(everything)
+    assert everything.doubtful and not PassedOver(hidden=1).doubtful
 
 
 names = st.text(st.characters(exclude_categories=()), min_size=1, max_size=8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import inspect
 import io
 import os
@@ -17,8 +18,10 @@ import pytest
 from image_files import touch
 
 from densesiam_seg.errors import InputError
-from densesiam_seg.images.manifest import Skipped
+from densesiam_seg.images.manifest import PassedOver, Skipped
 from densesiam_seg.images.scan import scan
+from densesiam_seg.io.outputs import note_outputs
+from densesiam_seg.io.run_directory import write_status
 
 
 def message_of(*inputs: str | os.PathLike[str]) -> str:
@@ -35,7 +38,9 @@ def test_folder_is_scanned_recursively_and_sorted_by_code_point(tmp_path: Path) 
     files = scan([tmp_path])
     assert files.names == ("Z.tif", "a.gif", "a/deep/er/x.JPeG", "a/z.PNG", "b.jpg", "é.webp")
     assert files.root == str(tmp_path)
-    assert files.ignored == 3
+    assert files.passed_over == PassedOver(
+        hidden=2, system={"._*": 1}, others={".md": 1, ".csv": 1, "without a suffix": 1}
+    )
     assert files.skipped == ()
     assert len(files) == 6
     for index, name in enumerate(files.names):
@@ -95,10 +100,10 @@ def test_no_image_in_a_folder(tmp_path: Path) -> None:
     message = message_of(tmp_path / "in")
     assert str(tmp_path / "in") in message
     assert ".bmp, " in message and ".webp" in message
-    assert "4 other files there: 2 .txt" in message
-    assert "1 linked folders not followed" in message
+    assert "4 files with other suffixes (2 .txt" in message
+    assert "1 linked folder not followed" in message
     (tmp_path / "empty").mkdir()
-    assert "0 other files there)" in message_of(tmp_path / "empty")
+    assert "nothing else is there" in message_of(tmp_path / "empty")
     touch(tmp_path, "good/a.jpg")
     assert "empty" in message_of(tmp_path / "good", tmp_path / "empty")
 
@@ -111,6 +116,88 @@ def test_linked_folders_and_loops_are_not_followed(tmp_path: Path) -> None:
     for item in ("in", "in/**/*.jpg", "in/*"):
         assert scan([tmp_path / item]).names == ("a.jpg", "sub/b.jpg")
     assert scan([tmp_path / "in" / "way_out"]).names == ("c.jpg",)
+
+
+class TestFollowedLinks:
+    def test_each_folder_is_read_once_and_loops_end(self, tmp_path: Path) -> None:
+        touch(tmp_path, "in/a.jpg", "in/sub/b.jpg", "out/c.jpg", "out/deep/d.jpg")
+        (tmp_path / "in" / "loop").symlink_to(tmp_path / "in")
+        (tmp_path / "in" / "sub" / "up").symlink_to("..")
+        (tmp_path / "in" / "way_out").symlink_to(tmp_path / "out")
+        (tmp_path / "out" / "back").symlink_to(tmp_path / "in" / "sub")
+        files = scan([tmp_path / "in"], follow_links=True, merge=False)
+        assert files.names == ("a.jpg", "sub/b.jpg", "way_out/c.jpg", "way_out/deep/d.jpg")
+        assert files.passed_over == PassedOver(repeated=3)
+
+    def test_a_folders_own_name_comes_before_those_of_links(self, tmp_path: Path) -> None:
+        touch(tmp_path, "in/z/a.jpg", "out/b.jpg")
+        (tmp_path / "in" / "a").symlink_to("z")
+        for name in "nm":
+            (tmp_path / "in" / name).symlink_to("../out")
+        for item in ("in", "in/**/*.jpg"):
+            assert scan([tmp_path / item], follow_links=True).names == ("m/b.jpg", "z/a.jpg")
+
+
+class TestSystemFolders:
+    def test_their_images_are_counted_and_not_taken(self, tmp_path: Path) -> None:
+        touch(tmp_path, "a.jpg", "@eaDir/a.jpg/THUMB.jpg", "#recycle/b.jpg", "x/lost+found/c.png")
+        touch(tmp_path, "$RECYCLE.BIN/$R1.jpg", "__macosx/._a.jpg", ".Trash-1000/files/d.jpg")
+        touch(tmp_path, "System Volume Information/e", "._a.jpg", "Thumbs.db", ".DS_Store")
+        for item in (".", "**/*.jpg"):
+            files = scan([tmp_path / item])
+            assert files.names == ("a.jpg",)
+            assert files.passed_over.system_images == 5
+        assert scan([tmp_path]).passed_over.system == {
+            **dict.fromkeys(["@eaDir", "#recycle", "lost+found", "$RECYCLE.BIN", "__macosx"], 1),
+            **dict.fromkeys([".Trash-1000", "System Volume Information", "._*"], 1),
+            **dict.fromkeys(["Thumbs.db", ".DS_Store"], 1),
+        }
+
+    def test_what_is_named_is_taken(self, tmp_path: Path) -> None:
+        touch(tmp_path, "#recycle/b.jpg", "#recycle/x/c.jpg", "._d.jpg")
+        assert scan([tmp_path / "#recycle"]).names == ("b.jpg", "x/c.jpg")
+        assert scan([tmp_path / "#recycle" / "*.jpg"]).names == ("b.jpg",)
+        assert scan([tmp_path / "._d.jpg"]).names == ("._d.jpg",)
+
+    def test_globs_do_not_reach_into_them(self, tmp_path: Path) -> None:
+        touch(tmp_path, "a/b.jpg", "@eaDir/c.jpg")
+        for item in ("*", "*/*.jpg"):
+            files = scan([tmp_path / item])
+            assert files.names == ("a/b.jpg",)
+            assert (files.passed_over.system, files.passed_over.system_images) == ({"@eaDir": 1}, 1)
+
+
+class TestOwnOutputs:
+    @pytest.mark.parametrize("item", [".", "*", "**/*"])
+    def test_noted_files_and_runs_are_left_out(self, tmp_path: Path, item: str) -> None:
+        """But what somebody else put beside the masks is not."""
+        touch(
+            tmp_path, "a.jpg", "a.png", "a_overlay.jpg", "m/a.png", "m/mine.jpg", "r/report/1.png"
+        )
+        note_outputs(tmp_path, ["a.png", "a_overlay.jpg"])
+        note_outputs(tmp_path / "m", ["a.png"])
+        write_status(tmp_path / "r", "done")
+        files = scan([tmp_path / item])
+        assert files.names == ("a.jpg", "m/mine.jpg")
+        assert files.passed_over.outputs == 4
+
+    def test_a_run_that_is_named_is_read(self, tmp_path: Path) -> None:
+        touch(tmp_path, "r/report/1.png")
+        write_status(tmp_path / "r", "done")
+        assert scan([tmp_path / "r"]).names == ("report/1.png",)
+        (tmp_path / "r" / "run.json").write_text("{}")  # another program's
+        assert scan([tmp_path]).names == ("r/report/1.png",)
+
+    def test_the_folder_to_write_into(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        touch(tmp_path, "a.jpg", "x/out/a.png", "y/out/b.png")
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "link").symlink_to("x")
+        for out in ("x/out", tmp_path / "link" / "out"):
+            files = scan(["."], out=out)
+            assert (files.names, files.passed_over.outputs) == (("a.jpg", "y/out/b.png"), 1)
+        assert scan(["x/out"], out="x/out").names == ("a.png",)
 
 
 def test_folders_may_lie_as_deep_as_the_system_allows(tmp_path: Path) -> None:
@@ -180,7 +267,7 @@ def test_glob(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert files.root == str(tmp_path / "in")
     assert scan(["i?/x/*.jpg"]).root == str(tmp_path)
     message = message_of("in/*.txt")
-    assert "1 other files there: 1 .txt" in message
+    assert "1 file with other suffixes (1 .txt)" in message
 
 
 def test_literal_names_with_pattern_signs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +308,62 @@ def test_a_list_in_any_order_and_with_a_path_named_again(tmp_path: Path) -> None
     files = scan([tmp_path / "l.txt"])
     assert files.root == str(tmp_path)
     assert files.names == ("a b/3.jpg", "a.jpg", "a/1.jpg", "b/2.jpg")
-    assert files.repeated == 0
+    assert files.passed_over.repeated == 0
+
+
+class TestSpellings:
+    """Lines as programs write them."""
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            b"\xef\xbb\xbfb c.jpg\r\n",
+            "b c.jpg\r\n# remark\r\n".encode("utf-16"),
+            codecs.BOM_UTF16_BE + "b c.jpg".encode("utf-16-be"),
+            b"  b c.jpg \t\n",
+            b'"b c.jpg"\n',
+            b" 'b c.jpg'\r\n",
+            b".\\b c.jpg\r\n",
+        ],
+    )
+    def test_of_one_file(self, tmp_path: Path, content: bytes) -> None:
+        touch(tmp_path, "b c.jpg")
+        (tmp_path / "l.txt").write_bytes(content)
+        assert scan([tmp_path / "l.txt"]).names == ("b c.jpg",)
+
+    def test_a_line_that_names_a_file_is_that_file(self, tmp_path: Path) -> None:
+        names = ["#1.jpg", " 2.jpg ", "'3.jpg'", "a\\4.jpg", "5.jpg\r"]
+        touch(tmp_path, *names, "2.jpg", "3.jpg", "a/4.jpg", "5.jpg")
+        (tmp_path / "l.txt").write_text("#2.jpg\n" + "\n".join(names), newline="")
+        assert scan([tmp_path / "l.txt"]).names == tuple(sorted(names))
+
+
+class TestWhatListsAreRelativeTo:
+    @pytest.fixture
+    def lists(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        touch(tmp_path, "images/c.jpg", "images/d.jpg", "lists/x")
+        monkeypatch.chdir(tmp_path)
+        return tmp_path / "lists"
+
+    def test_the_working_directory_where_only_that_fits(self, lists: Path) -> None:
+        (lists / "l.txt").write_text("images/c.jpg\nimages/d.jpg\n")
+        assert scan(["lists/l.txt"]).root == str(lists.parent / "images")
+        touch(lists, "images/c.jpg")  # not both are here
+        assert scan(["lists/l.txt"]).root == str(lists.parent / "images")
+        touch(lists, "images/d.jpg")
+        assert scan(["lists/l.txt"]).root == str(lists / "images")
+
+    def test_nothing_is_mixed(self, lists: Path) -> None:
+        touch(lists, "images/e.jpg")
+        (lists / "l.txt").write_text("images/c.jpg\nimages/d.jpg\nimages/e.jpg\n")
+        message = message_of("lists/l.txt")
+        assert "1 of the 3 files it names do not exist (line 3: 'images/e.jpg'" in message
+        assert f"looked for in {lists} and in {lists.parent}" in message
+
+    def test_a_folder_stands_for_its_images(self, lists: Path) -> None:
+        """As the output of `find images` begins with the folder."""
+        (lists / "l.txt").write_text("images\nimages/c.jpg\n")
+        assert scan(["lists/l.txt"]).names == ("c.jpg", "d.jpg")
 
 
 def test_bad_lists(tmp_path: Path) -> None:
@@ -233,10 +375,9 @@ def test_bad_lists(tmp_path: Path) -> None:
     assert "line 2: 'gone1', line 3: 'gone2', line 4: 'gone3', …" in message
     path.write_bytes(b"a.jpg\nb\0.jpg\n")
     assert "l.txt: line 2 holds a NUL byte" in message_of(path)
-    path.write_bytes("a.jpg\n".encode("utf-16"))
-    assert "line 1 holds a NUL byte" in message_of(path)
-    path.write_text("a.jpg\n.\n")
-    assert "line 2 names a folder" in message_of(path)
+    path.write_text("empty\n# only a remark\n")
+    (tmp_path / "empty").mkdir()
+    assert "no image found" in message_of(path)
     path.write_text("")
     assert "names no file" in message_of(path)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,11 +34,13 @@ from densesiam_seg.errors import (
 from densesiam_seg.events import Predicted
 from densesiam_seg.images.decode import load_image
 from densesiam_seg.images.manifest import Skipped
+from densesiam_seg.images.opening import SUFFIXES
 from densesiam_seg.images.scan import scan
 from densesiam_seg.inference import batching
 from densesiam_seg.inference import predict as prediction
 from densesiam_seg.inference.options import Refinement
 from densesiam_seg.inference.predict import (
+    fitting_names,
     mask_names,
     overall_error,
     overlay_path,
@@ -43,10 +48,13 @@ from densesiam_seg.inference.predict import (
     predict_events,
 )
 from densesiam_seg.inference.segmenter import Segmenter
+from densesiam_seg.io.outputs import OUTPUTS, noted_outputs
 
 
 def files(folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    """Those that are not hidden."""
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix() for path in found if path.name != OUTPUTS}
 
 
 def predict(
@@ -64,7 +72,9 @@ def predict(
 
 
 def reasons(results: Sequence[Predicted]) -> list[str | None]:
-    return [result.error.reason if result.error else None for result in results]
+    """As in the list of failures."""
+    errors = [result.error for result in results]
+    return [error and getattr(error, "reason", "not-written") for error in errors]  # type: ignore[misc]
 
 
 def mask_of(path: Path) -> NDArray[np.integer]:
@@ -113,6 +123,41 @@ class TestNames:
     def test_no_two_masks_share_a_name(self, names: set[str]) -> None:
         assert len(set(mask_names(sorted(names)))) == len(names)
 
+    def test_long_names_are_cut_and_get_a_digest(self) -> None:
+        """SHA-256 of the whole name; 16 bytes here, of which the digest and the suffix take 13."""
+        digest = hashlib.sha256(b"x" * 13 + b".png").hexdigest()
+        names = ["x" * 12 + ".png", "x" * 13 + ".png", "dd/e.png"]
+        assert fitting_names(names, 16) == [names[0], f"xxx-{digest[:8]}.png", "dd/e.png"]
+
+    @pytest.mark.parametrize(
+        ("stem", "kept"), [("木" * 9, "木"), ("xe\u0301" + "x" * 20, "x"), ("\u0301" * 20, "")]
+    )
+    def test_letters_stay_whole(self, stem: str, kept: str) -> None:
+        """With their accents."""
+        (name,) = fitting_names([f"{stem}.png"], 16)
+        assert name.startswith(f"{kept}-") and len(name) == len(kept) + 13
+
+    def test_long_folders_are_cut_too(self) -> None:
+        (name,) = fitting_names(["d" * 30 + "/e/a.png"], 16)
+        assert [len(part) for part in name.split("/")] == [16, 1, 5]
+
+    def test_equal_digests_are_made_longer(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        ends = {"a": "1" * 64, "b": "1" * 8 + "2" * 56}
+        monkeypatch.setattr(
+            hashlib, "sha256", lambda name: SimpleNamespace(hexdigest=lambda: ends[chr(name[40])])
+        )
+        names = [f"{'x' * 40}{end}.png" for end in "ab"]
+        one, other = fitting_names(names, 30)
+        assert one == "x" * 17 + "-" + "1" * 8 + ".png"
+        assert other == "x" * 9 + "-" + "1" * 8 + "2" * 8 + ".png"
+
+    @settings(max_examples=50)
+    @given(st.sets(st.from_regex(r"\A[xé]{1,20}(/[xé]{1,20})?\.png\Z")))
+    def test_no_two_of_them_are_the_same(self, names: set[str]) -> None:
+        found = fitting_names(sorted(names), 20)
+        assert len(set(found)) == len(names)
+        assert all(len(os.fsencode(part)) <= 20 for name in found for part in name.split("/"))
+
     def test_overlays_lie_beside_their_masks(self) -> None:
         assert overlay_path(Path("o/a.jpg.png")) == Path("o/a.jpg_overlay.jpg")
 
@@ -138,9 +183,39 @@ class TestPlan:
     def test_places_that_do_not_fit(self, images: Path, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="there are 3 images; give a folder"):
             plan(scan([images]), tmp_path / "mask.png")
-        (tmp_path / "notes.txt").write_text("mine")
+        (tmp_path / "notes").write_text("mine")
         with pytest.raises(UsageError, match="a file of another kind"):
-            plan(scan([images]), tmp_path / "notes.txt", overwrite=True)
+            plan(scan([images]), tmp_path / "notes", overwrite=True)
+
+    @pytest.mark.parametrize("suffix", sorted({*SUFFIXES, ".npy", ".PGM", ".txt"} - {".png"}))
+    def test_masks_are_png(self, images: Path, tmp_path: Path, suffix: str) -> None:
+        """But a folder may be called as it likes."""
+        out = tmp_path / f"mask{suffix}"
+        with pytest.raises(UsageError, match="masks are PNG"):
+            plan(scan([images / "a.jpg"]), out)
+        out.mkdir()
+        assert plan(scan([images / "a.jpg"]), out).targets == (out / "a.png",)
+        assert plan(scan([images / "a.jpg"]), tmp_path / "v1.2").folder == tmp_path / "v1.2"
+
+    def test_every_name_has_a_mask_of_its_own(self, images: Path, tmp_path: Path) -> None:
+        (images / "hard.jpg").hardlink_to(images / "a.jpg")
+        (images / "soft.jpg").symlink_to("a.jpg")
+        targets = plan(scan([images], merge=False), tmp_path).targets
+        assert [path.stem for path in targets] == ["a", "b", "c", "hard", "soft"]
+
+    def test_names_of_the_longest_kind(
+        self, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The longest part of an overlay's name is its end."""
+        monkeypatch.setattr(prediction, "longest_name", lambda folder: 30)
+        for length in (26, 27):
+            picture(images / f"{'x' * length}.png")
+        for overlays, cut in ((False, 1), (True, 2)):
+            work = plan(scan([images]), tmp_path, overlays=overlays)
+            assert work.shortened == cut
+            for target in work.targets:
+                name = overlay_path(target).name if overlays else target.name
+                assert len(name) <= 30
 
     def test_what_exists_is_refused(self, images: Path, tmp_path: Path) -> None:
         """Other files in the folder are no hindrance."""
@@ -229,9 +304,99 @@ class TestPredict:
         (tmp_path / "file").touch()
         with pytest.raises(OutputError, match="cannot be written"):
             predict(segmenter, [images], tmp_path / "file" / "out")
-        (tmp_path / "out" / "a.png").mkdir(parents=True)
-        with pytest.raises(OutputError, match=r"a\.png: is a folder"):
-            predict(segmenter, [images], tmp_path / "out", overwrite=True)
+
+    def test_what_was_written_is_noted(
+        self, segmenter: Segmenter, images: Path, tmp_path: Path
+    ) -> None:
+        """So that it is no input of the next run; a mask with its own name only in a folder of images."""
+        predict(segmenter, [images / "a.jpg"], tmp_path / "mask.png")
+        assert not (tmp_path / OUTPUTS).exists()
+        predict(segmenter, [images / "a.jpg"], images / "new" / "mask.png")
+        assert noted_outputs(images / "new") == {"mask.png"}
+        predict(segmenter, [images / "a.jpg", images / "deep"], images, overlays=True)
+        assert noted_outputs(images) == {"a.png", "a_overlay.jpg"}
+        assert noted_outputs(images / "deep" / "er") == {"c.png", "c_overlay.jpg"}
+        assert scan([images]).names == ("a.jpg", "b.png", "deep/er/c.webp")
+
+
+class TestWhatCannotBeWritten:
+    """The failure of one image, unless the disk takes no more."""
+
+    @pytest.mark.parametrize("options", [{}, {"overwrite": True}, {"resume": True}])
+    @pytest.mark.parametrize("overlays", [False, True])
+    def test_a_folder_in_the_place_of_a_mask(
+        self,
+        segmenter: Segmenter,
+        images: Path,
+        tmp_path: Path,
+        options: dict[str, bool],
+        overlays: bool,
+    ) -> None:
+        out = tmp_path / "out"
+        (out / "a.png").mkdir(parents=True)
+        (out / "deep").touch()  # a file in the place of a folder
+        results = predict(segmenter, [images], out, overlays=overlays, **options)
+        assert [result.mask for result in results] == [None, out / "b.png", None]
+        assert files(out) == {"b.png", "deep", "failed.jsonl"} | (
+            {"b_overlay.jpg"} if overlays else set()
+        )
+        lines = (out / "failed.jsonl").read_text().splitlines()
+        assert [json.loads(line)["reason"] for line in lines] == ["not-written"] * 2
+        error = overall_error(results)
+        assert isinstance(error, PartialError) and "2 of 3 images failed" in str(error)
+
+    @pytest.mark.parametrize(
+        ("number", "own"),
+        [
+            (errno.EACCES, True),
+            (errno.ENAMETOOLONG, True),
+            (errno.EINVAL, True),
+            (errno.ENOSPC, False),
+            (errno.EDQUOT, False),
+            (errno.EIO, False),
+            (errno.EROFS, False),
+        ],
+    )
+    def test_by_the_systems_reason(
+        self,
+        segmenter: Segmenter,
+        images: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        number: int,
+        own: bool,
+    ) -> None:
+        replace = Path.replace
+
+        def refuse(path: Path, target: Path) -> Path:
+            if target.name == "b.png":
+                raise OSError(number, os.strerror(number), str(path))
+            return replace(path, target)
+
+        monkeypatch.setattr(Path, "replace", refuse)
+        if own:
+            results = predict(segmenter, [images], tmp_path / "out")
+            assert reasons(results) == [None, "not-written", None]
+        else:
+            with pytest.raises(OutputError, match=r"b\.png: cannot be written"):
+                predict(segmenter, [images], tmp_path / "out")
+
+    def test_of_a_single_image_and_of_all(
+        self, segmenter: Segmenter, images: Path, tmp_path: Path
+    ) -> None:
+        for name in ("a.png", "b.png"):
+            (tmp_path / name).mkdir()
+        one = overall_error(predict(segmenter, [images / "a.jpg"], tmp_path))
+        assert isinstance(one, OutputError) and "a.png: is a folder" in str(one)
+        both = overall_error(predict(segmenter, [images / "a.jpg", images / "b.png"], tmp_path))
+        assert isinstance(both, OutputError) and "none of the 2 masks" in str(both)
+
+    def test_a_folder_in_the_place_of_the_list_of_failures(
+        self, segmenter: Segmenter, images: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "out" / "failed.jsonl").mkdir(parents=True)
+        with pytest.raises(OutputError, match=r"failed\.jsonl: cannot be written"):
+            predict(segmenter, [images], tmp_path / "out")
 
 
 class TestBatches:
@@ -384,8 +549,8 @@ class TestBadFiles:
         assert files(tmp_path / "out") == {"a.png", "b.png", "deep/er/c.png", "failed.jsonl"}
         lines = (tmp_path / "out" / "failed.jsonl").read_text().splitlines()
         assert [json.loads(line) for line in lines] == [
-            {"path": result.image, "reason": result.error.reason, "message": str(result.error)}
-            for result in results
+            {"path": result.image, "reason": reason, "message": str(result.error)}
+            for result, reason in zip(results, reasons(results), strict=True)
             if result.error
         ]
         assert reasons(results) == [None, None, "not-an-image", None, "empty"]

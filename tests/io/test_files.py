@@ -14,11 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from densesiam_seg.errors import OutputError
+from densesiam_seg.images.opening import SUFFIXES
 from densesiam_seg.io.files import (
+    FILE_SUFFIXES,
     NotRegularError,
+    concerns_one_file,
     discard,
     is_leftover,
+    longest_name,
     make_folder,
+    means_a_file,
     open_regular,
     remove,
     remove_leftovers,
@@ -204,3 +209,47 @@ def test_discard_takes_the_name_away_even_when_the_deletion_fails(
     assert names(tmp_path) == []
     with pytest.raises(FileNotFoundError):
         discard(tmp_path / "step")
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [
+        (errno.ENAMETOOLONG, True),
+        (errno.EACCES, True),
+        (errno.EISDIR, True),
+        (errno.ENOSPC, False),
+        (errno.EDQUOT, False),
+        (errno.EIO, False),
+        (errno.EROFS, False),
+    ],
+)
+def test_what_concerns_one_file(tmp_path: Path, number: int, expected: bool) -> None:
+    with pytest.raises(OutputError) as caught, replacing(tmp_path / "a"):
+        raise OSError(number, os.strerror(number))
+    assert concerns_one_file(caught.value) == expected
+
+
+def test_a_folder_in_the_way_concerns_one_file(tmp_path: Path) -> None:
+    with pytest.raises(OutputError) as caught:
+        replace_text(tmp_path, "x")
+    assert concerns_one_file(caught.value)
+
+
+def test_what_means_a_file(tmp_path: Path) -> None:
+    """All that images are called, and no folder that is there."""
+    assert SUFFIXES <= FILE_SUFFIXES
+    assert means_a_file(tmp_path / "a.JPG") and means_a_file(tmp_path / "new" / "a.npy")
+    assert not any(means_a_file(tmp_path / name) for name in ("a", "v1.2", ".jpg", "a.b c"))
+    (tmp_path / "a.jpg").mkdir()
+    assert not means_a_file(tmp_path / "a.jpg")
+
+
+def test_the_longest_name_is_that_of_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    length = longest_name(tmp_path / "not" / "there")
+    (tmp_path / ("x" * length)).touch()
+    with pytest.raises(OSError, match="too long"):
+        (tmp_path / ("x" * (length + 1))).touch()
+    monkeypatch.delattr(os, "pathconf")
+    assert longest_name(tmp_path) == 255

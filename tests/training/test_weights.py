@@ -11,7 +11,9 @@ import math
 import pickle
 import urllib.error
 import urllib.request
+import warnings
 import zipfile
+from argparse import Namespace
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -326,6 +328,92 @@ class TestFile:
         assert not any(value.requires_grad for value in encoder.state_dict().values())
         assert all(parameter.requires_grad for parameter in encoder.parameters())
 
+    @pytest.mark.parametrize("suffix", ["safetensors", "pth", "pth.tar", "pt", "ckpt", "bin"])
+    @pytest.mark.parametrize("prefix", ["module.", "backbone.", "_orig_mod.module.net.3."])
+    def test_a_prefix_of_all_names_is_taken_off(
+        self, encoder: Encoder, tmp_path: Path, prefix: str, suffix: str
+    ) -> None:
+        wanted, path = filled(encoder), tmp_path / f"w.{suffix}"
+        write(path, {f"{prefix}{name}": value for name, value in wanted.items()})
+        line = load_encoder(encoder, "resnet18", str(path))
+        assert line == f"weights: {path} (prefix {prefix} taken off)"
+        assert same(state(encoder), wanted)
+
+    @pytest.mark.parametrize(
+        ("places", "told"),
+        [
+            (["module.encoder_q.", "module.encoder_k."], "prefix module.encoder_q. taken off"),
+            (["momentum_encoder.", "base_encoder."], "prefix base_encoder. taken off"),
+            (["student/module.backbone.", "teacher/backbone."], "teacher, prefix backbone. taken"),
+            (["online.net.", "target.net."], "prefix online.net. taken off"),
+            (["encoder/module.", "target_encoder/module."], "target_encoder, prefix module. taken"),
+            (["model/", "model_ema/"], "(model_ema; model fits too)"),
+            (["model.", ""], ""),
+        ],
+    )
+    def test_of_several_places_the_one_that_is_meant(
+        self, encoder: Encoder, tmp_path: Path, places: list[str], told: str
+    ) -> None:
+        """Others are told; the slash parts dictionaries from prefixes. Names without a prefix come first."""
+        weights = [filled(encoder, value) for value in (0.25, 0.5)]
+        content: dict[str, Any] = {"epoch": 3, "optimizer": {"state": {0: {"m": torch.ones(2)}}}}
+        for place, tensors in zip(places, weights, strict=True):
+            key, _, prefix = place.rpartition("/")
+            part = content.setdefault(key, {}) if key else content
+            part.update({f"{prefix}{name}": value for name, value in tensors.items()})
+        path = tmp_path / "w.pth"
+        torch.save(content, path)
+        line = load_encoder(encoder, "resnet18", str(path))
+        assert told in line and line.count("fits too") == bool(told)
+        (meant,) = (k for k, tensors in enumerate(weights) if same(state(encoder), tensors))
+        assert places[meant].strip("/").split("/")[-1] in (line if told else places)
+
+    def test_several_places_that_nothing_tells_apart(
+        self, encoder: Encoder, tmp_path: Path
+    ) -> None:
+        tensors = {f"{k}.{name}": v for k in "ab" for name, v in filled(encoder).items()}
+        write(tmp_path / "w.pth", tensors)
+        before = state(encoder)
+        refused(encoder, tmp_path / "w.pth", "2 places hold such weights (prefix a.; prefix b.)")
+        assert same(state(encoder), before)
+
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            (lambda name: f"net.{name}", "has no tensor bn1.bias; there are net.conv1.weight"),
+            (lambda name: name.replace(".", "/"), "conv1.weight, nor the others behind one prefix"),
+        ],
+    )
+    def test_what_is_wanted_and_what_is_there(
+        self, encoder: Encoder, tmp_path: Path, change: Callable[[str], str], words: str
+    ) -> None:
+        tensors = filled(encoder)
+        del tensors["bn1.bias"]
+        write(tmp_path / "w.pth", {change(name): value for name, value in tensors.items()})
+        refused(encoder, tmp_path / "w.pth", words)
+
+    @pytest.mark.parametrize("suffix", ["pth", "pth.tar", "bin"])
+    def test_a_file_of_torch_before_1_6(
+        self, encoder: Encoder, tmp_path: Path, suffix: str
+    ) -> None:
+        """Its remedy works."""
+        path = tmp_path / f"w.{suffix}"
+        torch.save(filled(encoder), path, _use_new_zipfile_serialization=False)
+        refused(
+            encoder, path, "torch < 1.6; load and save it again with torch.save(torch.load(path"
+        )
+        torch.save(torch.load(path, map_location="cpu", weights_only=True), path)
+        load_encoder(encoder, "resnet18", str(path))
+
+    def test_what_else_is_in_a_file_is_named(self, encoder: Encoder, tmp_path: Path) -> None:
+        path = tmp_path / "w.pth"
+        torch.save({"state_dict": filled(encoder), "args": Namespace(epochs=3)}, path)
+        refused(encoder, path, "argparse.Namespace")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch calls its own format old
+            torch.jit.save(torch.jit.script(nn.Identity()), path)
+        refused(encoder, path, "TorchScript")
+
     def test_a_real_resnet_is_taken_over_whole(self, tmp_path: Path) -> None:
         """Names and shapes are torchvision's: a ResNet-18 and its filled backbone give equal stages."""
         source = torchvision.models.resnet18(weights=None).eval()
@@ -506,6 +594,17 @@ class TestMalice:
             refused(encoder, tmp_path / "w.safetensors", "")
             assert not marker.exists()
 
+    def test_dictionaries_that_hold_themselves_or_lie_deep(
+        self, encoder: Encoder, tmp_path: Path
+    ) -> None:
+        path, content = tmp_path / "w.pth", dict[str, Any]()
+        content |= {"state_dict": filled(encoder), "again": content}
+        deep: dict[str, Any] = content
+        for _ in range(100):
+            deep["x" * 1000] = deep = {}
+        torch.save(content, path)
+        assert load_encoder(encoder, "resnet18", str(path)) == f"weights: {path}"
+
     def test_a_small_file_that_would_become_large_is_refused(
         self, encoder: Encoder, tmp_path: Path
     ) -> None:
@@ -651,6 +750,24 @@ class TestTimm:
         write(path, content)
         assert load_encoder(small, self.NAME, str(path)) == f"weights: {path}"
         assert same(small.backbone.plain.state_dict(), wanted)
+
+    @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+    def test_a_prefix_is_taken_off(self, small: Encoder, tmp_path: Path, suffix: str) -> None:
+        wanted, path = self.plain(small), tmp_path / f"w{suffix}"
+        write(path, {f"module.encoder.{name}": value for name, value in wanted.items()})
+        line = load_encoder(small, self.NAME, str(path))
+        assert line == f"weights: {path} (prefix module.encoder. taken off)"
+        assert same(small.backbone.plain.state_dict(), wanted)
+
+    def test_a_prefix_of_official_dinov2(self, tmp_path: Path) -> None:
+        """Its converter needs the names without it."""
+        name = "timm:vit_small_patch14_dinov2"
+        encoder = Encoder(name, 8)
+        wanted = {**self.plain(encoder), "mask_token": torch.zeros(1, 384)}
+        teacher = {f"backbone.{key}": value for key, value in wanted.items()}
+        path = tmp_path / "w.pth"
+        torch.save({"teacher": {**teacher, "dino_head.0": torch.zeros(3)}}, path)
+        assert "teacher, prefix backbone. taken off" in load_encoder(encoder, name, str(path))
 
     def test_a_file_of_official_dinov2(self, tmp_path: Path) -> None:
         """Its mask token tells timm whose it is."""
