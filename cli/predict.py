@@ -24,10 +24,12 @@ from densesiam_seg.cli.options import (
 )
 from densesiam_seg.cli.settings import checked, number_or_auto, takes
 from densesiam_seg.config import MACHINE, RunConfig
+from densesiam_seg.errors import counted
 from densesiam_seg.events import Predicted
 
 if TYPE_CHECKING:
     from densesiam_seg.cli.console import Console
+    from densesiam_seg.images.decoding import Notes
     from densesiam_seg.images.manifest import Manifest
     from densesiam_seg.inference.predict import Plan
 
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 @takes(
     reading=ReadoutOptions,
     refining=RefineOptions,
-    settings=checked("seed", "max_pixels", "device", "precision"),
+    settings=checked("seed", "max_pixels", "device", "precision", "page"),
 )
 def command(
     images: ImagesArgument,
@@ -69,22 +71,25 @@ def command(
     together = number_or_auto("--batch-size", batch_size)
     refinement = refining.refinement()
     reading.count()
-    from densesiam_seg.images.manifest import counted
-    from densesiam_seg.images.scan import scan
+    from densesiam_seg.images.scan import each_page, scan
 
     folder = out or Path("runs") / "predict" / datetime.now().strftime("%Y%m%d-%H%M%S")
     # A wrong path need not wait for torch.
     manifest = scan(images, merge=False, follow_links=follow_links, out=folder)
+    if settings.page == "all":
+        manifest = each_page(manifest)
     from densesiam_seg.cli.console import Console
     from densesiam_seg.inference.predict import plan, predict_events
 
     work = plan(manifest, folder, overwrite=overwrite, resume=resume, overlays=overlay)
     console = Console(quiet=quiet)
+    segmenter = reading.load(model, settings, console.choosing)
+    decoding = segmenter.new_decoding(max_pixels=settings.max_pixels, page=settings.chosen_page())
     events = predict_events(
-        reading.load(model, settings, console.choosing),
+        segmenter,
         work,
         overlays=overlay,
-        max_pixels=settings.max_pixels,
+        decoding=decoding,
         batch_size=together,
         refinement=refinement,
     )
@@ -93,7 +98,7 @@ def command(
         console.say(
             f"{counted(work.shortened, 'name')} too long for a mask on this disk: cut, with a digest at the end"
         )
-    _show(console, work, manifest, events, json=json)
+    _show(console, work, manifest, events, decoding.notes, json=json)
 
 
 def _show(
@@ -101,6 +106,7 @@ def _show(
     work: Plan,
     manifest: Manifest,
     events: Iterable[Predicted],
+    notes: Notes,
     *,
     json: bool,
 ) -> None:
@@ -110,6 +116,8 @@ def _show(
     skipped = manifest.skipped
     console.skipped(skipped)
     results: list[Predicted] = console.follow(events)
+    for line in notes.lines():
+        console.say(line, warning=True)
     failed = [result for result in results if result.error is not None]
     done = [result for result in results if result.mask is not None]
     if len(work.sources) > 1:
@@ -123,6 +131,7 @@ def _show(
                 "kept": work.done,
                 "shortened": work.shortened,
                 "passed_over": asdict(manifest.passed_over),
+                "notes": notes.lines(),
             }
         )
     kept = f", {work.done} kept" if work.done else ""

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 SHEET = "Sheet"
 
 
-@takes(reading=ReadoutOptions, settings=checked("seed", "max_pixels", "device", "precision"))
+@takes(
+    reading=ReadoutOptions, settings=checked("seed", "max_pixels", "device", "precision", "page")
+)
 def command(
     run: RunArgument,
     images: ImagesArgument,
@@ -70,11 +72,13 @@ def command(
     """Draw images with their pseudo categories and the masks of some of these, all on one PNG."""
     reading.count()
     from densesiam_seg.cli.console import Console
-    from densesiam_seg.images.scan import scan
+    from densesiam_seg.images.scan import each_page, scan
     from densesiam_seg.inference.visualize import draw_files, require_picture_target, spread
 
     console = Console(quiet=quiet)
     manifest = scan(images, merge=False, follow_links=follow_links)
+    if settings.page == "all":
+        manifest = each_page(manifest)
     every = [manifest.path(index) for index in range(len(manifest))]
     require_picture_target(out, every, overwrite=overwrite)
     sources = [every[index] for index in spread(len(every), limit)]
@@ -83,13 +87,16 @@ def command(
     console.skipped(manifest.skipped)
     if len(sources) < len(every):
         console.say(f"drawing {len(sources)} of {len(every)} images; --limit N draws more")
+    decoding = segmenter.new_decoding(max_pixels=settings.max_pixels, page=settings.chosen_page())
     drawing, errors = draw_files(
         segmenter,
         sources,
         shown=clusters_shown or (),
         columns=columns,
-        max_pixels=settings.max_pixels,
+        decoding=decoding,
     )
+    for line in decoding.notes.lines():
+        console.say(line, warning=True)
     reasons = {error.path: error for error in errors}
     results = [Predicted(source, None, reasons.get(source)) for source in sources]
     _show(console, drawing, results, manifest, out, json=json)

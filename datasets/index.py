@@ -12,17 +12,13 @@ from functools import cached_property
 from pathlib import Path
 
 from densesiam_seg.datasets.declaration import Dataset
-from densesiam_seg.errors import InputError
-
-SYSTEM_FOLDERS = frozenset(
-    {"@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found", "__MACOSX"}
-)
-_SYSTEM = frozenset(map(str.casefold, SYSTEM_FOLDERS))
+from densesiam_seg.errors import InputError, counted
+from densesiam_seg.images.candidates import is_system_folder
 
 
 def is_foreign(name: str) -> bool:
     """Whether a file or folder of this name is hidden or the file server's own, and so no data."""
-    return name.startswith(".") or name.casefold() in _SYSTEM
+    return name.startswith(".") or is_system_folder(name)
 
 
 def stem(file: str, suffixes: Iterable[str]) -> str | None:
@@ -52,11 +48,6 @@ class Files:
         if self.dangling:
             told.append(f"{counted(len(self.dangling), 'link')} to nothing")
         return f"{self.folder} has {' and '.join(told)}" if told else ""
-
-
-def counted(number: int, what: str) -> str:
-    """`1 link`, `2 links`."""
-    return f"{number:,} {what}" + ("" if number == 1 else "s")
 
 
 def files_below(folder: Path, apart: Path) -> Files:

@@ -8,7 +8,6 @@ order mark, UTF-16, as Windows writes it.
 
 from __future__ import annotations
 
-import codecs
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 from densesiam_seg.datasets.declaration import Dataset
 from densesiam_seg.datasets.index import Index, stem
 from densesiam_seg.errors import InputError, looked_for
+from densesiam_seg.images.lists import lines_of, spellings
 
 _APART = re.compile(r"\s*[,;\t]\s*|\s+")
 
@@ -97,7 +97,7 @@ class ListReader:
 
     def _name(self, text: str, bases: Sequence[str]) -> str | None:
         """The name of the image in the image folder that is meant."""
-        written = list(_spellings(text))
+        written = list(spellings(text))
         for each in written:
             for name in (each, stem(each, self.dataset.image_suffixes)):
                 if name in self.index.images:
@@ -151,7 +151,7 @@ class ListReader:
             places = [
                 os.path.join(base, each + end)  # noqa: PTH118
                 for base in some
-                for each in _spellings(text)
+                for each in spellings(text)
                 for end in dict.fromkeys(("", suffix))
             ]
             # By strings, as lists are long; `isfile` never raises.
@@ -169,12 +169,6 @@ def _inside(folder: str) -> str:
     return folder.rstrip(os.sep) + os.sep
 
 
-def _spellings(text: str) -> Iterator[str]:
-    """A path as it is written, without quotes, and with `/` for the separators of Windows."""
-    bare = text[1:-1] if len(text) > 2 and text[0] == text[-1] and text[0] in "\"'" else text
-    yield from dict.fromkeys((text, bare, bare.replace("\\", "/")))
-
-
 def _lines(listed: Path) -> Iterator[tuple[int, str]]:
     """Numbers and texts of the lines that are not empty."""
     if not listed.is_file():
@@ -187,14 +181,6 @@ def _lines(listed: Path) -> Iterator[tuple[int, str]]:
         raise InputError(
             f"{listed}: cannot be read ({error.strerror}); make it readable"
         ) from error
-    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    if not wide and b"\0" in content:
-        raise InputError(f"{listed}: is no text, or in UTF-16 without its mark; save it as UTF-8")
-    try:
-        # Names of any bytes must survive, and file systems decode with the same handler.
-        text = content.decode("utf-16") if wide else content.decode("utf-8-sig", "surrogateescape")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{listed}: is cut or no text in UTF-16; save it as UTF-8") from error
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(lines_of(str(listed), content), start=1):
         if line.strip():
             yield number, line.strip()

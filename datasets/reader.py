@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from densesiam_seg.datasets.declaration import Dataset
-from densesiam_seg.datasets.index import Index, counted, kinds
+from densesiam_seg.datasets.index import Index, kinds
 from densesiam_seg.datasets.lists import Entry, ListReader
-from densesiam_seg.errors import InputError, UsageError, looked_for
+from densesiam_seg.errors import InputError, UsageError, counted, looked_for
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,11 @@ from pathlib import Path
 from typing import ClassVar
 
 
+def counted(number: int, what: str, several: str = "") -> str:
+    """`1 file`, `2 files`, for texts; `several` where an s does not do."""
+    return f"{number:,} {what if number == 1 else several or what + 's'}"
+
+
 class DenseSiamError(Exception):
     """Base of all errors meant for a user."""
 

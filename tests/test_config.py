@@ -132,7 +132,8 @@ class TestMeaning:
         assert (config.chosen_page(), config.chosen_bands()) == (3, (4, 3, 2))
         assert TrainConfig(bands="5").chosen_bands() == (5,)
         for page in ("first", "all"):
-            assert TrainConfig(page=page).chosen_page() is TrainConfig().chosen_bands() is None
+            assert TrainConfig(page=page).chosen_page() is None
+        assert TrainConfig().chosen_bands() is None
         for page in ("0", "-1", "1.5", "last", ""):
             refused(TrainConfig(), {"page": page}, "page")
         for bands in ("0,1,2", "1,2", "1,2,3,4", "a", "1;2;3", ""):

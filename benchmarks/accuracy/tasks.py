@@ -66,12 +66,13 @@ class Task:
         }
 
 
-def load_task(name: str, root: Path, split: str = "val", side: int = SIDE) -> Task:
+def load_task(name: str, root: Path, split: str = "val", side: int | None = None) -> Task:
     """A data set of `DATASETS` below `root`, `picie` protocol at `side` px. Raises InputError where data are missing.
 
     The demo's scenes are drawn where they are not, always with the same seed.
     """
     declared: str | Path = DATASETS[name]
+    side = side or SIDE
     if name == SCENES:
         declared, side = root / declared, SETTINGS["image_size"]
         if not declared.exists():

@@ -18,10 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from densesiam_seg.datasets.declaration import Dataset
-from densesiam_seg.datasets.index import counted
 from densesiam_seg.datasets.labels import orientation, read_label
 from densesiam_seg.datasets.reader import Sample
-from densesiam_seg.errors import InputError, UsageError
+from densesiam_seg.errors import InputError, UsageError, counted
 from densesiam_seg.events import Notice
 from densesiam_seg.images.decode import PLAIN, load_image
 from densesiam_seg.images.decoding import Decoding

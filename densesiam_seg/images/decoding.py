@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from densesiam_seg.errors import ImageError
+from densesiam_seg.errors import ImageError, counted
 
 MAX_PIXELS = 89_000_000
 """Larger images are refused unless more is asked for."""
@@ -121,6 +122,9 @@ class Decoding:
         return page - 1
 
 
-def counted(number: int, what: str) -> str:
-    """`1 band`, `2 bands`."""
-    return f"{number} {what}" + ("" if number == 1 else "s")
+def page_of(name: str) -> tuple[str, int | None]:
+    """`FILE/3`, page 3 of a file that is there → the file and 3; any other path as it is."""
+    folder, _, last = name.rpartition("/")
+    if last.isdecimal() and os.path.isfile(folder):  # noqa: PTH113 - asked for every image
+        return folder, int(last)
+    return name, None

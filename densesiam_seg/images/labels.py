@@ -50,11 +50,12 @@ def _numbers(stored: NDArray[Any], name: str) -> LabelArray:
     values = stored[..., 0]
     if values.dtype == np.uint8:
         return np.ascontiguousarray(values)
-    for dtype in (np.int32, np.int64):
-        bounds = np.iinfo(dtype)
-        if bounds.min <= int(values.min()) and int(values.max()) <= bounds.max:
-            return values.astype(dtype)
-    raise _refused(name, f"holds the value {values.max()}")
+    lowest, highest = int(values.min()), int(values.max())
+    if lowest >= -(2**31) and highest < 2**31:
+        return values.astype(np.int32)
+    if highest < 2**63:
+        return values.astype(np.int64)
+    raise _refused(name, f"holds the value {highest}")
 
 
 def _values(picture: Image.Image, base: str, depth: str, name: str) -> LabelArray:

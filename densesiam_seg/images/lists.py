@@ -27,7 +27,8 @@ def lines_of(label: str, data: bytes) -> list[str]:
     if "\0" in text:
         number = text[: text.index("\0")].count("\n") + 1
         raise InputError(
-            f"{label}: line {number} holds a NUL byte; save the list as UTF-8 text, one path per line"
+            f"{label}: line {number} holds a NUL byte, as in UTF-16 without its mark or in no text at all; "
+            "save the list as UTF-8 text, one path per line"
         )
     return text.split("\n")
 

@@ -16,7 +16,8 @@ from functools import cached_property
 from itertools import compress
 from typing import Any
 
-from densesiam_seg.errors import InputError
+from densesiam_seg.errors import InputError, counted
+from densesiam_seg.images.decoding import page_of
 
 
 @dataclass(frozen=True, order=True)
@@ -67,11 +68,6 @@ class PassedOver:
             counted(self.hidden, "hidden image or folder", "hidden images or folders"),
         ]
         return ", ".join(part for part in parts if not part.startswith("0 "))
-
-
-def counted(count: int, what: str, several: str = "") -> str:
-    """`1 file`, `2 files`."""
-    return f"{count} {what if count == 1 else several or what + 's'}"
 
 
 def _commonest(counts: Mapping[str, int], most: int = 3) -> str:
@@ -171,9 +167,9 @@ class Manifest:
 
 
 def _stamp(path: str) -> tuple[int, int] | None:
-    """Size and time in ms of a regular file."""
+    """Size and time in ms of a regular file, or of the one whose page is named."""
     try:
-        status = os.stat(path)  # noqa: PTH116
+        status = os.stat(page_of(path)[0])  # noqa: PTH116
     except OSError:
         return None
     if not stat.S_ISREG(status.st_mode):

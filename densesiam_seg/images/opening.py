@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, cast
 
-import numpy as np
 from PIL import (
     AvifImagePlugin,
     BmpImagePlugin,
@@ -25,8 +24,8 @@ from PIL import (
 )
 
 from densesiam_seg.errors import ImageError
-from densesiam_seg.images.decoding import Decoding
-from densesiam_seg.images.pixels import Picture, Samples, eight_bit, turned
+from densesiam_seg.images.decoding import Decoding, page_of
+from densesiam_seg.images.pixels import WIDEST, Picture, Samples, as_samples, eight_bit, turned
 from densesiam_seg.images.tiff import Page, chosen_page
 from densesiam_seg.io.files import NotRegularError, open_regular
 
@@ -92,7 +91,7 @@ _OTHERS = (
 if "PILLOW_BLOCKS_MAX" not in os.environ:
     # Pillow's blocks of 16 MB are kept for the next image. Where they go back to the system, whose pages are zeroed,
     # a photograph takes up to a third longer.
-    Image.core.set_blocks_max(4)
+    Image.core.set_blocks_max(4)  # type: ignore[attr-defined]
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -111,11 +110,17 @@ class _PillowImage:
     """An image that Pillow reads, its header read; `height` and `width` are those of the upright image."""
 
     def __init__(
-        self, file: BinaryIO, name: str, decoding: Decoding, image: ImageFile.ImageFile
+        self,
+        file: BinaryIO,
+        name: str,
+        decoding: Decoding,
+        image: ImageFile.ImageFile,
+        pages: int,
     ) -> None:
         self.name = name
         self.decoding = decoding
         self.format = image.format
+        self.pages = pages
         self.orientation = _orientation(image)
         """1 to 8, as in EXIF."""
         self.height, self.width = _upright_size(image)
@@ -134,11 +139,9 @@ class _PillowImage:
             and "transparency" not in self._image.info
         ):
             return self._deep()
-        picture = _upright(self._image)
-        if picture.mode.startswith("I"):  # grey of 16 bits that has a transparent value
-            clear = picture.info.get("transparency")
-            values = np.asarray(picture)[..., None]
-            return Samples(values, 65535.0, clear=clear if isinstance(clear, int) else None)
+        picture = as_samples(_upright(self._image))
+        if isinstance(picture, Samples):
+            return picture
         if (
             self.format == "BMP"
             and picture.mode == "RGBA"
@@ -169,11 +172,12 @@ class _PillowImage:
         if alpha:
             places.append(values.shape[2] - 1)
         values = turned(values[:, :, places], self.orientation)
-        return Samples(values, 65535.0, alpha=alpha)
+        return Samples(values, WIDEST, alpha=alpha)
 
 
 Opened: TypeAlias = _PillowImage | Page
-"""An image whose header is read: its `format`, upright `height` and `width`, `draft`, `picture` and `stored` values."""
+"""An image whose header is read: its `format`, upright `height` and `width`, number of `pages`; it can `draft`, and
+give its `picture` and `stored` values."""
 
 
 @contextmanager
@@ -214,20 +218,13 @@ def _read_header(file: BinaryIO, name: str, decoding: Decoding, number: int | No
     file.seek(0)
     image = _reader(start, name)(file, "")  # without a name Pillow cannot map or reopen the file
     if page is None:
-        index: int | None = decoding.place(name, getattr(image, "n_frames", 1), number)
+        pages = int(getattr(image, "n_frames", 1))
+        index: int | None = decoding.place(name, pages, number)
     else:
-        index = page.index
+        pages, index = page.pages, page.index
     if index:
         image.seek(index)
-    return _PillowImage(file, name, decoding, image)
-
-
-def page_of(name: str) -> tuple[str, int | None]:
-    """`FILE/3` → the file and 3, where such a file is there; any other path as it is."""
-    folder, _, last = name.rpartition("/")
-    if last.isdecimal() and os.path.isfile(folder):  # noqa: PTH113 - asked for every image
-        return folder, int(last)
-    return name, None
+    return _PillowImage(file, name, decoding, image, pages)
 
 
 def _layout(image: ImageFile.ImageFile) -> str:

@@ -32,6 +32,8 @@ from PIL import Image, ImageCms
 from densesiam_seg.errors import ImageError
 from densesiam_seg.images.decoding import Decoding
 
+WIDEST = 65535.0
+"""White in integers of 32 bits and more, and wherever no file says more: they hold numbers of 16 bits."""
 _STRIP_PIXELS = 1 << 18
 _OVERSHOOT = 0.1
 """Part of the range by which floats may leave it, as resampling makes them."""
@@ -89,6 +91,17 @@ class Samples:
 
 
 Picture: TypeAlias = Image.Image | Samples
+
+
+def as_samples(picture: Image.Image) -> Picture:
+    """The samples of one of Pillow's modes of more than 8 bits; another picture as it is."""
+    if picture.mode == "F":
+        return Samples(np.asarray(picture)[..., None], None)
+    if picture.mode.startswith("I"):
+        clear = picture.info.get("transparency")
+        values = np.asarray(picture)[..., None]
+        return Samples(values, WIDEST, clear=clear if isinstance(clear, int) else None)
+    return picture
 
 
 def turned(values: NDArray[Any], orientation: int) -> NDArray[Any]:

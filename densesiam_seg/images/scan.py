@@ -5,18 +5,20 @@ from __future__ import annotations
 import glob
 import os
 import sys
+from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 
-from densesiam_seg.errors import InputError
+from densesiam_seg.errors import ImageError, InputError
 from densesiam_seg.images.candidates import Candidates, images_below, is_system_folder
+from densesiam_seg.images.decoding import Decoding
 from densesiam_seg.images.lists import lines_of, spellings
 from densesiam_seg.images.manifest import Manifest
-from densesiam_seg.images.opening import SUFFIXES
+from densesiam_seg.images.opening import SUFFIXES, opened
 from densesiam_seg.io.files import open_regular
 from densesiam_seg.io.outputs import OUTPUTS, noted_outputs
 from densesiam_seg.io.run_directory import STATUS, read_status
@@ -62,6 +64,23 @@ def scan(
     if not found.names:
         raise InputError(f"{found.skipped[0].message}; no other image was found")
     return found.manifest(merge=merge)
+
+
+def each_page(manifest: Manifest) -> Manifest:
+    """The same with `FILE/1`, `FILE/2`, … in place of a file that has several pages or frames."""
+    rows: list[tuple[str, int, int]] = []
+    for index, name in enumerate(manifest.names):
+        try:
+            with opened(manifest.path(index), Decoding(None, page=1)) as image:
+                pages = image.pages
+        except ImageError:
+            pages = 1  # it is refused when it is decoded
+        digits = len(str(pages))
+        named = [f"{name}/{page:0{digits}}" for page in range(1, pages + 1)]
+        stamp = manifest.sizes[index], manifest.mtimes_ms[index]
+        rows += [(each, *stamp) for each in (named if pages > 1 else [name])]
+    names, sizes, times = zip(*sorted(rows), strict=True)
+    return replace(manifest, names=names, sizes=array("q", sizes), mtimes_ms=array("q", times))
 
 
 @dataclass(frozen=True)

@@ -19,14 +19,12 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from densesiam_seg.errors import ImageError
-from densesiam_seg.images.decoding import Decoding, counted
-from densesiam_seg.images.pixels import Samples, turned
+from densesiam_seg.errors import ImageError, counted
+from densesiam_seg.images.decoding import Decoding
+from densesiam_seg.images.pixels import WIDEST, Samples, turned
 
 MEMORY = 16
 """Bytes that the samples of a page may take for each pixel of `max_pixels`."""
-WIDEST = 65535.0
-"""White in integers of 32 bits and more: such files hold numbers of 16 bits."""
 PAGES = 10_000
 """Pages of a file that are looked at."""
 _REDUCED, _MASK = 1, 4
@@ -55,6 +53,8 @@ class Page:
     decoding: Decoding
     index: int | None
     """Place in the file's chain of pages; None for one inside another page."""
+    pages: int
+    """Images in the file."""
     format = "TIFF"
 
     @property
@@ -246,7 +246,7 @@ def chosen_page(file: BinaryIO, name: str, decoding: Decoding, number: int | Non
     chain = list(_chain(pages, name))
     found = list(_images(chain)) or list(enumerate(chain))
     index, page = found[decoding.place(name, len(found), number)]
-    return Page(page, name, decoding, index)
+    return Page(page, name, decoding, index, len(found))
 
 
 def _chain(pages: Any, name: str) -> Iterator[Any]:

@@ -29,8 +29,8 @@ from densesiam_seg.errors import (
 )
 from densesiam_seg.events import Predicted
 from densesiam_seg.images.decode import load_image
+from densesiam_seg.images.decoding import Decoding
 from densesiam_seg.images.manifest import Manifest, Skipped
-from densesiam_seg.images.opening import MAX_PIXELS
 from densesiam_seg.inference.batching import Group, groups
 from densesiam_seg.inference.options import AS_TRAINED, Refinement
 from densesiam_seg.inference.segmenter import Segmenter
@@ -202,21 +202,23 @@ def predict_events(
     work: Plan,
     *,
     overlays: bool = False,
-    max_pixels: int = MAX_PIXELS,
+    decoding: Decoding | None = None,
     batch_size: int | None = None,
     refinement: Refinement = AS_TRAINED,
 ) -> Iterator[Predicted]:
     """Write the planned masks (and overlays); one event per image, in the order of the plan.
 
-    `batch_size` images of one working size pass the network together (None: `batching.images_together`). A mask does
-    not depend on the other images or the number of cores; another batch size may round its logits differently. Images
-    that cannot be read, or whose own files cannot be written, are reported as events and listed in `failed.jsonl`.
+    Images are read as `decoding` says (None: as those of the training were). `batch_size` images of one working size
+    pass the network together (None: `batching.images_together`). A mask does not depend on the other images or the
+    number of cores; another batch size may round its logits differently. Images that cannot be read, or whose own files
+    cannot be written, are reported as events and listed in `failed.jsonl`.
 
     Raises UsageError, OutputError for a disk that takes no more, and StoppedError when a signal asks to stop: every
     mask on the disk is whole.
     """
     if batch_size is not None and not 1 <= batch_size <= MAX_BATCH_SIZE:
         raise UsageError(f"--batch-size {batch_size}: must be 1 to {MAX_BATCH_SIZE}, or auto")
+    decoding = decoding or segmenter.new_decoding()
     make_folder(work.folder)
     closed = _prepare_folders(work, overlays)
     if work.failures is not None:
@@ -226,13 +228,13 @@ def predict_events(
             raise output_error(work.failures, error) from error
 
     def until_stopped() -> Iterator[Group]:
-        for group in groups(segmenter, work.sources, batch_size):
+        for group in groups(segmenter, work.sources, batch_size, decoding):
             if stop:
                 raise StoppedError("stopped; finish with --resume", stop.number)
             yield group
 
     lock = device_lock(segmenter.device)
-    job = _Job(segmenter, work, overlays, max_pixels, refinement, lock, closed)
+    job = _Job(segmenter, work, overlays, decoding, refinement, lock, closed)
     with stop_requests() as stop, closing(on_own_cores(job.do, until_stopped())) as found:
         for result in _in_order(found):
             if result.error is not None and work.failures is not None:
@@ -273,7 +275,7 @@ class _Job:
     segmenter: Segmenter
     work: Plan
     overlays: bool
-    max_pixels: int
+    decoding: Decoding
     refinement: Refinement
     lock: AbstractContextManager[object]
     closed: Mapping[Path, OutputError]
@@ -290,7 +292,7 @@ class _Job:
                 results[place] = Predicted(source, None, closed)
                 continue
             try:
-                image, size = self.segmenter.read(source, max_pixels=self.max_pixels)
+                image, size = self.segmenter.read(source, decoding=self.decoding)
             except ImageError as error:
                 results[place] = Predicted(source, None, error)
             else:
@@ -312,7 +314,7 @@ class _Job:
         mask = upsample_argmax(logits, *size).numpy()
         try:
             if self.overlays:
-                image = load_image(source, max_pixels=self.max_pixels)
+                image = load_image(source, self.decoding)
                 picture = overlay(image.permute(1, 2, 0).numpy(), mask, self.segmenter.palette)
                 encoded = encode_jpeg(Image.fromarray(picture))
                 replace_file(overlay_path(target), encoded, sync=False)

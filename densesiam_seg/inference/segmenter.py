@@ -25,7 +25,7 @@ from densesiam_seg.clustering.merging import Merges, cut, is_tree
 from densesiam_seg.errors import InputError, ModelError, UsageError
 from densesiam_seg.images.decode import load_reduced
 from densesiam_seg.images.decoding import Decoding, Notes
-from densesiam_seg.images.pixels import rgb_planes
+from densesiam_seg.images.pixels import as_samples, rgb_planes
 from densesiam_seg.inference.model_card import (
     FORMAT,
     Cluster,
@@ -75,7 +75,7 @@ class Segmenter:
         self.network: DenseSiam = network.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.card = card
         low_high = (card.stretch[0], card.stretch[1]) if card.stretch else None
-        self.decoding = Decoding(bands=card.bands and tuple(card.bands), stretch=low_high)
+        self.decoding = Decoding(bands=tuple(card.bands) if card.bands else None, stretch=low_high)
         """How image files are read: as those of the training were."""
         self.clusters = tuple(clusters or name_clusters(card.clusters))
         self.centroids = centroids
@@ -298,7 +298,7 @@ class Segmenter:
 def as_pixels(image: Image.Image | NDArray[np.uint8] | Tensor) -> Tensor:
     """uint8 (3, H, W) of an image in memory. Raises ImageError and InputError."""
     if isinstance(image, Image.Image) and image.width and image.height:
-        return torch.from_numpy(rgb_planes(image, "image"))
+        return torch.from_numpy(rgb_planes(as_samples(image), "image", Decoding()))
     if isinstance(image, np.ndarray) and image.ndim == 3 and image.dtype == np.uint8:
         # torch warns of arrays that may not be written to.
         image = torch.from_numpy(np.require(image, requirements=["C", "W"])).movedim(-1, 0)

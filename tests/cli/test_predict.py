@@ -87,7 +87,14 @@ class TestMasks:
         masks = [{"image": str(images / "00.jpg"), "mask": str(mask)}]
         value = json.loads(text)
         assert value.pop("passed_over")["linked_folders"] == 0
-        assert value == {"masks": masks, "failed": [], "skipped": [], "kept": 0, "shortened": 0}
+        assert value == {
+            "masks": masks,
+            "failed": [],
+            "skipped": [],
+            "kept": 0,
+            "shortened": 0,
+            "notes": [],
+        }
 
     def test_kmeans_of_any_number(self, predict: Cli, images: Path, tmp_path: Path) -> None:
         readout = ("--readout", "kmeans", "-k", "9", "--seed", "1", "--fit-images", images)

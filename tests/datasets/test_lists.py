@@ -125,7 +125,7 @@ def test_encodings_and_ends_of_lines(root: Path, content: bytes) -> None:
     [
         ("a".encode("utf-16-le"), "UTF-16"),
         (b"\xff\xfea", "UTF-16"),
-        (b"\x89PNG\0\0", "no text"),
+        (b"\x89PNG\0\0", "no text at all"),
         (b" \n", "empty; give one name a line"),
         (b"a\nsub/b c\nimages/val/a.jpg", "line 3 repeats 'a' of line 1"),
         (b"a.jpg a.png\na.jpg other/a_2.png", "line 2 repeats 'a' of line 1"),

@@ -30,7 +30,7 @@ from densesiam_seg.errors import ImageError
 from densesiam_seg.images.decode import image_size, load_image, load_square
 from densesiam_seg.images.decoding import Decoding
 from densesiam_seg.images.labels import load_label
-from densesiam_seg.images.opening import FORMATS, SUFFIXES, page_of
+from densesiam_seg.images.opening import FORMATS, SUFFIXES
 
 
 def test_suffixes_belong_to_the_formats() -> None:
@@ -250,12 +250,3 @@ def test_frames_are_noted_and_chosen(tmp_path: Path) -> None:
         assert any("3 of them" in line for line in decoding.notes.lines())
         assert abs(int(load_image(path, Decoding(page=3))[0, 0, 0]) - 200) <= 4
         assert reason_of(load_image, f"{path}/4") == "no-such-page"
-
-
-def test_a_page_is_named_below_its_file(tmp_path: Path) -> None:
-    assert page_of(f"{tmp_path}/a.tif/2") == (f"{tmp_path}/a.tif/2", None)  # no such file
-    path = saved(tmp_path, "a.tif", noise(3, 4))
-    assert page_of(f"{path}/2") == (str(path), 2)
-    assert page_of(str(path)) == (str(path), None)
-    (tmp_path / "7").write_bytes(path.read_bytes())
-    assert load_image(tmp_path / "7").shape == (3, 3, 4)

@@ -16,10 +16,12 @@ from unittest.mock import MagicMock
 
 import pytest
 from image_files import touch
+from PIL import Image
 
 from densesiam_seg.errors import InputError
+from densesiam_seg.images.decode import load_image
 from densesiam_seg.images.manifest import PassedOver, Skipped
-from densesiam_seg.images.scan import scan
+from densesiam_seg.images.scan import each_page, scan
 from densesiam_seg.io.outputs import note_outputs
 from densesiam_seg.io.run_directory import write_status
 
@@ -420,3 +422,18 @@ def test_memory_for_each_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert len(files) == count
     assert files.names[0] == f"{folder}/photograph_000000000.jpg"
     assert peak / count < 250
+
+
+def test_each_page_is_an_image_of_its_own(tmp_path: Path) -> None:
+    small = [Image.new("L", (4, 4), shade) for shade in range(0, 110, 10)]
+    small[0].save(tmp_path / "a.tif", save_all=True, append_images=small[1:])
+    small[0].save(tmp_path / "a.tif.png")
+    (tmp_path / "b.gif").write_bytes(b"GIF89a and nothing else")
+    pages = each_page(scan([tmp_path]))
+    stack = [f"a.tif/{number:02}" for number in range(1, 12)]
+    assert list(pages.names) == ["a.tif.png", *stack, "b.gif"]
+    assert pages.changed() == []
+    assert len(set(zip(pages.names, pages.sizes, pages.mtimes_ms, strict=True))) == 13
+    assert load_image(pages.path(5))[0, 0, 0] == 40
+    os.utime(tmp_path / "a.tif", (1, 1))
+    assert pages.changed() == stack

@@ -197,8 +197,8 @@ def test_values_that_stand_for_no_data_are_filled_and_counted(tmp_path: Path) ->
     bands = np.broadcast_to(np.array([200, 100, 0]), (4, 4, 3)).copy()
     bands[0, 0] = 0
     path = write_tiff(tmp_path / "b.tif", page(bands, 8, tags={NODATA: "0"}))
-    found = load_image(path)
-    assert found[:, 0, 0].tolist() == found[:, 1, 1].tolist() == [200, 100, 0]  # 0 in all bands
+    holes = load_image(path)
+    assert holes[:, 0, 0].tolist() == holes[:, 1, 1].tolist() == [200, 100, 0]  # 0 in all bands
     nothing = write_tiff(tmp_path / "c.tif", page(np.zeros((4, 4)), 8, tags={NODATA: "0"}))
     assert reason_of(load_image, nothing) == "bad-values"
 

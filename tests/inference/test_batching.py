@@ -9,6 +9,7 @@ import torch
 from photographs import junk, picture
 from PIL import Image
 
+from densesiam_seg.images.decoding import Decoding
 from densesiam_seg.inference import batching
 from densesiam_seg.inference.batching import Group, groups, images_together
 from densesiam_seg.inference.segmenter import Segmenter
@@ -24,7 +25,7 @@ def pictures(folder: Path, sizes: list[tuple[int, int]]) -> list[str]:
 
 class TestGroups:
     def test_one_at_a_time_looks_at_no_file(self, segmenter: Segmenter) -> None:
-        assert list(groups(segmenter, ["/nowhere/a", "/nowhere/b"], 1)) == [
+        assert list(groups(segmenter, ["/nowhere/a", "/nowhere/b"], 1, Decoding())) == [
             Group((0,), 1),
             Group((1,), 1),
         ]
@@ -32,9 +33,9 @@ class TestGroups:
     def test_as_many_as_suit_the_size(self, segmenter: Segmenter, tmp_path: Path) -> None:
         """What is missing from the four that small images make is filled up."""
         paths = pictures(tmp_path, [(48, 64)] * 5 + [(32, 256)] * 3)
-        found = list(groups(segmenter, paths, None))
+        found = list(groups(segmenter, paths, None, Decoding()))
         assert found == [Group((0, 1, 2, 3), 4), Group((4,), 4), Group((5, 6, 7), 4)]
-        assert list(groups(segmenter, [], 4)) == []
+        assert list(groups(segmenter, [], 4, Decoding())) == []
 
     def test_by_working_size(self, segmenter: Segmenter, tmp_path: Path) -> None:
         """At 32 pixels 48x64 and 96x128 are 32x42, and 64x48 is 42x32, also where EXIF rotates it."""
@@ -43,7 +44,7 @@ class TestGroups:
         exif = Image.Exif()
         exif[0x0112] = 6
         Image.new("RGB", (64, 48)).save(paths[5], exif=exif)
-        found = list(groups(segmenter, paths, 2))
+        found = list(groups(segmenter, paths, 2, Decoding()))
         assert found == [Group((0, 2), 2), Group((3,), 2), Group((1, 5), 2), Group((4,), 2)]
 
     def test_nobody_waits_for_far_images(
@@ -51,7 +52,7 @@ class TestGroups:
     ) -> None:
         monkeypatch.setattr(batching, "WINDOW", 3)
         paths = pictures(tmp_path, [(40, 40)] * 2 + [(50, 40)] + [(40, 40)] * 5)
-        found = [group.places for group in groups(segmenter, paths, 2)]
+        found = [group.places for group in groups(segmenter, paths, 2, Decoding())]
         assert found == [(0, 1), (2,), (3, 4), (5,), (6, 7)]
 
 

@@ -33,9 +33,10 @@ from densesiam_seg.errors import (
 )
 from densesiam_seg.events import Predicted
 from densesiam_seg.images.decode import load_image
+from densesiam_seg.images.decoding import Decoding
 from densesiam_seg.images.manifest import Skipped
 from densesiam_seg.images.opening import SUFFIXES
-from densesiam_seg.images.scan import scan
+from densesiam_seg.images.scan import each_page, scan
 from densesiam_seg.inference import batching
 from densesiam_seg.inference import predict as prediction
 from densesiam_seg.inference.options import Refinement
@@ -465,7 +466,7 @@ class TestBatches:
         self, segmenter: Segmenter, mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """It leaves its batch, and nobody else fares worse."""
-        monkeypatch.setattr(batching, "image_size", lambda path: (20, 30))
+        monkeypatch.setattr(batching, "image_size", lambda path, decoding: (20, 30))
         results = predict(segmenter, [mixed], tmp_path / "out", batch_size=4)
         assert reasons(results) == [None] * 5 + ["not-an-image", None]
         assert mask_of(tmp_path / "out" / "6.png").shape == (40, 25)
@@ -506,10 +507,10 @@ class TestLargeImages:
         """It fails alone, and leaves no mask."""
         picture(large.with_name("b.png"))
 
-        def load(path: str, *, max_pixels: int) -> torch.Tensor:
+        def load(path: str, decoding: Decoding) -> torch.Tensor:
             if path == str(large):
                 raise ImageError(path, "too-large", "does not fit in memory")
-            return load_image(path, max_pixels=max_pixels)
+            return load_image(path, decoding)
 
         monkeypatch.setattr(prediction, "load_image", load)
         results = predict(segmenter, [large.parent], tmp_path / "out", overlays=True)
@@ -588,7 +589,7 @@ class TestBadFiles:
     ) -> None:
         work = plan(scan([images]), tmp_path / "out")
         (images / "b.png").unlink()
-        results = list(predict_events(segmenter, work, max_pixels=550))
+        results = list(predict_events(segmenter, work, decoding=Decoding(550)))
         assert reasons(results) == ["too-large", "missing", None]
 
     def test_skipped_files_count(self) -> None:
@@ -637,3 +638,15 @@ class TestStopping:
         next(events)
         events.close()  # type: ignore[attr-defined]
         assert (signal.getsignal(signal.SIGINT), threading.active_count()) == before
+
+
+def test_each_page_has_a_mask_below_the_name_of_its_file(
+    segmenter: Segmenter, tmp_path: Path
+) -> None:
+    (tmp_path / "images").mkdir()
+    pages = [Image.new("RGB", (40 + page, 30), (40 * page, 90, 90)) for page in range(3)]
+    pages[0].save(tmp_path / "images" / "stack.tif", save_all=True, append_images=pages[1:])
+    work = plan(each_page(scan([tmp_path / "images"])), tmp_path / "out")
+    results = list(predict_events(segmenter, work))
+    assert reasons(results) == [None] * 3
+    assert mask_of(tmp_path / "out" / "stack.tif" / "3.png").shape == (30, 42)

@@ -19,6 +19,7 @@ from densesiam_seg.clustering.kmeans import Centroids
 from densesiam_seg.clustering.merging import Contacts, Merges, cut, merge_tree
 from densesiam_seg.errors import ImageError, InputError, ModelError, UsageError
 from densesiam_seg.images.decode import load_reduced
+from densesiam_seg.images.decoding import Decoding
 from densesiam_seg.inference import segmenter as segmenter_module
 from densesiam_seg.inference.model_card import Cluster, ModelCard
 from densesiam_seg.inference.options import Refinement
@@ -153,8 +154,8 @@ class TestPredict:
         file = tmp_path / "large.png"
         Image.new("RGB", (40, 30)).save(file)
         with pytest.raises(ImageError, match="--max-pixels"):
-            segmenter.predict(file, max_pixels=1199)
-        assert segmenter.predict(file, max_pixels=1200).shape == (30, 40)
+            segmenter.predict(file, decoding=Decoding(1199))
+        assert segmenter.predict(file, decoding=Decoding(1200)).shape == (30, 40)
 
     @pytest.mark.parametrize(
         "image",

@@ -18,6 +18,7 @@ from PIL import Image
 
 from densesiam_seg.datasets.scenes import scene
 from densesiam_seg.errors import UsageError
+from densesiam_seg.images.decoding import Decoding
 from densesiam_seg.inference import visualize as visualization
 from densesiam_seg.inference.model_card import name_clusters
 from densesiam_seg.inference.segmenter import Segmenter
@@ -200,7 +201,7 @@ class TestFiles:
         wanted, _ = draw_files(segmenter, paths[:2])
         assert drawing is not None and wanted is not None
         np.testing.assert_array_equal(np.asarray(drawing.picture), np.asarray(wanted.picture))
-        drawing, failed = draw_files(segmenter, [bad, paths[1]], max_pixels=4095)
+        drawing, failed = draw_files(segmenter, [bad, paths[1]], decoding=Decoding(4095))
         assert drawing is None
         assert [error.reason for error in failed] == ["not-an-image", "too-large"]
 
