@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 @takes(
     reading=ReadoutOptions,
     refining=RefineOptions,
-    settings=checked("seed", "max_pixels", "device", "precision", "page"),
+    settings=checked("seed", "max_pixels", "device", "precision", "page", "bands"),
 )
 def command(
     images: ImagesArgument,
@@ -84,7 +84,7 @@ def command(
     work = plan(manifest, folder, overwrite=overwrite, resume=resume, overlays=overlay)
     console = Console(quiet=quiet)
     segmenter = reading.load(model, settings, console.choosing)
-    decoding = segmenter.new_decoding(max_pixels=settings.max_pixels, page=settings.chosen_page())
+    decoding = segmenter.new_decoding(settings)
     events = predict_events(
         segmenter,
         work,

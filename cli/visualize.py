@@ -32,7 +32,8 @@ SHEET = "Sheet"
 
 
 @takes(
-    reading=ReadoutOptions, settings=checked("seed", "max_pixels", "device", "precision", "page")
+    reading=ReadoutOptions,
+    settings=checked("seed", "max_pixels", "device", "precision", "page", "bands"),
 )
 def command(
     run: RunArgument,
@@ -87,7 +88,7 @@ def command(
     console.skipped(manifest.skipped)
     if len(sources) < len(every):
         console.say(f"drawing {len(sources)} of {len(every)} images; --limit N draws more")
-    decoding = segmenter.new_decoding(max_pixels=settings.max_pixels, page=settings.chosen_page())
+    decoding = segmenter.new_decoding(settings)
     drawing, errors = draw_files(
         segmenter,
         sources,

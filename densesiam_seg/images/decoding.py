@@ -23,7 +23,7 @@ _TOLD = {
     "clipped": ("{} values a little beyond their range, clipped", ""),
     "scaled": (
         "{} floats beyond 255, scaled by each image's own brightest values",
-        "--stretch takes one range for all",
+        "train --stretch takes one range for all",
     ),
 }
 """By kind: what is told of images that `{}` stands for, and the remedy."""
@@ -67,8 +67,8 @@ class Notes:
             share, highest, full = self._used
             if self._deep and share < USED:
                 told.append(
-                    f"{len(self._deep)} images of more than 8 bits reach {highest:g} of {full:g} and come out dark; "
-                    "--stretch takes the range that the images use"
+                    f"{counted(len(self._deep), 'image')} of more than 8 bits: the brightest value is {highest:g} of {full:g}, "
+                    "so they come out dark; train --stretch takes the range that they use"
                 )
             return told
 

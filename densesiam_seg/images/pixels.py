@@ -301,5 +301,5 @@ def _strips(picture: Any) -> Iterator[tuple[int, Any]]:
 
 
 def _bad_values(name: str, detail: str, remedy: str = "") -> ImageError:
-    default = "give --stretch, or rescale it to 0 to 255 and save it as PNG"
+    default = "train with --stretch, or rescale it to 0 to 255 and save it as PNG"
     return ImageError(name, "bad-values", detail, remedy or default)

@@ -11,7 +11,6 @@ import copy
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from torch.nn import functional as F
 
 from densesiam_seg.clustering.kmeans import Centroids, unit_features
 from densesiam_seg.clustering.merging import Merges, cut, is_tree
+from densesiam_seg.config import RunConfig
 from densesiam_seg.errors import InputError, ModelError, UsageError
 from densesiam_seg.images.decode import load_reduced
 from densesiam_seg.images.decoding import Decoding, Notes
@@ -136,9 +136,12 @@ class Segmenter:
         replace_json(folder / "config.json", {"format": FORMAT, **asdict(self.card)})
         return folder
 
-    def new_decoding(self, **changes: Any) -> Decoding:
-        """How image files are read, with notes of its own; `changes` are of other fields."""
-        return replace(self.decoding, notes=Notes(), **changes)
+    def new_decoding(self, config: RunConfig | None = None) -> Decoding:
+        """How image files are read, with notes of its own; `config` has the limit, the page and other bands, if any."""
+        if config is None:
+            return replace(self.decoding, notes=Notes())
+        bands = config.chosen_bands() or self.decoding.bands
+        return Decoding(config.max_pixels, config.chosen_page(), bands, self.decoding.stretch)
 
     @property
     def readout(self) -> str:
