@@ -66,9 +66,10 @@ class Notes:
                     )
             share, highest, full = self._used
             if self._deep and share < USED:
+                images = counted(len(self._deep), "image")
                 told.append(
-                    f"{counted(len(self._deep), 'image')} of more than 8 bits: the brightest value is {highest:g} of {full:g}, "
-                    "so they come out dark; train --stretch takes the range that they use"
+                    f"{images} of more than 8 bits: the brightest value is {highest:g} of {full:g}, so they come out dark; "
+                    "train --stretch takes the range that they use"
                 )
             return told
 
