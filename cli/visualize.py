@@ -115,7 +115,6 @@ def _show(
     """Write the sheet and tell of it; raises the error that the command ends with."""
     from densesiam_seg.inference.predict import overall_error
     from densesiam_seg.io.files import make_folder, replace_file
-    from densesiam_seg.io.outputs import lies_among, note_outputs
     from densesiam_seg.pictures.masks import encode_png
 
     failed = [result for result in results if result.error is not None]
@@ -123,8 +122,6 @@ def _show(
         console.failed(failed)
     if drawing is not None:
         make_folder(out.parent)
-        if lies_among(out, manifest.root):
-            note_outputs(out.parent, [out.name])
         replace_file(out, encode_png(drawing.picture))
     if json:
         console.data(

@@ -41,7 +41,7 @@ def main() -> None:
 def finish(order: dict[str, Any]) -> dict[str, Any]:
     """Make the row, score it, keep its masks of a few images; returns what is written."""
     row = (ablation_rows() if order["ablation"] else ROWS)[order["row"]]
-    task = row.task(load_task(order["dataset"], Path(order["root"]), order["split"]))
+    task = row.task(load_task(order["dataset"], Path(order["root"]), order["split"], order["side"]))
     setting = Setting(
         task,
         order["seed"],

@@ -93,6 +93,7 @@ class Job:
             "row": self.name,
             "dataset": self.task.name,
             "split": self.task.scored.split,
+            "side": self.task.side,
             "root": str(means.roots[self.task.name]),
             "seed": self.seed,
             "quick": means.quick,

@@ -68,8 +68,8 @@ class Notes:
             if self._deep and share < USED:
                 images = counted(len(self._deep), "image")
                 told.append(
-                    f"{images} of more than 8 bits: the brightest value is {highest:g} of {full:g}, so they come out dark; "
-                    "train --stretch takes the range that they use"
+                    f"{images} of more than 8 bits: the brightest value is {highest:g} of {full:g}, so they "
+                    "come out dark; train --stretch takes the range that they use"
                 )
             return told
 

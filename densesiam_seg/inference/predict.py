@@ -43,7 +43,7 @@ from densesiam_seg.io.files import (
     output_error,
     replace_file,
 )
-from densesiam_seg.io.outputs import lies_among, note_outputs
+from densesiam_seg.io.outputs import note_outputs
 from densesiam_seg.io.parallel import device_lock, on_own_cores
 from densesiam_seg.io.records import Records
 from densesiam_seg.io.signals import stop_requests
@@ -126,7 +126,7 @@ def plan(
         tuple(target for _, target in left),
         done=len(sources) - len(left),
         failures=folder / FAILED if len(sources) > 1 else None,
-        noted=not single or lies_among(out, manifest.root),
+        noted=not single,
         shortened=shortened,
     )
 

@@ -6,7 +6,6 @@ A run directory needs no note: its `run.json` tells whose it is.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -23,11 +22,6 @@ def note_outputs(folder: Path, names: Iterable[str]) -> None:
     if after != before:
         lines = "".join(f"{json.dumps(name)}\n" for name in sorted(after))
         replace_file(folder / OUTPUTS, lines.encode("ascii"), sync=False)
-
-
-def lies_among(path: Path, root: str) -> bool:
-    """Whether a file that the user names is written into the folder of the inputs or below: elsewhere none is noted."""
-    return Path(os.path.realpath(path.parent)).is_relative_to(os.path.realpath(root))
 
 
 def noted_outputs(folder: Path) -> frozenset[str]:

@@ -81,12 +81,6 @@ class TestSheet:
         assert (code, error.splitlines()) == (0, told)
         shows(out, segmenter, images / "00.jpg", images / "01.png")
 
-    def test_a_sheet_among_the_images_is_none_of_them(self, visualize: Cli, images: Path) -> None:
-        for more in ((), ("--overwrite",)):
-            code, text, _ = visualize(images, "-o", images / "sheet.png", "--json", *more)
-            assert (code, len(json.loads(text)["images"])) == (0, len(NAMES))
-            assert json.loads(text)["passed_over"]["outputs"] == len(more)
-
     def test_json(self, visualize: Cli, images: Path, out: Path, segmenter: Segmenter) -> None:
         given = ("-o", out, "--json", "-q", "--clusters-shown", "3")
         code, text, error = visualize(images, *given)
