@@ -87,6 +87,7 @@ class Page:
             self.index is None
             or page.compression not in _BY_PILLOW
             or page.planarconfig != 1
+            or page.imagedepth != 1
             or self._format not in (_UNSIGNED, _UNDEFINED)
             or (self.nodata is not None and kind in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB))
             or (page.parent.is_bigtiff and page.parent.byteorder == ">")

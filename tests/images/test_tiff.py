@@ -258,6 +258,8 @@ def test_what_is_not_supported_is_named_and_what_is_damaged_is_not_guessed(tmp_p
     with pytest.raises(ImageError, match=r"compression JBIG.*save") as caught:
         load_image(path)
     assert caught.value.reason == "unsupported"
+    volume = page(np.zeros((4, 6)), 8, tags={32997: 16})  # ImageDepth
+    assert reason_of(load_image, write_tiff(tmp_path / "v.tif", volume)) == "unsupported"
     short = write_tiff(tmp_path / "b.tif", page(ramp(16), 16))
     whole = short.read_bytes()
     short.write_bytes(
