@@ -24,6 +24,10 @@ Texts = Annotated[
 ]
 Count = Annotated[int, Field(strict=True, ge=1)]
 Value = Annotated[int, Field(strict=True, ge=-(2**31), le=2**32 - 1)]  # what label files can hold
+Values = Annotated[
+    tuple[Value, ...],
+    BeforeValidator(lambda given: [given] if isinstance(given, int) else given),
+]
 Channel = Annotated[int, Field(strict=True, ge=0, le=255)]
 Colour = tuple[Channel, Channel, Channel]
 
@@ -40,7 +44,7 @@ class DatasetClass(Table):
     name: Text
     kind: Kind | None = None
     colour: Colour | None = None
-    values: tuple[Value, ...] = ()
+    values: Values = ()
     rgb: tuple[Colour, ...] = ()
 
     @property
@@ -70,9 +74,9 @@ class Dataset(Table):
     title: Text
     protocol: Protocol = "full-image"
     classes: Annotated[tuple[DatasetClass, ...], Field(min_length=1, max_length=IGNORE)]
-    ignore_values: tuple[Value, ...] = ()
+    ignore_values: Values = ()
     ignore_rgb: tuple[Colour, ...] = ()
-    absent_values: tuple[Value, ...] = ()
+    absent_values: Values = ()
     """Values that no label of the dataset holds, even where a class names them."""
     image_suffixes: Texts
     label_suffix: Text
@@ -132,7 +136,7 @@ def load_dataset(name_or_path: str | Path) -> Dataset:
     Raises UsageError for an unknown name, InputError, which names file and field, for a file that cannot be used.
     """
     given = str(name_or_path)
-    if given.endswith(".toml"):
+    if given.lower().endswith(".toml"):
         try:
             return _parse(Path(given).read_bytes(), given)
         except OSError as error:

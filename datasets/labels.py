@@ -110,10 +110,11 @@ def _shift(raw: NDArray[Any], meaning: dict[int, int], least: int) -> str:
     values -= {0, *(value for value, number in meaning.items() if number == IGNORE)}
     if len(values) < least:
         return ""
-    for step, where in ((1, "above"), (-1, "below")):
-        if all(value - step in meaning for value in values):
-            return f"; the labels look shifted by one: each lies one {where} a declared value"
-    return ""
+    above, below = (all(value - step in meaning for value in values) for step in (1, -1))
+    if not (above or below):
+        return ""
+    where = "beside" if above and below else "above" if above else "below"
+    return f"; the labels look shifted by one: each lies one {where} a declared value"
 
 
 def _listing(raw: NDArray[Any], dataset: Dataset) -> str:

@@ -19,7 +19,9 @@ from densesiam_seg.datasets.index import Index, stem
 from densesiam_seg.errors import InputError, looked_for
 from densesiam_seg.images.lists import lines_of, spellings
 
-_APART = re.compile(r"\s*[,;\t]\s*|\s+")
+_FOLDERS = 8
+"""So many folders at the start of a full path may be those of another computer."""
+_APART = re.compile(r"[ \t]*[,;\t][ \t]*|[ \t]+")
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,21 @@ class Entry:
     pair: bool = False
     label: Path | None = None
     """Of a pair; None where it is not there."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether everything that it names is there."""
+        return self.image is not None and (self.label is not None or not self.pair)
+
+
+def _below_any(line: str) -> Iterator[str]:
+    """A line whose full paths are those of another computer: without their first folders, one more each time."""
+    for count in range(_FOLDERS):
+        folders = rf"(?:[^/\\]+[/\\]){{{count}}}"
+        shorter = re.sub(rf"(^|[ \t,;])(?:[A-Za-z]:)?[/\\]{folders}(?=[^/\\])", r"\1", line)
+        if shorter == line:
+            return
+        yield shorter
 
 
 class ListReader:
@@ -51,6 +68,11 @@ class ListReader:
         bases = (str(self.root), str(listed.parent), "")
         for number, line in _lines(listed):
             entry = self._entry(number, line, bases)
+            if not entry.whole:
+                below = (self._entry(number, each, bases) for each in _below_any(line))
+                entry = next((each for each in below if each.whole), entry)
+            if entry.image is None and not entry.pair and line.startswith("#"):
+                continue  # a comment
             if entry.name in entries:
                 raise InputError(
                     f"{listed}: line {number} repeats {entry.name!r} of line {entries[entry.name].line}; remove one"

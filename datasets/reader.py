@@ -120,6 +120,7 @@ def _find(
         entries = reader.read(listed)
     found = _Found(notes=_notes(index, every_image=listed is None))
     lacking: list[Entry] = []
+    overruled: list[Entry] = []
     for each in sorted(entries, key=lambda each: each.name):
         paired = index.label(each.name) if each.name in index.images else None
         label = each.label if each.pair else paired
@@ -136,6 +137,14 @@ def _find(
         found.items.append(Sample(each.name, each.image, label))
         if label != paired:
             found.chosen.append((each.name, _below(label, root)))
+            if paired is not None:
+                overruled.append(each)
+    if overruled:
+        first = overruled[0]
+        found.notes.append(
+            f"{counted(len(overruled), 'image')} of {listed} with another label than that of the name, first line "
+            f"{first.line}, {first.text!r}: taken as pairs"
+        )
     if lacking or not entries:
         _require_folders(dataset, part, root)
     if not entries:

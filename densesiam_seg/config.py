@@ -101,7 +101,8 @@ class RunConfig:
     )
     backbone: str = setting(
         "resnet18",
-        "A model of torchvision (resnet18 …, convnext_tiny …, swin_t …) or of timm as timm:NAME.",
+        "A model of torchvision (resnet18 …, convnext_tiny …, swin_t …) or of timm as timm:NAME (installed too; the "
+        "extra [timm] is no longer needed).",
         RECIPE,
         common=True,
     )

@@ -6,6 +6,7 @@ Axis: N files.
 from __future__ import annotations
 
 import os
+import re
 import stat
 import struct
 from array import array
@@ -23,9 +24,10 @@ from densesiam_seg.images.opening import SUFFIXES
 SYSTEM_FOLDERS = frozenset(
     # Synology, QNAP and NetApp: thumbnails, metadata, deleted files, snapshots
     {"@eadir", "@tmp", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", ".@__thumb"}
+    | {"@__thumb", "@sharebin", "network trash folder"}
     | {"~snapshot", ".snapshot", ".zfs"}
     # Windows
-    | {"$recycle.bin", "recycler", "system volume information", "found.000"}
+    | {"$recycle.bin", "recycler", "recycled", "system volume information"}
     # macOS
     | {"__macosx", ".appledouble", ".trashes", ".spotlight-v100", ".fseventsd", ".temporaryitems"}
     | {".documentrevisions-v100"}
@@ -34,8 +36,9 @@ SYSTEM_FOLDERS = frozenset(
 )
 """Folders of file servers and systems, in lower case: what is in them was made by them or was deleted, and is no data.
 
-`.Trash-1000` and the like count too. A folder that the user names is read, whatever its name.
+`.Trash-1000`, `found.001` and the like count too. A folder that the user names is read, whatever its name.
 """
+_NUMBERED = re.compile(r"\.trash-.*|found\.\d{3}")
 SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", ".ds_store", ".picasa.ini"})
 """Files of the same kind, in lower case; `._NAME` is another, macOS's metadata of a file."""
 
@@ -184,7 +187,7 @@ def _first_names(files: NDArray[np.void]) -> NDArray[np.intp] | slice:
 def is_system_folder(name: str) -> bool:
     """Whether a folder of this name belongs to the system (`SYSTEM_FOLDERS`)."""
     lower = name.lower()
-    return lower in SYSTEM_FOLDERS or lower.startswith(".trash-")
+    return lower in SYSTEM_FOLDERS or _NUMBERED.fullmatch(lower) is not None
 
 
 def images_below(folder: str) -> int:

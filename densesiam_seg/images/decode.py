@@ -20,6 +20,7 @@ from densesiam_seg.images.decoding import Decoding
 from densesiam_seg.images.opening import opened
 from densesiam_seg.images.pixels import (
     Picture,
+    Samples,
     Span,
     channels,
     eight_bit,
@@ -97,10 +98,15 @@ def image_size(path: str | os.PathLike[str], decoding: Decoding = PLAIN) -> tupl
 
 def load_values(
     path: str | os.PathLike[str], count: int, decoding: Decoding = PLAIN
-) -> NDArray[np.float32]:
-    """About `count` values of an image, in the units of `Decoding.stretch`. Raises `ImageError`."""
+) -> tuple[NDArray[np.float64], float | None]:
+    """About `count` values of an image that are data, in the units of `Decoding.stretch`; and its white, as `Samples`.
+
+    Raises `ImageError`.
+    """
     with opened(path, decoding) as image:
-        return values_in_use(image.picture(), count)
+        picture = image.picture()
+        white = picture.full if isinstance(picture, Samples) else 255.0
+        return values_in_use(picture, count), white
 
 
 def _planar(picture: Image.Image) -> Tensor:

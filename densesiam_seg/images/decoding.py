@@ -13,16 +13,18 @@ from densesiam_seg.errors import ImageError, counted
 MAX_PIXELS = 89_000_000
 """Larger images are refused unless more is asked for."""
 USED = 0.25
-"""A set of deep images that stays below this share of their range is told to come out dark."""
+"""Deep images that stay below this share of their range come out dark; told where most of a set do."""
 
 _TOLD = {
     "pages": ("{} more than one page or frame, the first is used", "--page chooses"),
     "bands": ("{} more than three bands, the first three are shown as RGB", "--bands chooses"),
     "band": ("{} two bands, the first is shown as grey", "--bands chooses"),
     "nodata": ("{} pixels without data, filled with the image's mean", ""),
+    "unused": ("{} a value for no data or a mask that is not used, so all pixels are shown", ""),
+    "alpha": ("{} an alpha that ends below its range, its brightest value is taken as opaque", ""),
     "clipped": ("{} values a little beyond their range, clipped", ""),
     "scaled": (
-        "{} floats beyond 255, scaled by each image's own brightest values",
+        "{} floats of no known range, scaled by each image's own brightest values",
         "train --stretch takes one range for all",
     ),
 }
@@ -36,8 +38,7 @@ class Notes:
         self._lock = Lock()
         self._files: dict[str, set[int]] = {}
         self._first: dict[str, tuple[str, str]] = {}
-        self._deep: set[int] = set()
-        self._used = (0.0, 0.0, 0.0)
+        self._deep: dict[int, tuple[float, float, float]] = {}
 
     def add(self, kind: str, name: str, detail: str) -> None:
         """Note a kind of `_TOLD` for the file `name`."""
@@ -45,11 +46,10 @@ class Notes:
             self._files.setdefault(kind, set()).add(hash(name))
             self._first[kind] = min(self._first.get(kind, (name, detail)), (name, detail))
 
-    def range(self, name: str, highest: float, full: float) -> None:
-        """Note the brightest value of a file whose samples reach to `full`, more than 255."""
+    def range(self, name: str, brightest: float, full: float) -> None:
+        """Note the brightest value of a file whose samples reach to `full`, more than 8 bits."""
         with self._lock:
-            self._deep.add(hash(name))
-            self._used = max(self._used, (highest / full, highest, full))
+            self._deep[hash(name)] = (brightest / full, brightest, full)
 
     def lines(self) -> list[str]:
         """A line for each kind, with the number of files and the first of them by name."""
@@ -64,12 +64,13 @@ class Notes:
                         f"{which} ({'' if count == 1 else 'first '}{Path(name).name}: {detail})"
                         + (f"; {remedy}" if remedy else "")
                     )
-            share, highest, full = self._used
-            if self._deep and share < USED:
-                images = counted(len(self._deep), "image")
+            dark = [each for each in self._deep.values() if each[0] < USED]
+            if 2 * len(dark) > len(self._deep):
+                _, brightest, full = max(dark)
+                images = f"{len(dark):,} of {counted(len(self._deep), 'image')}"
                 told.append(
-                    f"{images} of more than 8 bits: the brightest value is {highest:g} of {full:g}, so they "
-                    "come out dark; train --stretch takes the range that they use"
+                    f"{images} with more than 8 bits reach {brightest:g} of {full:g} at most and come out dark; "
+                    "train --stretch takes the range that they use"
                 )
             return told
 

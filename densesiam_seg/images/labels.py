@@ -15,8 +15,6 @@ from densesiam_seg.images.opening import opened
 
 LabelArray = NDArray[np.uint8] | NDArray[np.int32] | NDArray[np.int64]
 
-_LOSSY = ("JPEG", "AVIF", "HEIF")
-
 
 def load_label(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> LabelArray:
     """Decode a label file exactly: class indices (H, W) or colours uint8 (H, W, 3).
@@ -30,8 +28,10 @@ def load_label(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
     """
     name = os.fspath(path)
     with opened(path, Decoding(max_pixels)) as image:
-        if image.format in _LOSSY:
-            raise _refused(name, f"is a {image.format}, whose lossy coding changes label values")
+        if image.lossy:
+            raise _refused(
+                name, f"is a {image.format} with lossy compression, which changes values"
+            )
         stored, layout = image.stored()
         base, _, depth = layout.partition(";")
         if base in ("1", "L") and "I" in depth:
@@ -45,6 +45,10 @@ def _numbers(stored: NDArray[Any], name: str) -> LabelArray:
     """Samples (H, W, C) of a TIFF for which Pillow has no mode."""
     if stored.dtype.kind == "f":
         raise _refused(name, "stores floating-point numbers, and label values are whole")
+    if stored.dtype == np.uint8 and stored.shape[2] in (3, 4):
+        if stored.shape[2] == 4 and stored[..., 3].min() < 255:
+            raise _refused(name, "has transparent pixels")
+        return np.ascontiguousarray(stored[..., :3])
     if stored.shape[2] != 1:
         raise _refused(name, f"has {stored.shape[2]} bands of {8 * stored.dtype.itemsize} bits")
     values = stored[..., 0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import os
+import unicodedata
 from collections.abc import Iterator
 
 from densesiam_seg.errors import InputError
@@ -30,7 +31,8 @@ def lines_of(label: str, data: bytes) -> list[str]:
             f"{label}: line {number} holds a NUL byte, as in UTF-16 without its mark or in no text at all; "
             "save the list as UTF-8 text, one path per line"
         )
-    return text.split("\n")
+    # A carriage return alone ended the lines of old Macs.
+    return (text if "\n" in text else text.replace("\r", "\n")).split("\n")
 
 
 def _decoded(label: str, data: bytes) -> str:
@@ -49,14 +51,16 @@ def _decoded(label: str, data: bytes) -> str:
 def spellings(line: str) -> Iterator[str]:
     """What a line may name, the likeliest first: itself, and without what programs put around names.
 
-    Those are Windows's line end, spaces, quotes, and backslashes between folders.
+    Those are Windows's line end, spaces, quotes, and backslashes between folders; last the other form of Unicode.
     """
     tried = {""}
     stripped = line.strip()
     unquoted = stripped
     if len(stripped) > 1 and stripped[0] == stripped[-1] and stripped[0] in "\"'":
         unquoted = stripped[1:-1]
-    for text in (line, line.removesuffix("\r"), stripped, unquoted, unquoted.replace("\\", "/")):
+    slashed = unquoted.replace("\\", "/")
+    forms = [unicodedata.normalize(form, slashed) for form in ("NFC", "NFD")]
+    for text in (line, line.removesuffix("\r"), stripped, unquoted, slashed, *forms):
         if text not in tried:
             tried.add(text)
             yield text

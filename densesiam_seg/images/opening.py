@@ -57,6 +57,10 @@ _READERS: dict[str, tuple[tuple[bytes, ...], type[ImageFile.ImageFile]]] = {
 }
 FORMATS = (*_READERS, "AVIF", "HEIC")
 _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_UNSUPPORTED = re.compile(
+    "^unsupported|cannot handle|not been built|has not been built", re.IGNORECASE
+)
+_SHORT = re.compile("truncated|too small|unexpected end", re.IGNORECASE)
 _START = 136
 """Bytes from the start of a file that tell its format."""
 _OTHERS = (
@@ -82,6 +86,14 @@ _OTHERS = (
     (b"CDF\x02", 0, "a netCDF file"),
     (b"SIMPLE  =", 0, "a FITS file"),
     (b"%PDF-", 0, "a PDF document"),
+    (b"P1\n", 0, "a PBM image"),
+    (b"P2\n", 0, "a PGM image"),
+    (b"P3\n", 0, "a PPM image"),
+    (b"P4\n", 0, "a PBM image"),
+    (b"GRIB", 0, "a GRIB file"),
+    (b"NITF", 0, "a NITF file"),
+    (b"II\xbc", 0, "a JPEG XR image"),
+    (b"version https://git-lfs", 0, "a pointer of Git LFS (git lfs pull fetches the image)"),
     (b"P5", 0, "a PGM image"),
     (b"P6", 0, "a PPM image"),
     (b"\x93NUMPY", 0, "a numpy array"),
@@ -116,10 +128,14 @@ class _PillowImage:
         decoding: Decoding,
         image: ImageFile.ImageFile,
         pages: int,
+        *,
+        lossy: bool = False,
     ) -> None:
         self.name = name
         self.decoding = decoding
         self.format = image.format
+        self.lossy = lossy or image.format in ("JPEG", "AVIF", "HEIF")
+        """Whether the compression changes values."""
         self.pages = pages
         self.orientation = _orientation(image)
         """1 to 8, as in EXIF."""
@@ -133,12 +149,12 @@ class _PillowImage:
     def picture(self) -> Picture:
         """Decode and turn; of several bands those that are asked for."""
         layout = _layout(self._image)
-        if (
-            self.format == "PNG"
-            and layout.endswith(";16B")
-            and "transparency" not in self._image.info
-        ):
+        if self.format == "PNG" and layout.endswith(";16B") and self._plain:
             return self._deep()
+        clear = self._image.info.get("transparency")
+        if self.format == "PNG" and layout in ("L;2", "L;4") and isinstance(clear, int):
+            # Pillow spreads the values over 0…255, but not this one.
+            self._image.info["transparency"] = clear * (85 if layout == "L;2" else 17)
         picture = as_samples(_upright(self._image))
         if isinstance(picture, Samples):
             return picture
@@ -167,12 +183,25 @@ class _PillowImage:
         self._file.seek(0)
         values = imagecodecs.png_decode(self._file.read())
         values = values.reshape(*values.shape[:2], -1)
+        clear = self._image.info.get("transparency")
         alpha = values.shape[2] in (2, 4)
         places = self.decoding.places(self.name, values.shape[2] - alpha, 16)
+        if isinstance(clear, tuple):
+            clear = tuple(clear[place] for place in places)
         if alpha:
             places.append(values.shape[2] - 1)
         values = turned(values[:, :, places], self.orientation)
-        return Samples(values, WIDEST, alpha=alpha)
+        return Samples(
+            values,
+            WIDEST,
+            clear=(clear,) if isinstance(clear, int) else clear,
+            alpha=WIDEST if alpha else None,
+        )
+
+    @property
+    def _plain(self) -> bool:
+        """Whether a PNG can be decoded in one go: libpng complains of interlaced ones, and knows no further frame."""
+        return self._image.tell() == 0 and not self._image.info.get("interlace")
 
 
 Opened: TypeAlias = _PillowImage | Page
@@ -224,7 +253,7 @@ def _read_header(file: BinaryIO, name: str, decoding: Decoding, number: int | No
         pages, index = page.pages, page.index
     if index:
         image.seek(index)
-    return _PillowImage(file, name, decoding, image, pages)
+    return _PillowImage(file, name, decoding, image, pages, lossy=page is not None and page.lossy)
 
 
 def _layout(image: ImageFile.ImageFile) -> str:
@@ -284,7 +313,7 @@ def _reader(start: bytes, name: str) -> type[ImageFile.ImageFile]:
             return reader
     if start[4:8] == b"ftyp":
         brand = start[8:12]
-        if brand in (b"avif", b"avis"):
+        if brand in (b"avif", b"avis") or (b"avif" in start[16:64] and b"heic" not in start[16:64]):
             return AvifImagePlugin.AvifImageFile
         if brand in _HEIC:
             return _heif_reader(name)
@@ -328,10 +357,10 @@ def _translated(name: str, error: Exception) -> ImageError:
         return ImageError(name, "permission", "may not be read", "change its permissions")
     if isinstance(error, OSError) and error.errno is not None:
         return ImageError(name, "unreadable", f"cannot be read ({error.strerror})", again)
-    if text.lower().startswith("unsupported"):
+    if _UNSUPPORTED.search(text):
         return ImageError(
             name, "unsupported", f"is of a kind that is not read ({text})", "save it as PNG"
         )
-    if isinstance(error, EOFError) or "truncated" in text.lower():
+    if isinstance(error, EOFError) or _SHORT.search(text):
         return ImageError(name, "truncated", f"ends too early ({text})", again)
     return ImageError(name, "corrupt", f"cannot be decoded ({text})", again)

@@ -9,9 +9,9 @@ How stored values become 0…255:
 - integers of b bits, as the file declares them, times 255 / (2ᵇ - 1), or 255 / (2ᵇ⁻¹ - 1) where they are
   signed, and rounded. Those of 32 bits are taken as 16 where none is larger, otherwise refused. Negative
   values are refused;
-- floats: their maximum, without the brightest hundredth, is taken as 0…1 up to 1.1 and as 0…255 up to 280, and
-  beyond it becomes 255 itself; whole numbers are never 0…1 where one is larger. What lies above is clipped, and
-  so is what lies below 0 by a tenth of the maximum; lower values are refused;
+- floats: their maximum, without the brightest hundredth, is taken as 0…1 up to 1.1, as 0…255 from 64 (of whole
+  numbers from 1) to 280, and elsewhere becomes 255 itself. What lies above is clipped, and so is what lies below 0
+  by a tenth of the maximum; lower values are refused;
 - with a stretch: its two values become 0 and 255, whatever lies beyond is clipped;
 - white-is-zero is inverted at any depth;
 - pixels without data (GDAL's nodata value, in floats whatever is not finite) take the image's mean;
@@ -37,24 +37,27 @@ WIDEST = 65535.0
 _STRIP_PIXELS = 1 << 18
 _OVERSHOOT = 0.1
 """Part of the range by which floats may leave it, as resampling makes them."""
+_BYTES = 64
+"""Floats whose maximum is less are hardly numbers up to 255."""
 _BRIGHTEST = 0.99
 """Quantile that stands for the maximum of floats."""
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Samples (H, W, C) of any depth, as the file holds them, upright: C is 1 or 3, and one more for alpha.
+    """Samples (H, W, C) of any depth, as the file holds them, upright: C is 1 or 3, and one more with an alpha.
 
     `full`: the value of white; None for floats, which do not say. `inverted`: 0 is white. `nodata`: the value of
-    pixels without data. `clear`: the grey value that is transparent. `associated`: colours are multiplied by alpha.
+    pixels without data. `clear`: the colour that is transparent. `alpha`: its opaque value, None where there is none.
+    `associated`: colours are multiplied by alpha.
     """
 
     values: NDArray[Any]
     full: float | None
     inverted: bool = False
     nodata: float | None = None
-    clear: int | None = None
-    alpha: bool = False
+    clear: tuple[int, ...] | None = None
+    alpha: float | None = None
     associated: bool = False
 
     @property
@@ -68,7 +71,7 @@ class Samples:
     @property
     def colours(self) -> NDArray[Any]:
         """Without alpha (H, W, 1 or 3)."""
-        return self.values[..., :-1] if self.alpha else self.values
+        return self.values if self.alpha is None else self.values[..., :-1]
 
     def crop(self, box: tuple[int, int, int, int]) -> Samples:
         """As Pillow's: left, top, right, bottom."""
@@ -81,10 +84,12 @@ class Samples:
         if values.dtype.kind == "f":
             found = ~np.isfinite(values)
         if self.nodata is not None and not np.isnan(self.nodata):
-            with np.errstate(over="ignore"):
-                alike = values == np.asarray(self.nodata).astype(
-                    values.dtype if values.dtype.kind == "f" else np.float64
-                )
+            if values.dtype.kind == "f":
+                # Written with few digits, and the largest numbers perhaps beyond the samples' own type.
+                limit = float(np.finfo(values.dtype).max)
+                alike = np.isclose(values, np.clip(self.nodata, -limit, limit), rtol=1e-5, atol=0)
+            else:
+                alike = values == self.nodata
             everywhere = np.broadcast_to(alike.all(2, keepdims=True), values.shape)
             found = everywhere if found is None else found | everywhere
         return found
@@ -100,7 +105,7 @@ def as_samples(picture: Image.Image) -> Picture:
     if picture.mode.startswith("I"):
         clear = picture.info.get("transparency")
         values = np.asarray(picture)[..., None]
-        return Samples(values, WIDEST, clear=clear if isinstance(clear, int) else None)
+        return Samples(values, WIDEST, clear=(clear,) if isinstance(clear, int) else None)
     return picture
 
 
@@ -155,13 +160,13 @@ def span(picture: Picture, name: str, decoding: Decoding) -> Span | None:
     if low < 0 or full < high:
         raise _bad_values(name, f"holds values from {low:g} to {high:g}, outside 0 to {full:g}")
     if full > 255:
-        decoding.notes.range(name, high, full)
+        decoding.notes.range(name, _brightest(picture.colours.reshape(-1)), full)
     plain = full == 255 and fill is None and picture.values.dtype == np.uint8
     return None if plain else Span(0.0, full, fill)
 
 
-def values_in_use(picture: Picture, count: int) -> NDArray[np.float32]:
-    """About `count` values of the colours, in the units of `Decoding.stretch`."""
+def values_in_use(picture: Picture, count: int) -> NDArray[np.float64]:
+    """About `count` values of the colours that are data, in the units of `Decoding.stretch`."""
     if not isinstance(picture, Samples):
         picture = Samples(np.asarray(eight_bit(picture, None))[:, :, None], 255.0)
         picture = replace(picture, values=picture.values.reshape(picture.height, picture.width, -1))
@@ -170,7 +175,7 @@ def values_in_use(picture: Picture, count: int) -> NDArray[np.float32]:
     flat = values.reshape(-1) if missing is None else values[~missing]
     flat = flat[:: max(1, flat.size // count)]
     unit = 1.0 if picture.full is None else picture.full
-    return (flat / unit).astype(np.float32)
+    return flat / np.float64(unit)
 
 
 def eight_bit(picture: Picture, found: Span | None) -> Image.Image:
@@ -215,14 +220,11 @@ def _of_samples(picture: Samples, found: Span | None) -> Image.Image:
     if picture.inverted:
         colours = 255 - colours
     if picture.clear is not None:
-        colours = np.where(values == picture.clear, np.uint8(255), colours)
-    if picture.alpha:
-        if picture.full is None:
-            assert found is not None, "floats have a span"
-            top = found.high
-        else:
-            top = picture.full
-        share = (picture.values[..., -1:].astype(np.float32) / np.float32(top)).clip(0, 1)
+        clear = (values == picture.clear).all(2, keepdims=True)
+        colours = np.where(clear, np.uint8(255), colours)
+    if picture.alpha is not None:
+        share = picture.values[..., -1:].astype(np.float32) / np.float32(picture.alpha)
+        share = np.nan_to_num(share).clip(0, 1)
         own = colours if picture.associated else colours * share
         colours = np.rint(own + 255 * (1 - share)).clip(0, 255).astype(np.uint8)
     single = colours.shape[2] == 1
@@ -274,11 +276,11 @@ def _float_span(
         values = picture.colours
         missing = picture.missing()
         known = values.reshape(-1) if missing is None or fill is None else values[~missing]
-        bright = float(np.quantile(known, _BRIGHTEST, method="higher"))
+        bright = _brightest(known)
         whole = bool((known == np.rint(known)).all())
     if bright <= 1 + _OVERSHOOT and not whole:
         top = 1.0
-    elif bright <= 255 * (1 + _OVERSHOOT):
+    elif (whole or bright >= _BYTES) and bright <= 255 * (1 + _OVERSHOOT):
         top = 255.0
     else:
         top = bright
@@ -287,10 +289,27 @@ def _float_span(
         raise _bad_values(
             name,
             f"holds floats from {low:g} to {high:g}, and below 0 nothing is known of their range",
+            "mark the value of no data (gdal_edit -a_nodata), train with --stretch, or rescale it to 0 to 255",
         )
+    if top != bright:
+        decoding.notes.range(name, bright, top)
     if low < 0 or (high > top and top != bright):
         decoding.notes.add("clipped", name, f"{low:g} to {high:g}")
     return Span(0.0, top, fill)
+
+
+def _brightest(values: NDArray[Any]) -> float:
+    """The maximum without the brightest hundredth, of about 100,000 values."""
+    some = values[:: max(1, values.size // 100_000)]
+    return float(np.quantile(some, _BRIGHTEST, method="higher"))
+
+
+def opaque(alpha: NDArray[Any], full: float | None) -> float:
+    """The value of an alpha (H, W) that is opaque: its own maximum where it ends at fewer bits than the colours."""
+    top = float(np.nanmax(alpha)) if alpha.size else 0.0
+    if full is None:
+        return 1.0 if top <= 1 else 255.0 if top <= 255 else top
+    return top if top < full and top in (1, 255, 1023, 4095, 16383) else full
 
 
 def _strips(picture: Any) -> Iterator[tuple[int, Any]]:

@@ -21,7 +21,7 @@ from densesiam_seg.images.manifest import Manifest
 from densesiam_seg.images.opening import SUFFIXES, opened
 from densesiam_seg.io.files import open_regular
 from densesiam_seg.io.outputs import OUTPUTS, noted_outputs
-from densesiam_seg.io.run_directory import STATUS, read_status
+from densesiam_seg.io.run_directory import RUN_NAMES, STATUS, read_status
 
 
 def scan(
@@ -38,9 +38,9 @@ def scan(
     - a glob pattern: files as in a folder, and folders whole. A `**` stands for folders at any
       depth; such a pattern selects files alone, and none that is hidden. A file or folder of
       exactly that name is preferred;
-    - a `.txt` file: a list, one path (of a file or a folder) per line, relative to the list's folder,
-      or all of them to the working directory where only that fits. Blank lines are passed over, and
-      lines that start with `#` and name no file;
+    - a `.txt`, `.lst` or `.list` file: a list, one path (of a file or a folder) per line, relative
+      to the list's folder, or all of them to the working directory where only that fits. Blank lines
+      are passed over, and lines that start with `#` and name no file;
     - `-`: such a list on the standard input, relative to the working directory.
 
     In folders and globs these are left out and counted in `Manifest.passed_over`: folders of the
@@ -83,6 +83,9 @@ def each_page(manifest: Manifest) -> Manifest:
     return replace(manifest, names=names, sizes=array("q", sizes), mtimes_ms=array("q", times))
 
 
+LISTS = (".txt", ".lst", ".list")
+
+
 @dataclass(frozen=True)
 class _Scanner:
     """Whether links to folders are followed, and the folder to write into, without links."""
@@ -108,7 +111,7 @@ class _Scanner:
             found = Candidates(_inside(path.as_posix()))
             self._walk(path.as_posix(), found)
             return _not_empty(item, found)
-        if path.suffix.lower() == ".txt":
+        if path.suffix.lower() in LISTS:
             try:
                 with open_regular(path) as file:
                     data = file.read()
@@ -158,16 +161,17 @@ class _Scanner:
     ) -> None:
         """Take a folder's own images, and add the folders in it to `waiting` and those behind links to `linked`.
 
-        A folder that cannot be entered, or not be read to its end, is skipped whole. A run directory is passed over
-        unless the user `named` it.
+        A folder that cannot be entered, or not be read to its end, is skipped whole. What training wrote in a run
+        directory is passed over unless the user `named` that.
         """
         # A folder at a time, as before Python 3.12 `os.walk` calls itself for every level of depth.
         walk = os.walk(folder, onerror=partial(found.refuse, folder))
         for _, folders, files in islice(walk, 1):
-            if not named and STATUS in files and read_status(Path(folder)):
-                found.outputs += images_below(folder)
-                return
             start = _inside(folder)
+            if not named and STATUS in files and read_status(Path(folder)):
+                for name in filter(RUN_NAMES.__contains__, folders):
+                    found.outputs += images_below(start + name)
+                folders = [name for name in folders if name not in RUN_NAMES]
             for name in folders:
                 path = start + name
                 if name.startswith(".") and not is_system_folder(name):
@@ -304,7 +308,9 @@ def _not_empty(item: str, found: Candidates) -> Candidates:
     there = str(found.passed_over()) or "nothing else is there"
     raise InputError(
         f"{item}: no image found (looked for {', '.join(sorted(SUFFIXES))}; passed over: {there}); "
-        "name a folder of images" + (" or give --follow-links" if found.links else "")
+        "name a folder of images"
+        + (" or give --follow-links" if found.links else "")
+        + (", or name the files themselves" if found.outputs else "")
     )
 
 

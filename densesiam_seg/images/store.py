@@ -14,9 +14,10 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from densesiam_seg.errors import ImageError, UsageError
+from densesiam_seg.errors import ImageError, InputError, UsageError
 from densesiam_seg.images.cache import cache_file, read_cache, writing_cache
 from densesiam_seg.images.decode import load_square, load_stretched, load_values
 from densesiam_seg.images.decoding import Decoding
@@ -188,15 +189,30 @@ class ImageStore:
 
 
 def used_range(manifest: Manifest, decoding: Decoding) -> tuple[float, float]:
-    """The range of values that the images use, for `Decoding.stretch`: percentiles over some of them, each alike."""
+    """The range of values that the images use, for `Decoding.stretch`: percentiles over some of them, each alike.
+
+    Raises InputError where floats and integers, or integers of several ranges, are mixed.
+    """
     count = min(len(manifest), RANGE_IMAGES)
-    found = []
+    found: list[NDArray[np.float64]] = []
+    kinds: dict[float | None, str] = {}
     for place in range(count):
         try:
             path = manifest.path(place * len(manifest) // count)
-            found.append(np.sort(load_values(path, RANGE_VALUES, decoding)))
+            values, full = load_values(path, RANGE_VALUES, decoding)
         except ImageError:
             continue  # reported with all others when every image is decoded
+        if values.size:
+            found.append(values)
+            kinds.setdefault(full, Path(path).name)
+    if len(kinds) > 1:
+        told = [
+            f"{name} holds " + ("floats" if full is None else f"integers up to {full:g}")
+            for full, name in kinds.items()
+        ]
+        raise InputError(
+            f"--stretch: {', '.join(told)}, which have no range in common; train on one kind, or leave it out"
+        )
     if not found:
         return 0.0, 1.0
     # A small image has as many votes as a large one.

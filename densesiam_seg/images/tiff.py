@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from densesiam_seg.errors import ImageError, counted
 from densesiam_seg.images.decoding import Decoding
-from densesiam_seg.images.pixels import WIDEST, Samples, turned
+from densesiam_seg.images.pixels import WIDEST, Samples, opaque, turned
 
 MEMORY = 16
 """Bytes that the samples of a page may take for each pixel of `max_pixels`."""
@@ -30,12 +30,14 @@ PAGES = 10_000
 _REDUCED, _MASK = 1, 4
 """Bits of NewSubfileType: a smaller copy of another page, and its transparency."""
 _DNG_VERSION, _GDAL_NODATA, _ORIENTATION, _SUBFILE, _OLD_SUBFILE = 50706, 42113, 274, 254, 255
-_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _MATRIX = 0, 1, 2, 3, 4
+_PHOTOMETRIC, _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE = 262, 0, 1, 2, 3
 _CMYK, _YCBCR, _LAB = 5, 6, 8
 _ASSOCIATED, _UNASSOCIATED = 1, 2
 _UNSIGNED, _SIGNED, _FLOAT, _UNDEFINED = 1, 2, 3, 4
 _BY_PILLOW = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946})
 """Compressions that Pillow is built with: none, fax, LZW, JPEG, deflate, PackBits."""
+_LOSSY = frozenset({6, 7})
+"""JPEG, as of TIFF's sixth and later revisions."""
 _BY_TIFFFILE = frozenset({1, 5, 8, 32773, 32946, 34925, 34926, 50000, 50001})
 """None, LZW, deflate, PackBits, LZMA, Zstandard, WebP. Others decode to whatever size their data claim."""
 
@@ -82,14 +84,17 @@ class Page:
     def by_pillow(self) -> bool:
         """Whether one of Pillow's 8-bit modes holds the page exactly."""
         page = self.page
-        kind, samples, extra = page.photometric, page.samplesperpixel, tuple(page.extrasamples)
+        kind, samples, extra = page.photometric, page.samplesperpixel, self._extra
         if (
             self.index is None
             or page.compression not in _BY_PILLOW
             or page.planarconfig != 1
             or page.imagedepth != 1
             or self._format not in (_UNSIGNED, _UNDEFINED)
-            or (self.nodata is not None and kind in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB))
+            or (self.marks_bytes and page.compression not in _LOSSY)
+            or self._photometric != kind
+            or extra != tuple(page.extrasamples)
+            or 0 in page.databytecounts
             or (page.parent.is_bigtiff and page.parent.byteorder == ">")
         ):
             return False
@@ -100,7 +105,8 @@ class Page:
                 alpha = extra in ((_ASSOCIATED,), (_UNASSOCIATED,))
                 return self.bits == 8 and samples == (4 if alpha else 3)
             case 3:
-                return samples in (1, 2) and self.bits in (1, 2, 4, 8)
+                deep = page.colormap is not None and page.colormap.max() > 255
+                return samples in (1, 2) and self.bits in (1, 2, 4, 8) and bool(deep)
             case 5:
                 return samples == 4 and self.bits in (8, 16)
             case 6 | 8:
@@ -112,15 +118,17 @@ class Page:
         """The value that stands for no data, where GDAL wrote one."""
         tag = self.page.tags.get(_GDAL_NODATA)
         try:
-            return None if tag is None else float(str(tag.value).strip("\0 "))
+            return None if tag is None else float(str(tag.value).strip("\0 ").replace(",", "."))
         except ValueError:
             return None
 
     def picture(self) -> Samples:
         """Decode to the bands that are asked for, upright. Raises `ImageError` naming what is not supported."""
-        page, full = self.page, self._full()
+        full, extra = self._full(), self._extra
         values, _ = self.stored()
-        total, extra = values.shape[2], tuple(page.extrasamples)
+        if self._photometric == _PALETTE:
+            return Samples(self._coloured(values[..., 0]), 255.0)
+        total = values.shape[2]
         marked = [i for i, kind in enumerate(extra) if kind in (_ASSOCIATED, _UNASSOCIATED)]
         alpha = total - len(extra) + marked[0] if marked else None
         bands = [place for place in range(total) if place != alpha]
@@ -129,12 +137,17 @@ class Page:
             shown.append(alpha)
         if shown != list(range(total)):
             values = values[:, :, shown]
+        top = None
+        if alpha is not None:
+            top = opaque(values[..., -1], full)
+            if full is not None and top < full:
+                self.decoding.notes.add("alpha", self.name, f"{top:g} of {full:g}")
         return Samples(
             values,
             full,
-            inverted=page.photometric == _WHITE_IS_ZERO,
+            inverted=self._photometric == _WHITE_IS_ZERO,
             nodata=self.nodata,
-            alpha=alpha is not None,
+            alpha=top,
             associated=bool(marked) and extra[marked[0]] == _ASSOCIATED,
         )
 
@@ -145,11 +158,47 @@ class Page:
         self._check_segments(self.decoding.max_pixels)
         values = page.asarray(squeeze=False, maxworkers=1)  # (planes, depth, H, W, samples)
         values = values[:, 0].transpose(1, 2, 0, 3).reshape(*values.shape[2:4], -1)
-        layout = "L;I" if page.photometric == _WHITE_IS_ZERO else ""
+        layout = "L;I" if self._photometric == _WHITE_IS_ZERO else ""
         return turned(values, self.orientation), layout
 
     def draft(self, side: int) -> None:
         """Nothing: only a JPEG has smaller versions of itself."""
+
+    @property
+    def lossy(self) -> bool:
+        """Whether the compression changes values."""
+        return self.page.compression in _LOSSY
+
+    @property
+    def _photometric(self) -> int:
+        """What the samples stand for; where the file does not say, what their number suggests, as libtiff has it."""
+        page = self.page
+        if _PHOTOMETRIC in page.tags:
+            return int(page.photometric)
+        return _RGB if page.samplesperpixel >= 3 else _BLACK_IS_ZERO
+
+    @property
+    def _extra(self) -> tuple[int, ...]:
+        """What the samples behind the colours are, as far as there are such samples."""
+        page = self.page
+        more = page.samplesperpixel - {_RGB: 3, _CMYK: 4, _YCBCR: 3, _LAB: 3}.get(
+            self._photometric, 1
+        )
+        marks = tuple(map(int, page.extrasamples))
+        return marks[len(marks) - more :] if 0 < more < len(marks) else marks if more > 0 else ()
+
+    @property
+    def marks_bytes(self) -> bool:
+        """Whether a number that 8 bits can hold stands for no data."""
+        return self.nodata is not None and 0 <= self.nodata <= 255
+
+    def _coloured(self, indices: NDArray[Any]) -> NDArray[np.uint8]:
+        """Indices (H, W) → the palette's colours (H, W, 3), which some programs write in 8 bits instead of 16."""
+        colours = self.page.colormap
+        if colours.max() > 255:
+            colours = colours >> 8
+        found: NDArray[np.uint8] = colours.astype(np.uint8)[:, indices].transpose(1, 2, 0)
+        return found
 
     @property
     def _format(self) -> int:
@@ -174,15 +223,16 @@ class Page:
             raise ImageError(
                 self.name, "unsupported", "is a raw camera file", "develop it to JPEG, PNG or TIFF"
             )
-        if page.photometric not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB):
-            raise self._unsupported(f"colours of kind {_named(page.photometric)}")
+        palette = self._photometric == _PALETTE and page.colormap is not None and bits <= 16
+        if self._photometric not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB) and not palette:
+            raise self._unsupported(f"colours of kind {_named(page.photometric)} stored so")
         # Of integers that fill no whole number of words, readers do not agree on the order of bytes.
         if (
             page.dtype is None
             or page.imagedepth != 1
             or (16 < bits < 32 and self._format != _FLOAT)
         ):
-            raise self._unsupported("such samples")
+            raise self._unsupported(f"{bits}-bit samples of this form")
         if page.compression not in _BY_TIFFFILE:
             raise self._unsupported(f"compression {_named(page.compression)}")
         match self._format:
@@ -211,7 +261,11 @@ class Page:
         whole = all(
             o >= 0 and c >= 0 and o + c <= end for o, c in zip(offsets, counts, strict=False)
         )
-        if len(offsets) != len(counts) or len(offsets) < expected or not whole or not any(counts):
+        if len(offsets) == len(counts) >= expected and not any(counts):
+            raise ImageError(
+                self.name, "bad-values", "holds no data in any strip or tile", "remove it"
+            )
+        if len(offsets) != len(counts) or len(offsets) < expected or not whole:
             raise ImageError(
                 self.name,
                 "truncated",
@@ -246,8 +300,30 @@ def chosen_page(file: BinaryIO, name: str, decoding: Decoding, number: int | Non
     # Of a file of nothing but reduced copies they are all there is.
     chain = list(_chain(pages, name))
     found = list(_images(chain)) or list(enumerate(chain))
-    index, page = found[decoding.place(name, len(found), number)]
-    return Page(page, name, decoding, index, len(found))
+    stack = _stacked(pages.parent)
+    place = decoding.place(name, max(len(found), stack), number)
+    if place >= len(found):
+        raise ImageError(
+            name,
+            "unsupported",
+            f"is a stack of {stack} images behind one page, of which the first alone is read",
+            "save its images one by one",
+        )
+    index, page = found[place]
+    chosen = Page(page, name, decoding, index, len(found))
+    masked = any(_subfile(each) & _MASK for each in chain)
+    if masked or (chosen.by_pillow and chosen.marks_bytes):
+        decoding.notes.add("unused", name, "a mask" if masked else f"{chosen.nodata:g}")
+    return chosen
+
+
+def _stacked(tiff: Any) -> int:
+    """Images that ImageJ wrote behind a single page."""
+    try:
+        facts = tiff.imagej_metadata or {} if tiff.is_imagej else {}
+        return int(facts.get("images", 1))
+    except Exception:  # a description may hold anything
+        return 1
 
 
 def _chain(pages: Any, name: str) -> Iterator[Any]:
@@ -276,10 +352,15 @@ def _images(pages: Sequence[Any]) -> Iterator[tuple[int | None, Any]]:
 
 
 def _is_copy(page: Any) -> bool:
-    tag, old = page.tags.get(_SUBFILE), page.tags.get(_OLD_SUBFILE)
-    if tag is not None and isinstance(tag.value, int):
-        return bool(int(tag.value) & (_REDUCED | _MASK))
-    return old is not None and old.value == 2
+    old = page.tags.get(_OLD_SUBFILE)
+    if _SUBFILE in page.tags:
+        return bool(_subfile(page) & (_REDUCED | _MASK))
+    return old is not None and old.value == 2  # a reduced copy, in TIFF's fifth revision
+
+
+def _subfile(page: Any) -> int:
+    tag = page.tags.get(_SUBFILE)
+    return int(tag.value) if tag is not None and isinstance(tag.value, int) else 0
 
 
 def _named(code: Any) -> str:

@@ -133,14 +133,16 @@ def plan(
 
 def _exists(path: Path) -> bool:
     # `Path.exists` raises where a folder may not be entered or a name is too long.
-    return os.path.exists(path)  # noqa: PTH110
+    return os.path.lexists(path)
 
 
 def mask_names(names: Sequence[str]) -> list[str]:
     """`a/x.jpg` → `a/x.png`, but `a/x.jpg.png` where another image is called `a/x` too."""
     stems = [str(PurePosixPath(name).with_suffix("")) for name in names]
-    # `x.jpg.jpg` must not become the `x.jpg.png` that `x.jpg` becomes beside `x.png`.
+    # `x.jpg.jpg` must not become the `x.jpg.png` that `x.jpg` becomes beside `x.png`, nor the folder `x.png`.
     taken = Counter([*stems, *names])
+    folders = {str(folder) for name in names for folder in PurePosixPath(name).parents}
+    taken.update(folder.removesuffix(".png") for folder in folders if folder.endswith(".png"))
     return [
         f"{stem if taken[stem] == 1 else name}.png" for stem, name in zip(stems, names, strict=True)
     ]

@@ -7,6 +7,7 @@ before 2020, is read with `weights_only=True` too, after its digest was compared
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import http.client
 import importlib.util
@@ -16,7 +17,7 @@ import urllib.request
 import warnings
 import zipfile
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -272,7 +273,9 @@ def _load_tensors(path: Path) -> dict[str, dict[str, Tensor]]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            content: Any = torch.load(path, map_location="cpu", weights_only=True)
+            # Trainers keep their options beside the weights; an object of this class does nothing.
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         # torch.load raises many classes, none of which tells the user more than what it refuses to unpickle.
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
@@ -340,7 +343,32 @@ def find_weights(
             nearest, fewest = named, missing
     if not found:
         raise _no_fit(nearest or {}, fewest < len(wanted), wanted, parts, name, path, problem)
-    return _preferred(found, path)
+    named, told = _preferred(found, path)
+    blocks = _last_blocks(wanted)
+    for key in named:
+        if any(number > blocks.get(stage, number) for stage, number in _blocks(key)):
+            raise ModelError(
+                f"{path}: has {ascii(key)[1:-1][:80]} too, so it is of a deeper model than {name}; give another "
+                "--backbone or --weights"
+            )
+    return named, told
+
+
+def _last_blocks(keys: Iterable[str]) -> dict[str, int]:
+    """The largest number of a block in each stage."""
+    last: dict[str, int] = {}
+    for key in keys:
+        for stage, number in _blocks(key):
+            last[stage] = max(number, last.get(stage, 0))
+    return last
+
+
+def _blocks(key: str) -> list[tuple[str, int]]:
+    """`layer1.2.conv1.weight` → block 2 of `layer1`. Of nested numbers the outermost is a stage's, and is left out."""
+    pieces = key.split(".")
+    levels = [place for place, piece in enumerate(pieces) if piece.isdecimal()]
+    inner = levels[1:] if len(levels) > 1 else levels
+    return [(".".join(pieces[:place]), int(pieces[place])) for place in inner]
 
 
 def _places(

@@ -99,7 +99,7 @@ def test_the_example_in_the_docstring_is_valid(tmp_path: Path) -> None:
         ('label_suffix = ".png"', 'label_suffix = ".png"\nname = 3', "name: .* string"),
         ('[".jpg"]', "[]", "image_suffixes: "),
         ('[".jpg"]', '[""]', r"image_suffixes\[0\]: "),
-        ("[7, 8]", "3", r"classes\[0\]\.values: "),
+        ("[7, 8]", '"3"', r"classes\[0\]\.values: "),
         ("[7, 8]", "[7, 4294967296]", r"classes\[0\]\.values\[1\]: .* 4294967295"),
         ("[7, 8]", "[-2147483649]", r"classes\[0\]\.values\[0\]: .* -2147483648"),
         ("[7, 8]", "[true]", r"classes\[0\]\.values\[0\]: .* integer"),

@@ -143,7 +143,7 @@ def test_other_numberings(tmp_path: Path) -> None:
     """COCO-Stuff counts from 0 and leaves 11 (street sign) out; 182 is beyond its last class."""
     coco = load_dataset("coco-stuff")
     path = saved(tmp_path / "a.png", [[0, 1, 11, 157, 255]])
-    with pytest.raises(InputError, match=r"11 \(1 px\); .*look shifted by one: .* above"):
+    with pytest.raises(InputError, match=r"11 \(1 px\); .*look shifted by one"):
         read_label(coco, path)
     with pytest.raises(InputError, match=r"without a meaning .* 182 .*look shifted by one"):
         read_label(coco, saved(path, [[0, 1, 157, 182]]))

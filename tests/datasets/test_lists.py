@@ -162,3 +162,15 @@ def test_two_files_that_may_be_meant_are_both_named(
     (root / "images/val/other/a_2.png").touch()
     with pytest.raises(InputError, match=r"a_2\.png or .*a_2\.png; give its full path"):
         read(root, "a other/a_2.png", "images/val/x.txt")
+
+
+def test_lines_of_other_computers(root: Path) -> None:
+    assert [each.name for each in read(root, b"a\rsub/b c\r")] == BOTH
+    assert [each.name for each in read(root, b"# a comment\na\n#sub/x\nsub/b c\n")] == BOTH
+    for line in (
+        "/images/val/a.jpg /other/a_2.png",  # as below the root
+        "/home/jane/set/images/val/a.jpg /home/jane/set/other/a_2.png",
+        "C:\\set\\images\\val\\a.jpg\tC:\\set\\other\\a_2.png",
+    ):
+        (found,) = read(root, line)
+        assert (found.name, found.label) == ("a", root / "other/a_2.png"), line

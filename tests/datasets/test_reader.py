@@ -306,3 +306,14 @@ def test_an_image_that_is_its_own_label(tmp_path: Path) -> None:
     touch(tmp_path, "one/x.png")
     with pytest.raises(InputError, match=r"x\.png: is both image and label"):
         samples(same, tmp_path)
+
+
+def test_a_list_that_gives_an_image_the_label_of_another_is_told(root: Path) -> None:
+    listed = root / "pairs.txt"
+    whole = samples(DATASET, root)
+    one, other = whole.items[:2]
+    listed.write_text(f"{one.image}\t{other.label}\n")
+    (note,) = samples(DATASET, root, list_file=listed).notes
+    assert "1 image of" in note and "another label" in note and "line 1" in note
+    listed.write_text(f"{one.image}\t{one.label}\n")
+    assert samples(DATASET, root, list_file=listed).notes == ()

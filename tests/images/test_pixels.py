@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import struct
 import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
-from image_files import noise, pixels_of, reason_of, saved
+from image_files import bare_png, noise, pixels_of, png_chunk, reason_of, saved
 from PIL import Image
 
 from densesiam_seg.errors import ImageError
@@ -127,6 +128,7 @@ def test_all_sixteen_bit_values_round_to_the_nearest(tmp_path: Path) -> None:
         ([-3.1, 0.0, 3.1], None),
         ([0.0, 2.0, 5.0], [0, 2, 5]),  # whole numbers
         ([0.0, 500.0, 1000.0], [0, 128, 255]),
+        ([0.0, 1.3, 5.2], [0, 64, 255]),  # of no known range: never everything black
         ([0.0, 0.5, np.inf], [0, 128, 64]),  # the mean of the others
         ([np.nan, np.nan, np.nan], None),
         ([0, 257, 65535], [0, 1, 255]),
@@ -202,3 +204,23 @@ def test_bands_of_other_formats(tmp_path: Path) -> None:
     assert load_image(colours, Decoding(bands=(2,)))[:, 0, 0].tolist() == [2, 2, 2]
     with pytest.raises(ImageError, match="has 3 bands"):
         load_image(colours, Decoding(bands=(4,)))
+
+
+def test_transparent_values_of_png_at_every_depth(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    grey = Image.fromarray(np.array([[0, 85, 170, 255]], np.uint8))
+    for bits, clear in ((2, 1), (4, 5)):
+        grey.save(path, bits=bits)
+        data = path.read_bytes()
+        if data[24] != bits:  # Pillow writes palettes alone with so few bits
+            path.write_bytes(bare_png(4, 1, bits, 0, b"\0\x1b" if bits == 2 else b"\0\x05\xaf"))
+            data = path.read_bytes()
+        place = data.index(b"IDAT") - 4
+        path.write_bytes(data[:place] + png_chunk(b"tRNS", struct.pack(">H", clear)) + data[place:])
+        assert pixels_of(path)[0, :, 0].tolist() == [0, 255, 170, 255]
+    deep = struct.pack(">B6H", 0, 1, 2, 3, 257, 514, 771)
+    path.write_bytes(bare_png(2, 1, 16, 2, deep))
+    data = path.read_bytes()
+    place = data.index(b"IDAT") - 4
+    path.write_bytes(data[:place] + png_chunk(b"tRNS", struct.pack(">3H", 1, 2, 3)) + data[place:])
+    assert pixels_of(path).tolist() == [[[255, 255, 255], [1, 2, 3]]]

@@ -437,3 +437,22 @@ def test_each_page_is_an_image_of_its_own(tmp_path: Path) -> None:
     assert load_image(pages.path(5))[0, 0, 0] == 40
     os.utime(tmp_path / "a.tif", (1, 1))
     assert pages.changed() == stack
+
+
+def test_names_in_another_form_of_unicode_and_lists_of_other_suffixes(tmp_path: Path) -> None:
+    Image.new("L", (2, 2)).save(tmp_path / "u\u0308.png")
+    for suffix in (".txt", ".lst", ".list"):
+        listed = tmp_path / f"names{suffix}"
+        listed.write_text("\u00fc.png\n", encoding="utf-8")
+        assert scan([listed]).names == ("u\u0308.png",)
+
+
+def test_photographs_in_the_folder_of_a_run_are_taken(tmp_path: Path) -> None:
+    run = tmp_path / "project"
+    for name in ("photos/a.png", "report/b.png", "c.png"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (2, 2)).save(run / name)
+    write_status(run, "done")
+    found = scan([tmp_path])
+    assert found.names == ("project/c.png", "project/photos/a.png")
+    assert found.passed_over.outputs == 1

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from densesiam_seg.errors import ImageError
+from densesiam_seg.errors import ImageError, InputError
 from densesiam_seg.images import store as batches
 from densesiam_seg.images.decode import load_square, load_stretched
 from densesiam_seg.images.decoding import Decoding
@@ -170,7 +170,7 @@ class TestNotes:
             told.append(store.notes)
         assert told[0] == told[1]
         (line,) = told[0]
-        assert line.startswith("3 images") and "2000 of 65535" in line
+        assert line.startswith("3 of 3 images") and "of 65535" in line
 
     def test_a_stretch_spreads_what_the_set_uses(self, deep: Path, tmp_path: Path) -> None:
         Image.new("L", (4, 4)).save(deep / "a.tif")
@@ -191,3 +191,8 @@ class TestNotes:
         Image.new("L", (4, 4), 51).save(tmp_path / "a.png")
         low, high = used_range(scan([tmp_path]), Decoding())
         assert low == pytest.approx(0.2) and high > low
+
+    def test_ranges_that_have_nothing_in_common_are_refused(self, deep: Path) -> None:
+        Image.new("RGB", (4, 4)).save(deep / "z.png")
+        with pytest.raises(InputError, match=r"0\.png holds integers up to 65535, z\.png .* 255"):
+            used_range(scan([deep]), Decoding())

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from image_files import pixels_of, reason_of
@@ -28,6 +29,7 @@ from tiff_files import (
 from densesiam_seg.errors import ImageError
 from densesiam_seg.images.decode import image_size, load_image
 from densesiam_seg.images.decoding import Decoding
+from densesiam_seg.images.labels import load_label
 
 SHADES = np.arange(32)
 
@@ -232,7 +234,8 @@ def test_a_thumbnail_is_never_the_image(tmp_path: Path) -> None:
         decoding = Decoding()
         assert image_size(path) == (8, 12)
         assert load_image(path, decoding)[0, 0, 0] == 249  # 4000 of 4095
-        assert not decoding.notes.lines()
+        assert [line for line in decoding.notes.lines() if "a mask" not in line] == []
+        assert bool(decoding.notes.lines()) == (path == after)  # its mask is not used
     raw = write_tiff(
         tmp_path / "raw.dng", thumbnail | {"inner": [page(np.ones((8, 12)), 16, photometric=32803)]}
     )
@@ -272,3 +275,88 @@ def test_what_is_not_supported_is_named_and_what_is_damaged_is_not_guessed(tmp_p
     assert COUNTS not in empty["tags"]
     wide = page(np.zeros((1, 1, 3)), 16, tags={256: 30_000, 257: 2_000, 277: 60, 258: [16] * 60})
     assert reason_of(load_image, write_tiff(tmp_path / "d.tif", wide)) == "too-large"
+
+
+def test_tiles_that_were_never_written_are_no_file_header(tmp_path: Path) -> None:
+    """GDAL leaves offset and length 0 where all values are 0, or no data."""
+    made = page(np.full((2, 4, 3), 90), 8, planar=True)
+    made["sparse"] = {0}
+    assert load_image(write_tiff(tmp_path / "a.tif", made))[:, 0, 0].tolist() == [0, 90, 90]
+    made["sparse"] = {0, 1, 2}
+    path = write_tiff(tmp_path / "b.tif", made)
+    with pytest.raises(ImageError, match="holds no data") as caught:
+        load_image(path)
+    assert caught.value.reason == "bad-values"
+
+
+def test_palettes_of_eight_and_sixteen_bits(tmp_path: Path) -> None:
+    indices = np.array([[0, 1], [2, 1]])
+    colours = [[255, 0, 7], [0, 255, 9], [3, 4, 5]]
+    for bits, factor in ((8, 257), (8, 1), (16, 257)):
+        table = np.zeros((3, 2**bits), int)
+        table[:, :3] = np.transpose(colours) * factor
+        made = page(indices, bits, photometric=3, tags={320: table.reshape(-1).tolist()})
+        path = write_tiff(tmp_path / "a.tif", made)
+        np.testing.assert_array_equal(pixels_of(path), np.array(colours)[indices])
+        np.testing.assert_array_equal(load_label(path), indices)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_colours_that_the_file_leaves_open_or_contradicts(tmp_path: Path, bits: int) -> None:
+    factor = 257 if bits == 16 else 1
+    rgb = page(COLOUR[..., :3] * factor, bits)
+    del rgb["tags"][262]
+    assert load_image(write_tiff(tmp_path / "a.tif", rgb))[:, 0, 0].tolist() == [200, 100, 50]
+    marked = page(COLOUR[..., :3] * factor, bits, extra=[2])
+    assert load_image(write_tiff(tmp_path / "b.tif", marked))[:, 0, 0].tolist() == [200, 100, 50]
+
+
+def test_an_alpha_of_fewer_bits_is_opaque_at_its_own_end(tmp_path: Path) -> None:
+    values = np.full((2, 2, 4), 25700)
+    for top, noted in ((255, True), (65535, False)):
+        values[..., 3] = top
+        decoding = Decoding()
+        path = write_tiff(tmp_path / "a.tif", page(values, 16, extra=[2]))
+        assert load_image(path, decoding)[:, 0, 0].tolist() == [100] * 3
+        assert any("alpha" in line for line in decoding.notes.lines()) == noted
+    real = np.full((2, 2, 4), 0.5)
+    real[..., 3] = [[1, 1], [0, np.nan]]
+    path = write_tiff(tmp_path / "b.tif", page(real, 32, kind=FLOAT, extra=[2]))
+    assert red(path).tolist() == [[128, 128], [255, 255]]
+    assert red(path, stretch=(0.0, 2.0)).tolist() == [[64, 64], [255, 255]]
+
+
+@pytest.mark.parametrize(
+    ("text", "hole"),
+    [("-3.40282e+38", -3.4028235e38), ("-1.79e+308", -3.4028235e38), ("-9999,0", -9999)],
+)
+def test_spellings_of_no_data(tmp_path: Path, text: str, hole: float) -> None:
+    values = np.tile(np.linspace(0, 1, 32), (2, 1))
+    values[1, 3] = hole
+    path = write_tiff(tmp_path / "a.tif", page(values, 32, kind=FLOAT, tags={NODATA: text}))
+    assert red(path)[0].tolist() == shown(SHADES, 31).tolist()
+
+
+def test_a_value_for_no_data_that_is_not_used_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    grey = np.tile(np.arange(0, 256, 8, dtype=np.uint8), (32, 1))
+    for text, noted in (("-9999", False), ("0", True)):
+        more = [(NODATA, "s", 0, text, True)]
+        tifffile.imwrite(path, grey, compression="jpeg", extratags=more)
+        decoding = Decoding()
+        assert abs(load_image(path, decoding)[0].numpy().astype(int) - grey).max() < 6
+        assert any("not used" in line for line in decoding.notes.lines()) == noted
+    assert reason_of(load_label, path) == "bad-values"  # lossy
+
+
+def test_a_stack_behind_one_page_is_counted(tmp_path: Path) -> None:
+    made = small(10, tags={270: "ImageJ=1.54\nimages=6\nslices=6\n"})
+    path, decoding = write_tiff(tmp_path / "a.tif", made), Decoding()
+    assert load_image(path, decoding)[0, 0, 0] == 10
+    assert any("6 of them" in line for line in decoding.notes.lines())
+    assert reason_of(load_image, f"{path}/2") == "unsupported"
+
+
+def test_colour_labels_in_planes_are_colours(tmp_path: Path) -> None:
+    made = page(COLOUR[..., :3], 8, planar=True)
+    np.testing.assert_array_equal(load_label(write_tiff(tmp_path / "a.tif", made)), COLOUR[..., :3])

@@ -110,6 +110,7 @@ class TestNames:
             (["a.jpg", "a.png", "b.png"], ["a.jpg.png", "a.png.png", "b.png"]),
             (["a.b.jpg", "a.c.jpg"], ["a.b.png", "a.c.png"]),
             (["a", "a.jpg"], ["a.png", "a.jpg.png"]),
+            (["a.jpg", "a.png/b.jpg"], ["a.jpg.png", "a.png/b.png"]),
             (["x.jpg", "x.png", "x.jpg.jpg"], ["x.jpg.png", "x.png.png", "x.jpg.jpg.png"]),
             ([".hidden.jpg", ".jpg"], [".hidden.png", ".jpg.png"]),
         ],

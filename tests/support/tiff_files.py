@@ -64,7 +64,11 @@ def _append(data: bytearray, each: dict[str, Any], place: int, order: str, big: 
     """Append a page whose offset is written at `place`; returns where the next one's is to be."""
     tags = dict(each["tags"])
     offsets, counts = [], []
-    for plane in each["planes"]:
+    for number, plane in enumerate(each["planes"]):
+        if number in each.get("sparse", ()):
+            offsets.append(0)
+            counts.append(0)
+            continue
         strip = _packed(plane, each["bits"], each["kind"], order)
         if each["deflated"]:
             strip = zlib.compress(strip)

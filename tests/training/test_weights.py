@@ -408,11 +408,21 @@ class TestFile:
     def test_what_else_is_in_a_file_is_named(self, encoder: Encoder, tmp_path: Path) -> None:
         path = tmp_path / "w.pth"
         torch.save({"state_dict": filled(encoder), "args": Namespace(epochs=3)}, path)
-        refused(encoder, path, "argparse.Namespace")
+        load_encoder(encoder, "resnet18", str(path))  # options beside weights do no harm
+        torch.save({"state_dict": filled(encoder), "args": SimpleNamespace(epochs=3)}, path)
+        refused(encoder, path, "types.SimpleNamespace")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch calls its own format old
             torch.jit.save(torch.jit.script(nn.Identity()), path)
         refused(encoder, path, "TorchScript")
+
+    @pytest.mark.parametrize("name", ["resnet18", "timm:resnet18"])
+    def test_a_deeper_model_is_none_of_these(self, tmp_path: Path, name: str) -> None:
+        """Its first blocks have the names and shapes that are wanted."""
+        path = tmp_path / "resnet34.pth"
+        torch.save(torchvision.models.resnet34(weights=None).state_dict(), path)
+        with pytest.raises(ModelError, match=r"layer\d\.\d\.\w+\.\w+ too.*deeper"):
+            load_encoder(Encoder(name, 16), name, str(path))
 
     def test_a_real_resnet_is_taken_over_whole(self, tmp_path: Path) -> None:
         """Names and shapes are torchvision's: a ResNet-18 and its filled backbone give equal stages."""
