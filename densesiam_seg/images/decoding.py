@@ -114,8 +114,6 @@ class Decoding:
     def place(self, name: str, count: int, page: int | None) -> int:
         """The place of the `page` that is asked for among `count`. Raises `ImageError` for one that is not there."""
         if page is None:
-            if count > 1:
-                self.notes.add("pages", name, f"{count} of them")
             return 0
         if not 1 <= page <= count:
             raise ImageError(

@@ -216,8 +216,9 @@ def opened(path: str | os.PathLike[str], decoding: Decoding) -> Iterator[Opened]
     _ignore_pillow_warnings()
     try:
         where, page = page_of(name)
+        page = decoding.page if page is None else page
         with open_regular(Path(where)) as file:
-            found = _read_header(file, name, decoding, decoding.page if page is None else page)
+            found = _read_header(file, name, decoding, page)
             limit = decoding.max_pixels
             if limit is not None and found.width * found.height > limit:
                 raise ImageError(
@@ -227,6 +228,8 @@ def opened(path: str | os.PathLike[str], decoding: Decoding) -> Iterator[Opened]
                     "shrink it or raise --max-pixels",
                 )
             yield found
+            if page is None and found.pages > 1:
+                decoding.notes.add("pages", name, f"{found.pages} of them")
     except ImageError:
         raise
     except Exception as error:  # malformed files have made Pillow raise a dozen unrelated classes

@@ -284,14 +284,15 @@ def _float_span(
         top = 255.0
     else:
         top = bright
-        decoding.notes.add("scaled", name, f"up to {high:g}")
     if low < -_OVERSHOOT * bright:
         raise _bad_values(
             name,
             f"holds floats from {low:g} to {high:g}, and below 0 nothing is known of their range",
             "mark the value of no data (gdal_edit -a_nodata), train with --stretch, or rescale it to 0 to 255",
         )
-    if top != bright:
+    if top == bright and high > 1:
+        decoding.notes.add("scaled", name, f"up to {high:g}")
+    else:
         decoding.notes.range(name, bright, top)
     if low < 0 or (high > top and top != bright):
         decoding.notes.add("clipped", name, f"{low:g} to {high:g}")

@@ -301,7 +301,8 @@ def chosen_page(file: BinaryIO, name: str, decoding: Decoding, number: int | Non
     chain = list(_chain(pages, name))
     found = list(_images(chain)) or list(enumerate(chain))
     stack = _stacked(pages.parent)
-    place = decoding.place(name, max(len(found), stack), number)
+    total = max(len(found), stack)
+    place = decoding.place(name, total, number)
     if place >= len(found):
         raise ImageError(
             name,
@@ -310,7 +311,7 @@ def chosen_page(file: BinaryIO, name: str, decoding: Decoding, number: int | Non
             "save its images one by one",
         )
     index, page = found[place]
-    chosen = Page(page, name, decoding, index, len(found))
+    chosen = Page(page, name, decoding, index, total)
     masked = any(_subfile(each) & _MASK for each in chain)
     if masked or (chosen.by_pillow and chosen.marks_bytes):
         decoding.notes.add("unused", name, "a mask" if masked else f"{chosen.nodata:g}")
