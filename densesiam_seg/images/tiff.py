@@ -33,7 +33,7 @@ _DNG_VERSION, _GDAL_NODATA, _ORIENTATION, _SUBFILE, _OLD_SUBFILE = 50706, 42113,
 _PHOTOMETRIC, _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE = 262, 0, 1, 2, 3
 _CMYK, _YCBCR, _LAB = 5, 6, 8
 _ASSOCIATED, _UNASSOCIATED = 1, 2
-_UNSIGNED, _SIGNED, _FLOAT, _UNDEFINED = 1, 2, 3, 4
+_UNSIGNED, _FLOAT, _UNDEFINED = 1, 3, 4
 _BY_PILLOW = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946})
 """Compressions that Pillow is built with: none, fax, LZW, JPEG, deflate, PackBits."""
 _LOSSY = frozenset({6, 7})
@@ -91,7 +91,7 @@ class Page:
             or page.planarconfig != 1
             or page.imagedepth != 1
             or self._format not in (_UNSIGNED, _UNDEFINED)
-            or (self.marks_bytes and page.compression not in _LOSSY)
+            or (self.marks_bytes and kind <= _RGB and page.compression not in _LOSSY)
             or self._photometric != kind
             or extra != tuple(page.extrasamples)
             or 0 in page.databytecounts
@@ -127,7 +127,8 @@ class Page:
         full, extra = self._full(), self._extra
         values, _ = self.stored()
         if self._photometric == _PALETTE:
-            return Samples(self._coloured(values[..., 0]), 255.0)
+            shown = self.decoding.places(self.name, 3)
+            return Samples(self._coloured(values[..., 0])[..., shown], 255.0)
         total = values.shape[2]
         marked = [i for i, kind in enumerate(extra) if kind in (_ASSOCIATED, _UNASSOCIATED)]
         alpha = total - len(extra) + marked[0] if marked else None
@@ -313,7 +314,8 @@ def chosen_page(file: BinaryIO, name: str, decoding: Decoding, number: int | Non
     index, page = found[place]
     chosen = Page(page, name, decoding, index, total)
     masked = any(_subfile(each) & _MASK for each in chain)
-    if masked or (chosen.by_pillow and chosen.marks_bytes):
+    unused = chosen.by_pillow or page.photometric == _PALETTE
+    if masked or (unused and chosen.marks_bytes):
         decoding.notes.add("unused", name, "a mask" if masked else f"{chosen.nodata:g}")
     return chosen
 

@@ -299,6 +299,14 @@ def test_palettes_of_eight_and_sixteen_bits(tmp_path: Path) -> None:
         path = write_tiff(tmp_path / "a.tif", made)
         np.testing.assert_array_equal(pixels_of(path), np.array(colours)[indices])
         np.testing.assert_array_equal(load_label(path), indices)
+        assert load_image(path, Decoding(bands=(2,)))[0].tolist() == [[0, 255], [4, 255]]
+    for kind, samples in ((3, 1), (5, 4)):
+        values = np.zeros((2, 2, samples))
+        more = {NODATA: "0", 320: [0] * 256 + [65535] * 512} if kind == 3 else {NODATA: "0"}
+        path = write_tiff(tmp_path / "b.tif", page(values, 8, photometric=kind, tags=more))
+        decoding = Decoding()
+        load_image(path, decoding)
+        assert any("not used" in line for line in decoding.notes.lines())
 
 
 @pytest.mark.parametrize("bits", [8, 16])
