@@ -33,6 +33,13 @@ from densesiam_seg.network.model import DenseSiam
 from densesiam_seg.network.timm_backbones import TimmBackbone
 
 WORDS = ("auto", "packaged", "imagenet", "none")
+_START = 64
+_OTHERS = {
+    b"version https://git-lfs": "is a pointer of Git LFS, not the weights; fetch them with git lfs pull",
+    b"<!doctype": "is a web page, not the weights; download the file itself",
+    b"<html": "is a web page, not the weights; download the file itself",
+}
+"""What people have instead of weights, by the beginning of the file in lower case."""
 SCRATCH = "training from scratch"
 """The end of `load_encoder`'s line where there are no weights."""
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
@@ -242,8 +249,15 @@ def _read_archive(path: Path) -> dict[str, dict[str, Tensor]]:
     """The state dicts (as of `_load_tensors`) in a file of `torch.save` that is a plain, uncompressed zip archive."""
     try:
         with path.open("rb") as file:
-            start = file.read(len(_LEGACY))
-        if start == _LEGACY:
+            start = file.read(_START)
+        for beginning, what in _OTHERS.items():
+            if start.lstrip().lower().startswith(beginning):
+                raise ModelError(f"{path}: {what}")
+        if not start:
+            raise ModelError(f"{path}: is empty; download it again")
+        if start[8:9] == b"{":
+            raise ModelError(f"{path}: looks like safetensors; rename it to end in .safetensors")
+        if start.startswith(_LEGACY):
             raise ModelError(
                 f"{path}: not a torchvision state dict in today's format: saved by torch < 1.6; load and save it again "
                 "with torch.save(torch.load(path, map_location='cpu', weights_only=True), path)"

@@ -405,6 +405,23 @@ class TestFile:
         torch.save(torch.load(path, map_location="cpu", weights_only=True), path)
         load_encoder(encoder, "resnet18", str(path))
 
+    @pytest.mark.parametrize(
+        ("content", "words"),
+        [
+            (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),
+            (b"\n<!DOCTYPE html><html>", "web page"),
+            (b"", "empty"),
+            (b"\x02\0\0\0\0\0\0\0{}", "safetensors"),
+            (b"PK\3\4 and no more", "BadZipFile"),
+        ],
+    )
+    def test_what_people_have_instead(
+        self, encoder: Encoder, tmp_path: Path, content: bytes, words: str
+    ) -> None:
+        path = tmp_path / "w.pth"
+        path.write_bytes(content)
+        refused(encoder, path, words)
+
     def test_what_else_is_in_a_file_is_named(self, encoder: Encoder, tmp_path: Path) -> None:
         path = tmp_path / "w.pth"
         torch.save({"state_dict": filled(encoder), "args": Namespace(epochs=3)}, path)
@@ -705,7 +722,7 @@ class TestMalice:
         path = tmp_path / "w.pth"
         torch.save(filled(encoder), path)
         data = path.read_bytes()
-        for length in range(0, len(data), len(data) // 25):
+        for length in range(len(data) // 25, len(data), len(data) // 25):
             path.write_bytes(data[:length])
             refused(encoder, path, "not a torchvision state dict")
         for place in range(0, len(data), len(data) // 60):
