@@ -38,7 +38,10 @@ class Notes:
         self._lock = Lock()
         self._files: dict[str, set[int]] = {}
         self._first: dict[str, tuple[str, str]] = {}
-        self._deep: dict[int, tuple[float, float, float]] = {}
+        self._deep: set[int] = set()
+        self._dark: set[int] = set()
+        self._brightest = (0.0, 0.0, 0.0)
+        """Of the dark ones: share of the range, value, white."""
 
     def add(self, kind: str, name: str, detail: str) -> None:
         """Note a kind of `_TOLD` for the file `name`."""
@@ -49,7 +52,10 @@ class Notes:
     def range(self, name: str, brightest: float, full: float) -> None:
         """Note the brightest value of a file whose samples reach to `full`, more than 8 bits."""
         with self._lock:
-            self._deep[hash(name)] = (brightest / full, brightest, full)
+            self._deep.add(hash(name))
+            if brightest < USED * full:
+                self._dark.add(hash(name))
+                self._brightest = max(self._brightest, (brightest / full, brightest, full))
 
     def lines(self) -> list[str]:
         """A line for each kind, with the number of files and the first of them by name."""
@@ -64,10 +70,9 @@ class Notes:
                         f"{which} ({'' if count == 1 else 'first '}{Path(name).name}: {detail})"
                         + (f"; {remedy}" if remedy else "")
                     )
-            dark = [each for each in self._deep.values() if each[0] < USED]
-            if 2 * len(dark) > len(self._deep):
-                _, brightest, full = max(dark)
-                images = f"{len(dark):,} of {counted(len(self._deep), 'image')}"
+            if 2 * len(self._dark) > len(self._deep):
+                _, brightest, full = self._brightest
+                images = f"{len(self._dark):,} of {counted(len(self._deep), 'image')}"
                 told.append(
                     f"{images} with more than 8 bits reach {brightest:g} of {full:g} at most and come out dark; "
                     "train --stretch takes the range that they use"

@@ -24,13 +24,16 @@ def test_a_file_is_noted_once_and_the_first_by_name_is_told() -> None:
     assert nodata.startswith("1 image has pixels without data") and "7 of 9" in nodata
 
 
-def test_a_set_is_dark_only_where_all_of_it_is() -> None:
+def test_a_set_is_dark_where_most_of_it_is() -> None:
     notes = Notes()
     notes.range("a.png", 4095, 65535)
     (line,) = notes.lines()
     assert "4095 of 65535" in line and "--stretch" in line
     notes.range("b.png", 40000, 65535)
     assert notes.lines() == []
+    notes.range("c.png", 900, 65535)
+    notes.range("c.png", 900, 65535)
+    assert notes.lines()[0].startswith("2 of 3 images")
 
 
 def test_bands_and_pages_that_are_not_there() -> None:
