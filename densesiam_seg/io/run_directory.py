@@ -79,6 +79,8 @@ def new_run_folder(
             raise OutputError(f"{folder}: is not a folder; choose another --out") from error
         raise output_error(folder, error) from error
     if overwrite:
+        # Before the lock, whose file would stay in other people's folders.
+        _require_own(folder, names)
         with run_lock(folder):
             _empty(folder, names)
             write_status(folder, "running")
@@ -187,25 +189,34 @@ def _claim(folder: Path) -> None:
 
 def _empty(folder: Path, names: Collection[str]) -> None:
     """Delete what a run wrote, for the holder of the lock; refuse a folder with anything else in it."""
+    held = _require_own(folder, names)
     try:
-        held = _entries(folder)
-        foreign = [path.name for path in held if path.name not in names]
-        if foreign:
-            raise UsageError(
-                f"--out {folder}: holds {foreign[0]!a}, which no run wrote; "
-                "--overwrite deletes only runs, so choose another folder or move that away"
-            )
-        if held and not read_status(folder):
-            raise UsageError(
-                f"--out {folder}: holds no {STATUS} of {_PROGRAM}, so these may be other "
-                "people's files; choose another folder"
-            )
         # `run.json` last, so that an interrupted deletion can be repeated.
         for path in sorted(held, key=lambda path: path.name == STATUS):
             discard(path)
         remove_leftovers(folder)
     except OSError as error:
         raise output_error(folder, error) from error
+
+
+def _require_own(folder: Path, names: Collection[str]) -> list[Path]:
+    """What a run wrote there. Raises UsageError for a folder with anything else in it."""
+    try:
+        held = _entries(folder)
+    except OSError as error:
+        raise output_error(folder, error) from error
+    foreign = [path.name for path in held if path.name not in names]
+    if foreign:
+        raise UsageError(
+            f"--out {folder}: holds {foreign[0]!a}, which no run wrote; "
+            "--overwrite deletes only runs, so choose another folder or move that away"
+        )
+    if held and not read_status(folder):
+        raise UsageError(
+            f"--out {folder}: holds no {STATUS} of {_PROGRAM}, so these may be other "
+            "people's files; choose another folder"
+        )
+    return held
 
 
 def _entries(folder: Path) -> list[Path]:
