@@ -36,6 +36,7 @@ from densesiam_seg.io.files import replace_text, to_json
 if TYPE_CHECKING:
     from densesiam_seg.evaluation.evaluate import Evaluation
     from densesiam_seg.evaluation.metrics import Scores
+    from densesiam_seg.images.decoding import Notes
     from densesiam_seg.images.manifest import PassedOver, Skipped
     from densesiam_seg.inference.selection import Choice
 
@@ -113,6 +114,11 @@ class Console:
         """What lay among the images and was not taken, if there was anything."""
         if str(found):
             self.say(f"passed over: {found}", warning=found.doubtful)
+
+    def noted(self, notes: Notes) -> None:
+        """Warn of what was noticed while images were decoded."""
+        for line in notes.lines():
+            self.say(line, warning=True)
 
     def skipped(self, items: Sequence[Skipped]) -> None:
         """Warn of files that were passed over."""

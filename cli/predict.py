@@ -71,13 +71,12 @@ def command(
     together = number_or_auto("--batch-size", batch_size)
     refinement = refining.refinement()
     reading.count()
-    from densesiam_seg.images.scan import each_page, scan
+    from densesiam_seg.images.scan import scan
 
     folder = out or Path("runs") / "predict" / datetime.now().strftime("%Y%m%d-%H%M%S")
     # A wrong path need not wait for torch.
-    manifest = scan(images, merge=False, follow_links=follow_links, out=folder)
-    if settings.page == "all":
-        manifest = each_page(manifest)
+    pages = settings.page == "all"
+    manifest = scan(images, merge=False, follow_links=follow_links, out=folder, pages=pages)
     from densesiam_seg.cli.console import Console
     from densesiam_seg.inference.predict import plan, predict_events
 
@@ -116,8 +115,7 @@ def _show(
     skipped = manifest.skipped
     console.skipped(skipped)
     results: list[Predicted] = console.follow(events)
-    for line in notes.lines():
-        console.say(line, warning=True)
+    console.noted(notes)
     failed = [result for result in results if result.error is not None]
     done = [result for result in results if result.mask is not None]
     if len(work.sources) > 1:

@@ -73,13 +73,12 @@ def command(
     """Draw images with their pseudo categories and the masks of some of these, all on one PNG."""
     reading.count()
     from densesiam_seg.cli.console import Console
-    from densesiam_seg.images.scan import each_page, scan
+    from densesiam_seg.images.scan import scan
     from densesiam_seg.inference.visualize import draw_files, require_picture_target, spread
 
     console = Console(quiet=quiet)
-    manifest = scan(images, merge=False, follow_links=follow_links)
-    if settings.page == "all":
-        manifest = each_page(manifest)
+    pages = settings.page == "all"
+    manifest = scan(images, merge=False, follow_links=follow_links, pages=pages)
     every = [manifest.path(index) for index in range(len(manifest))]
     require_picture_target(out, every, overwrite=overwrite)
     sources = [every[index] for index in spread(len(every), limit)]
@@ -96,8 +95,7 @@ def command(
         columns=columns,
         decoding=decoding,
     )
-    for line in decoding.notes.lines():
-        console.say(line, warning=True)
+    console.noted(decoding.notes)
     reasons = {error.path: error for error in errors}
     results = [Predicted(source, None, reasons.get(source)) for source in sources]
     _show(console, drawing, results, manifest, out, json=json)

@@ -78,20 +78,23 @@ class Samples:
         left, top, right, bottom = box
         return replace(self, values=self.values[top:bottom, left:right])
 
-    def missing(self) -> NDArray[np.bool_] | None:
-        """Which colours (H, W, 1 or 3) are no data; None where none can be."""
-        values, found = self.colours, None
-        if values.dtype.kind == "f":
-            found = ~np.isfinite(values)
+    @property
+    def may_miss(self) -> bool:
+        """Whether some colours may be no data."""
+        return self.nodata is not None or self.values.dtype.kind == "f"
+
+    def missing(self) -> NDArray[np.bool_]:
+        """Which colours (H, W, 1 or 3) are no data."""
+        values, real = self.colours, self.values.dtype.kind == "f"
+        found = ~np.isfinite(values) if real else np.zeros(values.shape, np.bool_)
         if self.nodata is not None and not np.isnan(self.nodata):
-            if values.dtype.kind == "f":
+            if real:
                 # Written with few digits, and the largest numbers perhaps beyond the samples' own type.
                 limit = float(np.finfo(values.dtype).max)
                 alike = np.isclose(values, np.clip(self.nodata, -limit, limit), rtol=1e-5, atol=0)
             else:
                 alike = values == self.nodata
-            everywhere = np.broadcast_to(alike.all(2, keepdims=True), values.shape)
-            found = everywhere if found is None else found | everywhere
+            found |= alike.all(2, keepdims=True)
         return found
 
 
@@ -168,11 +171,10 @@ def span(picture: Picture, name: str, decoding: Decoding) -> Span | None:
 def values_in_use(picture: Picture, count: int) -> NDArray[np.float64]:
     """About `count` values of the colours that are data, in the units of `Decoding.stretch`."""
     if not isinstance(picture, Samples):
-        picture = Samples(np.asarray(eight_bit(picture, None))[:, :, None], 255.0)
-        picture = replace(picture, values=picture.values.reshape(picture.height, picture.width, -1))
-    missing = picture.missing()
+        colours = np.asarray(eight_bit(picture, None))
+        picture = Samples(colours.reshape(*colours.shape[:2], -1), 255.0)
     values = picture.colours
-    flat = values.reshape(-1) if missing is None else values[~missing]
+    flat = values[~picture.missing()] if picture.may_miss else values.reshape(-1)
     flat = flat[:: max(1, flat.size // count)]
     unit = 1.0 if picture.full is None else picture.full
     return flat / np.float64(unit)
@@ -214,8 +216,8 @@ def _of_samples(picture: Samples, found: Span | None) -> Image.Image:
         number = np.float64 if values.dtype.itemsize > 2 else np.float32
         factor = 255 / (found.high - found.low)
         scaled = (values if found.low == 0 else values - number(found.low)) * number(factor)
-        if found.fill is not None and (missing := picture.missing()) is not None:
-            scaled = np.where(missing, (found.fill - found.low) * factor, scaled)
+        if found.fill is not None:
+            scaled = np.where(picture.missing(), (found.fill - found.low) * factor, scaled)
         colours = np.rint(scaled, out=scaled).clip(0, 255, out=scaled).astype(np.uint8)
     if picture.inverted:
         colours = 255 - colours
@@ -235,7 +237,7 @@ def _extremes(
     picture: Samples, name: str, decoding: Decoding
 ) -> tuple[float, float, NDArray[np.float64] | None]:
     """Lowest and highest value, and the mean colour (1 or 3,) where some pixels are no data."""
-    if picture.missing() is None:
+    if not picture.may_miss:
         if picture.values.dtype == np.uint8:
             return 0.0, 0.0, None  # nothing depends on them
         return float(picture.colours.min()), float(picture.colours.max()), None
@@ -244,7 +246,6 @@ def _extremes(
     valid = np.zeros(picture.colours.shape[2])
     for _, strip in _strips(picture):
         values, missing = strip.colours, strip.missing()
-        assert missing is not None
         known = values[~missing]
         if known.size:
             lows.append(float(known.min()))
@@ -274,8 +275,7 @@ def _float_span(
     bright, whole = high, False
     if high > 1:
         values = picture.colours
-        missing = picture.missing()
-        known = values.reshape(-1) if missing is None or fill is None else values[~missing]
+        known = values.reshape(-1) if fill is None else values[~picture.missing()]
         bright = _brightest(known)
         whole = bool((known == np.rint(known)).all())
     if bright <= 1 + _OVERSHOOT and not whole:

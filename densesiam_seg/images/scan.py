@@ -30,6 +30,7 @@ def scan(
     merge: bool = True,
     follow_links: bool = False,
     out: str | os.PathLike[str] | None = None,
+    pages: bool = False,
 ) -> Manifest:
     """List the files that `inputs` mean, in any mixture of:
 
@@ -49,8 +50,9 @@ def scan(
     under its own name if that lies in the input too.
 
     With `merge` a file reached by several names, links and hard links included, is listed once,
-    under the first; without, under each. The root is the folder, the file's folder or the glob's
-    fixed part; for lists and several inputs it is the deepest folder above all files.
+    under the first; without, under each. With `pages` every page of a file is an image (`each_page`).
+    The root is the folder, the file's folder or the glob's fixed part; for lists and several inputs
+    it is the deepest folder above all files.
 
     Raises `InputError` for what does not exist and where no image is found.
     """
@@ -63,7 +65,8 @@ def scan(
         found.merge(other)
     if not found.names:
         raise InputError(f"{found.skipped[0].message}; no other image was found")
-    return found.manifest(merge=merge)
+    manifest = found.manifest(merge=merge)
+    return each_page(manifest) if pages else manifest
 
 
 def each_page(manifest: Manifest) -> Manifest:

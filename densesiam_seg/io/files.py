@@ -29,23 +29,10 @@ _LEFTOVER = re.compile(r"\.(?:tmp|del)-[0-9]+-[0-9a-f]+")
 
 FILE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".tif", ".tiff", ".bmp"}
-    | {
-        ".dib",
-        ".gif",
-        ".avif",
-        ".heic",
-        ".heif",
-        ".hif",
-        ".jp2",
-        ".j2k",
-        ".jxl",
-        ".pgm",
-        ".ppm",
-        ".pbm",
-    }
-    | {".pnm", ".tga", ".exr", ".psd", ".ico", ".svg", ".pdf", ".eps", ".dcm", ".nii", ".mp4"}
+    | {".dib", ".gif", ".avif", ".heic", ".heif", ".hif", ".jp2", ".j2k", ".jxl", ".pgm", ".ppm"}
+    | {".pbm", ".pnm", ".tga", ".exr", ".psd", ".ico", ".svg", ".pdf", ".eps", ".dcm", ".nii"}
     | {".npy", ".npz", ".mat", ".h5", ".hdf5", ".parquet", ".json", ".jsonl", ".csv", ".tsv"}
-    | {".txt", ".xml", ".yaml", ".yml", ".toml", ".zip", ".tar", ".gz", ".tgz", ".7z"}
+    | {".mp4", ".txt", ".xml", ".yaml", ".yml", ".toml", ".zip", ".tar", ".gz", ".tgz", ".7z"}
     | {".pth", ".pt", ".ckpt", ".onnx", ".safetensors", ".pkl"}
 )
 """Suffixes by which people mean a file: pictures, arrays, tables, archives, weights. No folder is created so."""

@@ -18,7 +18,7 @@ from typing import Any
 import densesiam_seg
 from densesiam_seg.errors import StoppedError, UsageError
 from densesiam_seg.events import EpochRecord, Event, Notice, Progress, Started, StepRecord, Trained
-from densesiam_seg.images.scan import each_page, scan
+from densesiam_seg.images.scan import scan
 from densesiam_seg.io.devices import pick_device
 from densesiam_seg.io.files import output_error, remove_leftovers
 from densesiam_seg.io.lock import run_lock
@@ -103,9 +103,8 @@ def run_events(
         require_source(checked.weights)
         initial = (load_network(Path(init_from)), str(init_from)) if init_from else None
         inputs = [images] if isinstance(images, str | Path) else images
-        manifest = scan(inputs, follow_links=follow_links, out=out)
-        if checked.page == "all":
-            manifest = each_page(manifest)
+        pages = checked.page == "all"
+        manifest = scan(inputs, follow_links=follow_links, out=out, pages=pages)
     folder = new_run_folder(command, Path(out) if out else None, overwrite=overwrite, resume=resume)
     with run_lock(folder), stop_requests() as stop:
         run = Run(command, folder, stop)
