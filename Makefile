@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SOURCES := densesiam_seg cli datasets tests benchmarks
 
-.PHONY: demo test test-wheel format docs camvid accuracy bench clean
+.PHONY: demo test test-wheel faults format docs camvid accuracy bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/densesiam-seg demo --out demo --overwrite
@@ -23,6 +23,12 @@ test: $(VENV)/.installed-test
 # The wheel in an empty environment; fetches torch once more, so that it is not part of `make test`.
 test-wheel: $(VENV)/.installed-test
 	$(BIN)/pytest -m slow tests/test_package.py
+
+# Every fault of docs/faults.md as often as it is meant to be tried; `make test` tries each a few times.
+# FAULTS="--page docs/faults.md" writes the page, FAULTS="-k kill" chooses cases.
+FAULTS ?=
+faults: $(VENV)/.installed-test
+	$(BIN)/pytest tests/faults --full $(FAULTS)
 
 format: $(VENV)/.installed-test
 	$(BIN)/ruff check --fix .
