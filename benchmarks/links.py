@@ -19,7 +19,8 @@ from densesiam_seg.images.store import ImageStore
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.methods.correspondence import STRATEGIES, to_image
 from densesiam_seg.methods.sampling import grid_draws
-from densesiam_seg.network.model import Architecture, DenseSiam, build_network
+from densesiam_seg.network.architecture import Architecture
+from densesiam_seg.network.model import DenseSiam, build_network
 from densesiam_seg.views.pair import IndependentPair, independent_views
 
 NEAR = 0.1

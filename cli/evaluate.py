@@ -23,6 +23,7 @@ from densesiam_seg.cli.options import (
     TrainSplit,
     io_option,
     recipe_option,
+    require_model,
     require_new,
 )
 from densesiam_seg.cli.settings import checked, takes
@@ -62,6 +63,7 @@ def evaluate(
     require_new(out, overwrite)
     refinement = refining.refinement()
     reading.count()
+    require_model(model)
 
     # Only now, as torch comes with it, which mistakes need not wait for.
     from densesiam_seg.cli.console import Console
@@ -122,6 +124,7 @@ def probe(
 ) -> None:
     """Score a model's frozen features: by a linear probe, which uses labels, and by k-means, which does not."""
     require_new(out, overwrite)
+    require_model(run)
 
     # Only now, as torch comes with it, which mistakes need not wait for.
     from densesiam_seg.cli.console import Console, means

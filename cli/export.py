@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from densesiam_seg.cli.options import Json, Overwrite, Quiet, RunArgument, io_option
+from densesiam_seg.cli.options import Json, Overwrite, Quiet, RunArgument, io_option, require_model
 
 
 def command(
@@ -27,6 +27,7 @@ def command(
 
     if not backbone:
         raise UsageError("export: only the backbone can be exported so far; give --backbone")
+    require_model(run)
 
     # Only now, as torch comes with it, which mistakes need not wait for.
     from densesiam_seg.cli.console import Console

@@ -227,6 +227,14 @@ class RefineOptions:
         return refinement(self.flip, self.scales, self.refine)
 
 
+def require_model(model: Path | None) -> None:
+    """Refuse a model (default: the latest run's) for what its files alone tell, before torch is imported."""
+    from densesiam_seg.inference.model_card import stored_model
+    from densesiam_seg.io.run_directory import latest_model
+
+    stored_model(model or latest_model())
+
+
 def require_new(out: Path | None, overwrite: bool) -> None:
     """Refuse a name for a JSON file that is another file's, or is there already. Raises UsageError."""
     if out is None:

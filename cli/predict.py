@@ -21,6 +21,7 @@ from densesiam_seg.cli.options import (
     ReadoutOptions,
     RefineOptions,
     io_option,
+    require_model,
 )
 from densesiam_seg.cli.settings import checked, number_or_auto, takes
 from densesiam_seg.config import MACHINE, RunConfig
@@ -74,9 +75,10 @@ def command(
     from densesiam_seg.images.scan import scan
 
     folder = out or Path("runs") / "predict" / datetime.now().strftime("%Y%m%d-%H%M%S")
-    # A wrong path need not wait for torch.
+    # A wrong path or model need not wait for torch.
     pages = settings.page == "all"
     manifest = scan(images, merge=False, follow_links=follow_links, out=folder, pages=pages)
+    require_model(model)
     from densesiam_seg.cli.console import Console
     from densesiam_seg.inference.predict import plan, predict_events
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from densesiam_seg.cli.options import RunOptions, seconds
+from densesiam_seg.cli.options import RunOptions, require_model, seconds
 from densesiam_seg.cli.settings import Settings, takes
 from densesiam_seg.config import PretrainConfig, TrainConfig, read_config
 from densesiam_seg.errors import UsageError
 from densesiam_seg.events import Event, Trained
+from densesiam_seg.io.lock import run_lock
+from densesiam_seg.io.run_directory import noting_failure, read_status
 
 
 @takes(run=RunOptions, settings=Settings(TrainConfig))
@@ -20,6 +23,7 @@ def train(run: RunOptions, settings: dict[str, Any]) -> None:
     The run directory keeps the settings, records, checkpoints and the model.
     """
     given = _given("train", run, TrainConfig(), settings)
+    _refuse_early(given)
 
     # Only now, as torch comes with it, which mistakes need not wait for.
     from densesiam_seg.training.train import training_events
@@ -35,6 +39,7 @@ def pretrain(run: RunOptions, settings: dict[str, Any]) -> None:
     backbone as a plain state dict of torchvision or timm.
     """
     given = _given("pretrain", run, PretrainConfig(), settings)
+    _refuse_early(given)
     from densesiam_seg.training.train import pretraining_events
 
     _show("pretrain", pretraining_events(**given), run, "train IMAGES --weights {run}")
@@ -61,6 +66,24 @@ def _given(
         **(read_config(run.config, base) if run.config else {}),
         **settings,
     }
+
+
+def _refuse_early(given: dict[str, Any]) -> None:
+    """Refuse models, weights and checkpoints for what their files alone tell, before torch is imported."""
+    weights = Path(given.get("weights") or "none")
+    if weights.suffix.lower() == ".safetensors" and weights.is_file():
+        from densesiam_seg.io.tensors import read_layout
+
+        read_layout(weights)
+    for source in (given["init_from"], weights):
+        if source is not None and source.is_dir():
+            require_model(source)
+    folder = given["out"]
+    if given["resume"] and folder is not None and read_status(folder):
+        from densesiam_seg.training.checkpoint import newest_sound
+
+        with run_lock(folder), noting_failure(folder):
+            newest_sound(folder / "checkpoints")
 
 
 def _show(command: str, events: Iterable[Event], run: RunOptions, next_command: str) -> None:

@@ -18,6 +18,7 @@ from densesiam_seg.cli.options import (
     ReadoutOptions,
     RunArgument,
     io_option,
+    require_model,
 )
 from densesiam_seg.cli.settings import checked, takes
 from densesiam_seg.config import RunConfig
@@ -72,13 +73,16 @@ def command(
 ) -> None:
     """Draw images with their pseudo categories and the masks of some of these, all on one PNG."""
     reading.count()
-    from densesiam_seg.cli.console import Console
     from densesiam_seg.images.scan import scan
+
+    pages = settings.page == "all"
+    manifest = scan(images, merge=False, follow_links=follow_links, pages=pages)
+    require_model(run)
+    # Only now, as torch comes with it, which mistakes need not wait for.
+    from densesiam_seg.cli.console import Console
     from densesiam_seg.inference.visualize import draw_files, require_picture_target, spread
 
     console = Console(quiet=quiet)
-    pages = settings.page == "all"
-    manifest = scan(images, merge=False, follow_links=follow_links, pages=pages)
     every = [manifest.path(index) for index in range(len(manifest))]
     require_picture_target(out, every, overwrite=overwrite)
     sources = [every[index] for index in spread(len(every), limit)]

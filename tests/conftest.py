@@ -72,7 +72,8 @@ def segmenter(slim_module: None) -> Segmenter:
 
     from densesiam_seg.inference.model_card import ModelCard
     from densesiam_seg.inference.segmenter import Segmenter
-    from densesiam_seg.network.model import Architecture, build_network
+    from densesiam_seg.network.architecture import Architecture
+    from densesiam_seg.network.model import build_network
 
     architecture = Architecture(channels=8, clusters=5, over_clusters=6)
     network = build_network(architecture, seed=1).train()

@@ -38,7 +38,8 @@ from densesiam_seg.inference.model_card import ModelCard
 from densesiam_seg.inference.options import Refinement
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.files import discard
-from densesiam_seg.network.model import Architecture, build_network
+from densesiam_seg.network.architecture import Architecture
+from densesiam_seg.network.model import build_network
 from densesiam_seg.training.recipes import begun, choose_settings
 from densesiam_seg.training.weights import load_encoder
 from densesiam_seg.views.photometric import normalise

@@ -21,7 +21,8 @@ from densesiam_seg.inference.predict import plan, predict_events
 from densesiam_seg.inference.segmenter import Segmenter, working_size
 from densesiam_seg.io.devices import available_cores
 from densesiam_seg.io.parallel import on_own_cores
-from densesiam_seg.network.model import Architecture, build_network
+from densesiam_seg.network.architecture import Architecture
+from densesiam_seg.network.model import build_network
 
 IMAGES = 101
 SIZE = (480, 360)

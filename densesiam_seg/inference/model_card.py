@@ -1,4 +1,8 @@
-"""What the JSON files of a model directory say: the card in `config.json`, the clusters in `clusters.json`."""
+"""The files of a model directory, verified: `config.json`, `clusters.json`, and the digest of `model.safetensors`.
+
+`config.json` begins with the SHA-256 of all that follows, and holds that of the tensors. `clusters.json` has
+none: it is the user's to edit, and each of its values is checked. Nothing here needs torch: a refusal comes at once.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +16,20 @@ from typing import Any, Literal, get_args
 from densesiam_seg.backbones import plausible
 from densesiam_seg.clustering.merging import is_partition
 from densesiam_seg.errors import ModelError
-from densesiam_seg.io.files import open_regular
-from densesiam_seg.network.encoder import Features
-from densesiam_seg.network.model import Architecture
+from densesiam_seg.io.files import open_regular, replace_file
+from densesiam_seg.io.sealed import read_sealed, seal, verify
+from densesiam_seg.io.tensors import read_layout
+from densesiam_seg.network.architecture import Architecture, Features
 from densesiam_seg.pictures.masks import Colour, palette
 
 Readout = Literal["head", "kmeans", "merge"]
 Refine = Literal["none", "guided", "pamr"]
 
-FORMAT = 1
+CONFIG = "config.json"
+CLUSTERS = "clusters.json"
+TENSORS = "model.safetensors"
 MAX_CONFIG_BYTES = 1 << 20
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -84,21 +92,49 @@ def name_clusters(
 def model_folder(path: Path) -> Path:
     """The model directory that a path names: itself, or a run's `model/`. Raises ModelError."""
     for folder in (path, path / "model"):
-        if (folder / "config.json").is_file():
+        if (folder / CONFIG).is_file():
             return folder
     if (path / "checkpoints").is_dir():
         raise ModelError(
             f"{path}: this run has not finished; end it with the command that began it and --resume --out {path}"
         )
-    raise ModelError(f"{path}: no model here (no config.json); give a run or model directory")
+    raise ModelError(f"{path}: no model here (no {CONFIG}); give a run or model directory")
 
 
-def read_card(path: Path) -> ModelCard:
-    """What a `config.json` says. Raises ModelError for anything that no model of this program has."""
-    content = _read_json(path)
+@dataclass(frozen=True)
+class StoredModel:
+    """A model directory whose files are as they were written, but for names and groups of clusters."""
+
+    card: ModelCard
+    clusters: list[Cluster]
+    tensors: Path
+    """A safetensors file with a sound header; its tensors are still to be compared with the card."""
+
+
+def stored_model(path: Path) -> StoredModel:
+    """The model that a run or model directory holds, verified without torch. Raises ModelError."""
+    folder = model_folder(path)
+    card, digest = _read_card(folder / CONFIG)
+    clusters = _read_clusters(folder / CLUSTERS, card.clusters, merged=card.readout == "merge")
+    tensors = folder / TENSORS
+    verify(tensors, digest)
+    read_layout(tensors)
+    return StoredModel(card, clusters, tensors)
+
+
+def write_card(path: Path, card: ModelCard, digest: str) -> None:
+    """Write `config.json`; `digest` is the SHA-256 of the tensors' file. Raises OutputError."""
+    content = {"format": _FORMAT, "files": {TENSORS: digest}, **asdict(card)}
+    replace_file(path, seal(content))
+
+
+def _read_card(path: Path) -> tuple[ModelCard, str]:
+    """What a `config.json` says, and the tensors' digest. Raises ModelError for what no model of this program has."""
+    content = read_sealed(path, MAX_CONFIG_BYTES)
     try:
-        if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
-            raise ValueError(f"format {FORMAT} is wanted")
+        if not isinstance(content, dict) or content.pop("format", None) != _FORMAT:
+            raise ValueError(f"format {_FORMAT} is wanted")
+        digest = content.pop("files")[TENSORS]
         card = ModelCard(Architecture(**content.pop("architecture")), **content)
         if not _in_range(card):
             raise ValueError("a value is out of range")
@@ -106,7 +142,7 @@ def read_card(path: Path) -> ModelCard:
         raise ModelError(
             f"{path}: not a model of this program ({error}); retrain it or use the version that wrote it"
         ) from error
-    return card
+    return card, str(digest)
 
 
 def _in_range(card: ModelCard) -> bool:
@@ -144,7 +180,7 @@ def _are(found: Any, kind: type, *counts: int) -> bool:
     )
 
 
-def read_clusters(path: Path, count: int, *, merged: bool = False) -> list[Cluster]:
+def _read_clusters(path: Path, count: int, *, merged: bool = False) -> list[Cluster]:
     """The `count` clusters of a `clusters.json`; `merged` ones name their members. Raises ModelError."""
     content = _read_json(path)
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,20 +27,21 @@ from densesiam_seg.images.decode import load_reduced
 from densesiam_seg.images.decoding import Decoding, Notes
 from densesiam_seg.images.pixels import as_samples, rgb_planes
 from densesiam_seg.inference.model_card import (
-    FORMAT,
+    CLUSTERS,
+    CONFIG,
+    TENSORS,
     Cluster,
     ModelCard,
     Readout,
-    model_folder,
     name_clusters,
-    read_card,
-    read_clusters,
+    stored_model,
+    write_card,
 )
 from densesiam_seg.inference.options import AS_TRAINED, Refinement
 from densesiam_seg.inference.refinement import refined
 from densesiam_seg.inference.upsampling import upsample_argmax
 from densesiam_seg.io.devices import autocast, pick_device, pick_precision
-from densesiam_seg.io.files import make_folder, replace_json
+from densesiam_seg.io.files import new_folder, replace_json
 from densesiam_seg.io.tensors import layout, read_safetensors, write_safetensors
 from densesiam_seg.network.model import DenseSiam, build_network
 from densesiam_seg.pictures.masks import Colour
@@ -88,31 +89,29 @@ class Segmenter:
 
         Raises ModelError when it is missing, damaged or not a model of this program.
         """
-        folder = model_folder(Path(path))
-        card = read_card(folder / "config.json")
-        merged = card.readout == "merge"
-        clusters = read_clusters(folder / "clusters.json", card.clusters, merged=merged)
+        stored = stored_model(Path(path))
+        card, clusters, merged = stored.card, stored.clusters, stored.card.readout == "merge"
         # On the meta device a network has shapes but no memory: a hostile file cannot make it large.
         try:
             with torch.device("meta"):
                 network = DenseSiam(card.architecture)
         except UsageError as error:
-            raise ModelError(f"{folder}: {error}") from error
+            raise ModelError(f"{path}: {error}") from error
         named = {f"network.{name}": value for name, value in network.state_dict().items()}
         expected = dict(layout(named))
         count = sum(len(cluster.members or (0,)) for cluster in clusters)
         if card.readout != "head":
-            expected["centroids"] = ((count, network.encoder.width), torch.float32)
+            expected["centroids"] = ((count, network.encoder.width), "float32")
         if merged:
-            expected["merges"] = ((count - 1, 2), torch.int64)
-            expected["merges_counts"] = ((count,), torch.int64)
-        tensors = read_safetensors(folder / "model.safetensors", expected=expected)
+            expected["merges"] = ((count - 1, 2), "int64")
+            expected["merges_counts"] = ((count,), "int64")
+        tensors = read_safetensors(stored.tensors, expected=expected)
         centroids, merges = tensors.pop("centroids", None), None
         if merged:
             merges = Merges(tensors.pop("merges").numpy(), tensors.pop("merges_counts").numpy())
             if not is_tree(merges.tree) or (merges.counts < 0).any():
                 raise ModelError(
-                    f"{folder / 'model.safetensors'}: its merges are no tree; fit the read-out again"
+                    f"{stored.tensors}: its merges are no tree; fit the read-out again"
                 )
         state = {name.removeprefix("network."): value for name, value in tensors.items()}
         network.load_state_dict(state, assign=True)
@@ -123,18 +122,18 @@ class Segmenter:
         return cls(network, card, clusters, centroids, merges, device=device, precision=precision)
 
     def save(self, folder: str | Path) -> Path:
-        """Write the model directory, each file whole or not at all. Raises OutputError."""
-        folder = make_folder(Path(folder))
+        """Write the model directory, whole or not at all; other files that lie in it stay. Raises OutputError."""
         tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
         if self.centroids is not None:
             tensors["centroids"] = self.centroids
         if self.merges is not None:
             tensors["merges"] = torch.from_numpy(self.merges.tree)
             tensors["merges_counts"] = torch.from_numpy(self.merges.counts)
-        write_safetensors(folder / "model.safetensors", tensors)
-        replace_json(folder / "clusters.json", [cluster.entry() for cluster in self.clusters])
-        replace_json(folder / "config.json", {"format": FORMAT, **asdict(self.card)})
-        return folder
+        with new_folder(Path(folder)) as fresh:
+            digest = write_safetensors(fresh / TENSORS, tensors)
+            replace_json(fresh / CLUSTERS, [cluster.entry() for cluster in self.clusters])
+            write_card(fresh / CONFIG, self.card, digest)
+        return Path(folder)
 
     def new_decoding(self, config: RunConfig | None = None) -> Decoding:
         """How image files are read, with notes of its own; `config` has the limit, the page and other bands, if any."""

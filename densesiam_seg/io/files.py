@@ -145,6 +145,50 @@ def _finite(value: JSON) -> JSON:
     return value
 
 
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder that takes the place of `path` when the block ends, and vanishes when the block fails.
+
+    Its files are the block's to write durably (`replace_file`). A folder that lies at `path` is there until the new one
+    is complete; what the new one lacks of it is copied over, so that nothing of other people's is lost. Raises
+    OutputError for every failure of the operating system.
+    """
+    fresh = temporary_name(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh.mkdir()
+        try:
+            yield fresh
+            old = _keep_strangers(path, fresh)
+            sync_folder(fresh)
+            if old is not None:
+                path.rename(old)
+            fresh.rename(path)
+        except BaseException:
+            remove(fresh)
+            raise
+        sync_folder(path.parent)
+        if old is not None:
+            remove(old)
+    except OSError as error:
+        raise output_error(path, error) from error
+
+
+def _keep_strangers(path: Path, fresh: Path) -> Path | None:
+    """Copy from the folder at `path` what `fresh` lacks; returns the name that `path` gets, None if it is free."""
+    if not path.exists():
+        return None
+    for entry in path.iterdir():
+        copy = fresh / entry.name
+        if is_leftover(entry) or copy.exists():
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.copytree(entry, copy, symlinks=True)
+        else:
+            shutil.copy2(entry, copy, follow_symlinks=False)
+    return _retired_name(path)
+
+
 def make_folder(folder: Path) -> Path:
     """Create `folder` and its parents where they are absent, and return it. Raises OutputError."""
     try:
@@ -212,7 +256,11 @@ def _require_regular(path: Path, status: os.stat_result) -> None:
 
 def discard(path: Path) -> None:
     """Delete a file or folder, renamed first so that its name never holds a part of it. Raises OSError."""
-    remove(path.rename(path.with_name(f".del-{os.getpid()}-{secrets.token_hex(4)}")))
+    remove(path.rename(_retired_name(path)))
+
+
+def _retired_name(path: Path) -> Path:
+    return path.with_name(f".del-{os.getpid()}-{secrets.token_hex(4)}")
 
 
 def temporary_name(path: Path) -> Path:

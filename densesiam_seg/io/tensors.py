@@ -9,19 +9,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, TypeAlias
-
-import safetensors.torch
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from densesiam_seg.errors import ModelError
 from densesiam_seg.io.files import open_regular, replace_file
 
-Layout: TypeAlias = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Layout: TypeAlias = Mapping[str, tuple[tuple[int, ...], str]]
+"""Shape and dtype (as torch prints it, without `torch.`) of tensors by name."""
 
 MAX_HEADER = 1 << 20
 """Bytes of a header, about ten thousand tensors."""
@@ -30,22 +31,26 @@ MAX_AXES = 64
 """Axes with which torch can calculate."""
 
 _DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
 }
+"""The library's names of dtypes, and torch's."""
 
 
 def layout(tensors: Mapping[str, Tensor]) -> Layout:
     """Shape and dtype of every tensor: what `read_safetensors` compares a file with."""
-    return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+    return {
+        name: (tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+        for name, tensor in tensors.items()
+    }
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
@@ -53,6 +58,9 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
 
     Tensors may lie on any device, share memory or be strided: each is written out by itself.
     """
+    import safetensors.torch
+    import torch
+
     dense = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
@@ -62,24 +70,29 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def read_layout(path: Path) -> Layout:
+    """What a file's header says, without torch.
+
+    No data is read. The header must be within `MAX_HEADER` bytes and consistent with the size of the file. Raises
+    ModelError.
+    """
+    with _refusing(path), open_regular(path) as file:
+        return _read_header(file)
+
+
 def read_safetensors(
-    path: Path,
-    *,
-    expected: Layout | None = None,
-    finite: bool = True,
-    sha256: str | None = None,
+    path: Path, *, expected: Layout | None = None, finite: bool = True
 ) -> dict[str, Tensor]:
     """The tensors of a file, each in memory of its own on the CPU.
 
-    Where `sha256` is given, the file must have it before anything else is looked at. No data is read before the header
-    is within `MAX_HEADER` bytes, consistent with the size of the file and equal to `expected` (where given). With
-    `finite`, a NaN or an infinity is refused. Raises ModelError.
+    No data is read before the header is sound (`read_layout`) and equal to `expected` (where given). With `finite`, a
+    NaN or an infinity is refused. Raises ModelError.
     """
-    try:
+    import safetensors.torch
+    import torch
+
+    with _refusing(path):
         with open_regular(path) as file:
-            if sha256 is not None and hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                raise _damaged(path, "its SHA-256 is not the one recorded when it was written")
-            file.seek(0)
             found = _read_header(file)
             if expected is not None:
                 _compare(found, expected, path)
@@ -91,12 +104,19 @@ def read_safetensors(
             if finite and not quick and not tensor.isfinite().all():
                 raise _damaged(path, f"tensor {_shorten(name)} holds NaN or infinite values")
         return tensors
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Raise what goes wrong with a file as a ModelError."""
+    try:
+        yield
+    except ModelError:
+        raise
     except OSError as error:
         raise ModelError(
             f"{path}: cannot be read ({error.strerror or error}); check the path given"
         ) from error
-    except ModelError:
-        raise
     except Exception as error:  # json, the library and torch refuse with many unrelated classes
         raise _damaged(path, f"it is no sound safetensors file ({_shorten(str(error))})") from error
 

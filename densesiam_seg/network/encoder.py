@@ -7,7 +7,7 @@ of stages; H W over the patch for a plain transformer).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,9 @@ from torch.nn import functional as F
 
 from densesiam_seg.backbones import TIMM, TORCHVISION
 from densesiam_seg.errors import UsageError
+from densesiam_seg.network.architecture import Features
 from densesiam_seg.network.description import PYRAMID_STAGES, Description
 from densesiam_seg.network.timm_backbones import TimmBackbone
-
-Features = Literal["fpn", "res5", "stages"]
 
 PYRAMID_ZOOM = 3
 """The largest size in which a pyramid's stages are described, in image sizes."""

@@ -6,7 +6,6 @@ Axes: B images, N vectors of regions or images, K clusters, A over-clusters, C c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,8 @@ from torch.nn import functional as F
 from densesiam_seg.clustering.appearance import appearance
 from densesiam_seg.clustering.mixture import Mixture, smoothed
 from densesiam_seg.io.randomness import Stream, torch_seed
-from densesiam_seg.network.encoder import Encoder, Features
+from densesiam_seg.network.architecture import Architecture
+from densesiam_seg.network.encoder import Encoder
 from densesiam_seg.views.geometric import warp
 from densesiam_seg.views.pair import ViewPair
 from densesiam_seg.views.parameters import Geometry
@@ -27,22 +27,6 @@ FINER = 2
 """Where clusters are of appearance, it is read on a grid so many times as fine as the description's."""
 SHARES_MOMENTUM = 0.1
 """Weight of the latest batch in the running mean of the projector's shares, as in batch normalisation."""
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """Everything that fixes the network's tensors."""
-
-    backbone: str = "resnet18"
-    channels: int = 128
-    clusters: int = 27
-    over_clusters: int = 128
-    """0: no over-clustering heads."""
-    features: Features = "fpn"
-    image_head: bool = False
-    """SimSiam's projector and predictor of the pooled features."""
-    mixture: bool = False
-    """A mixture over appearance, whose log-posteriors are added to the projector's."""
 
 
 def projector(channels: int, outputs: int, *, pixels: bool) -> nn.Sequential:

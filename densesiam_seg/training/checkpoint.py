@@ -7,28 +7,19 @@ holds the SHA-256 of every other file and begins with its own, because no file f
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from densesiam_seg.errors import ModelError
-from densesiam_seg.io.files import (
-    JSON,
-    discard,
-    open_regular,
-    output_error,
-    remove,
-    replace_file,
-    sync_folder,
-    temporary_name,
-)
+from densesiam_seg.io.files import JSON, discard, new_folder, output_error, replace_file
+from densesiam_seg.io.sealed import read_sealed, seal, verify
 from densesiam_seg.io.tensors import read_safetensors, write_safetensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 KEEP = 2
 """Number of checkpoints that are kept."""
@@ -37,20 +28,24 @@ _NAME = re.compile(r"step-([0-9]{8,18})(?:\.([0-9]{1,9}))?")
 TENSORS = "tensors.safetensors"
 MANIFEST = "manifest.json"
 _MAX_MANIFEST = 1 << 26
-_SEAL = b'{"sha256": "%s", '
-_SEAL_BYTES = len(_SEAL) - 2 + 64
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """The state of a run after `step` steps: tensors by name, and everything else as JSON."""
+class Sound:
+    """A checkpoint whose files are what they were when they were saved; its tensors are not read yet."""
 
     step: int
-    tensors: dict[str, Tensor]
     state: dict[str, Any]
     path: Path
-    rejected: list[tuple[Path, str]] = field(default_factory=list)
+    rejected: list[tuple[Path, str]]
     """Newer checkpoints that were refused, each with the reason."""
+
+
+@dataclass(frozen=True)
+class Checkpoint(Sound):
+    """The state of a run after `step` steps: tensors by name, and everything else as JSON."""
+
+    tensors: dict[str, Tensor]
 
 
 def space_needed(tensors: Mapping[str, Tensor]) -> int:
@@ -68,21 +63,19 @@ def save_checkpoint(
     A second save of one step gets the name `step-00001234.2`, so that the first is deleted only when the second is
     complete. Raises OutputError; whatever was saved before is then still there.
     """
-    fresh = temporary_name(folder / "checkpoint")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        fresh.mkdir()
-        try:
+        final = _free_name(folder, step)
+        with new_folder(final) as fresh:
             digest = write_safetensors(fresh / TENSORS, tensors)
-            files: JSON = {TENSORS: digest}
-            manifest = _seal({"format": _FORMAT, "step": step, "files": files, "state": state})
-            assert len(manifest) <= _MAX_MANIFEST, "large state belongs among the tensors"
-            replace_file(fresh / MANIFEST, manifest)
-            final = fresh.rename(_free_name(folder, step))
-        except BaseException:
-            remove(fresh)
-            raise
-        sync_folder(folder)
+            manifest = {
+                "format": _FORMAT,
+                "step": step,
+                "files": {TENSORS: digest},
+                "state": state,
+            }
+            data = seal(manifest)
+            assert len(data) <= _MAX_MANIFEST, "large state belongs among the tensors"
+            replace_file(fresh / MANIFEST, data)
         _retire(folder, final)
     except OSError as error:
         raise output_error(folder, error) from error
@@ -94,16 +87,24 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
 
     Damaged ones are skipped and listed. Raises ModelError when there are only damaged ones.
     """
+    found = newest_sound(folder)
+    if found is None:
+        return None
+    return Checkpoint(**vars(found), tensors=read_safetensors(found.path / TENSORS, finite=False))
+
+
+def newest_sound(folder: Path) -> Sound | None:
+    """What `load_checkpoint` would load, found without torch. Raises ModelError as that does."""
     rejected: list[tuple[Path, str]] = []
     try:
-        found = _newest_first(folder)
+        paths = _newest_first(folder)
     except OSError as error:
         raise ModelError(
             f"{folder}: cannot be read ({error.strerror or error}); check the path given"
         ) from error
-    for path in found:
+    for path in paths:
         try:
-            return replace(_read(path), rejected=rejected)
+            return Sound(_order(path)[0], _verified(path), path, rejected)
         except ModelError as error:
             rejected.append((path, str(error)))
     if not rejected:
@@ -153,33 +154,10 @@ def _free_name(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}{repetition}"
 
 
-def _seal(manifest: Mapping[str, JSON]) -> bytes:
-    """JSON whose first member is the SHA-256 of all the bytes that follow it.
-
-    So the manifest is verified byte by byte before it is parsed. Unlike other JSON files this one keeps NaN and
-    infinities: a resumed run needs the very values.
-    """
-    body = json.dumps(manifest, indent=1)[1:].lstrip().encode("ascii")
-    return _SEAL % hashlib.sha256(body).hexdigest().encode("ascii") + body
-
-
-def _unseal(data: bytes, path: Path) -> Any:
-    """The manifest of `_seal`. Raises ModelError before anything is parsed if a single byte differs."""
-    body = data[_SEAL_BYTES:]
-    if data != _SEAL % hashlib.sha256(body).hexdigest().encode("ascii") + body:
-        raise ModelError(f"{path}: its SHA-256 does not match")
-    return json.loads(b"{" + body)
-
-
-def _read(path: Path) -> Checkpoint:
-    """One checkpoint, verified and then read. Raises ModelError."""
+def _verified(path: Path) -> dict[str, Any]:
+    """The state in the manifest of a checkpoint, all of whose bytes are as they were saved. Raises ModelError."""
     source = path / MANIFEST
-    try:
-        with open_regular(source) as file:
-            manifest = _unseal(file.read(_MAX_MANIFEST), source)
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{source}: cannot be read ({error})") from error
-    match manifest:
+    match read_sealed(source, _MAX_MANIFEST):
         case {"format": version, "step": step, "files": dict(files), "state": dict(state)} if (
             version == _FORMAT
         ):
@@ -187,5 +165,5 @@ def _read(path: Path) -> Checkpoint:
                 raise ModelError(f"{source}: belongs to step {step}, not to this folder")
         case _:
             raise ModelError(f"{source}: its format is not known to this version")
-    tensors = read_safetensors(path / TENSORS, sha256=str(files.get(TENSORS)), finite=False)
-    return Checkpoint(_order(path)[0], tensors, state, path)
+    verify(path / TENSORS, str(files.get(TENSORS)))
+    return state

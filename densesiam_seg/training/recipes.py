@@ -16,7 +16,8 @@ from densesiam_seg.methods.described import Described
 from densesiam_seg.methods.method import Method
 from densesiam_seg.methods.picie import PiCIE
 from densesiam_seg.methods.pretraining import Pretext
-from densesiam_seg.network.model import Architecture, build_network
+from densesiam_seg.network.architecture import Architecture
+from densesiam_seg.network.model import build_network
 from densesiam_seg.presets import METHODS, Preset, Start, pretrain_preset, train_preset
 from densesiam_seg.training.weights import expects_weights, packaged_file
 

@@ -105,7 +105,8 @@ PREDICT_PROBE = """
 import sys
 from PIL import Image
 from densesiam_seg.cli.app import main
-from densesiam_seg.network.model import Architecture, build_network
+from densesiam_seg.network.architecture import Architecture
+from densesiam_seg.network.model import build_network
 from densesiam_seg.inference.model_card import ModelCard
 from densesiam_seg.inference.segmenter import Segmenter
 architecture = Architecture(channels=8, clusters=5, over_clusters=6)

@@ -218,6 +218,7 @@ class TestProbe:
             raise InputError("enough")
 
         monkeypatch.setattr(probe_module, "ready_probe", record)
+        monkeypatch.setattr("densesiam_seg.cli.evaluate.require_model", lambda path: None)
         defaults: dict[str, Any] = {
             "split": None, "train_split": "train", "kind": "both", "protocol": None, "image_size": None,
             "clusters": None, "seed": 0, "device": "auto", "precision": "auto",

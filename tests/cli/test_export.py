@@ -12,7 +12,8 @@ from program import Cli, refused
 from densesiam_seg.inference.model_card import ModelCard
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.tensors import read_safetensors
-from densesiam_seg.network.model import Architecture, build_network
+from densesiam_seg.network.architecture import Architecture
+from densesiam_seg.network.model import build_network
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -50,7 +51,7 @@ def test_refusals(cli: Cli, model_folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "b.pth"
     refused(cli("export", model_folder, "-o", path), 2, "usage", "give --backbone")
     command = ("export", tmp_path / "none", "--backbone", "-o")
-    found = cli(*command, tmp_path / "b.onnx")
+    found = cli("export", model_folder, "--backbone", "-o", tmp_path / "b.onnx")
     refused(found, 2, "usage", "give a name ending in .safetensors or .pth")
     refused(cli(*command, path), 4, "model", "no model here")
     (tmp_path / "none" / "checkpoints").mkdir(parents=True)

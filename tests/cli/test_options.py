@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +14,7 @@ from program import Cli, Patch
 
 from densesiam_seg.cli.options import require_new, seconds
 from densesiam_seg.errors import InputError, UsageError
+from densesiam_seg.io.run_directory import read_status, write_status
 
 
 @pytest.mark.parametrize(
@@ -83,6 +88,8 @@ def test_what_the_read_out_is_asked_for(
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("densesiam_seg.inference.readout.load_with_readout", record)
+    program = command.split(" ")[0]
+    monkeypatch.setattr(f"densesiam_seg.cli.{program}.require_model", lambda path: None)
     places = {"data": scenes, "image": image_folder / "00.jpg"}
     words = command.format(**places).split(" ")
     cli(*words)
@@ -96,3 +103,51 @@ def test_what_the_read_out_is_asked_for(
         ((model, "head", None, None), defaults),
         ((Path("run"), "merge", 9, ["a", "b"]), given),
     ]
+
+
+DAMAGED = {
+    "predict": "predict {image} --model {run} --out {out}",
+    "visualize": "visualize {run} {image} --out {out}.png",
+    "evaluate": "evaluate {data}/scenes.toml --root {data} --model {run}",
+    "probe": "probe {run} --dataset {data}/scenes.toml --root {data}",
+    "export": "export {run} --backbone --out {out}.pth",
+    "init from": "train {image} --init-from {run} --out {out}",
+    "weights": "train {image} --weights {run} --out {out}",
+    "weights file": "train {image} --weights {run}/model.safetensors --out {out}",
+    "resume": "train --resume --out {stopped}",
+}
+_REFUSED_EARLY = """
+import contextlib, io, json, sys
+from densesiam_seg.cli.app import main
+found = {}
+for name, words in json.loads(sys.argv[1]).items():
+    sys.argv = ["densesiam-seg", *words.split()]
+    error = io.StringIO()
+    with contextlib.redirect_stderr(error):
+        try:
+            main()
+        except SystemExit as end:
+            found[name] = [end.code, error.getvalue(), "torch" in sys.modules]
+print(json.dumps(found))
+"""
+
+
+def test_damaged_files_are_refused_before_torch_is_imported(
+    image_folder: Path, scenes: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    run, stopped = tmp_path / "model", tmp_path / "stopped"
+    shutil.copytree(model_folder, run)
+    tensors = run / "model.safetensors"
+    data = tensors.read_bytes()
+    tensors.write_bytes(b"\xff" * 8 + data[8:])
+    (stopped / "checkpoints" / "step-00000001").mkdir(parents=True)
+    write_status(stopped, "stopped")
+    places = {"data": scenes, "image": image_folder / "00.jpg", "run": run, "out": tmp_path / "out"}
+    commands = {name: text.format(**places, stopped=stopped) for name, text in DAMAGED.items()}
+    program = [sys.executable, "-c", _REFUSED_EARLY, json.dumps(commands)]
+    child = subprocess.run(program, check=True, capture_output=True, text=True)
+    for name, (code, error, torch) in json.loads(child.stdout).items():
+        assert (code, len(error.splitlines()), torch) == (4, 1, False), (name, error)
+        assert error.startswith("error[model]: "), (name, error)
+    assert read_status(stopped)["exit_code"] == 4
+    assert not (tmp_path / "out").exists()

@@ -39,7 +39,8 @@ from densesiam_seg.inference.model_card import ModelCard
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.files import to_json
 from densesiam_seg.io.randomness import Stream, generator
-from densesiam_seg.network.model import Architecture, build_network
+from densesiam_seg.network.architecture import Architecture
+from densesiam_seg.network.model import build_network
 
 Value = TypeVar("Value")
 Run = Callable[..., dict[str, Evaluation]]

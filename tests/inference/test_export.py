@@ -16,8 +16,9 @@ from densesiam_seg.inference.export import export_backbone, require_export_targe
 from densesiam_seg.inference.model_card import ModelCard
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.tensors import read_safetensors
+from densesiam_seg.network.architecture import Architecture
 from densesiam_seg.network.encoder import Encoder
-from densesiam_seg.network.model import Architecture, build_network
+from densesiam_seg.network.model import build_network
 from densesiam_seg.training.weights import load_encoder
 
 SUFFIXES = (".pth", ".safetensors")

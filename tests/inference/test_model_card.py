@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -13,12 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from stored_models import seal_again
 from torch import Tensor
 
 from densesiam_seg.clustering.merging import Merges
 from densesiam_seg.errors import ModelError
 from densesiam_seg.inference.model_card import MAX_CONFIG_BYTES, name_clusters
 from densesiam_seg.inference.segmenter import Segmenter
+from densesiam_seg.io.sealed import seal
 from densesiam_seg.io.tensors import read_safetensors, write_safetensors
 from densesiam_seg.pictures.masks import palette
 
@@ -53,7 +56,7 @@ def config(**changes: Any) -> Damage:
                 elif name in place:
                     place[name] = value
 
-    return lambda folder: change_json(folder / "config.json", change)
+    return lambda folder: seal_again(folder, change)
 
 
 def clusters(change: Callable[[list[dict[str, Any]]], object]) -> Damage:
@@ -69,11 +72,38 @@ def file(name: str, content: bytes) -> Damage:
     return lambda folder: (folder / name).write_bytes(content)
 
 
+def sealed(content: Any) -> Damage:
+    """Another config.json whose own digest is right."""
+    return lambda folder: (folder / "config.json").write_bytes(seal(content))
+
+
+def weights(content: bytes) -> Damage:
+    """Another model.safetensors with a right digest."""
+
+    def damage(folder: Path) -> None:
+        (folder / "model.safetensors").write_bytes(content)
+        seal_again(folder)
+
+    return damage
+
+
+def flipped(name: str) -> Damage:
+    """One bit of the file's middle."""
+
+    def damage(folder: Path) -> None:
+        data = bytearray((folder / name).read_bytes())
+        data[len(data) // 2] ^= 4
+        (folder / name).write_bytes(data)
+
+    return damage
+
+
 def tensors(change: Callable[[dict[str, Tensor]], object]) -> Damage:
     def damage(folder: Path) -> None:
         content = read_safetensors(folder / "model.safetensors")
         change(content)
         write_safetensors(folder / "model.safetensors", content)
+        seal_again(folder)
 
     return damage
 
@@ -85,6 +115,12 @@ def weight(value: float) -> Damage:
 def folder_instead(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors").mkdir()
+
+
+def nested(depth: int) -> bytes:
+    """A config.json of many brackets whose digest is right."""
+    body = b'"a": ' + b"[" * depth
+    return b'{"sha256": "%s", ' % hashlib.sha256(body).hexdigest().encode() + body
 
 
 OUT_OF_RANGE: dict[str, list[Any]] = {
@@ -100,23 +136,34 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "refine": ["crf"],
 }
 DAMAGES: dict[str, tuple[Damage, str]] = {
-    "config not JSON": (file("config.json", b"{"), "JSON"),
-    "config not text": (file("config.json", b"\xff\xfe\x00"), "JSON"),
-    "config nested deep": (file("config.json", b"[" * 100_000), "JSON"),
-    "config with a huge number": (file("config.json", b"9" * 100_000), "JSON"),
+    "config not sealed": (file("config.json", b"{}"), "SHA-256"),
+    "config not text": (file("config.json", b"\xff\xfe\x00"), "SHA-256"),
+    "config with a flipped bit": (flipped("config.json"), "config.json.*SHA-256"),
+    "weights with a flipped bit": (flipped("model.safetensors"), "model.safetensors.*SHA-256"),
+    "config nested deep": (
+        lambda f: (f / "config.json").write_bytes(nested(100_000)),
+        "cannot be read",
+    ),
     "config huge": (file("config.json", b" " * (MAX_CONFIG_BYTES + 1)), "larger"),
-    "config a list": (file("config.json", b"[1]"), "not a model of this program"),
-    "config of another program": (file("config.json", b'{"model_type": "vit"}'), "format 1"),
-    "format of the future": (config(format=2), "format 1"),
+    "config of another program": (sealed({"model_type": "vit"}), "format 2"),
+    "format of before": (config(format=1), "format 2"),
+    "without digests": (config(files=None), "files"),
+    "digests of nothing": (config(files={}), "safetensors"),
+    "digests a word": (config(files="x"), "not a model"),
+    "another digest": (config(files={"model.safetensors": "0" * 64}), "SHA-256"),
+    "digest a number": (config(files={"model.safetensors": 7}), "SHA-256"),
     "without an architecture": (config(architecture=None), "architecture"),
-    "architecture a word": (file("config.json", b'{"format": 1, "architecture": "x"}'), "not a"),
+    "architecture a word": (
+        lambda f: seal_again(f, lambda content: content.update(architecture="x")),
+        "not a model",
+    ),
     "an unknown entry": (
-        lambda f: change_json(f / "config.json", lambda content: content.update(colour="red")),
+        lambda f: seal_again(f, lambda content: content.update(colour="red")),
         "colour",
     ),
     "without its size": (config(image_size=None), "image_size"),
     "head of another number": (
-        lambda f: change_json(f / "config.json", lambda content: content.update(clusters=6)),
+        lambda f: seal_again(f, lambda content: content.update(clusters=6)),
         "out of range",
     ),
     "backbone unknown to timm": (config(backbone="timm:vit_nonsense"), "timm"),
@@ -136,7 +183,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "colour of fractions": (cluster(colour=[0.5, 0, 0]), "RGB"),
     "colour too long": (cluster(colour=[1, 2, 3, 4]), "RGB"),
     "weights absent": (lambda f: (f / "model.safetensors").unlink(), "model.safetensors"),
-    "weights junk": (file("model.safetensors", b"junk" * 100), "model.safetensors"),
+    "weights junk": (weights(b"junk" * 100), "model.safetensors.*header"),
     "weights truncated": (lambda f: os.truncate(f / "model.safetensors", 9000), "safetensors"),
     "weights a folder": (folder_instead, "model.safetensors"),
     "weights NaN": (weight(float("nan")), "NaN or infinite"),

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from photographs import junk, picture
+from stored_models import seal_again
 
 from densesiam_seg.errors import InputError, ModelError, UsageError
 from densesiam_seg.images.decode import load_image
@@ -20,7 +21,8 @@ from densesiam_seg.inference.model_card import ModelCard
 from densesiam_seg.inference.readout import GRID, RESTARTS, Clusters, load_with_readout
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.inference.selection import Choice, choose
-from densesiam_seg.network.model import Architecture, build_network
+from densesiam_seg.network.architecture import Architecture
+from densesiam_seg.network.model import build_network
 
 CPU: dict[str, Any] = {"device": "cpu", "precision": "fp32"}
 
@@ -67,9 +69,11 @@ class TestModel:
         for age, stamp in enumerate(("20260102-000000", "20260101-000000", "mine")):
             copy = Path("runs") / "train" / stamp
             shutil.copytree(run, copy)
-            card = json.loads((copy / "model" / "config.json").read_text())
-            card["training"] = {"stamp": stamp}
-            (copy / "model" / "config.json").write_text(json.dumps(card))
+
+            def stamped(card: dict[str, Any], stamp: str = stamp) -> None:
+                card["training"] = {"stamp": stamp}
+
+            seal_again(copy / "model", stamped)
             os.utime(copy / "model" / "config.json", (1000 + age, 1000 + age))
         assert load_with_readout(**CPU).card.training == {"stamp": "mine"}
 

@@ -25,7 +25,8 @@ from densesiam_seg.inference.model_card import Cluster, ModelCard
 from densesiam_seg.inference.options import Refinement
 from densesiam_seg.inference.refinement import sharpened
 from densesiam_seg.inference.segmenter import ImageLike, Segmenter, working_size
-from densesiam_seg.network.model import Architecture, build_network
+from densesiam_seg.network.architecture import Architecture
+from densesiam_seg.network.model import build_network
 
 SMALL = Architecture(channels=8, clusters=5, over_clusters=6)
 SIZES = [(1, 1), (1, 500), (500, 1), (33, 47), (64, 64), (7, 3), (31, 101)]

@@ -24,6 +24,7 @@ from densesiam_seg.io.files import (
     longest_name,
     make_folder,
     means_a_file,
+    new_folder,
     open_regular,
     remove,
     remove_leftovers,
@@ -253,3 +254,32 @@ def test_the_longest_name_is_that_of_the_disk(
         (tmp_path / ("x" * (length + 1))).touch()
     monkeypatch.delattr(os, "pathconf")
     assert longest_name(tmp_path) == 255
+
+
+def test_a_new_folder_takes_the_place_of_an_old_one_when_it_is_complete(tmp_path: Path) -> None:
+    place = tmp_path / "a" / "model"
+    with new_folder(place) as fresh:
+        replace_file(fresh / "one", b"1")
+        assert not place.exists()
+    assert (place / "one").read_bytes() == b"1"
+    (place / "notes").mkdir()
+    (place / "notes" / "mine.txt").write_text("mine")
+    (place / "link").symlink_to("nowhere")
+    with new_folder(place) as fresh:
+        replace_file(fresh / "one", b"2")
+        assert (place / "one").read_bytes() == b"1"
+    assert (place / "one").read_bytes() == b"2"
+    assert (place / "notes" / "mine.txt").read_text() == "mine"
+    assert (place / "link").readlink() == Path("nowhere")
+    with pytest.raises(RuntimeError), new_folder(place) as fresh:
+        replace_file(fresh / "one", b"3")
+        raise RuntimeError
+    assert (place / "one").read_bytes() == b"2"
+    assert [path.name for path in place.parent.iterdir()] == ["model"]
+
+
+def test_a_file_in_the_place_of_a_new_folder_stays(tmp_path: Path) -> None:
+    (tmp_path / "model").write_text("mine")
+    with pytest.raises(OutputError, match="model"), new_folder(tmp_path / "model"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]

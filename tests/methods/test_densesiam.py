@@ -16,7 +16,8 @@ from densesiam_seg.config import TrainConfig, with_settings
 from densesiam_seg.errors import UsageError
 from densesiam_seg.methods.densesiam import DenseSiamMethod, objective
 from densesiam_seg.methods.method import Objective
-from densesiam_seg.network.model import Architecture, DenseSiam, build_network
+from densesiam_seg.network.architecture import Architecture
+from densesiam_seg.network.model import DenseSiam, build_network
 from densesiam_seg.presets import METHODS
 from densesiam_seg.views.pair import ViewPair
 from densesiam_seg.views.pair import view_pair as drawn_views

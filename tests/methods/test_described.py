@@ -16,7 +16,8 @@ from densesiam_seg.images.scan import scan
 from densesiam_seg.images.store import ImageStore
 from densesiam_seg.methods import described
 from densesiam_seg.methods.described import SHARPENING, Described
-from densesiam_seg.network.model import Architecture, DenseSiam, build_network
+from densesiam_seg.network.architecture import Architecture
+from densesiam_seg.network.model import DenseSiam, build_network
 from densesiam_seg.views.photometric import normalise
 
 pytestmark = pytest.mark.usefixtures("slim_module")

@@ -30,7 +30,8 @@ from densesiam_seg.methods.losses import (
     region_loss,
     spread,
 )
-from densesiam_seg.network.model import Architecture, DenseSiam, build_network
+from densesiam_seg.network.architecture import Architecture
+from densesiam_seg.network.model import DenseSiam, build_network
 
 Array = NDArray[np.float64]
 

@@ -14,7 +14,8 @@ from densesiam_seg.images.scan import scan
 from densesiam_seg.images.store import ImageStore
 from densesiam_seg.methods.densesiam import DenseSiamMethod
 from densesiam_seg.methods.mixture_prior import Places, appearance_of, fit_mixture, prior_shares
-from densesiam_seg.network.model import Architecture, DenseSiam, build_network
+from densesiam_seg.network.architecture import Architecture
+from densesiam_seg.network.model import DenseSiam, build_network
 from densesiam_seg.views.parameters import Geometry
 
 pytestmark = pytest.mark.usefixtures("slim_module")

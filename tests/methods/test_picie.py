@@ -22,7 +22,8 @@ from densesiam_seg.images.store import Batch, ImageStore, epoch_batches
 from densesiam_seg.io.devices import autocast
 from densesiam_seg.methods import picie
 from densesiam_seg.methods.picie import PiCIE, centroid_logits, running_statistics_kept
-from densesiam_seg.network.model import Architecture, build_network
+from densesiam_seg.network.architecture import Architecture
+from densesiam_seg.network.model import build_network
 from densesiam_seg.views.pair import view_pair
 
 K, C, SIDE, BATCH, IMAGES = 4, 8, 8, 4, 12

@@ -21,7 +21,8 @@ from densesiam_seg.methods.losses import image_loss
 from densesiam_seg.methods.method import Objective
 from densesiam_seg.methods.pretraining import Pretext, pretext_objective
 from densesiam_seg.methods.sampling import grid_draws
-from densesiam_seg.network.model import Architecture, DenseSiam, build_network
+from densesiam_seg.network.architecture import Architecture
+from densesiam_seg.network.model import DenseSiam, build_network
 from densesiam_seg.views.pair import IndependentPair, independent_views
 
 pytestmark = pytest.mark.usefixtures("slim_module")

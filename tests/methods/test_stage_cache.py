@@ -18,7 +18,8 @@ from densesiam_seg.methods import stage_cache
 from densesiam_seg.methods.densesiam import DenseSiamMethod
 from densesiam_seg.methods.method import Objective
 from densesiam_seg.methods.stage_cache import StageCache
-from densesiam_seg.network.model import Architecture, DenseSiam, build_network
+from densesiam_seg.network.architecture import Architecture
+from densesiam_seg.network.model import DenseSiam, build_network
 from densesiam_seg.views.pair import view_pair
 
 pytestmark = pytest.mark.usefixtures("slim_module")

@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from densesiam_seg.clustering.appearance import CHANNELS
 from densesiam_seg.clustering.quality import Sample
 from densesiam_seg.io.randomness import Stream, torch_seed
+from densesiam_seg.network.architecture import Architecture
 from densesiam_seg.network.encoder import Encoder
 from densesiam_seg.network.model import (
     SHARPNESS,
-    Architecture,
     DenseSiam,
     build_network,
     predictor,

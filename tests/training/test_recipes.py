@@ -20,8 +20,8 @@ from densesiam_seg.images.manifest import Manifest
 from densesiam_seg.images.store import ImageStore
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.methods import stage_cache
-from densesiam_seg.network.encoder import Features
-from densesiam_seg.network.model import Architecture, DenseSiam, build_network
+from densesiam_seg.network.architecture import Architecture, Features
+from densesiam_seg.network.model import DenseSiam, build_network
 from densesiam_seg.presets import METHODS
 from densesiam_seg.training import setup
 from densesiam_seg.training.recipes import begun, choose_settings

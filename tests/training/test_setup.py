@@ -20,7 +20,8 @@ from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.signals import StopRequest
 from densesiam_seg.methods import stage_cache
 from densesiam_seg.methods.densesiam import DenseSiamMethod
-from densesiam_seg.network.model import Architecture, build_network
+from densesiam_seg.network.architecture import Architecture
+from densesiam_seg.network.model import build_network
 from densesiam_seg.training.loop import Training
 from densesiam_seg.training.recipes import Command
 from densesiam_seg.training.setup import Run, fresh, resumed

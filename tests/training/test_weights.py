@@ -29,8 +29,9 @@ from torch import Tensor, nn
 from densesiam_seg.errors import ModelError, UsageError
 from densesiam_seg.inference.model_card import ModelCard
 from densesiam_seg.inference.segmenter import Segmenter
+from densesiam_seg.network.architecture import Architecture
 from densesiam_seg.network.encoder import Encoder
-from densesiam_seg.network.model import Architecture, build_network
+from densesiam_seg.network.model import build_network
 from densesiam_seg.training.weights import (
     TIMEOUT,
     copy_network,
@@ -535,8 +536,8 @@ class TestRun:
         self.model(run / "model")
         file = run / "model" / "model.safetensors"
         file.write_bytes(file.read_bytes()[:-1])
-        refused(encoder, file, "no sound safetensors file", source=run)
-        with pytest.raises(ModelError, match="no sound safetensors file"):
+        refused(encoder, file, "SHA-256", source=run)
+        with pytest.raises(ModelError, match="SHA-256"):
             require_source(str(run))
 
     def test_known_words_and_sound_sources_pass(self, encoder: Encoder, tmp_path: Path) -> None:
