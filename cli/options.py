@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from densesiam_seg.cli.settings import number_or_auto
-from densesiam_seg.config import RECIPE, RunConfig
+from densesiam_seg.config import MACHINE, RECIPE, RunConfig
 from densesiam_seg.errors import UsageError
 from densesiam_seg.io.files import means_a_file
 from densesiam_seg.presets import Preset
@@ -128,9 +128,27 @@ class RunOptions:
             hidden=True,
         ),
     ] = 1.0
+    accept_data_change: Annotated[
+        bool,
+        io_option(
+            "--accept-data-change",
+            help="Resume although images changed or came since: with those it began with, as they are now.",
+            hidden=True,
+        ),
+    ] = False
     json: Json = False
     quiet: Quiet = False
     help_all: HelpAll = False
+    checkpoint_every: Annotated[
+        str | None,
+        typer.Option(
+            "--checkpoint-every",
+            metavar="STEPS|TIME",
+            help="Save a checkpoint so often: 500 (steps), 90s, 5m, 2h. Default: 1m.",
+            rich_help_panel=MACHINE,
+            hidden=True,
+        ),
+    ] = None
     preset: PresetChoice = None
     max_time: Annotated[
         str | None,
@@ -257,3 +275,12 @@ def seconds(option: str, text: str | None) -> float | None:
     if not 0 < value < 1e9:
         raise UsageError(f"{option} {text}: give seconds, or a number with s, m or h, such as 15m")
     return value
+
+
+def steps_or_seconds(option: str, text: str | None) -> tuple[int | None, float | None]:
+    """`500` is a number of steps, `90s`, `5m` or `2h` a time in seconds. Raises UsageError."""
+    if text is None or not text.strip().isdecimal():
+        return None, seconds(option, text)
+    if int(text) == 0:
+        raise UsageError(f"{option} {text}: must be at least 1 step")
+    return int(text), None

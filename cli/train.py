@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from densesiam_seg.cli.options import RunOptions, require_model, seconds
+from densesiam_seg.cli.options import RunOptions, require_model, seconds, steps_or_seconds
 from densesiam_seg.cli.settings import Settings, takes
 from densesiam_seg.config import PretrainConfig, TrainConfig, read_config
 from densesiam_seg.errors import UsageError
@@ -53,6 +53,7 @@ def _given(
         raise UsageError(
             f"{command}: name a folder of images, for example densesiam-seg {command} images/"
         )
+    steps, every = steps_or_seconds("--checkpoint-every", run.checkpoint_every)
     return {
         "images": run.images or [],
         "follow_links": run.follow_links,
@@ -63,6 +64,9 @@ def _given(
         "init_from": run.init_from,
         "resume": run.resume,
         "overwrite": run.overwrite,
+        "accept_data_change": run.accept_data_change,
+        "checkpoint_every": every,
+        "checkpoint_steps": steps,
         **(read_config(run.config, base) if run.config else {}),
         **settings,
     }

@@ -119,13 +119,22 @@ class Manifest:
             skipped=tuple(sorted({*self.skipped, *more.values()})),
         )
 
-    def changed(self) -> list[str]:
-        """Names of files whose size or time is no longer as listed, or that cannot be found."""
-        return [
-            name
-            for name, size, mtime in self._rows()
-            if _stamp(self._below_root(name)) != (size, mtime)
-        ]
+    def changed(self) -> tuple[list[str], list[str]]:
+        """Names of files whose size or time is no longer as listed, and of those that cannot be found."""
+        edited, gone = [], []
+        for name, size, mtime in self._rows():
+            stamp = _stamp(self._below_root(name))
+            if stamp is None:
+                gone.append(name)
+            elif stamp != (size, mtime):
+                edited.append(name)
+        return edited, gone
+
+    def restamped(self) -> Manifest:
+        """The same files with the sizes and times that they have now; none may be gone."""
+        stamps = [_stamp(self._below_root(name)) for name in self.names]
+        sizes, times = zip(*(stamp for stamp in stamps if stamp is not None), strict=True)
+        return replace(self, sizes=array("q", sizes), mtimes_ms=array("q", times))
 
     def _rows(self) -> Iterator[tuple[str, int, int]]:
         return zip(self.names, self.sizes, self.mtimes_ms, strict=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,11 @@ class Records:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+
+
+def write_records(path: Path, records: Iterable[Mapping[str, JSON]]) -> None:
+    """Write a whole file of records in place of an earlier one. Raises OutputError."""
+    replace_file(path, b"".join(to_json(record).encode("ascii") + b"\n" for record in records))
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

@@ -7,7 +7,8 @@ import json
 import os
 import re
 import socket
-from collections.abc import Collection, Iterator
+import traceback
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -22,6 +23,7 @@ from densesiam_seg.io.files import (
     means_a_file,
     open_regular,
     output_error,
+    remove,
     remove_leftovers,
     replace_json,
     replace_text,
@@ -51,8 +53,11 @@ def new_run_folder(
     overwrite: bool,
     resume: bool,
     names: Collection[str] = RUN_NAMES,
+    request: JSON = None,
 ) -> Path:
     """The folder for a run of `command`, ready to be locked; afterwards it holds `run.json`, which marks it as ours.
+
+    `request`, what was asked for, stays in that file whatever its status.
 
     Without `out` it is a new `runs/<command>/<timestamp>` under the current directory, or with `resume` the latest
     one. A folder that holds something needs `overwrite`, which empties it of `names`, or `resume`, which leaves it as
@@ -83,10 +88,9 @@ def new_run_folder(
         _require_own(folder, names)
         with run_lock(folder):
             _empty(folder, names)
-            write_status(folder, "running")
+            write_status(folder, "running", request=request)
     else:
-        _claim(folder)
-        write_status(folder, "running")
+        _claim(folder, request)
     if out is None:
         _point_latest(base, folder.name)
     return folder
@@ -115,24 +119,29 @@ def write_status(
 ) -> None:
     """Write `run.json`: how the run stands, why, when it began, and which process wrote this. Raises OutputError.
 
-    `details` are further members, such as the step or the names of the files in a batch that failed.
+    `details` are further members, such as the step that failed. The request stays where none is given.
     """
+    replace_json(folder / STATUS, _status(folder, status, reason, exit_code, details))
+
+
+def _status(
+    folder: Path, status: Status, reason: str, exit_code: int | None, details: Mapping[str, JSON]
+) -> dict[str, JSON]:
+    """The contents of a `run.json` that comes after the one in `folder`."""
     now = datetime.now().astimezone().isoformat(timespec="seconds")
-    before = {} if status == "running" else read_status(folder)
-    replace_json(
-        folder / STATUS,
-        {
-            "program": _PROGRAM,
-            "status": status,
-            "reason": reason,
-            "exit_code": exit_code,
-            "started": before.get("started", now),
-            "written": now,
-            "pid": os.getpid(),
-            "host": socket.gethostname(),
-            **details,
-        },
-    )
+    before = read_status(folder)
+    return {
+        "program": _PROGRAM,
+        "status": status,
+        "reason": reason,
+        "exit_code": exit_code,
+        "started": now if status == "running" else before.get("started", now),
+        "written": now,
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "request": before.get("request"),
+        **details,
+    }
 
 
 @contextmanager
@@ -147,8 +156,16 @@ def noting_failure(folder: Path) -> Iterator[None]:
             # On a full disk the status cannot be written either; the first error is the one to report.
             with suppress(OutputError):
                 reason = str(error) or type(error).__name__
-                write_status(folder, status, reason=reason, exit_code=code)
+                bug = _traceback(error)
+                details = {"traceback": bug} if bug else {}
+                write_status(folder, status, reason=reason, exit_code=code, **details)
         raise
+
+
+def _traceback(error: BaseException) -> str:
+    """Where a bug lies, empty for errors that a user can cause."""
+    known = isinstance(error, DenseSiamError | KeyboardInterrupt)
+    return "" if known else "".join(traceback.format_exception(error))
 
 
 def read_status(folder: Path) -> dict[str, Any]:
@@ -171,19 +188,30 @@ def require_space(folder: Path, bytes_needed: int) -> None:
         )
 
 
-def _claim(folder: Path) -> None:
+def _claim(folder: Path, request: JSON) -> None:
     """Take an empty folder by creating its `run.json`, which only one of two simultaneous starts can do.
 
-    A lock would not do: while the second start held it to look, the first could not take it.
+    A lock would not do: while the second start held it to look, the first could not take it. The file gets its name
+    complete, so that a kill leaves either an empty folder or a run.
     """
+    fresh = temporary_name(folder / STATUS)
     try:
         if not _entries(folder):
-            (folder / STATUS).touch(exist_ok=False)
+            replace_json(fresh, _status(folder, "running", "", None, {"request": request}))
+            try:
+                os.link(fresh, folder / STATUS)
+            except FileExistsError:
+                raise
+            except OSError:  # a disk without links
+                (folder / STATUS).touch(exist_ok=False)
+                fresh.replace(folder / STATUS)
             return
     except FileExistsError:
         pass
     except OSError as error:
         raise output_error(folder, error) from error
+    finally:
+        remove(fresh)
     raise UsageError(f"--out {folder}: is not empty; give --overwrite, --resume or another folder")
 
 

@@ -48,10 +48,15 @@ class Checkpoint(Sound):
     tensors: dict[str, Tensor]
 
 
-def space_needed(tensors: Mapping[str, Tensor]) -> int:
-    """Bytes that saving `tensors` again and again takes: the kept checkpoints and the one being written."""
+def space_needed(tensors: Mapping[str, Tensor], kept: int = 0) -> int:
+    """Bytes that saving `tensors` again and again takes, and the model at the end, beside `kept` checkpoints."""
     one = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    return (KEEP + 1) * (one + (1 << 20))
+    return (KEEP + 2 - kept) * (one + (1 << 20))
+
+
+def any_saved(folder: Path) -> bool:
+    """Whether `folder` holds checkpoints, sound or not."""
+    return any(_NAME.fullmatch(path.name) for path in folder.glob("step-*"))
 
 
 def save_checkpoint(

@@ -14,7 +14,7 @@ import torch
 
 import densesiam_seg
 from densesiam_seg.config import RunConfig, TrainConfig, with_settings
-from densesiam_seg.errors import DenseSiamError, InputError, ModelError, StoppedError, UsageError
+from densesiam_seg.errors import DenseSiamError, InputError, ModelError, StoppedError, counted
 from densesiam_seg.events import Event, Notice, Progress, Trained
 from densesiam_seg.images.decoding import Decoding
 from densesiam_seg.images.manifest import Manifest
@@ -22,15 +22,15 @@ from densesiam_seg.images.store import ImageStore, used_range
 from densesiam_seg.io.devices import available_cores, make_repeatable, pick_device, pick_precision
 from densesiam_seg.io.environment import compare_fingerprints, environment, fingerprint
 from densesiam_seg.io.files import replace_json, replace_text
-from densesiam_seg.io.records import Records, truncate_to_step
-from densesiam_seg.io.run_directory import read_status, require_space, write_status
+from densesiam_seg.io.records import truncate_to_step, write_records
+from densesiam_seg.io.run_directory import read_status, write_status
 from densesiam_seg.io.signals import StopRequest
 from densesiam_seg.methods.densesiam import DenseSiamMethod
 from densesiam_seg.methods.stage_cache import StageCache
 from densesiam_seg.network.encoder import PYRAMID_ZOOM
 from densesiam_seg.network.model import DenseSiam
 from densesiam_seg.presets import Preset
-from densesiam_seg.training.checkpoint import discard_checkpoint, load_checkpoint, space_needed
+from densesiam_seg.training.checkpoint import any_saved, discard_checkpoint, load_checkpoint
 from densesiam_seg.training.loop import Training
 from densesiam_seg.training.recipes import (
     CONFIGS,
@@ -40,8 +40,10 @@ from densesiam_seg.training.recipes import (
     build_method,
     choose_settings,
 )
+from densesiam_seg.training.request import added, require_same
 from densesiam_seg.training.weights import SCRATCH, copy_network, load_encoder
 
+CONFIG = "config.toml"
 SUMMARY = (
     *("method", "prior", "features", "correspondence", "image_size", "batch_size", "epochs"),
     *("clusters", "categories", "backbone", "seed"),
@@ -60,24 +62,33 @@ class Run:
     def require_going_on(self) -> None:
         if self.stop:
             raise StoppedError(
-                "stopped before the first step; nothing is lost: give the same command again, "
-                "with --overwrite if it named --out",
+                "stopped before the first step; go on with "
+                f"densesiam-seg {self.command} --resume --out {self.folder}",
                 self.stop.number,
             )
 
 
-def fresh(
-    run: Run,
-    manifest: Manifest,
-    preset: Preset | None,
-    given: Mapping[str, Any],
-    max_bad: float,
-    initial: tuple[DenseSiam, str] | None,
-) -> Generator[Event, None, Training]:
-    """Decode the images, settle the settings and build the network; everything is written into the run's folder.
+@dataclass(frozen=True)
+class Beginning:
+    """What a run begins with."""
 
-    `initial` is a trained network to take the weights from, with the path it came from.
-    """
+    manifest: Manifest
+    preset: Preset | None
+    given: Mapping[str, Any]
+    max_bad: float
+    initial: tuple[DenseSiam, str] | None
+    """A trained network to take the weights from, with the path it came from."""
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether a run has anything to go on from; before its first checkpoint it can be begun again."""
+    return read_status(folder).get("status") == "done" or any_saved(folder / "checkpoints")
+
+
+def fresh(run: Run, beginning: Beginning) -> Generator[Event, None, Training]:
+    """Decode the images, settle the settings and build the network; everything is written into the run's folder."""
+    manifest, preset, given = beginning.manifest, beginning.preset, beginning.given
+    initial = beginning.initial
     write_status(run.folder, "running")
     passed_over = manifest.passed_over
     if str(passed_over):
@@ -94,7 +105,7 @@ def fresh(
         yield Notice(f"stretch: {used[0]:.4g} to {used[1]:.4g} of the range become 0 and 255")
         store = _store(run.command, manifest, config, used)
     yield from _decode(store, run)
-    yield from _report_skipped(run.folder, store.manifest, max_bad)
+    yield from _report_skipped(run.folder, store.manifest, beginning.max_bad)
     # Skipped files change the number of steps of an epoch.
     _, config = choose_settings(run.command, name, len(store), gpu, given, learned=learned)
     training = _build(config, store, device)
@@ -110,48 +121,51 @@ def fresh(
             loaded = training.network
             training = _build(config, store, device)
             copy_network(training.network, loaded, "")
-    replace_text(
-        run.folder / "config.toml",
-        f"# preset {name}, densesiam-seg {densesiam_seg.__version__}\n{config.to_toml()}",
-    )
-    stretch = {"stretch": list(store.decoding.stretch)} if store.decoding.stretch else {}
-    replace_json(run.folder / "dataset.json", store.manifest.to_dict() | stretch)
+    head = f"# preset {name}, densesiam-seg {densesiam_seg.__version__}\n"
+    replace_text(run.folder / CONFIG, head + config.to_toml())
+    _write_images(run.folder, store)
     replace_json(run.folder / "env.json", {**environment(), "fingerprint": numerics(training)})
     summary = [f"{each} {getattr(config, each)}" for each in SUMMARY if hasattr(config, each)]
     yield Notice(f"preset {name}: {', '.join(summary)}")
     yield Notice(weights_line)
     if config.freeze and scratch:
         yield Notice("the frozen backbone is untrained; give it --weights", warning=True)
-    require_space(run.folder, space_needed(training.state()[0]))
     yield from _cache_stages(training, run)
     return training
 
 
-def resumed(run: Run, given: Mapping[str, Any]) -> Generator[Event, None, Training | None]:
+def resumed(
+    run: Run, given: Mapping[str, Any], *, accept_data_change: bool = False
+) -> Generator[Event, None, Training | None]:
     """The run in its folder, as its last sound checkpoint left it; None when it had finished.
 
     Raises UsageError for settings `given` that are not the run's, and ModelError for images or checkpoints that are no
     longer what they were.
     """
     config, manifest, stretch = _read_run(run)
-    for name, value in given.items():
-        if getattr(config, name) != value:
-            raise UsageError(
-                f"--resume: {name} is {getattr(config, name)!r} in {run.folder}; a resumed run keeps its settings, so "
-                "leave that option out or start a new run with --init-from"
-            )
+    require_same(vars(config), given, run.folder)
     if read_status(run.folder).get("status") == "done":
         yield Notice("this run had finished; nothing to do")
         yield Trained(run.folder, run.folder / "model", None, True, asdict(manifest.passed_over))
         return None
-    edited = manifest.changed()
-    if edited:
+    if with_settings(config, given) != config:
+        config = with_settings(config, given)
+        text = (run.folder / CONFIG).read_text(encoding="utf-8")
+        head = text[: text.index("\n") + 1] if text.startswith("#") else ""
+        replace_text(run.folder / CONFIG, head + config.to_toml())
+    changes = _changes(run.folder, manifest)
+    if changes and not accept_data_change:
         raise ModelError(
-            f"{manifest.root}: {len(edited)} of {len(manifest)} training images were changed or removed since the run "
-            f"began, first {edited[0]}; put them back, or start a new run with --init-from {run.folder}"
+            f"{manifest.root}: since the run began {changes}; put things back, go on with the images that it began "
+            f"with, as they are now, by --accept-data-change, or start a new run with --init-from {run.folder}"
         )
     write_status(run.folder, "running")
+    if changes:
+        manifest = manifest.restamped()
+        yield Notice(f"since the run began {changes}: the result may be another", warning=True)
     store = _store(run.command, manifest, config, stretch)
+    if changes:
+        _write_images(run.folder, store)
     yield from _decode(store, run)
     if len(store) != len(manifest):
         raise ModelError(
@@ -159,10 +173,7 @@ def resumed(run: Run, given: Mapping[str, Any]) -> Generator[Event, None, Traini
         )
     training = _build(config, store, pick_device(config.device))
     loaded = load_checkpoint(run.folder / "checkpoints")
-    if loaded is None:
-        raise ModelError(
-            f"{run.folder}: stopped before its first checkpoint; start it again with --overwrite"
-        )
+    assert loaded is not None, "a run without checkpoints begins again"
     for path, why in loaded.rejected:
         yield Notice(f"{path}: damaged checkpoint passed over and deleted ({why})", warning=True)
         discard_checkpoint(path)
@@ -174,6 +185,29 @@ def resumed(run: Run, given: Mapping[str, Any]) -> Generator[Event, None, Traini
     truncate_to_step(run.folder / "metrics.jsonl", training.step)
     yield from _cache_stages(training, run)
     return training
+
+
+def _changes(folder: Path, manifest: Manifest) -> str:
+    """What came to the images of a run since it began, empty if nothing. Raises ModelError where some are gone."""
+    edited, gone = manifest.changed()
+    if gone:
+        raise ModelError(
+            f"{manifest.root}: {len(gone)} of {len(manifest)} training images are gone since the run began, first "
+            f"{gone[0]}; put them back, or start a new run with --init-from {folder}"
+        )
+    new = added(manifest, folder)
+    parts = []
+    if edited:
+        parts.append(f"{counted(len(edited), 'image')} changed, first {edited[0]}")
+    if new:
+        parts.append(f"{counted(len(new), 'image')} came, first {new[0]}")
+    return " and ".join(parts)
+
+
+def _write_images(folder: Path, store: ImageStore) -> None:
+    """Write `dataset.json`: the images of a run, and the range that they were stretched from."""
+    stretch = {"stretch": list(store.decoding.stretch)} if store.decoding.stretch else {}
+    replace_json(folder / "dataset.json", store.manifest.to_dict() | stretch)
 
 
 def numerics(training: Training) -> dict[str, Any]:
@@ -226,9 +260,7 @@ def _decode(store: ImageStore, run: Run) -> Iterator[Event]:
 def _report_skipped(folder: Path, manifest: Manifest, max_bad: float) -> Iterator[Event]:
     """Write the list of skipped files and report it. Raises InputError when too few images are left."""
     skipped = manifest.skipped
-    with Records(folder / "skipped.jsonl") as records:
-        for item in skipped:
-            records.append({"path": item.path, "reason": item.reason, "message": item.message})
+    write_records(folder / "skipped.jsonl", map(vars, skipped))
     if not skipped:
         return
     for item in skipped[:10]:
@@ -280,7 +312,7 @@ def _human_size(size: int) -> str:
 def _read_run(run: Run) -> tuple[RunConfig, Manifest, tuple[float, float] | None]:
     """Settings, images and stretch of a run that is to go on. Raises ModelError unless they are there and sound."""
     try:
-        settings = tomllib.loads((run.folder / "config.toml").read_text(encoding="utf-8"))
+        settings = tomllib.loads((run.folder / CONFIG).read_text(encoding="utf-8"))
         listed = json.loads((run.folder / "dataset.json").read_text(encoding="utf-8"))
         stretch = tuple(map(float, listed["stretch"])) if "stretch" in listed else None
         if stretch is not None and len(stretch) != 2:

@@ -10,7 +10,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,21 @@ from densesiam_seg.io.devices import pick_device
 from densesiam_seg.io.files import output_error, remove_leftovers
 from densesiam_seg.io.lock import run_lock
 from densesiam_seg.io.records import Records
-from densesiam_seg.io.run_directory import Status, new_run_folder, noting_failure, write_status
+from densesiam_seg.io.run_directory import (
+    Status,
+    new_run_folder,
+    noting_failure,
+    require_space,
+    write_status,
+)
 from densesiam_seg.io.signals import stop_requests
 from densesiam_seg.network.encoder import require_backbone
 from densesiam_seg.presets import Preset
-from densesiam_seg.training.checkpoint import save_checkpoint
+from densesiam_seg.training.checkpoint import KEEP, save_checkpoint, space_needed
 from densesiam_seg.training.loop import Training
 from densesiam_seg.training.recipes import Command, begun, choose_settings
-from densesiam_seg.training.setup import Run, fresh, numerics, resumed
+from densesiam_seg.training.request import Request, repeatable
+from densesiam_seg.training.setup import Beginning, Run, fresh, has_begun, numerics, resumed
 from densesiam_seg.training.snapshot import draw_clusters, segmenter_of
 from densesiam_seg.training.weights import load_network, require_source
 
@@ -38,7 +45,30 @@ Images = str | Path | Sequence[str | Path]
 """Files, folders, globs or lists of images."""
 
 SAVE_SECONDS = 60.0
-"""Wall time between checkpoints. It does not affect results: a run can be resumed from any step."""
+"""Wall time between checkpoints unless another is asked for. A run can be resumed from any step to the same result."""
+
+
+@dataclass(frozen=True)
+class Rhythm:
+    """When checkpoints are written: every so many seconds (`SAVE_SECONDS`), or instead every so many steps."""
+
+    seconds: float | None
+    steps: int | None
+
+    def __post_init__(self) -> None:
+        positive = (self.seconds is None or self.seconds > 0) and (
+            self.steps is None or self.steps > 0
+        )
+        if not positive or None not in (self.seconds, self.steps):
+            raise UsageError(
+                "--checkpoint-every: give a positive number of steps, or a time such as 5m"
+            )
+
+    def due(self, seconds: float, steps: int) -> bool:
+        """Whether it is time, so many seconds and steps after the last checkpoint."""
+        if self.steps is not None:
+            return steps >= self.steps
+        return seconds >= (SAVE_SECONDS if self.seconds is None else self.seconds)
 
 
 def train(images: Images, out: str | Path | None = None, **options: Any) -> Trained:
@@ -79,33 +109,42 @@ def run_events(
     resume: bool = False,
     overwrite: bool = False,
     follow_links: bool = False,
+    accept_data_change: bool = False,
+    checkpoint_every: float | None = None,
+    checkpoint_steps: int | None = None,
     **settings: Any,
 ) -> Iterator[Event]:
     """Train in a run directory, one event at a time; the last event is `Trained`.
 
     `settings` are fields of the command's config that differ from the preset's. `max_time` (seconds) ends training
-    early with a model. `max_bad` is the share of unusable files above which the run is refused. With `resume` the run
-    in `out` (else the latest one) goes on to the same final weights; `images` may then be empty and nothing may change.
-    `follow_links` reads folders behind links too.
+    early with a model. `max_bad` is the share of unusable files above which the run is refused. `follow_links` reads
+    folders behind links too. A checkpoint is written every `checkpoint_every` seconds (a minute), or instead every
+    `checkpoint_steps` steps.
+
+    With `resume` the run in `out` (else the latest one) goes on to the same final weights; `images` may then be empty,
+    and no setting may change but those of the machine. Images that changed since are refused unless
+    `accept_data_change`: then their new contents are used, and those that were added are left out.
     Raises a DenseSiamError; a stop signal raises StoppedError after saving.
     """
     if resume and (init_from or overwrite or preset):
         raise UsageError(
             "--resume goes on with the same run; leave out --init-from, --overwrite and --preset"
         )
-    # Refuse wrong settings before anything is written; the number of images does not matter for that.
-    own = resume or init_from is not None
-    given, learned = (settings, False) if own else begun(command, preset, settings, None)
-    _, checked = choose_settings(command, preset, 0, False, given, learned=learned)
-    if not resume:
-        pick_device(checked.device)
-        require_backbone(checked.backbone, checked.image_size)
-        require_source(checked.weights)
-        initial = (load_network(Path(init_from)), str(init_from)) if init_from else None
-        inputs = [images] if isinstance(images, str | Path) else images
-        pages = checked.page == "all"
-        manifest = scan(inputs, follow_links=follow_links, out=out, pages=pages)
-    folder = new_run_folder(command, Path(out) if out else None, overwrite=overwrite, resume=resume)
+    rhythm = Rhythm(checkpoint_every, checkpoint_steps)
+    inputs = [images] if isinstance(images, str | Path) else images
+    place = Path(out) if out else None
+    if resume:
+        # Wrong settings are refused before anything is written; the number of images does not matter for that.
+        choose_settings(command, None, 0, False, settings)
+        folder = new_run_folder(command, place, overwrite=False, resume=True)
+    else:
+        request = Request.of(
+            inputs, settings, init_from, preset=preset, max_bad=max_bad, follow_links=follow_links
+        )
+        beginning = _beginning(command, request, inputs, place)
+        folder = new_run_folder(
+            command, place, overwrite=overwrite, resume=False, request=request.to_dict()
+        )
     with run_lock(folder), stop_requests() as stop:
         run = Run(command, folder, stop)
         deadline = math.inf if max_time is None else time.monotonic() + max_time
@@ -113,15 +152,35 @@ def run_events(
         remove_leftovers(folder / "checkpoints")
         # A refused resume leaves a finished run finished.
         with noting_failure(folder):
-            prepared = (
-                resumed(run, settings)
-                if resume
-                else fresh(run, manifest, preset, settings, max_bad, initial)
-            )
-            for event in _fit(run, prepared, deadline):
+            if resume and has_begun(folder):
+                prepared = resumed(run, settings, accept_data_change=accept_data_change)
+            else:
+                if resume:
+                    request = repeatable(folder, command, settings)
+                    beginning = _beginning(command, request, request.images, folder)
+                prepared = fresh(run, beginning)
+            for event in _fit(run, prepared, deadline, rhythm):
                 if isinstance(event, Notice | Started | EpochRecord):
                     _log(folder / "train.log", str(event))
                 yield event
+
+
+def _beginning(
+    command: Command, request: Request, inputs: Sequence[str | Path], out: Path | None
+) -> Beginning:
+    """What a run begins with, checked before anything is written; `inputs` are the request's as the user wrote them."""
+    settings, init_from = request.settings, request.init_from
+    given, learned = (
+        (settings, False) if init_from else begun(command, request.preset, settings, None)
+    )
+    _, checked = choose_settings(command, request.preset, 0, False, given, learned=learned)
+    pick_device(checked.device)
+    require_backbone(checked.backbone, checked.image_size)
+    require_source(checked.weights)
+    initial = (load_network(Path(init_from)), init_from) if init_from else None
+    pages = checked.page == "all"
+    manifest = scan(inputs, follow_links=request.follow_links, out=out, pages=pages)
+    return Beginning(manifest, request.preset, settings, request.max_bad, initial)
 
 
 def _log(path: Path, text: str) -> None:
@@ -134,19 +193,24 @@ def _log(path: Path, text: str) -> None:
 
 
 def _fit(
-    run: Run, prepared: Generator[Event, None, Training | None], deadline: float
+    run: Run,
+    prepared: Generator[Event, None, Training | None],
+    deadline: float,
+    rhythm: Rhythm,
 ) -> Iterator[Event]:
     """Train to the end, a signal or the deadline, with regular checkpoints; then save the model."""
     training = yield from prepared
     if training is None:
         return
+    kept = KEEP if has_begun(run.folder) else 0
+    require_space(run.folder, space_needed(training.state()[0], kept))
     fingerprint = numerics(training)
 
-    def save() -> float:
+    def save() -> tuple[float, int]:
         tensors, state = training.state()
         state["fingerprint"] = fingerprint
         save_checkpoint(run.folder / "checkpoints", tensors, state, step=training.step)
-        return time.monotonic()
+        return time.monotonic(), training.step
 
     def stop_if_asked() -> None:
         if run.stop:
@@ -178,7 +242,7 @@ def _fit(
             stop_if_asked()
             if time.monotonic() >= deadline:
                 break
-            if time.monotonic() - saved > SAVE_SECONDS:
+            if rhythm.due(time.monotonic() - saved[0], training.step - saved[1]):
                 saved = save()
     save()
     yield _finish(run, training)

@@ -26,8 +26,8 @@ from densesiam_seg.errors import (
 )
 
 RUN = (
-    "images --follow-links --out/-o --overwrite --resume --config --init-from --max-bad --json --quiet/-q --help-all "
-    "--preset --max-time"
+    "images --follow-links --out/-o --overwrite --resume --config --init-from --max-bad --accept-data-change "
+    "--json --quiet/-q --help-all --checkpoint-every --preset --max-time"
 )
 OPTIONS = {
     "": "--version --debug --install-completion --show-completion",

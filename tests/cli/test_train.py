@@ -67,19 +67,25 @@ class TestSettings:
     def test_what_is_not_given_is_left_to_the_preset(self, call: Call, command: str) -> None:
         assert call(command, "images") == {
             "images": ["images"], "out": None, "preset": None, "max_time": None, "max_bad": 1.0, "init_from": None,
-            "resume": False, "overwrite": False, "follow_links": False,
+            "resume": False, "overwrite": False, "follow_links": False, "accept_data_change": False,
+            "checkpoint_every": None, "checkpoint_steps": None,
         }  # fmt: skip
 
     def test_the_others(self, call: Call, command: str) -> None:
         given = call(
             command, "a", "b", "--out", "o", "--preset", "fast", "--max-time", "2m", "--max-bad", "0.5",
             "--init-from", "m", "--overwrite", "--follow-links", "-b", "auto", "--region-stop-gradient",
+            "--accept-data-change", "--checkpoint-every", "500",
         )  # fmt: skip
         assert given == {
             "images": ["a", "b"], "out": Path("o"), "preset": "fast", "max_time": 120.0, "max_bad": 0.5,
             "init_from": Path("m"), "resume": False, "overwrite": True, "follow_links": True,
-            "region_stop_gradient": True,
+            "region_stop_gradient": True, "accept_data_change": True, "checkpoint_every": None, "checkpoint_steps": 500,
         }  # fmt: skip
+
+    def test_checkpoints_come_by_steps_or_by_time(self, call: Call, command: str) -> None:
+        given = call(command, "images", "--checkpoint-every", "5m")
+        assert (given["checkpoint_every"], given["checkpoint_steps"]) == (300.0, None)
 
     def test_resume_needs_no_images(self, call: Call, cli: Cli, command: str) -> None:
         assert call(command, "--resume", "-o", "o")["images"] == []
@@ -230,6 +236,8 @@ class TestRefusals:
             ("train --batch-size many", "--batch-size many"),
             ("train --workers all", "--workers all"),
             ("train --max-time soon", "--max-time soon"),
+            ("train --checkpoint-every 0", "--checkpoint-every 0"),
+            ("train --checkpoint-every often", "--checkpoint-every often"),
             ("train --image-size 33", "image_size = 33"),
             ("train --balance fair", "balance = 'fair': must be one of"),
             ("train --method simsiam --image-weight 0", "no other loss is on"),

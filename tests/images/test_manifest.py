@@ -59,13 +59,13 @@ def test_changed_files(tmp_path: Path) -> None:
     for letter in "abcde":
         (tmp_path / f"{letter}.jpg").write_text(letter)
     files = scan([tmp_path])
-    assert files.changed() == []
+    assert files.changed() == ([], [])
     (tmp_path / "b.jpg").unlink()
     (tmp_path / "c.jpg").write_bytes(b"longer than before")
     os.utime(tmp_path / "d.jpg", (1, 1))
     (tmp_path / "e.jpg").unlink()
     (tmp_path / "e.jpg").mkdir()
-    assert files.changed() == ["b.jpg", "c.jpg", "d.jpg", "e.jpg"]
+    assert files.changed() == (["c.jpg", "d.jpg"], ["b.jpg", "e.jpg"])
     assert scan([tmp_path]).digest != files.digest
 
 

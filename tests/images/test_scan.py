@@ -390,7 +390,7 @@ def test_odd_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch(tmp_path, *names)
     files = scan([tmp_path])
     assert files.names == tuple(sorted(names))
-    assert files.changed() == []
+    assert files.changed() == ([], [])
     monkeypatch.chdir(tmp_path)
     assert scan(["-rf.jpg"]).names == ("-rf.jpg",)
     (tmp_path / "l.txt").write_bytes(b"bad\xff.jpg\n[/red].jpg\n")
@@ -432,11 +432,11 @@ def test_each_page_is_an_image_of_its_own(tmp_path: Path) -> None:
     pages = each_page(scan([tmp_path]))
     stack = [f"a.tif/{number:02}" for number in range(1, 12)]
     assert list(pages.names) == ["a.tif.png", *stack, "b.gif"]
-    assert pages.changed() == []
+    assert pages.changed() == ([], [])
     assert len(set(zip(pages.names, pages.sizes, pages.mtimes_ms, strict=True))) == 13
     assert load_image(pages.path(5))[0, 0, 0] == 40
     os.utime(tmp_path / "a.tif", (1, 1))
-    assert pages.changed() == stack
+    assert pages.changed() == (stack, [])
 
 
 def test_names_in_another_form_of_unicode_and_lists_of_other_suffixes(tmp_path: Path) -> None:

@@ -277,7 +277,7 @@ def test_a_file_or_an_impossible_place_is_an_output_error(begin: Callable[[Path]
         start()
 
 
-@pytest.mark.parametrize(("begin", "call"), [(start, (Path, "touch")), (overwrite, (os, "open"))])
+@pytest.mark.parametrize(("begin", "call"), [(start, (Path, "open")), (overwrite, (os, "open"))])
 def test_a_disk_that_is_read_only_is_an_output_error(
     monkeypatch: pytest.MonkeyPatch, begin: Callable[[Path], Path], call: tuple[object, str]
 ) -> None:

@@ -24,7 +24,7 @@ from densesiam_seg.network.architecture import Architecture
 from densesiam_seg.network.model import build_network
 from densesiam_seg.training.loop import Training
 from densesiam_seg.training.recipes import Command
-from densesiam_seg.training.setup import Run, fresh, resumed
+from densesiam_seg.training.setup import Beginning, Run, fresh, resumed
 from densesiam_seg.training.snapshot import segmenter_of
 
 pytestmark = pytest.mark.usefixtures("slim_module")
@@ -54,7 +54,7 @@ def begun(
     run = Run(command, runs.folder / out, StopRequest())
     settings = {**runs.settings[command], **options}
     given = {name: value for name, value in settings.items() if value is not None}
-    return drained(fresh(run, scan([runs.images, *more]), None, given, 1.0, None))
+    return drained(fresh(run, Beginning(scan([runs.images, *more]), None, given, 1.0, None)))
 
 
 def test_initial_weights_are_those_of_the_seed(runs: TinyRuns) -> None:
@@ -142,8 +142,8 @@ class TestKeptStages:
     def test_a_signal_meanwhile(self, runs: TinyRuns, settings: dict[str, Any]) -> None:
         runs.path.mkdir()
         run, given = Run("train", runs.path, StopRequest()), runs.settings["train"] | settings
-        with pytest.raises(StoppedError, match="nothing is lost"):
-            for event in fresh(run, scan([runs.images]), None, given, 1.0, None):
+        with pytest.raises(StoppedError, match="before the first step"):
+            for event in fresh(run, Beginning(scan([runs.images]), None, given, 1.0, None)):
                 if self.progress([event]):
                     run.stop.number = 15
         assert not list(runs.folder.glob("cache/*.stages"))

@@ -53,9 +53,9 @@ from densesiam_seg.methods.densesiam import DenseSiamMethod
 from densesiam_seg.methods.method import Objective
 from densesiam_seg.training import loop, setup
 from densesiam_seg.training import train as running
-from densesiam_seg.training.checkpoint import TENSORS, load_checkpoint
+from densesiam_seg.training.checkpoint import TENSORS, load_checkpoint, save_checkpoint
 from densesiam_seg.training.recipes import CONFIGS, Command
-from densesiam_seg.training.train import pretrain, train, training_events
+from densesiam_seg.training.train import Rhythm, pretrain, train, training_events
 
 Finished = dict[Command, tuple[Path, list[Event]]]
 
@@ -292,7 +292,7 @@ class TestResume:
         same_end(run, reference)
         assert not stale.exists() and not list(run.glob(".tmp-*"))
 
-    def test_a_stop_before_the_first_step(self, runs: TinyRuns) -> None:
+    def test_a_stop_before_the_first_step(self, runs: TinyRuns, reference: Path) -> None:
         with pytest.raises(StoppedError, match="before the first step") as caught:
             for event in runs.begin():
                 assert isinstance(event, Progress)
@@ -300,8 +300,8 @@ class TestResume:
                     os.kill(os.getpid(), signal.SIGTERM)
         assert caught.value.exit_code == 143
         assert read_status(runs.path)["status"] == "stopped"
-        with pytest.raises(ModelError, match="no run of train to resume here"):
-            end(runs.resume())
+        end(runs.resume())
+        same_end(runs.path, reference)
 
 
 @pytest.fixture(scope="module")
@@ -328,6 +328,9 @@ def stopped(stopped_once: Path, runs: TinyRuns) -> Path:
     listed = runs.path / "dataset.json"
     content = json.loads(listed.read_text())
     listed.write_text(json.dumps({**content, "root": str(runs.folder / "images")}))
+    status = read_status(runs.path)
+    status["request"]["images"] = [str(runs.folder / "images")]
+    (runs.path / "run.json").write_text(json.dumps(status))
     return runs.path
 
 
@@ -361,6 +364,8 @@ class TestResumeAfterChange:
             end(runs.resume())
         assert read_status(stopped)["exit_code"] == 4
         shutil.rmtree(stopped / "checkpoints")
+        status = read_status(stopped)
+        (stopped / "run.json").write_text(json.dumps({**status, "request": None}))
         with pytest.raises(ModelError, match="before its first checkpoint"):
             end(runs.resume())
 
@@ -368,7 +373,7 @@ class TestResumeAfterChange:
         self, stopped: Path, runs: TinyRuns
     ) -> None:
         before = files_of(stopped / "checkpoints")
-        changed: dict[str, Any] = {"seed": 1, "batch_size": 2, "clusters": 5, "workers": 2}
+        changed: dict[str, Any] = {"seed": 1, "batch_size": 2, "clusters": 5, "max_pixels": 9}
         for name, value in changed.items():
             with pytest.raises(UsageError, match=f"--resume: {name} is "):
                 end(runs.resume(**{name: value}))
@@ -389,9 +394,10 @@ class TestResumeAfterChange:
     def test_changed_images_are_refused(self, stopped: Path, runs: TinyRuns, change: str) -> None:
         image = stopped.parent / "images" / "05.png"
         status = image.stat()
-        reason = r"1 of 12 training images .* first 05\.png"
+        reason = r"1 image changed, first 05\.png"
         if change == "remove":
             image.unlink()
+            reason = r"1 of 12 training images .* first 05\.png"
         elif change == "touch":
             os.utime(image, (1, 1))
         else:
@@ -405,13 +411,43 @@ class TestResumeAfterChange:
         assert caught.value.exit_code == 4
         assert len(list((stopped / "checkpoints").iterdir())) == 2
 
-    def test_images_that_were_added_are_left_out(
+    def test_images_that_were_added_are_left_out_if_that_is_accepted(
         self, stopped: Path, runs: TinyRuns, reference: Path
     ) -> None:
         folder = stopped.parent / "images"
         shutil.copy(folder / "03.png", folder / "000.png")
-        end(runs.resume())
+        with pytest.raises(ModelError, match=r"1 image came, first .*000\.png"):
+            end(runs.resume())
+        (text,) = warnings_of(runs.resume(accept_data_change=True))
+        assert "1 image came" in text
         same_end(stopped, reference)
+
+    def test_changed_images_are_read_anew_if_that_is_accepted(
+        self, stopped: Path, runs: TinyRuns, reference: Path
+    ) -> None:
+        images = stopped.parent / "images"
+        os.utime(images / "05.png", (1, 1))
+        (text,) = warnings_of(runs.resume(accept_data_change=True))
+        assert "1 image changed, first 05.png" in text
+        same_end(stopped, reference)  # only its time had changed
+        listed = json.loads((stopped / "dataset.json").read_text())
+        assert listed["mtimes_ms"][5] == 1000
+
+    def test_what_is_gone_is_never_accepted(self, stopped: Path, runs: TinyRuns) -> None:
+        (stopped.parent / "images" / "05.png").unlink()
+        with pytest.raises(ModelError, match="1 of 12 training images are gone"):
+            end(runs.resume(accept_data_change=True))
+
+    def test_settings_of_the_machine_may_change(
+        self, stopped: Path, runs: TinyRuns, reference: Path
+    ) -> None:
+        text = (stopped / "config.toml").read_text()
+        (warned,) = warnings_of(runs.resume(workers=2, threads=2))
+        assert "not bit-exact: threads 1 -> 2" in warned
+        changed = text.replace("\nworkers = 0\n", "\nworkers = 2\n")
+        changed = changed.replace("\nthreads = 1\n", "\nthreads = 2\n")
+        assert (stopped / "config.toml").read_text() == changed != text
+        assert read_status(stopped)["status"] == "done"
 
     @pytest.mark.parametrize(
         ("name", "content"),
@@ -470,6 +506,39 @@ class TestResumeAfterChange:
         log = after["train.log"].removeprefix(before["train.log"])
         assert log.endswith(b"nothing to do\n")
         assert after | {"train.log": b"", LOCK: b""} == before | {"train.log": b"", LOCK: b""}
+
+
+@pytest.mark.parametrize(
+    ("rhythm", "seconds", "steps", "due"),
+    [
+        (Rhythm(None, None), 59.9, 10**9, False),
+        (Rhythm(None, None), 60.0, 1, True),
+        (Rhythm(5.0, None), 5.0, 1, True),
+        (Rhythm(5.0, None), 4.9, 10**9, False),
+        (Rhythm(None, 3), 1e9, 2, False),
+        (Rhythm(None, 3), 0.0, 3, True),
+    ],
+)
+def test_when_a_checkpoint_is_due(rhythm: Rhythm, seconds: float, steps: int, due: bool) -> None:
+    assert rhythm.due(seconds, steps) is due
+
+
+def test_checkpoints_by_steps(runs: TinyRuns, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[int] = []
+    save = save_checkpoint
+
+    def noted(*arguments: Any, step: int) -> Path:
+        saved.append(step)
+        return save(*arguments, step=step)
+
+    monkeypatch.setattr(running, "save_checkpoint", noted)
+    end(runs.begin(checkpoint_steps=4))
+    assert saved == [0, 4, 8, 9]
+    for wrong in ({"checkpoint_steps": 0}, {"checkpoint_every": -1.0}):
+        with pytest.raises(UsageError, match="--checkpoint-every"):
+            end(runs.begin("b", **wrong))
+    with pytest.raises(UsageError, match="--checkpoint-every"):
+        end(runs.begin("b", checkpoint_steps=1, checkpoint_every=1.0))
 
 
 class TestTimeLimit:
@@ -662,7 +731,7 @@ class TestFailure:
         self, runs: TinyRuns, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         for error, code in ((ZeroDivisionError(), 1), (OutputError("the disk is full"), 5)):
-            monkeypatch.setattr(setup, "require_space", Mock(side_effect=error))
+            monkeypatch.setattr(running, "require_space", Mock(side_effect=error))
             with pytest.raises(type(error)):
                 end(runs.begin(str(code)))
             status = read_status(runs.folder / str(code))
