@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from types import FrameType
 from typing import Annotated, Any, TextIO, cast
 
 import typer
@@ -25,6 +27,7 @@ from densesiam_seg.cli import (
     visualize,
 )
 from densesiam_seg.errors import DenseSiamError, one_line
+from densesiam_seg.io.signals import SIGNALS
 
 _TAG = re.compile(r"(\\*)(\[[a-zA-Z#/@][^\[\]]*\])")
 """What Rich takes for markup, as `rich.markup.escape` has it, whose import takes longer than the rest of the start."""
@@ -106,6 +109,10 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     sys.stdout = cast("TextIO", _Stream(sys.stdout, BrokenPipeError))
     sys.stderr = cast("TextIO", _Stream(sys.stderr, OSError))
+    # Until a command takes over its signals (`io.signals`) nothing is under way that would have to be saved.
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
     code = 0
     try:
         code = _run(debug="--debug" in sys.argv[1:2])
@@ -132,8 +139,39 @@ def _run(debug: bool) -> int:
         if debug:
             raise
         return _fail(error.name, str(error), error.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
-        return _fail("stopped", "interrupted", 130)
+    except (_Interrupted, KeyboardInterrupt, typer.Abort) as stop:
+        number = stop.number if isinstance(stop, _Interrupted) else signal.SIGINT
+        return _fail("stopped", "stopped by a signal; nothing had to be saved", 128 + number)
+    except OSError as error:
+        if error.filename is None or debug:  # of a standard stream
+            raise
+        return _bug(error)
+    except Exception as error:
+        if debug:
+            raise
+        return _bug(error)
+
+
+class _Interrupted(BaseException):
+    """A signal outside the work that saves its state first; no handler of other errors may take it for one."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise _Interrupted(number)
+
+
+def _bug(error: Exception) -> int:
+    """A line for what no command foresaw; a run's `run.json` has the traceback."""
+    # torch's own class for a GPU's memory is not known here without importing it.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        text = "memory is full; give a smaller --batch-size or --image-size, or end other programs"
+        return _fail("memory", text, 1)
+    text = f"{type(error).__name__}: {error}; report it with what densesiam-seg --debug … shows"
+    return _fail("bug", text, 1)
 
 
 def _fail(name: str, message: str, code: int) -> int:

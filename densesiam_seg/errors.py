@@ -7,6 +7,7 @@ an `assert` and stays a traceback.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -71,6 +72,12 @@ class NumericError(DenseSiamError):
 
     exit_code = 6
     name = "numeric"
+
+    def __init__(self, message: str, *, step: int | None = None, files: Sequence[str] = ()) -> None:
+        """`step` and `files`, the images of its batch, say where; None and empty where that is not known."""
+        super().__init__(message)
+        self.step = step
+        self.files = tuple(files)
 
 
 class BusyError(DenseSiamError):

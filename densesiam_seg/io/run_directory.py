@@ -14,7 +14,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from densesiam_seg.errors import DenseSiamError, ModelError, OutputError, StoppedError, UsageError
+from densesiam_seg.errors import (
+    DenseSiamError,
+    ModelError,
+    NumericError,
+    OutputError,
+    StoppedError,
+    UsageError,
+)
 from densesiam_seg.io.files import (
     JSON,
     discard,
@@ -156,16 +163,17 @@ def noting_failure(folder: Path) -> Iterator[None]:
             # On a full disk the status cannot be written either; the first error is the one to report.
             with suppress(OutputError):
                 reason = str(error) or type(error).__name__
-                bug = _traceback(error)
-                details = {"traceback": bug} if bug else {}
-                write_status(folder, status, reason=reason, exit_code=code, **details)
+                write_status(folder, status, reason=reason, exit_code=code, **_details(error))
         raise
 
 
-def _traceback(error: BaseException) -> str:
-    """Where a bug lies, empty for errors that a user can cause."""
-    known = isinstance(error, DenseSiamError | KeyboardInterrupt)
-    return "" if known else "".join(traceback.format_exception(error))
+def _details(error: BaseException) -> dict[str, JSON]:
+    """What else is known of a failure: its step and images, or where a bug lies."""
+    if isinstance(error, NumericError):
+        return {"step": error.step, "files": error.files}
+    if isinstance(error, DenseSiamError) or not isinstance(error, Exception):
+        return {}
+    return {"traceback": "".join(traceback.format_exception(error))}
 
 
 def read_status(folder: Path) -> dict[str, Any]:

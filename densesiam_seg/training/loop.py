@@ -211,11 +211,13 @@ class Training:
 
     def _diverged(self, step: UnreadStep) -> NumericError:
         indices = step.batch.indices
-        names = ", ".join(self.store.manifest.names[index] for index in indices[:4])
-        more = ", …" if len(indices) > 4 else ""
+        names = [self.store.manifest.names[index] for index in indices]
+        more = ", …" if len(names) > 4 else ""
         return NumericError(
-            f"loss or gradient is not finite at step {step.step} (batch with {names}{more}); "
-            "the last checkpoint is kept: lower --learning-rate or use --precision fp32"
+            f"loss or gradient is not finite at step {step.step} (batch with {', '.join(names[:4])}{more}); "
+            "the last checkpoint is kept: lower --learning-rate or use --precision fp32",
+            step=step.step,
+            files=names,
         )
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:

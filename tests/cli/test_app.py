@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -249,8 +250,8 @@ class TestErrors:
                 r"[model]: a\nb\x1b[2J\udcff[/red] é 木",
             ),
             (StoppedError("x", 15), 143, "[stopped]: x"),
-            (KeyboardInterrupt(), 130, "[stopped]: interrupted"),
-            (typer.Abort(), 130, "[stopped]: interrupted"),
+            (KeyboardInterrupt(), 130, "[stopped]: stopped by a signal; nothing had to be saved"),
+            (typer.Abort(), 130, "[stopped]: stopped by a signal; nothing had to be saved"),
         ],
     )
     def test_one_line_and_the_documented_code(
@@ -265,9 +266,32 @@ class TestErrors:
             fails(ModelError("x"), "--debug", "train")
 
     @pytest.mark.parametrize("bug", [AssertionError("b"), FileNotFoundError(2, "none", "a.txt")])
-    def test_a_bug_stays_a_traceback(self, fails: Cli, bug: Exception) -> None:
+    def test_a_bug_is_one_line_too(self, fails: Cli, bug: Exception) -> None:
+        code, _, error = fails(bug, "train")
+        assert code == 1 and len(error.splitlines()) == 1
+        assert error.startswith(f"error[bug]: {type(bug).__name__}: {bug}")
         with pytest.raises(type(bug)):
-            fails(bug)
+            fails(bug, "--debug", "train")
+
+    def test_a_full_memory(self, fails: Cli) -> None:
+        on_a_gpu = type("OutOfMemoryError", (RuntimeError,), {})
+        for error in (MemoryError(), on_a_gpu("CUDA out of memory. Tried to allocate")):
+            code, _, text = fails(error, "train")
+            assert code == 1 and text.startswith("error[memory]: ") and "--batch-size" in text
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_a_signal_before_anything_is_under_way(self, number: int) -> None:
+        """It is sent while the program reads its list of images."""
+        program = "import os, sys, threading, signal\nfrom densesiam_seg.cli.app import main\n"
+        program += "stop = threading.Timer(0.3, os.kill, (os.getpid(), int(sys.argv.pop(1))))\n"
+        program += "stop.start()\nmain()"
+        words = [sys.executable, "-c", program, str(int(number)), "train", "-"]
+        reader, writer = os.pipe()
+        run = subprocess.run(words, check=False, stdin=reader, capture_output=True, text=True)
+        os.close(reader)
+        os.close(writer)
+        assert (run.returncode, run.stdout) == (128 + number, "")
+        assert run.stderr.splitlines()[-1].startswith("error[stopped]: ")
 
 
 class TestStdout:

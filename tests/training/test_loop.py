@@ -396,8 +396,9 @@ class TestNumericFailure:
             next(records)
         assert caught.value.exit_code == 6
         third = epoch_batches(12, 4, seed=0, epoch=0)[2]
-        for index in third:
-            assert training.store.manifest.names[index] in str(caught.value)
+        files = tuple(training.store.manifest.names[index] for index in third)
+        assert (caught.value.step, caught.value.files) == (3, files)
+        assert all(name in str(caught.value) for name in files)
         assert len(steps_before) == training.step == 2
         for name, value in training.network.named_parameters():
             assert torch.equal(value, weights[name]), name

@@ -737,6 +737,13 @@ class TestFailure:
             status = read_status(runs.folder / str(code))
             assert (status["status"], status["exit_code"]) == ("failed", code)
             assert status["reason"] == (str(error) or "ZeroDivisionError")
+            assert ("ZeroDivisionError" in status.get("traceback", "")) == (code == 1)
+        diverged = NumericError("loss is nan", step=7, files=["a.jpg"])
+        monkeypatch.setattr(running, "require_space", Mock(side_effect=diverged))
+        with pytest.raises(NumericError):
+            end(runs.begin("6"))
+        status = read_status(runs.folder / "6")
+        assert (status["exit_code"], status["step"], status["files"]) == (6, 7, ["a.jpg"])
 
     def test_a_log_that_cannot_be_written(self, runs: TinyRuns) -> None:
         with pytest.raises(OutputError, match=r"train\.log"):
