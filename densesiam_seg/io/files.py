@@ -14,7 +14,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
@@ -81,11 +81,15 @@ def longest_name(folder: Path) -> int:
 
 
 @contextmanager
-def replacing(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
+def replacing(
+    path: Path, *, sync: bool = True, sync_name: bool = True
+) -> Iterator[BinaryIO]:
     """A new file that takes the place of `path` when the block ends, and vanishes when the block fails.
 
-    With `sync` the content is on the disk before the name is; without, a power cut may leave an empty file. Raises
-    OutputError for every failure of the operating system, also for those of the block's own writes.
+    With `sync` the content is on the disk before the name is; without, a power cut may leave an empty file. With
+    `sync_name` too the name is there when the block has ended; a writer of many files may put all names there at the
+    end (`sync_folders`). Raises OutputError for every failure of the operating system, also for those of the block's
+    own writes.
     """
     fresh = temporary_name(path)
     try:
@@ -101,7 +105,7 @@ def replacing(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
             with suppress(OSError):
                 fresh.unlink(missing_ok=True)
             raise
-        if sync:
+        if sync and sync_name:
             sync_folder(path.parent)
     except OSError as error:
         raise output_error(path, error) from error
@@ -114,9 +118,9 @@ def _refuse_special(path: Path) -> None:
         raise OutputError(f"{path}: is a {kind}; give the name of a file")
 
 
-def replace_file(path: Path, data: bytes, *, sync: bool = True) -> None:
-    """Write `data` to `path` wholly or not at all. Raises OutputError."""
-    with replacing(path, sync=sync) as file:
+def replace_file(path: Path, data: bytes, *, sync: bool = True, sync_name: bool = True) -> None:
+    """Write `data` to `path` wholly or not at all, as `replacing` does. Raises OutputError."""
+    with replacing(path, sync=sync, sync_name=sync_name) as file:
         file.write(data)
 
 
@@ -212,6 +216,15 @@ def _existing(folder: Path) -> Path:
     while not os.path.exists(existing) and existing != existing.parent:  # noqa: PTH110
         existing = existing.parent
     return existing
+
+
+def sync_folders(folders: Iterable[Path]) -> None:
+    """Put the names in each of the folders on the disk. Raises OutputError."""
+    for folder in folders:
+        try:
+            sync_folder(folder)
+        except OSError as error:
+            raise output_error(folder, error) from error
 
 
 def sync_folder(folder: Path) -> None:

@@ -21,7 +21,7 @@ def note_outputs(folder: Path, names: Iterable[str]) -> None:
     after = before.union(names)
     if after != before:
         lines = "".join(f"{json.dumps(name)}\n" for name in sorted(after))
-        replace_file(folder / OUTPUTS, lines.encode("ascii"), sync=False)
+        replace_file(folder / OUTPUTS, lines.encode("ascii"))
 
 
 def noted_outputs(folder: Path) -> frozenset[str]:

@@ -42,7 +42,7 @@ def palette(count: int) -> list[Colour]:
 def write_mask(path: Path, mask: NDArray[np.integer], colours: Sequence[Colour]) -> None:
     """Write ids (H, W) as a PNG, whole or not at all: 8-bit with a palette for up to 255 clusters, else 16-bit grey.
 
-    Raises OutputError.
+    Its name is put on the disk by the caller's `sync_folders`, once for many masks. Raises OutputError.
     """
     if len(colours) > LARGEST_8_BIT:
         picture = Image.fromarray(mask.astype(np.uint16))
@@ -52,8 +52,7 @@ def write_mask(path: Path, mask: NDArray[np.integer], colours: Sequence[Colour])
         entries = np.zeros((256, 3), np.uint8)
         entries[: len(colours)] = colours
         picture.putpalette(entries.tobytes())
-    # A mask can be made again, so it need not be forced to the disk.
-    with replacing(path, sync=False) as file:
+    with replacing(path, sync_name=False) as file:
         # Of zlib's ways, run lengths are the fastest for ids, and hardly larger.
         picture.save(file, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
 

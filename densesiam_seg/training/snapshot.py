@@ -65,4 +65,4 @@ def draw_clusters(training: Training, path: Path) -> None:
         # A segmenter puts its network into inference form.
         training.network.train()
     make_folder(path.parent)
-    replace_file(path, encode_png(picture), sync=False)
+    replace_file(path, encode_png(picture))
