@@ -36,7 +36,7 @@ class Work:
     call: Call | None = None
     prepare: list[Call] = field(default_factory=list)
     user: int | None = None
-    """As whom; None: as this process."""
+    """As whom, in the folder / that all may enter; None: as this process."""
 
 
 @dataclass
@@ -189,6 +189,7 @@ def _be_child(work: Work, folder: Path, gate: int) -> NoReturn:
             os.dup2(handle, stream)
             os.close(handle)
         if work.user is not None:
+            os.chdir("/")
             os.setgid(work.user)
             os.setuid(work.user)
         while os.read(gate, 1):
@@ -220,15 +221,24 @@ def _function(module: str, name: str) -> Callable[..., Any]:
     return function
 
 
+def _read_arguments() -> None:
+    """Once, as the program's libraries import many more on that occasion. There is nothing to train on."""
+    sys.argv = ["densesiam-seg", "train", "--resume", "--out", os.devnull]
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):  # noqa: PTH123
+        with contextlib.suppress(SystemExit):
+            _function("densesiam_seg.cli.app", "main")()
+
+
 def _main() -> None:
     global _pipe
     # Sabotage asks the module `children` for its pipe, and this one is called `__main__`.
     sys.modules["children"] = sys.modules["__main__"]
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _pipe = int(sys.argv[1])
-    for name in ("faiss", "densesiam_seg.cli.app", "densesiam_seg.cli.console", "sabotage"):
+    _pipe, folder = int(sys.argv[1]), Path(sys.argv[2])
+    for name in ("faiss", "densesiam_seg.cli.console", "densesiam_seg.training.train", "sabotage"):
         importlib.import_module(name)
-    _serve(Path(sys.argv[2]))
+    _read_arguments()
+    _serve(folder)
 
 
 @contextlib.contextmanager

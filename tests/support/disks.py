@@ -18,7 +18,7 @@ def mounted(place: Path, options: str) -> Iterator[Path]:
     if os.getuid() != 0 or shutil.which("mount") is None:
         pytest.skip("only root mounts a disk")
     place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", place]
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
     made = subprocess.run(command, capture_output=True, text=True, check=False)
     if made.returncode:
         pytest.skip(f"no disk can be mounted here ({made.stderr.strip()})")

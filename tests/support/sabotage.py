@@ -247,17 +247,17 @@ def less_patience(seconds: float) -> None:
 
 
 def watch_resources(every: int) -> None:
-    """After every so many steps: the step, resident memory in kB, open descriptors and threads."""
+    """Before every so many epochs, when no image is being read: their number, resident kB, descriptors, threads."""
     page = os.sysconf("SC_PAGE_SIZE") // 1024
 
-    def look(training: Any, *_: Any) -> None:
-        if training.step % every == 0:
+    def look(_: Any, __: Any, epoch: int) -> None:
+        if epoch % every == 0:
             resident = int(Path("/proc/self/statm").read_text().split()[1]) * page
             handles = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
             threads = len(os.listdir("/proc/self/task"))  # noqa: PTH208
-            children.tell(f"resources {training.step} {resident} {handles} {threads}")
+            children.tell(f"resources {epoch} {resident} {handles} {threads}")
 
-    _before(ADVANCE, look)
+    _before(("densesiam_seg.methods.picie:PiCIE", "prepare"), look)
 
 
 def stop_itself(step: int, numbers: list[int]) -> None:
