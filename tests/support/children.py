@@ -224,9 +224,12 @@ def _function(module: str, name: str) -> Callable[..., Any]:
 def _read_arguments() -> None:
     """Once, as the program's libraries import many more on that occasion. There is nothing to train on."""
     sys.argv = ["densesiam-seg", "train", "--resume", "--out", os.devnull]
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):  # noqa: PTH123
-        with contextlib.suppress(SystemExit):
-            _function("densesiam_seg.cli.app", "main")()
+    with (
+        open(os.devnull, "w") as nowhere,  # noqa: PTH123
+        contextlib.redirect_stderr(nowhere),
+        contextlib.suppress(SystemExit),
+    ):
+        _function("densesiam_seg.cli.app", "main")()
 
 
 def _main() -> None:

@@ -23,6 +23,7 @@ import children
 import pytest
 import torch
 from disturbance import Disturbance
+from saving import save
 from slim import slim_resnets
 from torch import Tensor
 
@@ -281,21 +282,23 @@ def stop_itself(step: int, numbers: list[int]) -> None:
 def save_again(folder: str, step: int, size: int, warm: bool = False, wait: bool = False) -> int:
     """Save a checkpoint; the exit code is that of the program. `wait`: until a tracer is there."""
     from densesiam_seg.errors import DenseSiamError
-    from densesiam_seg.training.checkpoint import save_checkpoint
-
-    def save(into: Path, at: int) -> None:
-        tensors = {"weight": torch.full((size,), float(at)), "count": torch.tensor(at)}
-        save_checkpoint(into, tensors, {"at": at}, step=at)
 
     if warm:
-        save(Path(folder).parent / "warm", 1)
+        save(Path(folder).parent / "warm", 1, size)
     if wait:
         children.tell("ready")
         while "TracerPid:\t0" in Path("/proc/self/status").read_text():
             time.sleep(0.002)
     try:
-        save(Path(folder), step)
+        save(Path(folder), step, size)
     except DenseSiamError as error:
         print(f"error[{error.name}]: {error}", file=sys.stderr)
         return error.exit_code
     return 0
+
+
+def save_for_ever(folder: str, first: int, size: int) -> None:
+    """One checkpoint after the other, each told when it is there."""
+    for step in range(first, first + 100_000):
+        save(Path(folder), step, size)
+        children.tell("saved")
