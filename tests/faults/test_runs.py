@@ -9,15 +9,13 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from children import Child, Work, family
+from children import Child, Work
 from disks import mounted
 from programs import USUAL, Programs, digests, newest, sabotage, same_bits, told_once
 from tiny_runs import files_of
@@ -65,7 +63,7 @@ class TestKill:
         assert {"method.centroids_1", "method.labels", "config.json"} <= names
         assert any(name.startswith("optimizer.") for name in names)
         landed = dict.fromkeys(PHASES, 0)
-        for number in trials.several(6, 100):
+        for number in trials.several(4, 100):
             with trials.trial(number):
                 out = f"killed-{number}"
                 for kill in range(draw.randint(1, 3)):
@@ -87,7 +85,7 @@ class TestKill:
     def test_in_place_of_every_call(self, trials: Trials, programs: Programs) -> None:
         whole = programs.whole("short", epochs=1)
         for number in range(1, 10_000):
-            if not trials.full and number % 23 != 5 and number < 200:
+            if not trials.full and number % 46 != 5 and number < 200:
                 continue
             out = f"call-{number}"
             child = programs.family.run(
@@ -260,7 +258,8 @@ class TestThreads:
     )
     def test_dies(self, trials: Trials, programs: Programs, reference: Path) -> None:
         """There are no worker processes. What no reader of images raises is a bug of ours, and a traceback."""
-        for number, error in enumerate(self.ERRORS):
+        errors = self.ERRORS if trials.full else self.ERRORS[:4]
+        for number, error in enumerate(errors):
             for workers in (0, 2) if trials.full else (2 * (number % 2),):
                 with trials.trial(f"{error}, {workers} workers"):
                     out = f"dead-{error}-{workers}"
@@ -359,19 +358,18 @@ class TestPlace:
             pause(holder)
             assert holder.status is None
             before = files_of(programs.path(out))
-            with another_family(programs) as others:
-                for way in ("--resume", "--overwrite", ""):
-                    with trials.trial(way or "a start"):
-                        work = others.begin(out, more=[way] if way else [])
-                        if way == "--resume":
-                            work = others.resume(out)
-                        child = others.family.run(work)
-                        if way:
-                            assert child.wait() == 7, child.stderr
-                            assert f"process {holder.pid} on " in told_once(child, "busy")
-                        else:
-                            assert child.wait() in (2, 7), child.stderr
-                        assert files_of(programs.path(out)) == before
+            for way in ("--resume", "--overwrite", ""):
+                with trials.trial(way or "a start"):
+                    work = programs.begin(out, more=[way] if way else [])
+                    if way == "--resume":
+                        work = programs.resume(out)
+                    child = programs.family.run(work)
+                    if way:
+                        assert child.wait() == 7, child.stderr
+                        assert f"process {holder.pid} on " in told_once(child, "busy")
+                    else:
+                        assert child.wait() in (2, 7), child.stderr
+                    assert files_of(programs.path(out)) == before
             holder.send(signal.SIGCONT)
             assert holder.wait() == 0, holder.stderr
             same_bits(programs.path(out), reference)
@@ -447,18 +445,11 @@ class TestPlace:
             shutil.rmtree(place)
 
 
-@contextmanager
-def another_family(programs: Programs) -> Iterator[Programs]:
-    """Children beside one that is under way."""
-    with family(programs.family.folder) as others:
-        yield replace(programs, family=others)
-
-
 class TestLong:
     @fault("F24", "thousands of steps", "memory grows < 1 MB in 1,000; descriptors, threads stay")
     def test_soak(self, trials: Trials, programs: Programs) -> None:
-        steps = len(trials.several(500, 5000))
-        watch = sabotage("watch_resources", every=5)
+        steps = len(trials.several(100, 5000))
+        watch = sabotage("watch_resources", every=5 if trials.full else 2)
         options: dict[str, Any] = {"epochs": steps // 2, "workers": 2, "cache": "none"}
         (child,) = programs.family.start(programs.begin("long", watch, **options))
         lines = [line.split() for line in iter(child.next, None)]

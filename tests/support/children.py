@@ -105,7 +105,7 @@ class Family:
         self._begun: list[Child] = []
 
     def start(self, *works: Work) -> list[Child]:
-        """Children that begin at once, when all of them have been made; wait for all before the next start."""
+        """Children that begin at once, when all of them have been made."""
         assert self._process.stdin is not None
         self._begun = []
         line = json.dumps([asdict(work) for work in works]) + "\n"
@@ -159,23 +159,49 @@ def tell(text: str) -> None:
 
 
 def _serve(folder: Path) -> None:
-    for line in sys.stdin.buffer:
-        works = [Work(**work) for work in json.loads(line)]
-        reader, writer = os.pipe()
-        children = []
-        for work in works:
-            child = os.fork()
-            if child == 0:
-                os.close(writer)
-                _be_child(work, folder, reader)
-            children.append(child)
-        os.close(reader)
-        for child in children:
-            os.write(_pipe, f"{child} begin\n".encode("ascii"))
-        os.close(writer)  # the children were waiting for this
-        for _ in children:
-            child, status = os.wait()
-            os.write(_pipe, f"{child} end {status}\n".encode("ascii"))
+    """Begin what is asked for and tell of each end, whichever comes first, until nobody asks any more."""
+    ended, woken = os.pipe()
+    for handle in (ended, woken):
+        os.set_blocking(handle, False)
+    signal.set_wakeup_fd(woken)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    rest = b""
+    while True:
+        ready, _, _ = select.select([0, ended], [], [])
+        if ended in ready:
+            os.read(ended, 1 << 12)
+            _tell_ends()
+        if 0 in ready:
+            data = os.read(0, 1 << 16)
+            if not data:
+                return
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                _begin([Work(**work) for work in json.loads(line)], folder, (ended, woken))
+
+
+def _tell_ends() -> None:
+    with contextlib.suppress(ChildProcessError):
+        while (found := os.waitpid(-1, os.WNOHANG))[0]:
+            os.write(_pipe, f"{found[0]} end {found[1]}\n".encode("ascii"))
+
+
+def _begin(works: list[Work], folder: Path, alarm: tuple[int, int]) -> None:
+    reader, writer = os.pipe()
+    children = []
+    for work in works:
+        child = os.fork()
+        if child == 0:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for handle in (*alarm, writer):
+                os.close(handle)
+            _be_child(work, folder, reader)
+        children.append(child)
+    os.close(reader)
+    for child in children:
+        os.write(_pipe, f"{child} begin\n".encode("ascii"))
+    os.close(writer)  # the children were waiting for this
 
 
 def _be_child(work: Work, folder: Path, gate: int) -> NoReturn:
