@@ -46,7 +46,7 @@ def kmeans(points: Tensor, clusters: int, *, seed: int, restarts: int = 1) -> Ce
 
     Of `restarts` starts the one with the least sum of squared distances is kept; the first is that of a single one.
     Raises InputError for fewer points (or fewer distinct ones) than clusters and NumericError for points that are not
-    finite or too large for FAISS.
+    finite, too large for FAISS, or all 0.
     """
     import faiss
 
@@ -66,6 +66,11 @@ def kmeans(points: Tensor, clusters: int, *, seed: int, restarts: int = 1) -> Ce
     # With too few distinct points FAISS splits a centre in two without a warning. Usually a few points show enough.
     few = data[: 50 * clusters]
     if all(len(np.unique(part, axis=0)) < clusters for part in (few, data)):
+        if not data.any():  # as unit vectors are whose length overflowed
+            raise NumericError(
+                "k-means: all features are 0 or beyond the numbers of float32; the model has diverged, "
+                "train it with a lower rate"
+            )
         raise InputError(
             f"k-means: fewer than {clusters} distinct points; give more varied images or {lower}"
         )

@@ -17,14 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from densesiam_seg.errors import ImageError, InputError, UsageError
+from densesiam_seg.errors import ImageError, InputError, UsageError, WorkerError
 from densesiam_seg.images.cache import cache_file, read_cache, writing_cache
 from densesiam_seg.images.decode import load_square, load_stretched, load_values
 from densesiam_seg.images.decoding import Decoding
 from densesiam_seg.images.manifest import Manifest, Skipped
 from densesiam_seg.io.devices import available_cores, free_memory
 from densesiam_seg.io.files import free_space
-from densesiam_seg.io.parallel import ahead
+from densesiam_seg.io.parallel import HungError, ahead
 from densesiam_seg.io.randomness import Stream, generator
 
 MEMORY_SHARE = 0.25
@@ -33,6 +33,8 @@ DISK_SHARE = 0.5
 """Share of a disk's free space that they may take there before they are decoded anew in every epoch."""
 RANGE_IMAGES, RANGE_VALUES = 200, 4000
 """Images, evenly spread over a set, and values of each, that tell the range of a set."""
+PATIENCE = 600.0
+"""Seconds that a thread may take to read an image: a network disk that is gone answers never."""
 PERCENTILES = (0.01, 0.99)
 """The part of the values that a stretch keeps apart."""
 CACHES = Path("runs", "cache")
@@ -184,8 +186,19 @@ class ImageStore:
                 return load_square(path, self.side, self.decoding), 1.0
             except ImageError as error:
                 return error
+            except MemoryError as error:
+                raise WorkerError(
+                    f"{path}: memory ran out while it was read; give fewer --workers or a smaller --max-pixels"
+                ) from error
 
-        return ahead(load, indices, self.workers)
+        try:
+            yield from ahead(load, indices, self.workers, patience=PATIENCE)
+        except HungError as error:
+            assert isinstance(error.item, int)
+            raise WorkerError(
+                f"{self.manifest.path(error.item)}: has not been read after {PATIENCE:.0f} s; "
+                "look after the disk or network it lies on, then go on with --resume"
+            ) from error
 
 
 def used_range(manifest: Manifest, decoding: Decoding) -> tuple[float, float]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
-from typing import TypeVar
+from queue import SimpleQueue
+from typing import Generic, TypeVar
 
 import torch
 
@@ -41,29 +42,94 @@ def on_own_cores(
         torch.set_num_threads(cores)
 
 
+class HungError(Exception):
+    """Work that a thread has not finished in time; `item` is what it was given."""
+
+    def __init__(self, item: object) -> None:
+        super().__init__(f"{item!r} is not finished in time")
+        self.item = item
+
+
 def ahead(
-    work: Callable[[Item], Result], items: Iterable[Item], workers: int, *, max_waiting: int = 8
+    work: Callable[[Item], Result],
+    items: Iterable[Item],
+    workers: int,
+    *,
+    max_waiting: int = 8,
+    patience: float | None = None,
 ) -> Generator[Result, None, None]:
     """`work` of each item, in order, computed ahead of its use by threads; with 0 workers when it is asked for.
 
     At most `max_waiting` results per worker wait, which bounds memory. Threads are enough for decoding and writing
-    images: Pillow releases Python's lock.
+    images: Pillow releases Python's lock. Raises HungError for an item that takes a thread longer than `patience`
+    seconds; that thread is left behind, since nothing can end it, and does not keep the process from ending.
     """
     if workers == 0:
         yield from map(work, items)
         return
-    with ThreadPoolExecutor(workers, thread_name_prefix="ahead") as pool:
-        waiting: deque[Future[Result]] = deque()
+    pool = _Pool(work, workers)
+    waiting: deque[tuple[Item, Future[Result]]] = deque()
+
+    def first() -> Result:
+        item, future = waiting.popleft()
         try:
-            for item in items:
-                waiting.append(pool.submit(work, item))
-                if len(waiting) > max_waiting * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+            return future.result(patience)
+        except TimeoutError:
+            if future.done():  # the work's own
+                raise
+            pool.abandoned = True
+            raise HungError(item) from None
+
+    try:
+        for item in items:
+            waiting.append((item, pool.submit(item)))
+            if len(waiting) > max_waiting * workers:
+                yield first()
+        while waiting:
+            yield first()
+    finally:
+        for _, future in waiting:
+            future.cancel()
+        pool.close()
+
+
+class _Pool(Generic[Item, Result]):
+    """Threads that do the same work. Those of `concurrent.futures` would be waited for when the process ends."""
+
+    def __init__(self, work: Callable[[Item], Result], workers: int) -> None:
+        self.abandoned = False
+        self._work = work
+        self._queue: SimpleQueue[tuple[Item, Future[Result]] | None] = SimpleQueue()
+        self._threads = [
+            threading.Thread(target=self._serve, name=f"ahead_{number}", daemon=True)
+            for number in range(workers)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, item: Item) -> Future[Result]:
+        future: Future[Result] = Future()
+        self._queue.put((item, future))
+        return future
+
+    def close(self) -> None:
+        """Let the threads end, and wait for them unless one hangs."""
+        for _ in self._threads:
+            self._queue.put(None)
+        if not self.abandoned:
+            for thread in self._threads:
+                thread.join()
+
+    def _serve(self) -> None:
+        while (job := self._queue.get()) is not None:
+            item, future = job
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(self._work(item))
+                except BaseException as error:  # raised again where the result is asked for
+                    future.set_exception(error)
+            # Else a thread that waits would keep what it has done in memory.
+            del job, item, future
 
 
 def device_lock(device: torch.device) -> AbstractContextManager[object]:

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densesiam_seg.clustering.kmeans import Centroids, kmeans, refine, unit_features
+from densesiam_seg.clustering.kmeans import MAX_MAGNITUDE, Centroids, kmeans, refine, unit_features
 from densesiam_seg.config import TrainConfig
+from densesiam_seg.errors import NumericError
 from densesiam_seg.images.store import ImageStore, epoch_batches
 from densesiam_seg.io.devices import autocast
 from densesiam_seg.io.randomness import Stream, generator
@@ -60,11 +61,26 @@ class PiCIE(Method):
         """Compute an epoch's centroids and pseudo-labels in one pass over its batches; yields how many images are done.
 
         Labels of images in no batch of this epoch are meaningless and never read. Raises InputError for more clusters
-        than pixels and NumericError for features that are not finite.
+        than pixels and NumericError for features that are not finite, too large to have a length or all the same.
         """
         if self.epoch == epoch:
             return
         config = self.config
+        checks: list[Tensor] = []
+
+        def require_sound() -> None:
+            """Of all batches so far: on a GPU each look at a result waits for all work before it."""
+            sound = torch.stack(checks).tolist()
+            if not all(sound):
+                bad = groups[sound.index(False)]
+                names = ", ".join(store.manifest.names[index] for index in bad[:4])
+                more = ", …" if len(bad) > 4 else ""
+                raise NumericError(
+                    "features are not finite, too large or all the same where pixels are clustered for step "
+                    f"{epoch * len(groups) + 1} (batch with {names}{more}); the last checkpoint is kept: "
+                    "lower --learning-rate or use --precision fp32"
+                )
+
         groups = epoch_batches(len(store), config.batch_size, seed=config.seed, epoch=epoch)
         batches = (
             (batch.indices, self._fixed_features(batch.images, batch.indices, epoch))
@@ -74,11 +90,13 @@ class PiCIE(Method):
         done = 0
         for indices, features in batches:
             collected.append((indices, features))
+            checks.append(_sound(features))
             done += len(indices)
             yield done
             most = MAX_FEATURE_BYTES // features.nbytes
             if done >= CLUSTERING_IMAGES or len(collected) >= most:
                 break
+        require_sound()
         centroids = tuple(self._cluster(collected, view, epoch) for view in range(self.views))
 
         side = features.shape[-1]
@@ -89,8 +107,10 @@ class PiCIE(Method):
             labels[list(indices)] = _nearest(features, centroids).to(labels)
         for indices, features in batches:
             labels[list(indices)] = _nearest(features, centroids).to(labels)
+            checks.append(_sound(features))
             done += len(indices)
             yield done
+        require_sound()
         self.epoch, self.centroids, self.labels = epoch, centroids, labels
 
     def objective(self, images: Tensor, indices: Sequence[int], epoch: int) -> Objective:
@@ -199,6 +219,13 @@ def running_statistics_kept(network: nn.Module) -> Iterator[None]:
     finally:
         for norm in norms:
             norm.track_running_stats = True
+
+
+def _sound(features: Tensor) -> Tensor:
+    """Whether features (any shape) are numbers whose squares are, too, and not all the same."""
+    lowest, highest = torch.aminmax(features)
+    # No comparison with NaN is true.
+    return (lowest < highest) & (lowest >= -MAX_MAGNITUDE) & (highest <= MAX_MAGNITUDE)
 
 
 def _nearest(features: Tensor, centroids: Sequence[Centroids]) -> Tensor:

@@ -9,11 +9,15 @@ from __future__ import annotations
 import platform
 import re
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from trials import Trials
+
+if TYPE_CHECKING:
+    from programs import Programs
 
 _CASES: pytest.StashKey[list[Trials]] = pytest.StashKey()
 _HEAD = ("case", "what is done", "what must come of it", "trials", "failures", "seconds")
@@ -39,6 +43,25 @@ def trials(request: pytest.FixtureRequest) -> Trials:
     case = Trials(number, done, expected, full=full)
     request.config.stash[_CASES].append(case)
     return case
+
+
+@pytest.fixture(scope="session")
+def programs(
+    tmp_path_factory: pytest.TempPathFactory, image_folder: Path, tiny_settings: dict[str, Any]
+) -> Iterator[Programs]:
+    """Runs of PiCIE, which clusters before each of its two epochs, on eight images: four steps."""
+    from children import family
+    from programs import Programs
+
+    settings = {**tiny_settings, "prior": "none", "method": "picie", "epochs": 2}
+    with family(tmp_path_factory.mktemp("programs")) as found:
+        yield Programs(found, str(image_folder / "0[0-7].*"), settings)
+
+
+@pytest.fixture(scope="session")
+def reference(programs: Programs) -> Path:
+    """An uninterrupted run; for reading only."""
+    return programs.whole("reference")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -120,3 +122,31 @@ def test_on_a_processor_nobody_waits_and_on_a_gpu_all_but_one() -> None:
     lock = device_lock(torch.device("cuda"))
     with lock:
         assert lock.locked()  # type: ignore[attr-defined]
+
+
+HANGS = """
+import sys, threading
+from densesiam_seg.io.parallel import HungError, ahead
+for_ever = threading.Event()
+results = ahead(lambda n: for_ever.wait() if n == 2 else n, range(9), 2, patience=0.2)
+print(next(results), next(results))
+try:
+    next(results)
+except HungError as error:
+    print(error.item)
+"""
+
+
+def test_work_that_hangs_is_named_and_keeps_no_process_alive() -> None:
+    command = [sys.executable, "-c", HANGS]
+    child = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert (child.returncode, child.stdout) == (0, "0 1\n2\n"), child.stderr
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_timeout_of_the_works_own_is_the_works(workers: int) -> None:
+    def work(_: int) -> None:
+        raise TimeoutError("its own")
+
+    with pytest.raises(TimeoutError, match="its own"):
+        list(ahead(work, [1], workers, patience=60))

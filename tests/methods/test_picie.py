@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import random
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from densesiam_seg.clustering.kmeans import Centroids, refine
 from densesiam_seg.config import TrainConfig
-from densesiam_seg.errors import InputError
+from densesiam_seg.errors import InputError, NumericError
 from densesiam_seg.images.scan import scan
 from densesiam_seg.images.store import Batch, ImageStore, epoch_batches
 from densesiam_seg.io.devices import autocast
@@ -278,6 +279,35 @@ class TestCentroids:
         method = made(replace(CONFIG, clusters=IMAGES * SIDE**2 + 1))
         with pytest.raises(InputError, match="768 points cannot make 769 clusters"):
             list(method.prepare(store, 0))
+        assert method.state() == {}
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf, 1e19, 0.0, None])
+    @pytest.mark.parametrize(("at", "limit"), [(0, 256), (1, 256), (2, 4)])
+    def test_useless_features_are_refused(
+        self,
+        store: ImageStore,
+        monkeypatch: pytest.MonkeyPatch,
+        value: float | None,
+        at: int,
+        limit: int,
+    ) -> None:
+        """In the batches that centroids are fitted to and in those after them; None: a constant that is not 0."""
+        method, calls = made(), 0
+        features = PiCIE._fixed_features
+
+        def spoiled(*args: Any) -> Tensor:
+            nonlocal calls
+            calls += 1
+            found = features(*args)
+            if calls == at + 1:
+                found = found * value if value is not None else torch.full_like(found, 3.0)
+            return found
+
+        monkeypatch.setattr(picie, "CLUSTERING_IMAGES", limit)
+        monkeypatch.setattr(PiCIE, "_fixed_features", spoiled)
+        names = ", ".join(store.manifest.names[i] for i in batches_of(store, epoch=1)[at].indices)
+        with pytest.raises(NumericError, match=rf"step 4 \(batch with {re.escape(names)}\)"):
+            list(method.prepare(store, 1))
         assert method.state() == {}
 
 
