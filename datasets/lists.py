@@ -23,8 +23,6 @@ from densesiam_seg.images.lists import lines_of, spellings
 
 _FOLDERS = 8
 """So many folders at the start of a full path may be those of another computer."""
-_LONGEST = 10_000
-"""Characters of a line: two paths of the system's longest, and more than that is no list."""
 _APART = re.compile(r"[ \t]*[,;\t][ \t]*|[ \t]+")
 
 
@@ -84,17 +82,17 @@ class ListReader:
         bases = (str(self.root), str(listed.parent), "")
         for number, line in _lines(listed):
             entry = self._entry(number, line, bases)
-            if not entry.whole:
-                below = (self._entry(number, each, bases) for each in _below_any(line))
-                entry = next((each for each in below if each.whole), entry)
-            if entry.image is None and not entry.pair and line.startswith("#"):
-                continue  # a comment
             outside = None if self.allow_outside else self._outside(entry, bases)
             if outside is not None:
                 raise InputError(
                     f"{listed}: line {number} leads out of {self.root}, to {outside}; "
                     "correct it, or give --allow-outside if you trust the list"
                 )
+            if not entry.whole:
+                below = (self._entry(number, each, bases) for each in _below_any(line))
+                entry = next((each for each in below if each.whole), entry)
+            if entry.image is None and not entry.pair and line.startswith("#"):
+                continue  # a comment
             if entry.name in entries:
                 raise InputError(
                     f"{listed}: line {number} repeats {entry.name!r} of line {entries[entry.name].line}; remove one"
@@ -251,9 +249,5 @@ def _lines(listed: Path) -> Iterator[tuple[int, str]]:
             f"{listed}: cannot be read ({error.strerror}); make it readable"
         ) from error
     for number, line in enumerate(lines_of(str(listed), content), start=1):
-        if len(line) > _LONGEST:
-            raise InputError(
-                f"{listed}: line {number} has {len(line):,} characters, more than any path; give one name a line"
-            )
         if line.strip():
             yield number, line.strip()

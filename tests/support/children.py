@@ -6,6 +6,7 @@ import os
 import resource
 import select
 import signal
+import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -34,6 +35,7 @@ def _in_a_child(
     work: Callable[[int], str], numbers: range, memory: int, seconds: float
 ) -> Iterator[tuple[int, str]]:
     reader, writer = os.pipe()
+    "".encode("unicode_escape")  # imports what a child may no longer be allowed to read
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore"
@@ -43,8 +45,10 @@ def _in_a_child(
         try:
             os.close(reader)
             _serve(work, numbers, memory, seconds, writer)
-        finally:
-            os._exit(0)
+        except BaseException:
+            traceback.print_exc(file=sys.__stderr__)
+            os._exit(1)
+        os._exit(0)
     os.close(writer)
     told, hangs = b"", False
     done = 0
