@@ -29,6 +29,13 @@ from densesiam_seg.cli.options import (
 from densesiam_seg.cli.settings import checked, takes
 from densesiam_seg.config import RunConfig
 
+AllowOutside = Annotated[
+    bool,
+    io_option(
+        "--allow-outside", help="Let lists name files outside --root; for lists that you trust."
+    ),
+]
+
 
 @takes(
     reading=ReadoutOptions, refining=RefineOptions, settings=checked("seed", "device", "precision")
@@ -49,6 +56,7 @@ def evaluate(
     allow_missing: Annotated[
         bool, io_option("--allow-missing", help="Go on without images that are missing.")
     ] = False,
+    allow_outside: AllowOutside = False,
     out: JsonFile = None,
     overwrite: Overwrite = False,
     json: Json = False,
@@ -77,6 +85,7 @@ def evaluate(
         image_size=image_size,
         list_file=list_file,
         allow_missing=allow_missing,
+        allow_outside=allow_outside,
     )
     console = Console(quiet=quiet)
     segmenter = reading.load(model, settings, console.choosing)
@@ -101,6 +110,7 @@ def probe(
     *,
     split: Split = None,
     train_split: TrainSplit = "train",
+    allow_outside: AllowOutside = False,
     out: JsonFile = None,
     overwrite: Overwrite = False,
     json: Json = False,
@@ -140,6 +150,7 @@ def probe(
         image_size=image_size,
         kind=kind,
         clusters=clusters,
+        allow_outside=allow_outside,
         seed=settings.seed,
         device=settings.device,
         precision=settings.precision,

@@ -4,6 +4,8 @@ Paths begin at the image folder, else at the root, the list's own folder or the 
 written with or without suffix and with `/` or `\\`. Image and label stand apart by white space, a comma, a semicolon or
 a tab; since names may have these in them, a whole line is first tried as one name. The text is UTF-8 or, with a byte
 order mark, UTF-16, as Windows writes it.
+
+A list comes from others, so what it names lies below the root, unless more is allowed; links there may lead anywhere.
 """
 
 from __future__ import annotations
@@ -53,21 +55,39 @@ def _below_any(line: str) -> Iterator[str]:
 
 
 class ListReader:
-    """Reads the lists of a split, given its folders' index and the root below which they lie."""
+    """Reads the lists of a split, given its folders' index and the root below which they lie.
 
-    def __init__(self, dataset: Dataset, index: Index, root: Path) -> None:
+    With `allow_outside` lists may name files anywhere.
+    """
+
+    def __init__(
+        self, dataset: Dataset, index: Index, root: Path, *, allow_outside: bool = False
+    ) -> None:
         self.dataset = dataset
         self.index = index
         self.root = root
+        self.allow_outside = allow_outside
         self.images = str(index.image_files.folder)
-        self.tops = {_inside(full(self.images)) for full in (os.path.abspath, os.path.realpath)}
+        self.tops = _tops(self.images)
+        labels = str(index.label_files.folder)
+        # The declaration may put its folders outside, and it is the user's own.
+        self.allowed = _tops(str(root)) | self.tops | _tops(labels)
 
     def read(self, listed: Path) -> list[Entry]:
-        """The lines that are not empty. Raises InputError for no text, no line, and a line that repeats another."""
+        """The lines that are not empty.
+
+        Raises InputError for no text, no line, a line that repeats another, and one that leads out of the root.
+        """
         entries: dict[str, Entry] = {}
         bases = (str(self.root), str(listed.parent), "")
         for number, line in _lines(listed):
             entry = self._entry(number, line, bases)
+            outside = None if self.allow_outside else self._outside(entry, bases)
+            if outside is not None:
+                raise InputError(
+                    f"{listed}: line {number} leads out of {self.root}, to {outside}; "
+                    "correct it, or give --allow-outside if you trust the list"
+                )
             if not entry.whole:
                 below = (self._entry(number, each, bases) for each in _below_any(line))
                 entry = next((each for each in below if each.whole), entry)
@@ -116,6 +136,26 @@ class ListReader:
         if pairs:
             return next(iter(pairs.values()))
         return half or Entry(number, line, stem(line, self.dataset.image_suffixes) or line, None)
+
+    def _outside(self, entry: Entry, bases: Sequence[str]) -> str | None:
+        """A file that the entry names although it does not lie below the root, None where there is none."""
+        found = [str(path) for path in (entry.image, entry.label) if path is not None]
+        if not entry.whole:
+            places = [self.images, *bases]
+            for text in (entry.text, *_APART.split(entry.text)):
+                named = (os.path.join(base, text) for base in places)  # noqa: PTH118
+                there = [each for each in named if os.path.isfile(each)]  # noqa: PTH113
+                found += there if not any(map(self._is_allowed, there)) else []
+        return next((each for each in found if not self._is_allowed(each)), None)
+
+    def _is_allowed(self, path: str) -> bool:
+        """Whether a file lies below the root, or its folder does where it really is."""
+        place = os.path.abspath(path)  # noqa: PTH100
+        if any(map(place.startswith, self.allowed)):
+            return True
+        folder, name = os.path.split(place)
+        real = os.path.join(os.path.realpath(folder), name)  # noqa: PTH118
+        return any(map(real.startswith, self.allowed))
 
     def _name(self, text: str, bases: Sequence[str]) -> str | None:
         """The name of the image in the image folder that is meant."""
@@ -184,6 +224,11 @@ class ListReader:
             if found:
                 return Path(next(iter(found.values())))
         return None
+
+
+def _tops(folder: str) -> set[str]:
+    """What the paths of files below a folder begin with, as it is called and where it really is."""
+    return {_inside(full(folder)) for full in (os.path.abspath, os.path.realpath)}
 
 
 def _inside(folder: str) -> str:

@@ -60,6 +60,7 @@ def samples(
     *,
     list_file: str | Path | None = None,
     allow_missing: bool = False,
+    allow_outside: bool = False,
 ) -> Samples:
     """The samples of `split` (None: the dataset's default) below the folder `root`.
 
@@ -67,8 +68,8 @@ def samples(
     split's folder. `a+b` joins two splits, whose names then begin with `a/` and `b/`. The digest covers the declaration
     and the names, not the place: where it is equal, the same samples were taken.
 
-    A label that a list names counts, wherever it lies; where it is not the one that belongs to the image, the digest
-    covers its path too.
+    A label that a list names counts, wherever it lies below the root, or anywhere with `allow_outside`; where it is not
+    the one that belongs to the image, the digest covers its path too.
 
     Raises UsageError for a split that is not declared; InputError for folders or a list that are not there, an unusable
     list, no sample at all, two images or labels of one name, and samples without image or label unless `allow_missing`.
@@ -83,7 +84,7 @@ def samples(
     notes: list[str] = []
     for part in parts:
         prefix = f"{part}/" if len(parts) > 1 else ""
-        found = _find(dataset, part, Path(root), list_file, allow_missing)
+        found = _find(dataset, part, Path(root), list_file, allow_missing, allow_outside)
         items += [Sample(prefix + each.name, each.image, each.label) for each in found.items]
         missing += [prefix + name for name in found.missing]
         chosen += [(prefix + name, label) for name, label in found.chosen]
@@ -105,7 +106,12 @@ def _parts(dataset: Dataset, split: str) -> list[str]:
 
 
 def _find(
-    dataset: Dataset, part: str, root: Path, list_file: str | Path | None, allow_missing: bool
+    dataset: Dataset,
+    part: str,
+    root: Path,
+    list_file: str | Path | None,
+    allow_missing: bool,
+    allow_outside: bool,
 ) -> _Found:
     """The samples of one split, and the names that lack an image or a label."""
     split = dataset.splits[part]
@@ -114,7 +120,7 @@ def _find(
     else:
         listed = next((root / each for each in split.lists if (root / each).is_file()), None)
     index = Index(dataset, _folder(root, split.images), _folder(root, split.labels))
-    reader = ListReader(dataset, index, root)
+    reader = ListReader(dataset, index, root, allow_outside=allow_outside)
     entries = [Entry(0, each, each, index.image(each)) for each in index.images]
     if listed is not None:
         entries = reader.read(listed)

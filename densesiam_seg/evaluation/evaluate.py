@@ -103,12 +103,14 @@ def evaluate(
     image_size: int | None = None,
     list_file: str | Path | None = None,
     allow_missing: bool = False,
+    allow_outside: bool = False,
     refinement: Refinement = AS_TRAINED,
     device: str = "auto",
 ) -> Evaluation:
     """Score a model on a labelled dataset: a built-in name or a TOML file, and the folder `root` that holds it.
 
-    `refinement` adds passes and an edge filter to the protocol; the result's protocol names them.
+    `refinement` adds passes and an edge filter to the protocol; the result's protocol names them. `allow_outside` lets
+    lists name files outside `root`.
     """
     task = benchmark(
         dataset,
@@ -118,6 +120,7 @@ def evaluate(
         image_size=image_size,
         list_file=list_file,
         allow_missing=allow_missing,
+        allow_outside=allow_outside,
     )
     segmenter = model if isinstance(model, Segmenter) else Segmenter.load(model, device=device)
     *_, result = segmenter_events(segmenter, task, refinement)
@@ -134,13 +137,21 @@ def benchmark(
     image_size: int | None = None,
     list_file: str | Path | None = None,
     allow_missing: bool = False,
+    allow_outside: bool = False,
 ) -> Benchmark:
     """A split of a labelled dataset under a protocol (None: the dataset's own). Raises UsageError or InputError."""
     declared = load_dataset(dataset)
     chosen = pick_protocol(declared.protocol if protocol is None else protocol)
     if image_size is not None and not 32 <= image_size <= 4096:
         raise UsageError(f"--image-size {image_size}: must be 32 to 4096")
-    scored = samples(declared, root, split, list_file=list_file, allow_missing=allow_missing)
+    scored = samples(
+        declared,
+        root,
+        split,
+        list_file=list_file,
+        allow_missing=allow_missing,
+        allow_outside=allow_outside,
+    )
     return Benchmark(declared, scored, chosen, image_size, allow_missing)
 
 

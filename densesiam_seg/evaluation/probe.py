@@ -90,6 +90,7 @@ def ready_probe(
     image_size: int | None = None,
     kind: str = "both",
     clusters: int | None = None,
+    allow_outside: bool = False,
     seed: int = 0,
     device: str = "auto",
     precision: str = "auto",
@@ -97,8 +98,9 @@ def ready_probe(
     """Check and load everything that `probe_events` needs; returns its events.
 
     `dataset` is a built-in name or a TOML file, `root` the folder that holds it. None is the dataset's default `split`
-    and `protocol`, and the model's own `image_size`. Raises UsageError for options without a meaning, InputError for
-    splits without labels, and ModelError for a model that is refused.
+    and `protocol`, and the model's own `image_size`. `allow_outside` lets lists name files outside `root`. Raises
+    UsageError for options without a meaning, InputError for splits without labels, and ModelError for a model that is
+    refused.
     """
     if kind not in KINDS:
         raise UsageError(f"--kind {kind}: give one of {', '.join(KINDS)}")
@@ -107,8 +109,15 @@ def ready_probe(
     if clusters is not None and not 1 <= clusters <= 4096:
         raise UsageError(f"--clusters {clusters}: must be 1 to 4096")
     try:
-        task = benchmark(dataset, root, split, protocol=protocol, image_size=image_size)
-        train = samples(task.dataset, root, train_split)
+        task = benchmark(
+            dataset,
+            root,
+            split,
+            protocol=protocol,
+            image_size=image_size,
+            allow_outside=allow_outside,
+        )
+        train = samples(task.dataset, root, train_split, allow_outside=allow_outside)
     except InputError as error:
         raise InputError(f"probe needs labelled images: {error}") from error
     require_apart(train, task.samples)

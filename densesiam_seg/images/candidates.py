@@ -5,6 +5,7 @@ Axis: N files.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -108,7 +109,8 @@ class Candidates:
         """Skip a file that cannot be read; returns the reason."""
         if isinstance(error, PermissionError):
             return self._skip(path, "permission", "may not be read; change its permissions")
-        if isinstance(error, FileNotFoundError | NotADirectoryError):
+        gone = isinstance(error, FileNotFoundError | NotADirectoryError)
+        if gone or error.errno == errno.ENAMETOOLONG:  # what has no name is not there
             return self._skip(path, "dangling-link", "is a link to nothing; remove it")
         return self._skip(path, "unreadable", f"cannot be read ({error.strerror}); remove it")
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from densesiam_seg.images.decoding import Decoding
+from densesiam_seg.images.decoding import MAX_PIXELS, Decoding
 from densesiam_seg.images.opening import opened
 from densesiam_seg.images.pixels import (
     Picture,
@@ -51,13 +51,18 @@ def load_reduced(
 ) -> tuple[Tensor, tuple[int, int]]:
     """Decode the whole image to uint8 (3, h, w), contiguous; also its own height and width (H, W).
 
-    A JPEG is decoded at 1/2, 1/4 or 1/8 size (rounded up) where both its sides stay at least `side`; of any other
-    file h w are H W. Raises `ImageError`.
+    A JPEG is decoded at 1/2, 1/4 or 1/8 size (rounded up) where both its sides stay at least `side`, and so is what has
+    more than `MAX_PIXELS`, so that it need not be there twice; of any other file h w are H W. Raises `ImageError`.
     """
     with opened(path, decoding) as image:
         size = image.height, image.width
         image.draft(side)
-        return torch.from_numpy(rgb_planes(image.picture(), image.name, decoding)), size
+        picture = image.picture()
+        factor = 1
+        if picture.width * picture.height > MAX_PIXELS:
+            short = min(picture.width, picture.height)
+            factor = next((each for each in (8, 4, 2) if short >= each * side), 1)
+        return torch.from_numpy(rgb_planes(picture, image.name, decoding, factor)), size
 
 
 def load_square(path: str | os.PathLike[str], side: int, decoding: Decoding = PLAIN) -> Tensor:

@@ -17,6 +17,8 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 """What a text in Unicode may begin with."""
+_LONGEST = 10_000
+"""Characters of a line: two paths of the system's longest, and more than that is no list."""
 
 
 def lines_of(label: str, data: bytes) -> list[str]:
@@ -32,7 +34,13 @@ def lines_of(label: str, data: bytes) -> list[str]:
             "save the list as UTF-8 text, one path per line"
         )
     # A carriage return alone ended the lines of old Macs.
-    return (text if "\n" in text else text.replace("\r", "\n")).split("\n")
+    lines = (text if "\n" in text else text.replace("\r", "\n")).split("\n")
+    if max(map(len, lines)) > _LONGEST:
+        number, length = next((n, len(x)) for n, x in enumerate(lines, 1) if len(x) > _LONGEST)
+        raise InputError(
+            f"{label}: line {number} has {length:,} characters, more than any path; give one path a line"
+        )
+    return lines
 
 
 def _decoded(label: str, data: bytes) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import warnings
@@ -61,6 +62,8 @@ _UNSUPPORTED = re.compile(
     "^unsupported|cannot handle|not been built|has not been built", re.IGNORECASE
 )
 _SHORT = re.compile("truncated|too small|unexpected end", re.IGNORECASE)
+_LARGE_READ = 1 << 20
+"""Bytes from which it is worth asking whether a file has them."""
 _START = 136
 """Bytes from the start of a file that tell its format."""
 _OTHERS = (
@@ -116,6 +119,15 @@ _TURNS = {
 }
 _SIDEWAYS = (5, 6, 7, 8)
 _PILLOW_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
+
+
+class _Bounded(io.BufferedReader):
+    """A file that sets aside no more memory for a read than it has bytes left, whatever length a header claims."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > _LARGE_READ:
+            size = min(size, max(os.fstat(self.fileno()).st_size - self.tell(), 0))
+        return super().read(size)
 
 
 class _PillowImage:
@@ -217,7 +229,7 @@ def opened(path: str | os.PathLike[str], decoding: Decoding) -> Iterator[Opened]
     try:
         where, page = page_of(name)
         page = decoding.page if page is None else page
-        with open_regular(Path(where)) as file:
+        with _Bounded(open_regular(Path(where)).detach()) as file:
             found = _read_header(file, name, decoding, page)
             limit = decoding.max_pixels
             if limit is not None and found.width * found.height > limit:

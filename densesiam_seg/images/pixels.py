@@ -129,16 +129,23 @@ class Span:
     fill: NDArray[np.float64] | None = None
 
 
-def rgb_planes(picture: Picture, name: str, decoding: Decoding) -> npt.NDArray[np.uint8]:
+def rgb_planes(
+    picture: Picture, name: str, decoding: Decoding, factor: int = 1
+) -> npt.NDArray[np.uint8]:
     """uint8 (3, H, W); converted in strips of rows, so beside it and the picture memory stays small.
 
+    With a `factor` its pixels are means of squares of so many pixels, and H and W are divided by it and rounded up.
     Raises `ImageError` for values without a meaning in 0…255; `name` is the file's.
     """
     found = span(picture, name, decoding)
-    planes = np.empty((3, picture.height, picture.width), np.uint8)
-    for top, strip in _strips(picture):
-        rows = slice(top, top + strip.height)
-        for plane, channel in zip(planes, channels(eight_bit(strip, found)), strict=True):
+    height, width = -(-picture.height // factor), -(-picture.width // factor)
+    planes = np.empty((3, height, width), np.uint8)
+    for top, strip in _strips(picture, factor):
+        part = eight_bit(strip, found)
+        if factor > 1:
+            part = part.reduce(factor)
+        rows = slice(top // factor, top // factor + part.height)
+        for plane, channel in zip(planes, channels(part), strict=True):
             plane[rows] = np.asarray(channel)
     return planes
 
@@ -313,9 +320,9 @@ def opaque(alpha: NDArray[Any], full: float | None) -> float:
     return top if top < full and top in (1, 255, 1023, 4095, 16383) else full
 
 
-def _strips(picture: Any) -> Iterator[tuple[int, Any]]:
-    """Row offset and picture of consecutive strips of about `_STRIP_PIXELS`."""
-    rows = max(1, _STRIP_PIXELS // picture.width)
+def _strips(picture: Any, factor: int = 1) -> Iterator[tuple[int, Any]]:
+    """Row offset and picture of consecutive strips of about `_STRIP_PIXELS`, of a multiple of `factor` rows."""
+    rows = max(1, _STRIP_PIXELS // picture.width // factor) * factor
     for top in range(0, picture.height, rows):
         yield top, picture.crop((0, top, picture.width, min(top + rows, picture.height)))
 

@@ -291,7 +291,9 @@ class _Scanner:
             else:
                 if line.strip() and not line.lstrip().startswith("#"):
                     count += 1
-                    missing.append(f"line {number}: {line.strip()!a}")
+                    text = line.strip()
+                    shown = f"{text!a}" if len(text) <= 300 else f"{text[:300]!a}…"
+                    missing.append(f"line {number}: {shown}")
         return found, missing, count
 
 

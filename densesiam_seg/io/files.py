@@ -81,9 +81,7 @@ def longest_name(folder: Path) -> int:
 
 
 @contextmanager
-def replacing(
-    path: Path, *, sync: bool = True, sync_name: bool = True
-) -> Iterator[BinaryIO]:
+def replacing(path: Path, *, sync: bool = True, sync_name: bool = True) -> Iterator[BinaryIO]:
     """A new file that takes the place of `path` when the block ends, and vanishes when the block fails.
 
     With `sync` the content is on the disk before the name is; without, a power cut may leave an empty file. With

@@ -36,12 +36,12 @@ OPTIONS = {
     "predict": "images --model/-m --follow-links --out/-o --overlay --overwrite --resume --json --quiet/-q "
     "--batch-size/-b --readout --clusters/-k --fit-images --over-clusters --flip --scales --refine --seed --device "
     "--precision --max-pixels --page --bands",
-    "evaluate": "dataset --root --model/-m --split --list --allow-missing --out/-o --overwrite --json "
-    "--quiet/-q --protocol --image-size --readout --clusters/-k --fit-images --over-clusters --flip --scales "
+    "evaluate": "dataset --root --model/-m --split --list --allow-missing --allow-outside --out/-o --overwrite "
+    "--json --quiet/-q --protocol --image-size --readout --clusters/-k --fit-images --over-clusters --flip --scales "
     "--refine --seed --device --precision",
     "pretrain": RUN,
-    "probe": "run --dataset --root --split --train-split --out/-o --overwrite --json --quiet/-q --kind "
-    "--protocol --image-size --clusters/-k --seed --device --precision",
+    "probe": "run --dataset --root --split --train-split --allow-outside --out/-o --overwrite --json --quiet/-q "
+    "--kind --protocol --image-size --clusters/-k --seed --device --precision",
     "visualize": "run images --follow-links --out/-o --overwrite --json --quiet/-q --clusters-shown --limit --columns "
     "--readout --clusters/-k --fit-images --over-clusters --seed --device --precision --max-pixels --page --bands",
     "export": "run --out/-o --backbone --overwrite --json --quiet/-q",

@@ -221,11 +221,11 @@ class TestProbe:
         monkeypatch.setattr("densesiam_seg.cli.evaluate.require_model", lambda path: None)
         defaults: dict[str, Any] = {
             "split": None, "train_split": "train", "kind": "both", "protocol": None, "image_size": None,
-            "clusters": None, "seed": 0, "device": "auto", "precision": "auto",
+            "clusters": None, "allow_outside": False, "seed": 0, "device": "auto", "precision": "auto",
         }  # fmt: skip
         given: dict[str, Any] = {
             "split": "test", "train_split": "val", "kind": "kmeans", "protocol": "stego", "image_size": 64,
-            "clusters": 9, "seed": 7, "device": "cpu", "precision": "bf16",
+            "clusters": 9, "allow_outside": True, "seed": 7, "device": "cpu", "precision": "bf16",
         }  # fmt: skip
         for settings in ({}, given):
             cli("probe", "run", "--dataset", "camvid", "--root", tmp_path, *options(settings))

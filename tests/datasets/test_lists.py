@@ -35,11 +35,13 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def read(root: Path, content: str | bytes, place: str = "lists/x.txt") -> list[Entry]:
+def read(
+    root: Path, content: str | bytes, place: str = "lists/x.txt", *, allow_outside: bool = False
+) -> list[Entry]:
     path = root / place
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     index = Index(DATASET, root / "images/val", root / "labels/val")
-    return ListReader(DATASET, index, root).read(path)
+    return ListReader(DATASET, index, root, allow_outside=allow_outside).read(path)
 
 
 @pytest.mark.parametrize(
@@ -98,6 +100,47 @@ def test_pairs_with_files_anywhere(root: Path) -> None:
     one, two = read(root, "a other/a_2.png\nphotos/z.jpg other/a_2.png\n")
     assert (one.name, one.label) == ("a", root / "other/a_2.png")
     assert (two.name, two.image) == ("photos/z", root / "photos/z.jpg")
+
+
+@pytest.mark.parametrize(
+    ("line", "taken"),
+    [
+        ("a {out}/z.png", "labels"),
+        ("a ../{name}/z.png", "labels"),
+        ("{out}/z.jpg sub/b c", "images"),
+        ("{out}/z.jpg", "none"),
+        ("../{name}/z.jpg", "none"),
+        ("{out}/z.jpg nothing", "none"),
+    ],
+)
+def test_files_outside_need_leave(root: Path, line: str, taken: str) -> None:
+    out = root.with_name(f"{root.name}-outside")
+    out.mkdir()
+    for name in ("z.jpg", "z.png"):
+        (out / name).touch()
+    text = "sub/b c\n" + line.format(out=out, name=out.name)
+    text = text.replace("sub/b c\n", "") if taken == "images" else text
+    number = len(text.splitlines())
+    with pytest.raises(InputError, match=rf"x\.txt: line {number} leads out .*--allow-outside"):
+        read(root, text)
+    found = read(root, text, allow_outside=True)[-1]
+    assert found.whole == (taken != "none")
+
+
+def test_links_may_lead_anywhere(root: Path) -> None:
+    """Folders and files of a data set often lie on other disks."""
+    out = root.with_name(f"{root.name}-disk")
+    for kind in ("images", "labels", "other"):
+        (out / kind).parent.mkdir(exist_ok=True)
+        (root / kind).rename(out / kind)
+        (root / kind).symlink_to(out / kind)
+    one, two = read(root, f"a other/a_2.png\n{out}/images/val/sub/b c.jpg")
+    assert (one.label, two.name) == (root / "other/a_2.png", "sub/b c")
+
+
+def test_a_line_longer_than_any_path(root: Path) -> None:
+    with pytest.raises(InputError, match=r"line 2 has 1,000,000 characters"):
+        read(root, "a\n" + "b " * 500_000)
 
 
 def test_a_whole_line_is_first_one_name(root: Path) -> None:

@@ -26,6 +26,7 @@ def test_bytes_that_are_no_text_stay_as_names_have_them() -> None:
         ("a\nb\n".encode("utf-16-le"), "line 1 holds a NUL byte"),  # without its mark
         (b"a\nb\0c\0", "line 2 holds a NUL byte"),
         (codecs.BOM_UTF16_LE + b"a\0b", "begins like UTF-16"),
+        (b"a\n" + b"b" * 10_001 + b"\nc", "line 2 has 10,001 characters"),
     ],
 )
 def test_other_files_are_refused(data: bytes, words: str) -> None:

@@ -7,7 +7,9 @@ import struct
 import sys
 import threading
 import time
+import tracemalloc
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -133,6 +135,21 @@ def test_truncated_files(tmp_path: Path, name: str) -> None:
     assert reason_of(load_image, path) == reason_of(load_square, path, 8) == "truncated"
     if name != "a.jpg":
         assert reason_of(load_label, path) == "truncated"
+
+
+def test_a_chunk_that_claims_gigabytes_takes_none(tmp_path: Path) -> None:
+    """Its reader would set aside what the length says, for what may lie behind the pixels."""
+    data = bytearray(encoded(Image.fromarray(noise(8, 8)), "PNG"))
+    struct.pack_into(">I", data, data.index(b"IDAT") - 4, 2**31 - 9)
+    path = tmp_path / "a.png"
+    path.write_bytes(data)
+    tracemalloc.start()
+    try:
+        with suppress(ImageError):
+            load_image(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
 
 
 def test_huge_headers_are_refused_before_decoding(tmp_path: Path) -> None:

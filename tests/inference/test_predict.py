@@ -517,28 +517,6 @@ class TestLargeImages:
         assert files(tmp_path / "out") == {"b.png", "b_overlay.jpg", "failed.jsonl"}
 
 
-WEIRD = [
-    *("new\nline.png", "tab\tstop.png", "quote'\".png", "markup[bold].png", "markup[/red].png"),
-    *("-leading.png", "--out.png", " space .png", "back\\slash.png", "木*?.png", "\x1b[31mred.png"),
-    *("\u00e9.png", "e\u0301.png"),  # one code point, and two that look the same
-    os.fsdecode(b"bytes\xff\xfe.png"),
-    "x" * 251 + ".png",
-]
-
-
-def test_weird_names(segmenter: Segmenter, tmp_path: Path) -> None:
-    """Each gives a mask of its own name, and bad files are listed under theirs."""
-    folder, out = tmp_path / "images", tmp_path / "out"
-    for name in WEIRD:
-        picture(folder / name)
-    bad = junk(folder / os.fsdecode(b"bad\xff\n.png"))
-    results = predict(segmenter, [folder], out)
-    assert files(out) == {*WEIRD, "failed.jsonl"}
-    (line,) = (out / "failed.jsonl").read_text("ascii").splitlines()
-    assert json.loads(line)["path"] == str(bad)
-    assert isinstance(overall_error(results), PartialError)
-
-
 class TestBadFiles:
     def test_among_good_ones_are_listed_and_the_others_done(
         self, segmenter: Segmenter, images: Path, tmp_path: Path
