@@ -5,7 +5,11 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Iterator
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,8 @@ from densesiam_seg.io.records import read_records
 from densesiam_seg.io.run_directory import read_status
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+
+Kill = Callable[[int], None]
 
 MACHINE = ("--device", "cpu", "--precision", "fp32")
 COMMON: tuple[object, ...] = (
@@ -273,3 +279,179 @@ def test_readouts(
         found = program.run("probe", model_folder, *probe, "--kind", "kmeans", "-k", 1)
         assert found.code == 0, found
         assert sum(map(sum, json.loads(found.out)["kmeans"]["counts"])) == 32 * 32
+
+
+@pytest.fixture
+def predict(program: Forks, model_folder: Path) -> Callable[..., Ended]:
+    """Masks of a folder, with two threads; to be waited for where `kill` is given, which gets the child's number."""
+
+    def run(images: Path, out: Path, *options: object, kill: Kill | None = None) -> Ended:
+        where = ("predict", images, "--out", out, "--model", model_folder, *MACHINE, *options)
+        child = program.start(*where, threads=2)
+        if kill is not None:
+            kill(child)
+        return program.wait()
+
+    return run
+
+
+def write_images(folder: Path, count: int, height: int, width: int) -> dict[str, tuple[int, int]]:
+    """Images of two shapes, and the size that each mask must have."""
+    folder.mkdir()
+    sizes = {}
+    for index in range(count):
+        size = (height, width) if index % 3 else (width, height)
+        pixels = scene(4, index % 20, max(size))[0][: size[0], : size[1]]
+        Image.fromarray(pixels).save(folder / f"{index:04}.png")
+        sizes[f"{index:04}.png"] = (size[1], size[0])
+    return sizes
+
+
+def files_of(out: Path) -> dict[str, bytes]:
+    """Everything that is not hidden."""
+    return {path.name: path.read_bytes() for path in out.iterdir() if path.name[0] != "."}
+
+
+def whole(out: Path, sizes: dict[str, tuple[int, int]]) -> list[str]:
+    """The masks there, every one of which opens, to its last pixel, and has its image's size; as do overlays."""
+    masks = sorted(path.name for path in out.glob("*.png"))
+    for name in masks:
+        with Image.open(out / name) as mask:
+            mask.load()
+            assert (mask.mode, mask.size) == ("P", sizes[name])
+    for path in out.glob("*_overlay.jpg"):
+        with Image.open(path) as picture:
+            picture.load()
+            assert picture.size == sizes[path.name.replace("_overlay.jpg", ".png")]
+    return masks
+
+
+@fault(
+    "F19",
+    "a bad image among many (60, in full 1,000)",
+    "all other masks, exit 9, failed.jsonl; a rerun makes the rest",
+)
+def test_one_bad_image(trials: Trials, tmp_path: Path, predict: Callable[..., Ended]) -> None:
+    images, out = tmp_path / "images", tmp_path / "out"
+    count = len(trials.several(60, 1000))
+    sizes = write_images(images, count, 12, 16)
+    bad = images / f"{count // 2:04}.png"
+    sound = bad.read_bytes()
+    bad.write_bytes(sound[: len(sound) // 2])
+
+    with trials.trial("the first run"):
+        found = predict(images, out)
+        refused(found, 9, f"1 of {count:} images failed", bad)
+        masks = whole(out, sizes)
+        assert masks == sorted(sizes.keys() - {bad.name})
+        (listed,) = read_records(out / "failed.jsonl")
+        assert (listed["path"], listed["reason"]) == (str(bad), "truncated")
+        times = {name: (out / name).stat().st_mtime_ns for name in masks}
+    with trials.trial("a second run with --resume"):
+        refused(predict(images, out, "--resume"), 9, f"1 of {count} images failed", bad)
+        assert whole(out, sizes) == masks
+    with trials.trial("a third one, when the image is mended"):
+        bad.write_bytes(sound)
+        found = predict(images, out, "--resume")
+        assert found.code == 0, found
+        assert whole(out, sizes) == sorted(sizes)
+        assert not (out / "failed.jsonl").exists()
+    with trials.trial("what was done was left as it is"):
+        assert times == {name: (out / name).stat().st_mtime_ns for name in masks}
+    with trials.trial("without --resume nothing is touched"):
+        refused(predict(images, out), 2, "exists already")
+
+
+@fault(
+    "F19",
+    "kill -9 in the middle of predict, with overlays and without",
+    "no partial mask; --resume ends with the masks of a whole run",
+)
+def test_killed_predictions(trials: Trials, tmp_path: Path, predict: Callable[..., Ended]) -> None:
+    images = tmp_path / "images"
+    sizes = write_images(images, 24, 90, 120)
+    reference = {}
+    for overlays in ((), ("--overlay",)):
+        out = tmp_path / f"whole{len(overlays)}"
+        assert predict(images, out, *overlays).code == 0
+        assert whole(out, sizes) == sorted(sizes)
+        reference[overlays] = files_of(out)
+    assert len(reference["--overlay",]) == 48
+
+    draw, landed = random.Random(0), 0
+    for n in trials.several(3, 20):
+        with trials.trial(n):
+            overlays = ("--overlay",) if n % 2 else ()
+            out = tmp_path / str(n)
+            for again in (False, True):  # the second one meets what the first has left
+                enough = draw.randrange(0, 20) if not again else 22
+                options = (*overlays, "--resume") if again else overlays
+                found = predict(images, out, *options, kill=killer(out, enough, draw.random()))
+                assert found.code in (0, -signal.SIGKILL), found
+                landed += found.code != 0
+                done = whole(out, sizes) if out.is_dir() else []
+                kept = files_of(out) if out.is_dir() else {}
+                assert all(reference[overlays][name] == data for name, data in kept.items())
+                if overlays:
+                    stems = {name.removesuffix("_overlay.jpg") for name in kept}
+                    assert all(name.removesuffix(".png") in stems for name in done)
+            found = predict(images, out, *overlays, "--resume")
+            assert found.code == 0, found
+            assert files_of(out) == reference[overlays]
+    with trials.trial("kills that came in time"):
+        assert landed >= len(trials.several(3, 20)), landed
+
+
+def killer(out: Path, enough: int, chance: float) -> Kill:
+    """Ends a child soon after it has written so many masks, or once it has ended by itself."""
+
+    def kill(child: int) -> None:
+        give_up = time.monotonic() + 60
+        while time.monotonic() < give_up and not has_ended(child):
+            if sum(1 for _ in out.glob("*.png")) >= enough:
+                time.sleep(0.004 * chance)
+                break
+            time.sleep(0.0005)
+        if not has_ended(child):  # else the number may be another's
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+
+    return kill
+
+
+def has_ended(child: int) -> bool:
+    return not Path(f"/proc/{child}").exists()
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda data: b"",
+    "zeros": lambda data: bytes(len(data)),
+    "half": lambda data: data[: len(data) // 2],
+    "zeros at its end": lambda data: data[:-40] + bytes(40),
+    "one byte short": lambda data: data[:-1],
+    "one byte": lambda data: data[:1],
+}
+
+
+@fault(
+    "F19",
+    "masks and overlays as a power cut leaves them: empty, zeros",
+    "--resume makes them again and says how many",
+)
+def test_damaged_masks(trials: Trials, tmp_path: Path, predict: Callable[..., Ended]) -> None:
+    images, out = tmp_path / "images", tmp_path / "out"
+    write_images(images, 6, 40, 60)
+    assert predict(images, out, "--overlay").code == 0
+    reference = files_of(out)
+    for kind, damage in DAMAGES.items():
+        for name in ("0002.png", "0003_overlay.jpg"):
+            with trials.trial(f"{name} is {kind}"):
+                (out / name).write_bytes(damage(reference[name]))
+                found = predict(images, out, "--overlay", "--resume")
+                assert found.code == 0, found
+                assert "1 mask " in found.error and "5 kept" in found.error, found.error
+                assert files_of(out) == reference
+    with trials.trial("a file that is none of these masks"):
+        (out / "0002.png").write_text("my notes")
+        refused(predict(images, out, "--resume"), 2, "0002.png", "no mask")
+        assert (out / "0002.png").read_text() == "my notes"
