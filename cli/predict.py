@@ -86,6 +86,10 @@ def command(
     console = Console(quiet=quiet)
     segmenter = reading.load(model, settings, console.choosing)
     decoding = segmenter.new_decoding(settings)
+    if work.damaged:
+        console.say(
+            f"{counted(work.damaged, 'mask')} of an earlier run not whole: made again", warning=True
+        )
     events = predict_events(
         segmenter,
         work,

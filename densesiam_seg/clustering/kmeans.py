@@ -64,15 +64,19 @@ def kmeans(points: Tensor, clusters: int, *, seed: int, restarts: int = 1) -> Ce
             f"k-means: {len(data)} points cannot make {clusters} clusters; give more images or {lower}"
         )
     # With too few distinct points FAISS splits a centre in two without a warning. Usually a few points show enough.
-    few = data[: 50 * clusters]
-    if all(len(np.unique(part, axis=0)) < clusters for part in (few, data)):
+    for part in (data[: 50 * clusters], data):
+        distinct = len(np.unique(part, axis=0))
+        if distinct >= clusters:
+            break
+    else:
         if not data.any():  # as unit vectors are whose length overflowed
             raise NumericError(
                 "k-means: all features are 0 or beyond the numbers of float32; the model has diverged, "
                 "train it with a lower rate"
             )
         raise InputError(
-            f"k-means: fewer than {clusters} distinct points; give more varied images or {lower}"
+            f"k-means: {len(data)} points, {distinct} of them distinct, cannot make {clusters} clusters; "
+            f"give more varied images or {lower}"
         )
     machine = faiss.Kmeans(
         data.shape[1],

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from densesiam_seg.errors import ImageError
-from densesiam_seg.images.decoding import MAX_PIXELS, Decoding
+from densesiam_seg.images.decoding import MAX_PIXELS, Decoding, page_of
 from densesiam_seg.images.opening import opened
 
 LabelArray = NDArray[np.uint8] | NDArray[np.int32] | NDArray[np.int64]
@@ -24,10 +24,13 @@ def load_label(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
     opaque and is dropped. An EXIF orientation, which labels normally lack, is applied as it is to
     images, so that a pair written by one tool still fits.
 
-    Raises `ImageError`, also for what cannot hold exact values: JPEG, floats, other colour spaces.
+    Raises `ImageError`, also for what cannot hold exact values: JPEG, floats, other colour spaces; and for several
+    pages or frames, unless the path names one of them (`FILE/3`).
     """
     name = os.fspath(path)
     with opened(path, Decoding(max_pixels)) as image:
+        if image.pages > 1 and page_of(name)[1] is None:
+            raise _refused(name, f"has {image.pages} pages or frames, and a label is one picture")
         if image.lossy:
             raise _refused(
                 name, f"is a {image.format} with lossy compression, which changes values"

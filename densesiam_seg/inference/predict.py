@@ -52,6 +52,11 @@ from densesiam_seg.pictures.masks import encode_jpeg, overlay, write_mask
 FAILED = "failed.jsonl"
 MAX_BATCH_SIZE = 1024
 _OVERLAY = "_overlay.jpg"
+_ENDS = {
+    ".png": (b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"),
+    ".jpg": (b"\xff\xd8\xff", b"\xff\xd9"),
+}
+"""The beginning and the end of the files that are written."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,8 @@ class Plan:
     targets: tuple[Path, ...]
     done: int = 0
     """Masks of an earlier run that `resume` leaves as they are."""
+    damaged: int = 0
+    """Those that it makes again, as they or their overlays are not whole."""
     failures: Path | None = None
     """Where a job of several images lists those that failed."""
     noted: bool = False
@@ -82,7 +89,8 @@ def plan(
     """Decide the name of every mask before any work.
 
     `out` is the mask's own name for one image when it ends in `.png`, else a folder that keeps sub-folders and stems.
-    Raises UsageError for targets that exist already (unless `overwrite` or `resume`) or would overwrite an input.
+    Raises UsageError for targets that exist already (unless `overwrite` or, where they are masks, `resume`) or would
+    overwrite an input.
     """
     single = out.suffix.lower() == ".png" and not os.path.isdir(out)  # noqa: PTH112
     shortened = 0
@@ -108,6 +116,7 @@ def plan(
     sources = [manifest.path(index) for index in range(len(manifest))]
     inputs = {os.path.realpath(source) for source in sources}
     left: list[tuple[str, Path]] = []
+    damaged = 0
     for source, target in zip(sources, targets, strict=True):
         written = (target, overlay_path(target)) if overlays else (target,)
         for path in written:
@@ -118,13 +127,16 @@ def plan(
                 raise UsageError(
                     f"{path}: exists already; give --overwrite, --resume or another --out"
                 )
-        if not (resume and all(map(os.path.isfile, written))):
+        found = [_is_whole(path) for path in written if os.path.isfile(path)] if resume else []  # noqa: PTH113
+        if len(found) < len(written) or not all(found):
             left.append((source, target))
+            damaged += not all(found)
     return Plan(
         folder,
         tuple(source for source, _ in left),
         tuple(target for _, target in left),
         done=len(sources) - len(left),
+        damaged=damaged,
         failures=folder / FAILED if len(sources) > 1 else None,
         noted=not single,
         shortened=shortened,
@@ -134,6 +146,27 @@ def plan(
 def _exists(path: Path) -> bool:
     # `Path.exists` raises where a folder may not be entered or a name is too long.
     return os.path.lexists(path)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a mask or an overlay of an earlier run is complete, as far as its two ends tell.
+
+    Nothing forces them to the disk, so a power cut may leave an empty file, a part of one, or zeros. Raises UsageError
+    for a file of another kind.
+    """
+    start, end = _ENDS[path.suffix.lower()]
+    try:
+        with path.open("rb") as file:
+            head = file.read(len(start))
+            file.seek(-min(len(end), file.seek(0, os.SEEK_END)), os.SEEK_END)
+            tail = file.read()
+    except OSError:
+        return False
+    if head.strip(b"\0") and not start.startswith(head):
+        raise UsageError(
+            f"{path}: exists already and is no mask of an earlier run; give --overwrite or another --out"
+        )
+    return (head, tail) == (start, end)
 
 
 def mask_names(names: Sequence[str]) -> list[str]:

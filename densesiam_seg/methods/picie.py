@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from densesiam_seg.clustering.kmeans import MAX_MAGNITUDE, Centroids, kmeans, refine, unit_features
 from densesiam_seg.config import TrainConfig
-from densesiam_seg.errors import NumericError
+from densesiam_seg.errors import InputError, NumericError
 from densesiam_seg.images.store import ImageStore, epoch_batches
 from densesiam_seg.io.devices import autocast
 from densesiam_seg.io.randomness import Stream, generator
@@ -35,6 +35,9 @@ MAX_FEATURE_BYTES = 2**30
 batch). Keeping them makes one pass over the images enough for both centroids and pseudo-labels."""
 SAMPLE = 100_000
 """Pixels per view in the sample of the initial k-means, spread evenly over those images."""
+
+STRIDE = 32
+"""Pixels of a place of the last stage."""
 
 BatchFeatures = list[tuple[tuple[int, ...], Tensor]]
 """Positions of the images of batches, and their features (V·B, C, h, h)."""
@@ -61,11 +64,20 @@ class PiCIE(Method):
         """Compute an epoch's centroids and pseudo-labels in one pass over its batches; yields how many images are done.
 
         Labels of images in no batch of this epoch are meaningless and never read. Raises InputError for more clusters
-        than pixels and NumericError for features that are not finite, too large to have a length or all the same.
+        than pixels or batches of a single place, and NumericError for features that are not finite, too large to have a
+        length or all the same.
         """
         if self.epoch == epoch:
             return
         config = self.config
+        # Batch normalisation refuses it. The other methods always have two views of an image.
+        single = self.views * config.batch_size == 1 and config.image_size <= STRIDE
+        norms = (module for module in self.network.modules() if isinstance(module, nn.BatchNorm2d))
+        if single and any(norm.training for norm in norms):
+            raise InputError(
+                f"{config.method}: a batch of 1 image of {config.image_size} pixels leaves 1 place in the last stage, "
+                "too few for batch normalisation; give 2 images or more, or a larger --image-size"
+            )
         checks: list[Tensor] = []
 
         def require_sound() -> None:

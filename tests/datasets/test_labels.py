@@ -61,14 +61,6 @@ def test_values_and_colours_become_class_ids(
     assert label.dtype == np.uint8
 
 
-def test_palette_label_is_read_by_index(tmp_path: Path) -> None:
-    image = Image.new("P", (2, 1), color=0)
-    image.putpalette([channel for n in range(256) for channel in (255 - n, n, 9)])
-    image.putpixel((0, 0), 7)
-    image.save(tmp_path / "a.png")
-    assert read_label(VALUES, tmp_path / "a.png").tolist() == [[0, 1]]
-
-
 def test_value_without_meaning_is_named_with_its_pixels(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.png", [[7, 8, 8], [6, 6, 6], [200, 201, 0]])
     with pytest.raises(InputError, match="ignore_values") as caught:

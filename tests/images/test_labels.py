@@ -79,6 +79,16 @@ def test_label_that_cannot_be_exact_is_refused(tmp_path: Path) -> None:
         assert reason_of(load_label, path) == "bad-values"
 
 
+@pytest.mark.parametrize("suffix", ["png", "gif", "tif"])
+def test_label_of_several_frames_is_refused(tmp_path: Path, suffix: str) -> None:
+    """Unless one of them is named."""
+    frames = [Image.fromarray(noise(5, 6, 1) ^ np.uint8(flip)) for flip in (0, 255)]
+    path = saved(tmp_path, f"a.{suffix}", frames[0], save_all=True, append_images=[frames[1]])
+    assert reason_of(load_label, path) == "bad-values"
+    if suffix == "tif":
+        np.testing.assert_array_equal(load_label(path / "2"), np.asarray(frames[1]))
+
+
 def test_label_of_sixteen_and_thirty_two_bits(tmp_path: Path) -> None:
     deep = np.array([[0, 300], [65535, 3]], np.uint16)
     wide = np.array([[0, 70_000], [-1, 3]], np.int32)

@@ -146,7 +146,9 @@ class TestFitCentroids:
     def test_too_few_points(self) -> None:
         with pytest.raises(InputError, match="5 points cannot make 6 clusters"):
             fit([points(5, 0)], 6)
-        with pytest.raises(InputError, match="fewer than 3 distinct points"):
+        with pytest.raises(
+            InputError, match="50 points, 1 of them distinct, cannot make 3 clusters"
+        ):
             fit([torch.ones(50, 2)], 3)
         with pytest.raises(InputError, match="none of the images can be read"):
             fit([], 3)
@@ -182,7 +184,7 @@ class TestFitReadout:
         [
             (math.nan, NumericError, "diverged"),
             (math.inf, NumericError, "diverged"),
-            (0.0, InputError, "distinct points"),
+            (0.0, InputError, "1 of them distinct"),
         ],
     )
     def test_a_network_that_has_diverged_or_is_constant(

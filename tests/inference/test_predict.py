@@ -256,6 +256,32 @@ class TestPlan:
         work = plan(scan([images]), out, resume=True, overlays=True)
         assert [path.name for path in work.targets] == ["b.png", "c.png"]
 
+    @pytest.mark.parametrize("damage", [b"", b"\0" * 500, b"\x89PNG\r\n", None])
+    def test_resume_makes_what_is_not_whole_again(
+        self, images: Path, tmp_path: Path, damage: bytes | None
+    ) -> None:
+        """As a power cut leaves it: empty, zeros, a part; also the overlay alone."""
+        out = tmp_path / "out"
+        for name in ("a.png", "a_overlay.jpg", "b.png", "b_overlay.jpg"):
+            picture(out / name)
+        for name in ("a_overlay.jpg", "b.png"):
+            whole = (out / name).read_bytes()
+            (out / name).write_bytes(whole[:-1] if damage is None else damage[: len(whole)])
+            if name == "a_overlay.jpg" and damage and damage[0]:
+                (out / name).write_bytes(b"\xff\xd8")
+        work = plan(scan([images]), out, resume=True)
+        assert [path.name for path in work.targets] == ["b.png", "c.png"]
+        assert (work.done, work.damaged) == (1, 1)
+        work = plan(scan([images]), out, resume=True, overlays=True)
+        assert [path.name for path in work.targets] == ["a.png", "b.png", "c.png"]
+        assert (work.done, work.damaged) == (0, 2)
+
+    def test_resume_leaves_other_peoples_files(self, images: Path, tmp_path: Path) -> None:
+        (tmp_path / "b.png").write_text("my notes")
+        with pytest.raises(UsageError, match=r"b\.png: exists already and is no mask"):
+            plan(scan([images]), tmp_path, resume=True)
+        assert plan(scan([images]), tmp_path, overwrite=True).damaged == 0
+
 
 class TestPredict:
     def test_masks_of_the_images_own_sizes(
@@ -534,23 +560,6 @@ class TestBadFiles:
         assert reasons(results) == [None, None, "not-an-image", None, "empty"]
         error = overall_error(results)
         assert isinstance(error, PartialError) and "2 of 5 images failed" in str(error)
-
-    def test_a_rerun_does_only_what_is_missing(
-        self, segmenter: Segmenter, images: Path, tmp_path: Path
-    ) -> None:
-        bad, out = junk(images / "bad.jpg"), tmp_path / "out"
-        predict(segmenter, [images], out)
-        before = {name: (out / name).stat().st_mtime_ns for name in ("a.png", "b.png")}
-        again = plan(scan([images]), out, resume=True)
-        assert (again.sources, again.done) == ((str(bad),), 3)
-        error = overall_error(list(predict_events(segmenter, again)), (), again.done)
-        assert isinstance(error, PartialError) and "1 of 4 images failed" in str(error)
-        assert "bad.jpg" in (out / "failed.jsonl").read_text()
-        picture(bad)
-        assert overall_error(predict(segmenter, [images], out, resume=True), (), 3) is None
-        assert files(out) == {"a.png", "b.png", "bad.png", "deep/er/c.png"}
-        assert before == {name: (out / name).stat().st_mtime_ns for name in before}
-        assert predict(segmenter, [images], out, resume=True) == []
 
     def test_a_single_bad_file_is_the_error(self, segmenter: Segmenter, tmp_path: Path) -> None:
         """A list of failures that lies there is not this program's."""

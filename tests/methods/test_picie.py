@@ -310,6 +310,12 @@ class TestCentroids:
             list(method.prepare(store, 1))
         assert method.state() == {}
 
+    def test_a_batch_of_one_place(self, store: ImageStore) -> None:
+        """MDC has no second view, and batch normalisation no deviation of a single number."""
+        with pytest.raises(InputError, match="a batch of 1 image of 32 pixels leaves 1 place"):
+            list(made(replace(MDC, batch_size=1)).prepare(store, 0))
+        assert list(made(replace(CONFIG, batch_size=1)).prepare(store, 0))[-1] == IMAGES
+
 
 class TestLeavesAlone:
     @pytest.mark.parametrize("config", [CONFIG, MDC], ids=["picie", "mdc"])
