@@ -117,10 +117,7 @@ def main() -> None:
     try:
         code = _run(debug="--debug" in sys.argv[1:2])
         sys.stdout.flush()
-    except OSError as error:
-        # Everything that writes files turns these into our own errors; what is left is stdout.
-        if error.filename is not None:
-            raise
+    except _StdoutError as error:
         code = _stdout_lost(error)
     sys.exit(code)
 
@@ -142,10 +139,8 @@ def _run(debug: bool) -> int:
     except (_Interrupted, KeyboardInterrupt, typer.Abort) as stop:
         number = stop.number if isinstance(stop, _Interrupted) else signal.SIGINT
         return _fail("stopped", "stopped by a signal; nothing had to be saved", 128 + number)
-    except OSError as error:
-        if error.filename is None or debug:  # of a standard stream
-            raise
-        return _bug(error)
+    except _StdoutError:
+        raise
     except Exception as error:
         if debug:
             raise
@@ -192,6 +187,10 @@ def _replace_closed_streams() -> None:
         sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115
 
 
+class _StdoutError(Exception):
+    """What kept stdout from being written, apart from a reader that has left."""
+
+
 class _Stream:
     """stdout or stderr, where some failures end no work: from the first of them on, nothing more is written.
 
@@ -211,12 +210,16 @@ class _Stream:
         except self._forgiven:
             _to_nowhere(self._stream)
             return len(text)
+        except OSError as error:
+            raise _StdoutError(error.strerror) from error
 
     def flush(self) -> None:
         try:
             self._stream.flush()
         except self._forgiven:
             _to_nowhere(self._stream)
+        except OSError as error:
+            raise _StdoutError(error.strerror) from error
 
 
 def _to_nowhere(stream: TextIO) -> None:
@@ -225,7 +228,7 @@ def _to_nowhere(stream: TextIO) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _stdout_lost(error: OSError) -> int:
+def _stdout_lost(error: _StdoutError) -> int:
     """The exit code when stdout could not be written, such as on a full disk."""
     _to_nowhere(sys.stdout)
-    return _fail("output", f"standard output: cannot be written ({error.strerror})", 5)
+    return _fail("output", f"standard output: cannot be written ({error})", 5)

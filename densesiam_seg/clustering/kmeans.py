@@ -41,22 +41,30 @@ def unit_features(features: Tensor) -> Tensor:
     return F.normalize(features.float(), dim=1)
 
 
-def kmeans(points: Tensor, clusters: int, *, seed: int, restarts: int = 1) -> Centroids:
-    """FAISS k-means of points (N, C), all of them used, repeatable for a seed.
+def require_bounded(features: Tensor) -> None:
+    """Raises NumericError for features that are not finite, or so large that their squares may not be.
 
-    Of `restarts` starts the one with the least sum of squared distances is kept; the first is that of a single one.
-    Raises InputError for fewer points (or fewer distinct ones) than clusters and NumericError for points that are not
-    finite, too large for FAISS, or all 0.
+    FAISS would end the process, and L2-normalisation would make zeros of them.
     """
-    import faiss
-
-    features = points.detach().float().cpu().contiguous()
     # A single pass without copies; no comparison with NaN is true.
     lowest, highest = torch.aminmax(features) if features.numel() else torch.zeros(2)
     if not (float(lowest) >= -MAX_MAGNITUDE and float(highest) <= MAX_MAGNITUDE):
         raise NumericError(
             "k-means: features are not finite or exceed 1e6; the model has diverged, train it with a lower rate"
         )
+
+
+def kmeans(points: Tensor, clusters: int, *, seed: int, restarts: int = 1) -> Centroids:
+    """FAISS k-means of points (N, C), all of them used, repeatable for a seed.
+
+    Of `restarts` starts the one with the least sum of squared distances is kept; the first is that of a single one.
+    Raises InputError for fewer points (or fewer distinct ones) than clusters and NumericError for points that are not
+    finite or too large for FAISS.
+    """
+    import faiss
+
+    features = points.detach().float().cpu().contiguous()
+    require_bounded(features)
     data = features.numpy()
     lower = "lower --clusters (--over-clusters of a merge)"
     if clusters < 1 or len(data) < clusters:
@@ -69,11 +77,6 @@ def kmeans(points: Tensor, clusters: int, *, seed: int, restarts: int = 1) -> Ce
         if distinct >= clusters:
             break
     else:
-        if not data.any():  # as unit vectors are whose length overflowed
-            raise NumericError(
-                "k-means: all features are 0 or beyond the numbers of float32; the model has diverged, "
-                "train it with a lower rate"
-            )
         raise InputError(
             f"k-means: {len(data)} points, {distinct} of them distinct, cannot make {clusters} clusters; "
             f"give more varied images or {lower}"

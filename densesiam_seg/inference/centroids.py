@@ -14,7 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from densesiam_seg.clustering.kmeans import Centroids, kmeans, refine, unit_features
+from densesiam_seg.clustering.kmeans import (
+    Centroids,
+    kmeans,
+    refine,
+    require_bounded,
+    unit_features,
+)
 from densesiam_seg.clustering.merging import Contacts, Merges, contacts, merge_tree
 from densesiam_seg.errors import ImageError, InputError
 from densesiam_seg.inference.segmenter import ImageLike, Segmenter
@@ -93,6 +99,7 @@ def _points_of(segmenter: Segmenter) -> Callable[[ImageLike], Tensor | None]:
 
     def points_of(pixels: Tensor) -> Tensor:
         features = segmenter.learned(segmenter.features(segmenter.normalised(pixels)))
+        require_bounded(features)
         return unit_features(features)[0].flatten(1).T.cpu()
 
     return _of_each(segmenter, points_of)

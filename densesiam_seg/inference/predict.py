@@ -42,6 +42,7 @@ from densesiam_seg.io.files import (
     means_a_file,
     output_error,
     replace_file,
+    sync_folders,
 )
 from densesiam_seg.io.outputs import note_outputs
 from densesiam_seg.io.parallel import device_lock, on_own_cores
@@ -151,7 +152,7 @@ def _exists(path: Path) -> bool:
 def _is_whole(path: Path) -> bool:
     """Whether a mask or an overlay of an earlier run is complete, as far as its two ends tell.
 
-    Nothing forces them to the disk, so a power cut may leave an empty file, a part of one, or zeros. Raises UsageError
+    A copy that broke off or a disk that was full may have left an empty file, a part of one, or zeros. Raises UsageError
     for a file of another kind.
     """
     start, end = _ENDS[path.suffix.lower()]
@@ -276,6 +277,7 @@ def predict_events(
                 with Records(work.failures) as records:
                     records.append(_failure(result.image, result.error))
             yield result
+    sync_folders({target.parent for target in work.targets} - closed.keys())
 
 
 def _failure(image: str, error: ImageError | OutputError) -> dict[str, str]:
@@ -352,7 +354,7 @@ class _Job:
                 image = load_image(source, self.decoding)
                 picture = overlay(image.permute(1, 2, 0).numpy(), mask, self.segmenter.palette)
                 encoded = encode_jpeg(Image.fromarray(picture))
-                replace_file(overlay_path(target), encoded, sync=False)
+                replace_file(overlay_path(target), encoded, sync_name=False)
             write_mask(target, mask, self.segmenter.palette)
         except ImageError as error:
             return Predicted(source, None, error)

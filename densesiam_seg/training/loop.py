@@ -202,7 +202,10 @@ class Training:
         return step
 
     def _sound(self, result: Objective) -> Tensor:
+        # A running variance overflows where features are too large for the loss to show it, as they are normalised.
+        buffers = [b for b in self.network.buffers() if b.is_floating_point()]
         sound = torch.isfinite(result.total.detach())
+        sound = sound & torch.isfinite(torch.nn.utils.get_total_norm(buffers))
         if not self.scaler.is_enabled():
             # With fp16 the scaler itself skips steps whose scaled gradients overflow.
             gradients = [p.grad for p in self.network.parameters() if p.grad is not None]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import densesiam_seg
-from densesiam_seg.errors import StoppedError, UsageError
+from densesiam_seg.errors import StoppedError, UsageError, one_line
 from densesiam_seg.events import EpochRecord, Event, Notice, Progress, Started, StepRecord, Trained
 from densesiam_seg.images.scan import scan
 from densesiam_seg.io.devices import pick_device
@@ -184,7 +184,7 @@ def _beginning(
 
 
 def _log(path: Path, text: str) -> None:
-    line = f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}".replace("\n", "\\n")
+    line = f"{datetime.now():%Y-%m-%d %H:%M:%S} {one_line(text)}"
     try:
         with path.open("a", encoding="utf-8", errors="backslashreplace") as log:
             print(line, file=log)

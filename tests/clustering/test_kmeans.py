@@ -99,11 +99,6 @@ class TestRefusals:
             kmeans(points, 5, seed=0)
         assert len(kmeans(points, 4, seed=0).counts) == 4
 
-    def test_nothing_but_zeros_is_not_the_images_fault(self) -> None:
-        """So are unit vectors whose length was beyond float32."""
-        with pytest.raises(NumericError, match="all features are 0"):
-            kmeans(unit_features(torch.full((50, 4), 1e38)), 2, seed=0)
-
     def test_distinct_points_may_come_last(self) -> None:
         points = torch.zeros(1000, 2)
         points[-2:] = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
