@@ -152,8 +152,8 @@ def _exists(path: Path) -> bool:
 def _is_whole(path: Path) -> bool:
     """Whether a mask or an overlay of an earlier run is complete, as far as its two ends tell.
 
-    A copy that broke off or a disk that was full may have left an empty file, a part of one, or zeros. Raises UsageError
-    for a file of another kind.
+    A copy that broke off or a full disk may have left an empty file, a part of one, or zeros. Raises UsageError for a
+    file of another kind.
     """
     start, end = _ENDS[path.suffix.lower()]
     try:
