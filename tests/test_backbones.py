@@ -28,7 +28,7 @@ def test_names_of_timm_need_its_form_alone(name: str) -> None:
     "name",
     [
         *("", "vit", "resnet99", "ResNet18", "resnet18 "),
-        *("timm:", "timm:a.b.c", "timm:../model", "timm:vit\n"),
+        *("timm:", "timm:a.b.c", "timm:../model", "timm:vit\n", "timm:" + 101 * "x"),
         # What would make timm fetch a model that it does not have itself.
         *(
             "timm:hf-hub:someone/model",
