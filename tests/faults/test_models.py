@@ -638,6 +638,20 @@ def trained(program: Forks, image: Path, run: Path, *options: object) -> Ended:
     )
 
 
+def rename_sealed(folder: Path, body: bytes) -> None:
+    sealed(body)(folder)
+    (folder / "config.json").rename(folder / "manifest.json")
+
+
+def manifest_of(folder: Path, **changes: Any) -> None:
+    """A checkpoint's manifest with other values and right digests."""
+    content = json.loads((folder / "manifest.json").read_bytes())
+    del content["sha256"]
+    digest = hashlib.sha256((folder / "tensors.safetensors").read_bytes()).hexdigest()
+    content |= {"files": {"tensors.safetensors": digest}, **changes}
+    (folder / "manifest.json").write_bytes(seal(content))
+
+
 STARTS = ("weights: NaN", "weights: a pickle", "config: 100 MB", "clusters: a million")
 CHECKPOINTS: dict[str, Damage] = {
     "manifest: a pickle": pickled("manifest.json"),
@@ -655,20 +669,6 @@ CHECKPOINTS: dict[str, Damage] = {
     ),
     "tensors: none": all_of(lambda f: raw_file(f / "tensors.safetensors", {}), manifest_of),
 }
-
-
-def rename_sealed(folder: Path, body: bytes) -> None:
-    sealed(body)(folder)
-    (folder / "config.json").rename(folder / "manifest.json")
-
-
-def manifest_of(folder: Path, **changes: Any) -> None:
-    """A checkpoint's manifest with other values and right digests."""
-    content = json.loads((folder / "manifest.json").read_bytes())
-    del content["sha256"]
-    digest = hashlib.sha256((folder / "tensors.safetensors").read_bytes()).hexdigest()
-    content |= {"files": {"tensors.safetensors": digest}, **changes}
-    (folder / "manifest.json").write_bytes(seal(content))
 
 
 @fault(
