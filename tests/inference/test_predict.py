@@ -308,6 +308,15 @@ class TestPredict:
         with Image.open(tmp_path / "out" / "b_overlay.jpg") as overlay:
             assert (overlay.format, overlay.size) == ("JPEG", (17, 31))
 
+    def test_names_are_put_on_the_disk_once(
+        self, segmenter: Segmenter, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen: list[list[Path]] = []
+        monkeypatch.setattr(prediction, "sync_folders", lambda folders: seen.append(list(folders)))
+        out = tmp_path / "out"
+        predict(segmenter, [images], out)
+        assert seen == [[out, out / "deep" / "er"]]
+
     def test_a_mask_of_more_clusters_than_8_bits(
         self, segmenter: Segmenter, images: Path, tmp_path: Path
     ) -> None:
