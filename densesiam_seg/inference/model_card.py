@@ -188,9 +188,9 @@ def _read_clusters(path: Path, count: int, *, merged: bool = False) -> list[Clus
     except TypeError as error:
         raise ModelError(f"{path}: not a list of clusters ({error}); mend or retrain") from error
     ids = [cluster.id for cluster in clusters]
-    if ids != list(range(count)) or not all(_is_colour(cluster.colour) for cluster in clusters):
+    if ids != list(range(count)) or not all(map(_is_sound, clusters)):
         raise ModelError(
-            f"{path}: must list the clusters 0 to {count - 1} with RGB colours; mend it"
+            f"{path}: must list the clusters 0 to {count - 1} with names, RGB colours and shares from 0 to 1; mend it"
         )
     members = [cluster.members for cluster in clusters if cluster.members is not None]
     if members and not merged:
@@ -209,8 +209,15 @@ def _cluster(entry: Mapping[str, Any]) -> Cluster:
     return Cluster(**{**entry, **lists})
 
 
-def _is_colour(colour: Sequence[object]) -> bool:
-    return len(colour) == 3 and all(type(value) is int and 0 <= value <= 255 for value in colour)
+def _is_sound(cluster: Cluster) -> bool:
+    """Whether name, colour and share are of their types and within their bounds."""
+    share = cluster.share
+    return (
+        type(cluster.name) is str
+        and len(cluster.colour) == 3
+        and all(type(value) is int and 0 <= value <= 255 for value in cluster.colour)
+        and (share is None or (type(share) in (int, float) and 0 <= share <= 1))
+    )
 
 
 def _read_json(path: Path) -> Any:
