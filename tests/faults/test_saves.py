@@ -6,6 +6,7 @@ import errno
 import os
 import random
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -22,7 +23,8 @@ from trials import Trials, fault
 
 from densesiam_seg.errors import ModelError, OutputError
 from densesiam_seg.io.files import is_leftover, remove_leftovers
-from densesiam_seg.io.run_directory import STATUS, read_status
+from densesiam_seg.io.lock import LOCK
+from densesiam_seg.io.run_directory import read_status
 from densesiam_seg.training.checkpoint import MANIFEST, TENSORS, load_checkpoint
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="POSIX processes")
@@ -251,9 +253,10 @@ class TestFailure:
                     failed += 1
                     text = told_once(child, "output")
                     assert os.strerror(code) in text
-                    # Where it is the very file with the reason that cannot be written, it is not there.
-                    if way == "fail_at" and STATUS not in text:
-                        assert read_status(programs.path(out))["exit_code"] == 5
+                    run = programs.path(out)
+                    # Before the lock is taken there is no run that could be noted.
+                    if way == "fail_at" and (run / LOCK).exists() and LOCK not in text:
+                        assert read_status(run)["exit_code"] == 5
                 programs.finish(out, epochs=1)
                 same_bits(programs.path(out), whole)
         assert failed > trials.count / 2
@@ -269,14 +272,12 @@ def traced(
     options = ["-f", "-qq", "-o", str(log), "-e", f"trace={call}"]
     inject = ["-e", f"inject={call}:error={error}:when={number}", "-p", str(child.pid)]
     with subprocess.Popen(["strace", *options, *inject], stderr=subprocess.PIPE) as tracer:
-        # Without leave to trace it ends, and the child would wait for ever.
-        while child.status is None and tracer.poll() is None:
-            family.read(0.05)
-        if child.status is None:
-            family.read(1)
-        if child.status is None:
-            child.send(9)
-            child.wait()
+        status = Path("/proc", str(child.pid), "status")
+        while tracer.poll() is None and "TracerPid:\t0\n" in status.read_text():
+            time.sleep(0.002)
+        child.send(signal.SIGUSR1)
+        child.wait()
+        if tracer.wait():
             assert tracer.stderr is not None
             pytest.skip(f"strace may not be used here ({tracer.stderr.read()!r})")
     return child, log.read_text()
