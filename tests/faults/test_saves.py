@@ -124,6 +124,8 @@ class TestFailure:
             disturbance = Disturbance(patch, number, fail)
             try:
                 save(folder, step)
+                failed = disturbance.seen[number - 1 : number]
+                assert failed not in (["fsync"], ["write"], ["rename"]), f"{failed} is not told"
             except OutputError as error:
                 assert error.exit_code == 5
                 assert str(folder) in str(error) and os.strerror(code) in str(error)
@@ -169,6 +171,8 @@ class TestFailure:
                     assert step in (before, before + 1)
                     assert child.wait() in ((0, 5) if hit else (0,)), child.stderr
                     assert (step == before + 1) or child.wait() == 5, "lost in silence"
+                    # The others may be those that delete what is no longer needed.
+                    assert child.wait() == 5 or not hit or call not in TOLD, "not told"
                     if child.wait() == 5:
                         told_once(child, "output")
                     remove_leftovers(folder)
@@ -260,6 +264,10 @@ class TestFailure:
                 programs.finish(out, epochs=1)
                 same_bits(programs.path(out), whole)
         assert failed > trials.count / 2
+
+
+TOLD = ("fsync", "write", "rename")
+"""System calls that no save may do without."""
 
 
 def traced(
