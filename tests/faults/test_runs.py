@@ -19,7 +19,7 @@ import pytest
 from children import PATIENCE, Child, Work
 from disks import mounted
 from program import options
-from programs import OFTEN, USUAL, Programs, digests, newest, sabotage, same_bits, told_once
+from programs import USUAL, Programs, digests, newest, sabotage, same_bits, told_once
 from tiny_runs import files_of
 from trials import Trials, fault
 
@@ -176,8 +176,8 @@ class TestStop:
     def test_the_real_program(self, trials: Trials, programs: Programs) -> None:
         if not trials.full:
             pytest.skip("five starts of Python take too long for `make test`")
-        settings = {**programs.settings, "epochs": 15, "workers": 2, "cache": "none"}
-        words = [programs.images, *OFTEN, *options(settings), "--out"]
+        settings = {**programs.settings, "epochs": 4, "workers": 2, "cache": "none"}
+        words = [programs.images, *options(settings), "--out"]
         whole = programs.path("real")
         with real(programs, *words, str(whole)) as process:
             assert process.wait(PATIENCE) == 0

@@ -230,7 +230,8 @@ class TestFailure:
                         assert child.wait() == 5
                     if child.wait():
                         assert child.wait() == 5, child.stderr
-                        assert "No space" in told_once(child, "output")
+                        text = told_once(child, "output")
+                        assert "No space" in text and str(run) in text
                         assert newest_of(run).step >= step - 1
                         programs.finish(run)
                     same_bits(run, reference)
@@ -256,7 +257,7 @@ class TestFailure:
                 if child.wait() == 5:
                     failed += 1
                     text = told_once(child, "output")
-                    assert os.strerror(code) in text
+                    assert os.strerror(code) in text and str(programs.path(out)) in text
                     run = programs.path(out)
                     # Before the lock is taken there is no run that could be noted.
                     if way == "fail_at" and (run / LOCK).exists() and LOCK not in text:
