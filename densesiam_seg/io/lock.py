@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,6 +15,8 @@ from densesiam_seg.errors import BusyError
 from densesiam_seg.io.files import output_error
 
 LOCK = ".lock"
+_ATTEMPTS, _PAUSE = 50, 0.01
+"""How often, and seconds in between, a lock's file is read that names no holder yet."""
 _REFUSED = (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK)
 
 if sys.platform == "win32":
@@ -75,11 +78,33 @@ def _take(handle: int, path: Path) -> None:
 
 
 def _holder(handle: int) -> str:
-    """Who wrote the lock's file; its text is foreign, so only plain characters are shown."""
-    words: list[str] = []
-    with suppress(OSError):
-        os.lseek(handle, 0, os.SEEK_SET)
-        words = os.read(handle, 256).decode("ascii", "replace").split()
-    if len(words) != 2 or not words[0].isdecimal() or not words[1].isprintable():
-        return "another process"
-    return f"process {words[0]} on {words[1]}"
+    """Who wrote the lock's file; its text is foreign, so only plain characters are shown.
+
+    A holder that has just taken the lock writes its name right afterwards: until then the file is empty, or names one
+    that has ended.
+    """
+    for attempt in range(_ATTEMPTS):
+        if attempt:
+            time.sleep(_PAUSE)
+        words: list[str] = []
+        with suppress(OSError):
+            os.lseek(handle, 0, os.SEEK_SET)
+            words = os.read(handle, 256).decode("ascii", "replace").split()
+        if len(words) == 2 and words[0].isdecimal() and words[1].isprintable():
+            if words[1] != socket.gethostname() or _lives(int(words[0])):
+                return f"process {words[0]} on {words[1]}"
+        elif words:
+            break
+    return "another process"
+
+
+def _lives(pid: int) -> bool:
+    """Whether there is a process of this number; true where that cannot be asked."""
+    if sys.platform != "win32":  # there the question would end it
+        try:
+            os.kill(pid, 0)
+        except (ProcessLookupError, OverflowError):
+            return False
+        except PermissionError:
+            pass
+    return True

@@ -84,13 +84,15 @@ class PiCIE(Method):
             """Of all batches so far: on a GPU each look at a result waits for all work before it."""
             sound = torch.stack(checks).tolist()
             if not all(sound):
-                bad = groups[sound.index(False)]
-                names = ", ".join(store.manifest.names[index] for index in bad[:4])
-                more = ", …" if len(bad) > 4 else ""
+                bad, step = groups[sound.index(False)], epoch * len(groups) + 1
+                names = [store.manifest.names[index] for index in bad]
+                more = ", …" if len(names) > 4 else ""
                 raise NumericError(
                     "features are not finite, too large or all the same where pixels are clustered for step "
-                    f"{epoch * len(groups) + 1} (batch with {names}{more}); the last checkpoint is kept: "
-                    "lower --learning-rate or use --precision fp32"
+                    f"{step} (batch with {', '.join(names[:4])}{more}); the last checkpoint is kept: "
+                    "lower --learning-rate or use --precision fp32",
+                    step=step,
+                    files=names,
                 )
 
         groups = epoch_batches(len(store), config.batch_size, seed=config.seed, epoch=epoch)

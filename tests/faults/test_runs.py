@@ -7,6 +7,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import replace
@@ -15,16 +16,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from children import Child, Work
+from children import PATIENCE, Child, Work
 from disks import mounted
+from program import options
 from programs import USUAL, Programs, digests, newest, sabotage, same_bits, told_once
 from tiny_runs import files_of
 from trials import Trials, fault
 
+from densesiam_seg.io.records import read_records
 from densesiam_seg.io.run_directory import read_status
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="POSIX processes and signals")
 
+ROOT = Path(__file__).resolve().parents[2]
 PHASES = ("reading", "clustering", "training", "saving", "deleting", "model")
 """As a run tells them; see sabotage.tell_phases."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -113,12 +117,16 @@ class TestStop:
                 (child,) = programs.family.start(
                     programs.begin(out, sabotage("tell_phases"), workers=workers)
                 )
-                # In the last step there is nothing left to stop.
-                phase = PHASES[number % 4]
-                if wait_for(child, phase, draw.randint(1, counts[phase] - 1)):
+                # In the last step there is nothing left to stop; before the first one, nothing to save.
+                phase = ("", *PHASES[:4])[number % 5]
+                if not phase:
+                    time.sleep(draw.uniform(0.01, 0.1))
+                if not phase or wait_for(child, phase, draw.randint(1, counts[phase] - 1)):
                     time.sleep(draw.uniform(0, 0.01))
                     pause(child)
                     child.send(kind, group=draw.random() < 0.5)
+                    while programs.family.read(0):
+                        pass
                     child.told.clear()
                     child.send(signal.SIGCONT)
                 code = child.wait()
@@ -126,8 +134,10 @@ class TestStop:
                 if code:
                     stopped += 1
                     told_once(child, "stopped")
-                    status = read_status(programs.path(out))
-                    assert (status["status"], status["exit_code"]) == ("stopped", 128 + kind)
+                    assert child.told.count("training") <= 1, child.told
+                    if phase:
+                        status = read_status(programs.path(out))
+                        assert (status["status"], status["exit_code"]) == ("stopped", 128 + kind)
                 programs.finish(out, workers=workers)
                 same_bits(programs.path(out), wholes[workers])
         assert stopped >= trials.count / 2
@@ -160,6 +170,32 @@ class TestStop:
                 programs.finish(out)
                 same_bits(run, reference)
 
+    @fault(
+        "F2", "the same to `python -m densesiam_seg train`, a ResNet-18", "exit 143, 130; the bits"
+    )
+    def test_the_real_program(self, trials: Trials, programs: Programs) -> None:
+        if not trials.full:
+            pytest.skip("five starts of Python take too long for `make test`")
+        settings = {**programs.settings, "epochs": 4, "workers": 2, "cache": "none"}
+        words = [programs.images, *options(settings), "--out"]
+        whole = programs.path("real")
+        with real(programs, *words, str(whole)) as process:
+            assert process.wait(PATIENCE) == 0
+        for kind in SIGNALS:
+            with trials.trial(kind.name):
+                run = programs.path(f"real-{kind.name}")
+                with real(programs, *words, str(run)) as process:
+                    while process.poll() is None and not read_records(run / "metrics.jsonl"):
+                        time.sleep(0.01)
+                    os.killpg(process.pid, kind)
+                    assert process.stderr is not None
+                    text = process.stderr.read()
+                    assert process.wait(PATIENCE) == 128 + kind, text
+                assert "error[stopped]: " in text.splitlines()[-1]
+                with real(programs, "--resume", "--out", str(run)) as process:
+                    assert process.wait(PATIENCE) == 0
+                same_bits(run, whole)
+
 
 class TestNumbers:
     CASES: tuple[tuple[str, dict[str, str]], ...] = (
@@ -173,16 +209,16 @@ class TestNumbers:
         # The loop is the same for all methods, so `make test` tries one.
         methods = (("densesiam", 2), ("picie", 4), ("mdc", 2))
         for method, step in methods[: len(trials.several(1, 3))]:
-            for name, options in self.CASES[:4]:
-                with trials.trial(f"{method} {name} {options}"):
-                    self.spoiled(programs, method, step, name, options)
+            for name, given in self.CASES[:4]:
+                with trials.trial(f"{method} {name} {given}"):
+                    self.spoiled(programs, method, step, name, given)
 
     @fault("F9", "NaN, infinities, 1e19 and constants in clustering", "exit 6; good weights stay")
     def test_in_clustering(self, trials: Trials, programs: Programs) -> None:
         for method in ("mdc", "picie")[: len(trials.several(1, 2))]:
-            for name, options in self.CASES[2:]:
-                with trials.trial(f"{method} {options}"):
-                    self.spoiled(programs, method, 3, name, options)
+            for name, given in self.CASES[2:]:
+                with trials.trial(f"{method} {given}"):
+                    self.spoiled(programs, method, 3, name, given)
 
     @fault("F9", "features that are finite and useless in training", "exit 6, or finite weights")
     def test_useless_features(self, trials: Trials, programs: Programs) -> None:
@@ -219,10 +255,10 @@ class TestNumbers:
                 assert not mask.exists()
 
     def spoiled(
-        self, programs: Programs, method: str, step: int, name: str, options: dict[str, Any]
+        self, programs: Programs, method: str, step: int, name: str, given: dict[str, Any]
     ) -> None:
-        out = f"{method}-{name}-{options.get('kind', '')}-{step}"
-        spoil = sabotage(name, step=step, **options)
+        out = f"{method}-{name}-{given.get('kind', '')}-{step}"
+        spoil = sabotage(name, step=step, **given)
         tell = sabotage("tell_phases")
         child = programs.family.run(programs.begin(out, spoil, tell, method=method))
         assert child.wait() == 6, f"exit {child.wait()}: {child.stderr}"
@@ -230,8 +266,10 @@ class TestNumbers:
         status = read_status(programs.path(out))
         assert (status["status"], status["exit_code"], status["reason"]) == ("failed", 6, text)
         assert f"step {step}" in text
-        names = [path.name for path in Path(programs.images).parent.iterdir()]
-        assert sum(image in text for image in names) == 4, f"the batch of four in: {text}"
+        assert status["step"] == step
+        names = {path.name for path in Path(programs.images).parent.iterdir()}
+        assert len(status["files"]) == 4 and set(status["files"]) <= names
+        assert all(image in text for image in status["files"])
         kept = newest(programs.path(out))
         assert kept.step == step - 1
         finite(kept.tensors)
@@ -245,6 +283,18 @@ class TestNumbers:
 def finite(tensors: dict[str, Any]) -> None:
     bad = [name for name, t in tensors.items() if not bool(t.float().isfinite().all())]
     assert not bad, bad
+
+
+def real(programs: Programs, *words: str) -> subprocess.Popen[str]:
+    """The program as a user starts it, in a process group of its own."""
+    command = [sys.executable, "-m", "densesiam_seg", "train", *words]
+    return subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=ROOT
+    )
+
+
+UNUSUAL = ("SystemExit", "GeneratorExit", "BaseException", "OSError")
+"""What ends Python itself, and what only a stream of the program raises without the name of a file."""
 
 
 class TestThreads:
@@ -268,8 +318,8 @@ class TestThreads:
                     spoil = sabotage(
                         "spoil_decoding", number=5 + 8 * (cache == "none"), error=error
                     )
-                    options: dict[str, Any] = {"workers": workers, "cache": cache}
-                    (child,) = programs.family.start(programs.begin(out, spoil, **options))
+                    more: dict[str, Any] = {"workers": workers, "cache": cache}
+                    (child,) = programs.family.start(programs.begin(out, spoil, **more))
                     code = (
                         8 if error == "MemoryError" else 130 if error == "KeyboardInterrupt" else 1
                     )
@@ -282,7 +332,7 @@ class TestThreads:
                     status = read_status(programs.path(out))
                     assert status["status"] == "failed" and status["reason"]
                     assert status["exit_code"] == (code if code == 8 else 1)
-                    programs.finish(out, **options)
+                    programs.finish(out, **more)
                     same_bits(programs.path(out), reference)
 
     @fault("F11", "a thread that reads images hangs", "exit 8 that names the image; then the bits")
@@ -290,16 +340,16 @@ class TestThreads:
         for number in trials.several(2, 6):
             with trials.trial(number):
                 out, cache = f"hung-{number}", ("none", "ram")[number % 2]
-                options: dict[str, Any] = {"workers": 2, "cache": cache}
+                more: dict[str, Any] = {"workers": 2, "cache": cache}
                 hang = sabotage("spoil_decoding", number=3 + number * 2, error="hang")
                 impatient = sabotage("less_patience", seconds=1.0)
-                child = programs.family.run(programs.begin(out, hang, impatient, **options))
+                child = programs.family.run(programs.begin(out, hang, impatient, **more))
                 assert child.wait() == 8, child.stderr
                 text = told_once(child, "worker")
                 assert any(str(path) in text for path in Path(programs.images).parent.iterdir())
                 status = read_status(programs.path(out))
                 assert (status["status"], status["exit_code"]) == ("failed", 8)
-                programs.finish(out, **options)
+                programs.finish(out, **more)
                 same_bits(programs.path(out), reference)
 
     @fault("F11", "an image hangs where no thread reads ahead", "two signals end it, nothing else")
@@ -450,8 +500,8 @@ class TestLong:
     def test_soak(self, trials: Trials, programs: Programs) -> None:
         steps = len(trials.several(100, 5000))
         watch = sabotage("watch_resources", every=5 if trials.full else 2)
-        options: dict[str, Any] = {"epochs": steps // 2, "workers": 2, "cache": "none"}
-        (child,) = programs.family.start(programs.begin("long", watch, **options))
+        more: dict[str, Any] = {"epochs": steps // 2, "workers": 2, "cache": "none"}
+        (child,) = programs.family.start(programs.begin("long", watch, **more))
         lines = [line.split() for line in iter(child.next, None)]
         assert child.wait() == 0, child.stderr
         rows = np.array([line[1:] for line in lines if line[0] == "resources"], dtype=np.float64)

@@ -86,6 +86,21 @@ def test_strange_text_in_the_file_is_not_repeated(tmp_path: Path, text: bytes) -
             pass
 
 
+@pytest.mark.parametrize("text", ["", f"99999999 {socket.gethostname()}\n"])
+def test_a_holder_that_has_not_written_its_name_yet_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    """Else a process would be named that was killed with the lock, or none."""
+    with run_lock(tmp_path):
+        own = (tmp_path / LOCK).read_text()
+        (tmp_path / LOCK).write_text(text)
+        write = Mock(side_effect=lambda _: (tmp_path / LOCK).write_text(own))
+        monkeypatch.setattr("densesiam_seg.io.lock.time.sleep", write)
+        with pytest.raises(BusyError, match=f"process {os.getpid()} on"), run_lock(tmp_path):
+            pass
+        write.assert_called_once()
+
+
 def test_impossible_places_are_output_errors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

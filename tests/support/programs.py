@@ -21,8 +21,9 @@ def sabotage(name: str, **arguments: Any) -> Call:
     return ("sabotage", name, arguments)
 
 
-USUAL = (sabotage("slim"), sabotage("save_every_step"))
-"""Slim networks, and a checkpoint after every step."""
+USUAL = (sabotage("slim"),)
+OFTEN = ("--checkpoint-every", "1")
+"""A checkpoint after every step."""
 
 
 @dataclass
@@ -41,25 +42,20 @@ class Programs:
     ) -> Work:
         """A run in `out`."""
         given = options({**self.settings, **settings})
-        words = ["train", self.images, "--out", str(self.path(str(out))), *given, *more]
+        words = ["train", self.images, "--out", str(self.path(str(out))), *OFTEN, *given, *more]
         return Work(words, prepare=[*USUAL, *prepare])
 
     def resume(self, out: str | Path, *prepare: Call) -> Work:
         """The same run, going on."""
-        words = ["train", "--resume", "--out", str(self.path(str(out)))]
+        words = ["train", "--resume", "--out", str(self.path(str(out))), *OFTEN]
         return Work(words, prepare=[*USUAL, *prepare])
 
     def again(self, out: str | Path, *prepare: Call, **settings: Any) -> Work:
-        """What a user does after a sudden end: go on; where nothing had begun, give the first command again.
-
-        Until `--resume` does so by itself, a run without a checkpoint is begun again with `--overwrite`.
-        """
+        """What a user does after a sudden end: go on; where nothing had begun, give the first command again."""
         run = self.path(str(out))
-        if not (run / STATUS).exists():
-            return self.begin(out, *prepare, **settings)
-        if any((run / "checkpoints").glob("step-*")):
+        if (run / STATUS).exists():
             return self.resume(out, *prepare)
-        return self.begin(out, *prepare, more=["--overwrite"], **settings)
+        return self.begin(out, *prepare, **settings)
 
     def finish(self, out: str | Path, **settings: Any) -> Child:
         """Go on to the end, which must be reached at once."""

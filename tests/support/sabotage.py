@@ -37,13 +37,6 @@ def slim() -> None:
     _kept.append(stack)  # or the context would end
 
 
-def save_every_step() -> None:
-    """A checkpoint after each step."""
-    from densesiam_seg.training import train
-
-    train.SAVE_SECONDS = -1.0
-
-
 ADVANCE = "densesiam_seg.training.loop:Training", "_advance"
 """A step of the optimiser; where it is called, `step` is the number of those that are done."""
 LOAD = "densesiam_seg.images.store", "load_square"
@@ -280,15 +273,15 @@ def stop_itself(step: int, numbers: list[int]) -> None:
 
 
 def save_again(folder: str, step: int, size: int, warm: bool = False, wait: bool = False) -> int:
-    """Save a checkpoint; the exit code is that of the program. `wait`: until a tracer is there."""
+    """Save a checkpoint; the exit code is the program's. `wait`: for a signal, by a call that no tracer counts."""
     from densesiam_seg.errors import DenseSiamError
 
     if warm:
         save(Path(folder).parent / "warm", 1, size)
     if wait:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
         children.tell("ready")
-        while "TracerPid:\t0" in Path("/proc/self/status").read_text():
-            time.sleep(0.002)
+        signal.sigwait([signal.SIGUSR1])
     try:
         save(Path(folder), step, size)
     except DenseSiamError as error:

@@ -1,20 +1,14 @@
-"""What tests do with the events and folders of runs.
-
-Run as a program, this file is the child of a kill test: it trains, and kills itself after the fifth step.
-"""
+"""What tests do with the events and folders of runs."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from slim import slim_resnets
 
 from densesiam_seg.config import PretrainConfig
 from densesiam_seg.errors import StoppedError
@@ -100,18 +94,3 @@ def same_end(run: Path, reference: Path) -> None:
     assert files_of(run / "model") == files_of(reference / "model")
     assert course(run) == course(reference)
     assert read_status(run)["status"] == "done"
-
-
-def _die_after_step_5(images: str, out: str, settings: str) -> None:
-    """With a checkpoint after each step but this one, and no chance to end well."""
-    from densesiam_seg.training import train
-
-    train.SAVE_SECONDS = -1.0
-    with slim_resnets():
-        for event in train.training_events([images], out=out, **json.loads(settings)):
-            if isinstance(event, StepRecord) and event.step == 5:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-
-if __name__ == "__main__":
-    _die_after_step_5(*sys.argv[1:])

@@ -1,31 +1,20 @@
-"""A checkpoint is complete or absent, whatever fails and whenever the process is killed.
-
-Run as a program, this file is the child of the kill tests: it forks savers and kills them.
-"""
+"""A checkpoint is complete or absent. tests/faults/test_saves.py lets every call fail, and kills the process there."""
 
 from __future__ import annotations
 
-import errno
-import io
 import json
 import math
 import os
-import random
 import resource
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from disturbance import Disturbance
+from saving import names, newest, save, tensors_of
 
 from densesiam_seg.errors import ModelError, OutputError
-from densesiam_seg.io.files import is_leftover, remove_leftovers
 from densesiam_seg.io.sealed import seal
 from densesiam_seg.training.checkpoint import (
     MANIFEST,
@@ -37,71 +26,6 @@ from densesiam_seg.training.checkpoint import (
 )
 
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX processes")
-
-
-def tensors_of(step: int, size: int = 4) -> dict[str, Tensor]:
-    return {"weight": torch.full((size,), float(step)), "count": torch.tensor(step)}
-
-
-def save(folder: Path, step: int, size: int = 4) -> Path:
-    return save_checkpoint(folder, tensors_of(step, size), {"at": step}, step=step)
-
-
-def newest(folder: Path) -> int | None:
-    """The step that loads, after a check that all of its parts belong together."""
-    loaded = load_checkpoint(folder)
-    if loaded is None:
-        return None
-    assert loaded.state == {"at": loaded.step}
-    assert set(loaded.tensors) == {"weight", "count"}
-    assert int(loaded.tensors["count"]) == loaded.step
-    assert bool((loaded.tensors["weight"] == loaded.step).all())
-    return loaded.step
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
-class Disturbance:
-    """Counts the calls that change the disk, and does something in place of the n-th."""
-
-    def __init__(self, patch: pytest.MonkeyPatch, number: int, action: Callable[[], None]) -> None:
-        self.left = number
-        self.action = action
-        disturbance = self
-
-        class Writer(io.BufferedWriter):
-            def write(self, data: Any) -> int:
-                if disturbance.left == 1:  # what is torn apart is half written
-                    super().write(bytes(data)[: len(data) // 2])
-                    self.flush()
-                disturbance.count()
-                return super().write(data)
-
-        open_file = Path.open
-
-        def opened(path: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
-            if mode != "xb":
-                return open_file(path, mode, *args, **kwargs)
-            self.count()
-            return Writer(io.FileIO(path, "xb"))
-
-        patch.setattr(Path, "open", opened)
-        for name in ("fsync", "mkdir", "rename", "replace"):
-            patch.setattr(os, name, self._counted(getattr(os, name)))
-
-    def count(self) -> None:
-        self.left -= 1
-        if self.left == 0:
-            self.action()
-
-    def _counted(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            self.count()
-            return call(*args, **kwargs)
-
-        return counted
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -183,27 +107,6 @@ def test_a_refused_checkpoint_is_replaced_or_discarded(tmp_path: Path) -> None:
         discard_checkpoint(tmp_path / "step-00000002")
 
 
-def test_every_truncation_and_every_damaged_byte_is_noticed(tmp_path: Path) -> None:
-    draw = random.Random(0)
-    save(tmp_path, 1)
-    damaged = save(tmp_path, 2)
-    mutations = 0
-    for name in (TENSORS, MANIFEST):
-        data = (damaged / name).read_bytes()
-        mutants = [data[:length] for length in range(len(data))] + [data + b"\0"]
-        for position in range(len(data)):
-            flipped = bytearray(data)
-            flipped[position] ^= 1 << draw.randrange(8)
-            mutants.append(bytes(flipped))
-        for mutant in mutants:
-            (damaged / name).write_bytes(mutant)
-            assert newest(tmp_path) == 1
-        (damaged / name).write_bytes(data)
-        assert newest(tmp_path) == 2
-        mutations += len(mutants)
-    assert mutations > 500
-
-
 def test_no_tensor_is_read_before_its_digest_is_right(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,39 +167,6 @@ def test_pipes_and_files_in_place_of_checkpoints_are_refused(tmp_path: Path) -> 
         save(tmp_path / "step-00000002", 1)
 
 
-@pytest.mark.parametrize("advance", [1, 0], ids=["next step", "same step"])
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
-def test_a_failure_of_any_call_leaves_what_was_saved(
-    tmp_path: Path, code: int, advance: int
-) -> None:
-    def fail() -> None:
-        raise OSError(code, os.strerror(code))
-
-    for step in (1, 2):
-        save(tmp_path, step)
-    step, faults = 2, 0
-    while True:
-        faults += 1
-        assert faults < 100
-        with pytest.MonkeyPatch.context() as patch:
-            disturbance = Disturbance(patch, faults, fail)
-            try:
-                save(tmp_path, step + advance)
-            except OutputError as error:
-                assert error.exit_code == 5
-                assert str(tmp_path) in str(error)
-                assert os.strerror(code) in str(error)
-            if disturbance.left > 0:
-                break
-        assert newest(tmp_path) in (step, step + advance), faults
-        assert not any(map(is_leftover, tmp_path.iterdir())), faults
-        step += advance
-        save(tmp_path, step)  # a retry works
-        assert newest(tmp_path) == step
-    assert newest(tmp_path) == step + advance
-    assert faults > 15
-
-
 @posix
 def test_a_file_that_may_not_grow(tmp_path: Path) -> None:
     save(tmp_path, 1)
@@ -332,86 +202,3 @@ def test_space_needed_covers_what_is_written(tmp_path: Path) -> None:
     # Two that are kept, one being written, and the model.
     assert 4 * written <= space_needed(tensors) <= 4 * written + (4 << 20)
     assert 2 * written <= space_needed(tensors, kept=2) <= 2 * written + (2 << 20)
-
-
-@posix
-def test_kill_9_at_any_moment(tmp_path: Path) -> None:
-    child = subprocess.run(
-        [sys.executable, __file__, str(tmp_path)], capture_output=True, text=True, timeout=120
-    )
-    assert child.returncode == 0, child.stderr
-    enumerated, at_random = map(int, child.stdout.split())
-    assert enumerated > 15
-    assert at_random == 20
-
-
-def forked(work: Callable[[], None]) -> int:
-    """The process id of a child that does `work` and ends."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-            os._exit(0)
-        finally:
-            os._exit(1)
-    return child
-
-
-def kill_at_every_call(folder: Path) -> int:
-    """Saves that kill themselves in place of their n-th call, for n = 1, 2, …; returns how many died."""
-    for step in (1, 2):
-        save(folder, step)
-    step = 2
-    for number in range(1, 100):
-
-        def disturbed(step: int = step, number: int = number) -> None:
-            Disturbance(pytest.MonkeyPatch(), number, lambda: os.kill(os.getpid(), signal.SIGKILL))
-            save(folder, step + 1)
-
-        _, status = os.waitpid(forked(disturbed), 0)
-        before, step = step, newest(folder) or 0
-        assert step in (before, before + 1), (number, step)
-        if os.WIFEXITED(status):
-            assert os.WEXITSTATUS(status) == 0
-            assert step == before + 1
-            remove_leftovers(folder)
-            assert len(names(folder)) == 2
-            return number - 1
-    raise AssertionError("the save never ended")
-
-
-def kill_at_random(folder: Path) -> int:
-    """Savers killed at random moments, each going on from what the one before left; returns how many."""
-    draw = random.Random(0)
-    step = 0
-    for _ in range(20):
-        reader, writer = os.pipe()
-
-        def endless(first: int = step + 1, writer: int = writer) -> None:
-            for step in range(first, first + 100_000):
-                save(folder, step, size=100_000)
-                os.write(writer, b"s")
-
-        child = forked(endless)
-        os.close(writer)
-        finished = sum(len(os.read(reader, 1)) for _ in range(draw.randrange(3)))
-        time.sleep(draw.uniform(0, 0.02))
-        os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-        assert os.WIFSIGNALED(status)
-        while os.read(reader, 1):
-            finished += 1
-        os.close(reader)
-        found = newest(folder) or 0
-        assert found in (step + finished, step + finished + 1)  # none that ended is lost
-        step = found
-        remove_leftovers(folder)
-        assert len(names(folder)) <= 3
-    assert step >= 10
-    return 20
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)  # a forked child must not wait for threads that only its parent has
-    where = Path(sys.argv[1])
-    print(kill_at_every_call(where / "enumerated"), kill_at_random(where / "random"))

@@ -8,8 +8,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import tomllib
 from collections.abc import Callable
@@ -20,7 +18,6 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
-import tiny_runs
 import torch
 from tiny_runs import (
     TinyRuns,
@@ -271,26 +268,6 @@ class TestResume:
         told = {event.what for event in runs.resume() if isinstance(event, Progress)}
         assert ("clustering for epoch 1" in told) == (epoch == 0)
         same_end(runs.path, runs.folder / "whole")
-
-    def test_a_killed_run_goes_on_to_the_same_bits(self, runs: TinyRuns, reference: Path) -> None:
-        """Killed after step 5 was recorded and before it was saved."""
-        run, settings = runs.path, json.dumps(runs.settings["train"])
-        child = subprocess.run(
-            [sys.executable, tiny_runs.__file__, runs.images, run, settings],
-            check=False,
-            capture_output=True,
-            text=True,
-        )
-        assert child.returncode == -signal.SIGKILL, child.stderr
-        assert read_status(run)["status"] == "running"
-        assert read_records(run / "metrics.jsonl")[-1]["step"] == 5
-        stale = run / "checkpoints" / ".tmp-5-1234567"
-        stale.mkdir()
-        (run / ".tmp-1234567-0badc0de").write_text("half a file")
-
-        assert started(list(runs.resume())).step == 4
-        same_end(run, reference)
-        assert not stale.exists() and not list(run.glob(".tmp-*"))
 
     def test_a_stop_before_the_first_step(self, runs: TinyRuns, reference: Path) -> None:
         with pytest.raises(StoppedError, match="before the first step") as caught:
