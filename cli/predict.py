@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import datetime
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -74,7 +75,7 @@ def command(
     reading.count()
     from densesiam_seg.images.scan import scan
 
-    folder = out or Path("runs") / "predict" / datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder = out or _new_folder()
     # A wrong path or model need not wait for torch.
     pages = settings.page == "all"
     manifest = scan(images, merge=False, follow_links=follow_links, out=folder, pages=pages)
@@ -104,6 +105,13 @@ def command(
             f"{counted(work.shortened, 'name')} too long for a mask on this disk: cut, with a digest at the end"
         )
     _show(console, work, manifest, events, decoding.notes, json=json)
+
+
+def _new_folder() -> Path:
+    """A folder named by the time that is not there yet; the second one of a second ends in -2."""
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    names = chain([stamp], (f"{stamp}-{number}" for number in count(2)))
+    return next(path for path in map(Path("runs", "predict").joinpath, names) if not path.exists())
 
 
 def _show(

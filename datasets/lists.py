@@ -142,7 +142,7 @@ class ListReader:
         found = [str(path) for path in (entry.image, entry.label) if path is not None]
         if not entry.whole:
             places = [self.images, *bases]
-            for text in (entry.text, *_APART.split(entry.text)):
+            for text in filter(_may_lead_out, (entry.text, *_APART.split(entry.text))):
                 named = (os.path.join(base, text) for base in places)  # noqa: PTH118
                 there = [each for each in named if os.path.isfile(each)]  # noqa: PTH113
                 found += there if not any(map(self._is_allowed, there)) else []
@@ -224,6 +224,10 @@ class ListReader:
             if found:
                 return Path(next(iter(found.values())))
         return None
+
+
+def _may_lead_out(text: str) -> bool:
+    return os.path.isabs(text) or ".." in text  # noqa: PTH117
 
 
 def _tops(folder: str) -> set[str]:

@@ -98,7 +98,7 @@ class _Scanner:
 
     def meant_by(self, item: str) -> Candidates:
         """What one input means. Raises `InputError` where that is nothing."""
-        here = str(Path.cwd())
+        here = _current_folder()
         if item == "-":
             if sys.stdin is None:
                 raise InputError("-: there is no standard input; name a list file")
@@ -295,6 +295,15 @@ class _Scanner:
                     shown = f"{text!a}" if len(text) <= 300 else f"{text[:300]!a}…"
                     missing.append(f"line {number}: {shown}")
         return found, missing, count
+
+
+def _current_folder() -> str:
+    try:
+        return str(Path.cwd())
+    except OSError as error:
+        raise InputError(
+            f"the current folder cannot be used ({error.strerror}); change to one that is there"
+        ) from error
 
 
 def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:

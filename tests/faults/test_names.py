@@ -111,7 +111,8 @@ class TestPermissions:
             assert code == 9
             assert error.splitlines()[-1].startswith("error[partial]: 2 of 7 ")
             found = json.loads(told)
-            assert [each["path"] for each in found["skipped"]] == ["locked"]
+            skipped = {each["path"]: each["reason"] for each in found["skipped"]}
+            assert skipped == {"locked": "permission"}
             assert reasons(out / "failed.jsonl") == {str(folder / "closed.png"): "permission"}
             assert len(found["masks"]) == len(list(out.rglob("*.png"))) == 5
         for command in ("train", "predict"):

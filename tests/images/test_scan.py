@@ -456,3 +456,11 @@ def test_photographs_in_the_folder_of_a_run_are_taken(tmp_path: Path) -> None:
     found = scan([tmp_path])
     assert found.names == ("project/c.png", "project/photos/a.png")
     assert found.passed_over.outputs == 1
+
+
+def test_from_a_folder_that_was_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert "current folder" in message_of(Path("a.png"))
