@@ -113,7 +113,8 @@ def latest_model() -> Path:
             f"{RUNS}: no run with a model; train one first (densesiam-seg train IMAGES) "
             "or name one with --model"
         )
-    return max(own, key=lambda path: (path.stat().st_mtime_ns, str(path))).parents[1]
+    # Of two of one time the one whose folder sorts last, as the second run of a second does.
+    return max(own, key=lambda path: (path.stat().st_mtime_ns, path.parents[1])).parents[1]
 
 
 def write_status(

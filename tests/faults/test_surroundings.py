@@ -363,16 +363,6 @@ class TestClock:
                 code, told, error = cli("train", "--resume", "--json", "-q")
                 assert code == 0, error
                 assert json.loads(told)["run"] == made[1]
-            with trials.trial((first, second, "its model")):
-                # Of two models of one second the one whose folder sorts last counts.
-                mask = here / "mask.png"
-                image = min(image_folder.iterdir())
-                masks = []
-                for model in ([], ["--model", made[1]]):
-                    code, _, error = cli("predict", image, "--out", mask, "--overwrite", *model)
-                    assert code == 0, error
-                    masks.append(mask.read_bytes())
-                assert masks[0] == masks[1]
             with trials.trial((first, second, "predict")):
                 folders: set[str] = set()
                 for when in (first, second):
@@ -382,3 +372,14 @@ class TestClock:
                     assert code == 0, error
                     folders.add(str(Path(json.loads(told)["masks"][0]["mask"]).parent))
                 assert len(folders) == 2
+            if second < first:
+                continue  # which of two models is the later one, only the disk's clock can tell
+            with trials.trial((first, second, "its model")):
+                mask = here / "mask.png"
+                image = min(image_folder.iterdir())
+                masks = []
+                for model in ([], ["--model", made[1]]):
+                    code, _, error = cli("predict", image, "--out", mask, "--overwrite", *model)
+                    assert code == 0, error
+                    masks.append(mask.read_bytes())
+                assert masks[0] == masks[1]
