@@ -65,7 +65,8 @@ def ahead(
     seconds; that thread is left behind, since nothing can end it, and does not keep the process from ending.
     """
     if workers == 0:
-        yield from map(work, items)
+        for item in items:  # a StopIteration of the work would end a `map` like the last item
+            yield work(item)
         return
     pool = _Pool(work, workers)
     waiting: deque[tuple[Item, Future[Result]]] = deque()

