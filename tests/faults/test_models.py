@@ -572,8 +572,8 @@ def refused(found: Ended, place: Path, code: int = 4) -> None:
 
 
 def some(trials: Trials, kinds: dict[str, Any]) -> dict[str, Any]:
-    """All kinds, or every fifth where there is little time."""
-    return dict(kinds if trials.full else list(kinds.items())[::5])
+    """All kinds, or every seventh where there is little time."""
+    return dict(kinds if trials.full else list(kinds.items())[::7])
 
 
 @fault(
@@ -746,7 +746,7 @@ finally:
 )
 def test_commands(trials: Trials, tmp_path: Path, image: Path, model_folder: Path) -> None:
     program = [sys.executable, "-P", "-W", "error", "-c", WATCHED.format(root=str(ROOT))]
-    kinds = NOT_EVEN_TORCH if trials.full else NOT_EVEN_TORCH[::2]
+    kinds = NOT_EVEN_TORCH if trials.full else NOT_EVEN_TORCH[::3]
     for number, kind in enumerate(kinds):
         with trials.trial(kind):
             folder = tmp_path / str(number) / "model"
