@@ -261,7 +261,9 @@ class TestFailure:
                     run = programs.path(out)
                     # Before the lock is taken there is no run that could be noted.
                     if way == "fail_at" and (run / LOCK).exists() and LOCK not in text:
-                        assert read_status(run)["exit_code"] == 5
+                        status = read_status(run)
+                        # The very last call is after the run's end was noted, and what is done stays so.
+                        assert status["exit_code"] == 5 or status["status"] == "done"
                 programs.finish(out, epochs=1)
                 same_bits(programs.path(out), whole)
         assert failed > trials.count / 2
