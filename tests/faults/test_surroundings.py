@@ -69,7 +69,7 @@ SURROUNDINGS = {
         data=False,
     ),
     "stdout full": Surroundings(streams="> /dev/full", code=5, data=False),
-    "reader leaves": Surroundings(streams="| head -c 1", before="set -o pipefail", data=False),
+    "reader leaves": Surroundings(streams="| true", before="set -o pipefail", data=False),
     "stdout closed": Surroundings(streams=">&-", data=False),
     "stderr full": Surroundings(streams="2> /dev/full", shown=False),
     "stderr closed": Surroundings(streams="2>&-", shown=False),
