@@ -213,7 +213,8 @@ def _is_sound(cluster: Cluster) -> bool:
     """Whether name, colour and share are of their types and within their bounds."""
     share = cluster.share
     return (
-        type(cluster.name) is str
+        type(cluster.id) is int
+        and type(cluster.name) is str
         and len(cluster.colour) == 3
         and all(type(value) is int and 0 <= value <= 255 for value in cluster.colour)
         and (share is None or (type(share) in (int, float) and 0 <= share <= 1))

@@ -41,6 +41,7 @@ from densesiam_seg.io.files import (
     make_folder,
     means_a_file,
     output_error,
+    remove_leftovers,
     replace_file,
     sync_folders,
 )
@@ -52,6 +53,8 @@ from densesiam_seg.pictures.masks import encode_jpeg, overlay, write_mask
 
 FAILED = "failed.jsonl"
 MAX_BATCH_SIZE = 1024
+LEFTOVER_SECONDS = 3600.0
+"""Age from which on an unfinished file in a folder of masks is one that a killed process left."""
 _OVERLAY = "_overlay.jpg"
 _ENDS = {
     ".png": (b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"),
@@ -296,6 +299,8 @@ def _prepare_folders(work: Plan, overlays: bool) -> dict[Path, OutputError]:
     for folder in sorted(names):
         try:
             make_folder(folder)
+            # Others may be writing there at this moment: folders of masks have no lock.
+            remove_leftovers(folder, seconds=LEFTOVER_SECONDS)
             if work.noted:
                 note_outputs(folder, names[folder])
         except OutputError as error:

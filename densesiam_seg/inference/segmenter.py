@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from densesiam_seg.clustering.kmeans import Centroids, unit_features
 from densesiam_seg.clustering.merging import Merges, cut, is_tree
 from densesiam_seg.config import RunConfig
-from densesiam_seg.errors import InputError, ModelError, UsageError
+from densesiam_seg.errors import InputError, ModelError, NumericError, UsageError
 from densesiam_seg.images.decode import load_reduced
 from densesiam_seg.images.decoding import Decoding, Notes
 from densesiam_seg.images.pixels import as_samples, rgb_planes
@@ -244,7 +244,18 @@ class Segmenter:
 
     @torch.inference_mode()
     def read_out(self, features: Tensor) -> Tensor:
-        """Features (B, C, h, w) → cluster scores (B, K, h, w), float32, at any resolution."""
+        """Features (B, C, h, w) → cluster scores (B, K, h, w), float32, at any resolution.
+
+        Raises NumericError for scores that are not finite: finite weights may overflow all the same.
+        """
+        scores = self._scores_of(features)
+        if not scores.isfinite().all():
+            raise NumericError(
+                "the model's scores are not finite: it has diverged; train it with a lower rate"
+            )
+        return scores
+
+    def _scores_of(self, features: Tensor) -> Tensor:
         if self.centroids is None:
             with autocast(self.device, self.precision):
                 scores = self.network.scores(features)

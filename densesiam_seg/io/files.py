@@ -14,6 +14,7 @@ import re
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from io import BufferedReader
@@ -284,14 +285,15 @@ def is_leftover(path: Path) -> bool:
     return _LEFTOVER.fullmatch(path.name) is not None
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Delete what killed processes left in `folder`; only for the process that holds the folder's lock.
+def remove_leftovers(folder: Path, *, seconds: float = 0.0) -> None:
+    """Delete what killed processes left in `folder`, if it is older than so many seconds.
 
-    What cannot be deleted stays: leftovers are never read, and the next call tries again.
+    Without an age this is only for the process that holds the folder's lock. What cannot be deleted stays: leftovers
+    are never read, and the next call tries again.
     """
     with suppress(OSError):
         for path in list(folder.iterdir()):
-            if is_leftover(path):
+            if is_leftover(path) and time.time() - path.lstat().st_mtime >= seconds:
                 remove(path)
 
 

@@ -91,15 +91,17 @@ def _holder(handle: int) -> str:
             os.lseek(handle, 0, os.SEEK_SET)
             words = os.read(handle, 256).decode("ascii", "replace").split()
         if len(words) == 2 and words[0].isdecimal() and words[1].isprintable():
-            if words[1] != socket.gethostname() or _lives(int(words[0])):
+            if words[1] != socket.gethostname() or is_alive(words[1], int(words[0])):
                 return f"process {words[0]} on {words[1]}"
         elif words:
             break
     return "another process"
 
 
-def _lives(pid: int) -> bool:
-    """Whether there is a process of this number; true where that cannot be asked."""
+def is_alive(host: object, pid: object) -> bool:
+    """Whether a process is one of this machine and still there; true too where that cannot be asked."""
+    if host != socket.gethostname() or type(pid) is not int or pid <= 0:
+        return False
     if sys.platform != "win32":  # there the question would end it
         try:
             os.kill(pid, 0)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from densesiam_seg.errors import (
+    BusyError,
     DenseSiamError,
     ModelError,
     NumericError,
@@ -36,7 +37,7 @@ from densesiam_seg.io.files import (
     replace_text,
     temporary_name,
 )
-from densesiam_seg.io.lock import LOCK, run_lock
+from densesiam_seg.io.lock import LOCK, is_alive, run_lock
 
 Status: TypeAlias = Literal["running", "done", "stopped", "failed"]
 
@@ -215,12 +216,19 @@ def _claim(folder: Path, request: JSON) -> None:
                 (folder / STATUS).touch(exist_ok=False)
                 fresh.replace(folder / STATUS)
             return
-    except FileExistsError:
-        pass
-    except OSError as error:
-        raise output_error(folder, error) from error
+    except (OSError, OutputError) as error:
+        # The first of two starts may have cleaned up already, and with it the file of the second.
+        if not _entries(folder):
+            raise (
+                error if isinstance(error, OutputError) else output_error(folder, error)
+            ) from error
     finally:
         remove(fresh)
+    status = read_status(folder)
+    if status.get("status") == "running" and is_alive(status.get("host"), status.get("pid")):
+        raise BusyError(
+            f"{folder}: in use by process {status['pid']} on {status['host']}; wait for it or choose another --out"
+        )
     raise UsageError(f"--out {folder}: is not empty; give --overwrite, --resume or another folder")
 
 

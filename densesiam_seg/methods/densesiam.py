@@ -23,7 +23,7 @@ from densesiam_seg.methods.losses import (
     region_embeddings,
     region_loss,
 )
-from densesiam_seg.methods.method import Method, Objective, Terms, weighted
+from densesiam_seg.methods.method import Method, Objective, Terms, sound_features, weighted
 from densesiam_seg.methods.mixture_prior import fit_mixture, prior_shares
 from densesiam_seg.methods.stage_cache import StageCache
 from densesiam_seg.network.model import SHARPNESS, DenseSiam, matched
@@ -113,7 +113,8 @@ def objective(
             embed = region_embeddings if config.exact() else fused.region_embeddings
             loss = region_loss(network, embed(z, features), config.region_stop_gradient)
             terms["region"] = config.region_weight, loss
-    return Objective(*weighted(terms), agreement, histogram, spread=spread)
+    sound = sound_features(features)
+    return Objective(*weighted(terms), agreement, histogram, spread=spread, sound=sound)
 
 
 def _siamese_loss(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from densesiam_seg.clustering.kmeans import MAX_MAGNITUDE
 from densesiam_seg.images.store import Batch, ImageStore
 from densesiam_seg.network.model import DenseSiam
 
@@ -34,6 +35,15 @@ class Objective:
     """Images whose two views do not overlap."""
     spread: Tensor | None = None
     """Deviation of the L2-normalised projections times √dimensions: 1 is healthy, 0 collapsed (SimSiam, figure 2)."""
+    sound: Tensor | None = None
+    """Whether the features can be learned from (`sound_features`), as a loss of normalised ones does not tell."""
+
+
+def sound_features(features: Tensor) -> Tensor:
+    """Whether features (any shape) are numbers whose squares are, too, and not all the same."""
+    lowest, highest = torch.aminmax(features.detach())
+    # No comparison with NaN is true.
+    return (lowest < highest) & (lowest >= -MAX_MAGNITUDE) & (highest <= MAX_MAGNITUDE)
 
 
 def weighted(terms: Terms) -> tuple[Tensor, dict[str, Tensor]]:

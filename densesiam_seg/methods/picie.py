@@ -17,14 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densesiam_seg.clustering.kmeans import MAX_MAGNITUDE, Centroids, kmeans, refine, unit_features
+from densesiam_seg.clustering.kmeans import Centroids, kmeans, refine, unit_features
 from densesiam_seg.config import TrainConfig
 from densesiam_seg.errors import InputError, NumericError
 from densesiam_seg.images.store import ImageStore, epoch_batches
 from densesiam_seg.io.devices import autocast
 from densesiam_seg.io.randomness import Stream, generator
 from densesiam_seg.methods.losses import label_counts, pseudo_label_loss
-from densesiam_seg.methods.method import Method, Objective
+from densesiam_seg.methods.method import Method, Objective, sound_features
 from densesiam_seg.network.model import DenseSiam
 from densesiam_seg.views.pair import first_view, view_pair
 
@@ -104,7 +104,7 @@ class PiCIE(Method):
         done = 0
         for indices, features in batches:
             collected.append((indices, features))
-            checks.append(_sound(features))
+            checks.append(sound_features(features))
             done += len(indices)
             yield done
             most = MAX_FEATURE_BYTES // features.nbytes
@@ -121,7 +121,7 @@ class PiCIE(Method):
             labels[list(indices)] = _nearest(features, centroids).to(labels)
         for indices, features in batches:
             labels[list(indices)] = _nearest(features, centroids).to(labels)
-            checks.append(_sound(features))
+            checks.append(sound_features(features))
             done += len(indices)
             yield done
         require_sound()
@@ -135,7 +135,8 @@ class PiCIE(Method):
         """
         assert self.epoch == epoch, "prepare the epoch first"
         balance = self.config.balance
-        units = unit_features(self._features(images, indices, epoch)).chunk(self.views)
+        features = self._features(images, indices, epoch)
+        units = unit_features(features).chunk(self.views)
         stored = self.labels[list(indices)]
         labels = stored.to(self.device, torch.int64, non_blocking=True).unbind(1)
         own = [centroid_logits(*pair) for pair in zip(units, self.centroids, strict=True)]
@@ -155,7 +156,8 @@ class PiCIE(Method):
             others = of_1.argmax(1)
         agreement = (own[0].argmax(1) == others).float().mean()
         histogram = label_counts(labels[0], self.config.clusters)
-        return Objective(total, parts, agreement, histogram)
+        sound = sound_features(features)
+        return Objective(total, parts, agreement, histogram, sound=sound)
 
     def state(self) -> dict[str, Tensor]:
         """Centroids, their counts, pseudo-labels and the epoch of the last preparation; nothing before the first."""
@@ -233,13 +235,6 @@ def running_statistics_kept(network: nn.Module) -> Iterator[None]:
     finally:
         for norm in norms:
             norm.track_running_stats = True
-
-
-def _sound(features: Tensor) -> Tensor:
-    """Whether features (any shape) are numbers whose squares are, too, and not all the same."""
-    lowest, highest = torch.aminmax(features)
-    # No comparison with NaN is true.
-    return (lowest < highest) & (lowest >= -MAX_MAGNITUDE) & (highest <= MAX_MAGNITUDE)
 
 
 def _nearest(features: Tensor, centroids: Sequence[Centroids]) -> Tensor:

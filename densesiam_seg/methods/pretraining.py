@@ -22,7 +22,7 @@ from densesiam_seg.methods.losses import (
     region_loss,
     spread,
 )
-from densesiam_seg.methods.method import Method, Objective, Terms, weighted
+from densesiam_seg.methods.method import Method, Objective, Terms, sound_features, weighted
 from densesiam_seg.methods.sampling import grid_draws, pool
 from densesiam_seg.network.model import DenseSiam
 from densesiam_seg.views.pair import IndependentPair, independent_views
@@ -80,7 +80,8 @@ def pretext_objective(
             agreement, histogram = _health(z, places, config.categories)
             dispersion = spread(z.flatten(0, 1)) if dispersion is None else dispersion
             disjoint = int((~places.linked).sum())
-    return Objective(*weighted(terms), agreement, histogram, disjoint, dispersion)
+    sound = sound_features(features)
+    return Objective(*weighted(terms), agreement, histogram, disjoint, dispersion, sound)
 
 
 def _rows(head: nn.Module, rows: Tensor) -> Tensor:

@@ -206,6 +206,8 @@ class Training:
         buffers = [b for b in self.network.buffers() if b.is_floating_point()]
         sound = torch.isfinite(result.total.detach())
         sound = sound & torch.isfinite(torch.nn.utils.get_total_norm(buffers))
+        if result.sound is not None:
+            sound = sound & result.sound
         if not self.scaler.is_enabled():
             # With fp16 the scaler itself skips steps whose scaled gradients overflow.
             gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
@@ -217,7 +219,8 @@ class Training:
         names = [self.store.manifest.names[index] for index in indices]
         more = ", …" if len(names) > 4 else ""
         return NumericError(
-            f"loss or gradient is not finite at step {step.step} (batch with {', '.join(names[:4])}{more}); "
+            "loss, gradient or features are not finite, too large or all the same at step "
+            f"{step.step} (batch with {', '.join(names[:4])}{more}); "
             "the last checkpoint is kept: lower --learning-rate or use --precision fp32",
             step=step.step,
             files=names,

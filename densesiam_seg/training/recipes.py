@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -69,7 +69,7 @@ def begun(
         prior = {} if initial.mixture else {"prior": "none"}
         return {"backbone": initial.backbone, **prior, **given}, initial.features == "stages"
     weights, plain = str(given.get("weights", "auto")), given.get("prior") == "none"
-    if Path(weights).is_dir():
+    if os.path.isdir(weights):  # noqa: PTH112  (false where the current folder may not be entered)
         # A run of this program brings its decoder, which `stages` would leave out.
         return {"prior": "none", "features": "fpn", **given}, False
     own = METHODS.get(str(given.get("method", "densesiam")), {})

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from densesiam_seg.clustering.kmeans import Centroids
 from densesiam_seg.clustering.merging import Contacts, Merges, cut, merge_tree
-from densesiam_seg.errors import ImageError, InputError, ModelError, UsageError
+from densesiam_seg.errors import ImageError, InputError, ModelError, NumericError, UsageError
 from densesiam_seg.images.decode import load_reduced
 from densesiam_seg.images.decoding import Decoding
 from densesiam_seg.inference import segmenter as segmenter_module
@@ -414,3 +414,15 @@ class TestRefinement:
         expected = sharpened(images, segmenter.soft(segmenter.scores(both))[:1], "guided")
         assert found.shape == (1, 5, 32, 44)
         torch.testing.assert_close(found, expected)
+
+
+def test_scores_that_are_not_finite_make_no_mask() -> None:
+    """Finite weights may overflow all the same."""
+    segmenter = untrained(Architecture(channels=8, clusters=3, over_clusters=4))
+    with torch.no_grad():
+        for name, buffer in segmenter.network.named_buffers():
+            if name.endswith("running_var"):
+                buffer.fill_(-1)
+    for how in (Refinement(refine="none"), Refinement(refine="guided")):
+        with pytest.raises(NumericError, match="not finite"):
+            segmenter.predict(photograph(40, 40), refinement=how)

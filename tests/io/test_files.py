@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,14 @@ def test_only_our_own_leftovers_are_removed(tmp_path: Path) -> None:
     remove_leftovers(tmp_path)
     assert names(tmp_path) == sorted(path.name for path in theirs)
     remove_leftovers(tmp_path / "absent")
+
+
+def test_leftovers_of_an_age(tmp_path: Path) -> None:
+    for name, age in ((".tmp-1-aa", 10), (".tmp-2-bb", 5000)):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    remove_leftovers(tmp_path, seconds=3600)
+    assert names(tmp_path) == [".tmp-1-aa"]
 
 
 @pytest.mark.parametrize("delete", [remove, discard])

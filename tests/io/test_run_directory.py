@@ -153,6 +153,9 @@ def test_a_named_place_is_taken_if_it_is_new_or_holds_only_a_lock() -> None:
 
 def test_a_folder_that_holds_something_is_refused() -> None:
     start(Path("out"))
+    with pytest.raises(BusyError, match=f"in use by process {os.getpid()}"):  # it says "running"
+        start(Path("out"))
+    write_status(Path("out"), "done", exit_code=0)
     Path("theirs").mkdir()
     Path("theirs/.hidden").write_text("x")
     for out in (Path("out"), Path("theirs")):
