@@ -60,7 +60,7 @@ app = typer.Typer(
     "Start with `densesiam-seg demo`, or with your own pictures: `densesiam-seg train images/`, then "
     "`densesiam-seg predict img.jpg --out mask.png`.",
     epilog="Exit codes: 0 ok, 1 bug, 2 usage, 3 bad input, 4 model refused, 5 cannot write, 6 numeric failure, "
-    "7 directory in use, 9 done but some inputs failed, 130/143 stopped by a signal after saving.",
+    "7 directory in use, 8 lost worker, 9 done but some inputs failed, 130/143 stopped by a signal after saving.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
