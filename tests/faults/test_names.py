@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from isolated import in_children
 from labelled_scenes import write_labelled_scenes
+from memory import taken
 from photographs import junk, picture
 from program import Cli, Result, options
 from trials import Trials, fault
@@ -679,18 +680,9 @@ def measured(steps: Callable[[], Iterator[tuple[str, Any]]]) -> str:
     running = steps()
     while True:
         Path("/proc/self/clear_refs").write_text("5")  # forget the most so far
-        before = memory("VmRSS")
+        before = taken("VmRSS")
         try:
             name, result = next(running)
         except StopIteration:
             return json.dumps(told)
-        told.append((name, memory("VmHWM") - before, result))
-
-
-def memory(what: str) -> int:
-    (line,) = (
-        line
-        for line in Path("/proc/self/status").read_text("ascii").splitlines()
-        if line.startswith(what)
-    )
-    return 1024 * int(line.split()[1])
+        told.append((name, taken("VmHWM") - before, result))

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from children import PATIENCE, Child, Work
+from children import PATIENCE, Child
 from disks import mounted
 from program import options
-from programs import OFTEN, USUAL, Programs, digests, newest, sabotage, same_bits, told_once
+from programs import OFTEN, Programs, digests, newest, sabotage, same_bits, slim, told_once
 from tiny_runs import files_of
 from trials import Trials, fault
 
@@ -246,10 +246,10 @@ class TestNumbers:
         ):
             with trials.trial(kind):
                 mask = programs.path(f"{kind}.png")
-                words = ["predict", str(image), "--model", str(reference), "--out", str(mask)]
-                spoil = [*USUAL, sabotage("spoil_features", kind=kind)]
+                words = ["predict", image, "--model", reference, "--out", mask]
                 words += ["--device", "cpu", "--readout", "kmeans"]
-                child = programs.family.run(Work(words, prepare=spoil))
+                spoil = sabotage("spoil_features", kind=kind)
+                child = programs.family.run(slim(words, spoil))
                 assert child.wait() == (6 if error == "numeric" else 3), child.stderr
                 told_once(child, error)
                 assert not mask.exists()
