@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import platform
 import re
+import shutil
+import tempfile
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -77,6 +79,18 @@ def programs(family: Family, image_folder: Path, tiny_settings: dict[str, Any]) 
 def reference(programs: Programs) -> Path:
     """An uninterrupted run; for reading only."""
     return programs.whole("reference")
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A folder that every user may enter, unlike pytest's own."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o777)
+    yield folder
+    for path in folder.rglob("*"):
+        if path.is_dir() and not path.is_symlink():
+            path.chmod(0o700)
+    shutil.rmtree(folder)
 
 
 @pytest.hookimpl(wrapper=True)

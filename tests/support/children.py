@@ -28,6 +28,8 @@ Call = tuple[str, str, dict[str, Any]]
 """Module, function and arguments."""
 PATIENCE = 300.0
 """Seconds after which a child hangs."""
+NOBODY = 65534
+"""A user without rights."""
 ROOM = 4 << 30
 """Bytes of address space that a child may take beyond those that it begins with."""
 

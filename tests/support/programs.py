@@ -10,10 +10,9 @@ from typing import Any
 
 from children import Call, Child, Family, Work
 from program import options
-from tiny_runs import course, files_of
+from tiny_runs import course, ending, files_of
 
-from densesiam_seg.io.files import is_leftover
-from densesiam_seg.io.run_directory import STATUS, read_status
+from densesiam_seg.io.run_directory import STATUS
 from densesiam_seg.training.checkpoint import Checkpoint, load_checkpoint
 
 Program = Callable[..., Child]
@@ -103,9 +102,8 @@ def same_bits(run: Path, reference: Path) -> None:
     different = [name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)]
     assert not different, f"{run}: {sorted(different)[:5]} differ"
     assert course(run) == course(reference)
-    status = read_status(run)
-    assert (status["status"], status["exit_code"]) == ("done", 0)
-    leftovers = [path for path in run.rglob("*") if is_leftover(path)]
+    assert ending(run) == ("done", 0)
+    leftovers = [path for path in run.rglob("*") if path.name.startswith((".tmp-", ".del-"))]
     assert not leftovers, leftovers
 
 
