@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import platform
 import re
+import shutil
+import tempfile
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -17,7 +19,8 @@ import pytest
 from trials import Trials
 
 if TYPE_CHECKING:
-    from programs import Programs
+    from children import Family
+    from programs import Program, Programs
 
 _CASES: pytest.StashKey[list[Trials]] = pytest.StashKey()
 _HEAD = ("case", "what is done", "what must come of it", "trials", "failures", "seconds")
@@ -46,22 +49,48 @@ def trials(request: pytest.FixtureRequest) -> Trials:
 
 
 @pytest.fixture(scope="session")
-def programs(
-    tmp_path_factory: pytest.TempPathFactory, image_folder: Path, tiny_settings: dict[str, Any]
-) -> Iterator[Programs]:
+def family(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Family]:
+    """The process that children are forked from."""
+    from children import Family
+
+    found = Family(tmp_path_factory.mktemp("programs"))
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="session")
+def program(family: Family) -> Program:
+    """The program in a child."""
+    from programs import slim
+
+    return lambda *arguments: family.run(slim(arguments))
+
+
+@pytest.fixture(scope="session")
+def programs(family: Family, image_folder: Path, tiny_settings: dict[str, Any]) -> Programs:
     """Runs of PiCIE, which clusters before each of its two epochs, on eight images: four steps."""
-    from children import family
     from programs import Programs
 
     settings = {**tiny_settings, "prior": "none", "method": "picie", "epochs": 2}
-    with family(tmp_path_factory.mktemp("programs")) as found:
-        yield Programs(found, str(image_folder / "0[0-7].*"), settings)
+    return Programs(family, str(image_folder / "0[0-7].*"), settings)
 
 
 @pytest.fixture(scope="session")
 def reference(programs: Programs) -> Path:
     """An uninterrupted run; for reading only."""
     return programs.whole("reference")
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A folder that every user may enter, unlike pytest's own."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o777)
+    yield folder
+    for path in folder.rglob("*"):
+        if path.is_dir() and not path.is_symlink():
+            path.chmod(0o700)
+    shutil.rmtree(folder)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -23,6 +23,7 @@ from mutants import files_of_every_format, mutant, small_files_below
 from photographs import photograph
 from PIL import Image
 from program import Cli, options, refused
+from tiny_runs import reasons
 from torch.nn import functional as F
 from trials import Trials, fault
 
@@ -137,8 +138,7 @@ class TestKinds:
         bad = {name: each for name, each in outcomes.items() if isinstance(each, str)}
         with trials.trial("train"):
             run = train(cli, tmp_path / "run", tiny_settings, folder)
-            listed = {each["path"]: each["reason"] for each in read_records(run / "skipped.jsonl")}
-            assert listed == bad
+            assert reasons(run / "skipped.jsonl") == bad
             names = json.loads((run / "dataset.json").read_text())["names"]
             assert names == sorted(outcomes.keys() - bad.keys())
         with trials.trial("predict"):
@@ -147,7 +147,7 @@ class TestKinds:
                 "predict", folder, "--model", model_folder, "--out", out, "--json", "-q"
             )
             assert code == 9 and error.splitlines()[-1].startswith("error[partial]: ")
-            listed = {Path(each["path"]).name: each["reason"] for each in read_failed(out)}
+            listed = {Path(path).name: each for path, each in reasons(out / "failed.jsonl").items()}
             skipped = {each["path"]: each["reason"] for each in json.loads(told)["skipped"]}
             assert listed | skipped == bad
         for name, outcome in outcomes.items():
@@ -174,10 +174,6 @@ def size_of(path: Path) -> tuple[int, int]:
     """Width and height, as Pillow has them."""
     with Image.open(path) as image:
         return image.size
-
-
-def read_failed(out: Path) -> list[dict[str, Any]]:
-    return read_records(out / "failed.jsonl")
 
 
 def train(cli: Cli, run: Path, settings: dict[str, Any], *images: Path, **more: Any) -> Path:
@@ -269,7 +265,7 @@ class TestBadImagesOfOthers:
         first = predict()
         with trials.trial("all"):
             failed = (out / "failed.jsonl").read_bytes()
-            assert [each["path"] for each in read_failed(out)] == [
+            assert list(reasons(out / "failed.jsonl")) == [
                 each["image"] for each in first["failed"]
             ]
             masks = {each["image"]: Path(each["mask"]) for each in first["masks"]}
@@ -317,8 +313,7 @@ class TestGiants:
         with trials.trial("train"):
             run = train(cli, tmp_path / "run", tiny_settings, folder, image_folder)
             listed = {
-                Path(each["path"]).name: each["reason"]
-                for each in read_records(run / "skipped.jsonl")
+                Path(path).name: each for path, each in reasons(run / "skipped.jsonl").items()
             }
             assert listed == dict.fromkeys(giants, "too-large")
         for name, path in giants.items():
@@ -331,9 +326,8 @@ class TestGiants:
             all_of_them = ("predict", *giants.values(), small, "--model", model_folder)
             code, _, error = cli(*all_of_them, "--out", tmp_path / "masks", "-q")
             assert code == 9 and "--max-pixels" in error.splitlines()[-1]
-            assert [each["reason"] for each in read_failed(tmp_path / "masks")] == [
-                "too-large"
-            ] * len(giants)
+            failed = reasons(tmp_path / "masks" / "failed.jsonl")
+            assert failed == dict.fromkeys(map(str, giants.values()), "too-large")
             assert len(list((tmp_path / "masks").rglob("*.png"))) == 1
 
     @fault(

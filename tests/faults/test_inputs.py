@@ -8,17 +8,18 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from forks import Ended, Forks, forks
+from children import Child, Family
 from labelled_scenes import write_labelled_scenes
 from PIL import Image
+from programs import Program, sabotage, slim, told_once
+from tiny_runs import ending
 from trials import Trials, fault
 
 from densesiam_seg.datasets.scenes import scene
@@ -27,8 +28,6 @@ from densesiam_seg.io.records import read_records
 from densesiam_seg.io.run_directory import read_status
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-
-Kill = Callable[[int], None]
 
 MACHINE = ("--device", "cpu", "--precision", "fp32")
 COMMON: tuple[object, ...] = (
@@ -82,12 +81,6 @@ ALONE = {("mdc", "one image"), ("mdc", "a single 1x1")}
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    with forks(tmp_path_factory.mktemp("forks")) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
 def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for each of `SETS`."""
     root = tmp_path_factory.mktemp("sets")
@@ -98,19 +91,17 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def refused(found: Ended, code: int, *words: object) -> None:
-    """One line on stderr that begins as errors do and holds the words; what comes before it are reports of the work."""
-    assert found.code == code, found
-    *_, last = found.error.splitlines()
-    assert last.startswith("error["), found.error
-    assert all(str(word) in last for word in words), last
-    assert "Traceback" not in found.error
+def refused(found: Child, code: int, *words: object) -> None:
+    """The one line of the error holds the words; what comes before it are reports of the work."""
+    assert found.wait() == code, found.stderr
+    line = told_once(found)
+    assert all(str(word) in line for word in words), line
 
 
-def finished(found: Ended, run: Path) -> None:
+def finished(found: Child, run: Path) -> None:
     """The run has a model, and no loss and no share of a cluster is anything but a number."""
-    assert found.code == 0, found
-    assert "Traceback" not in found.error and "Warning" not in found.error
+    assert found.wait() == 0, found.stderr
+    assert "Traceback" not in found.stderr and "Warning" not in found.stderr
     assert read_status(run)["status"] == "done"
     for record in read_records(run / "metrics.jsonl"):
         numbers = [*record["losses"].values(), record["agreement"], *record.get("shares", [])]
@@ -127,7 +118,7 @@ def finished(found: Ended, run: Path) -> None:
     "a finished run and finite numbers, or exit 3 with both numbers",
 )
 @pytest.mark.usefixtures("slim")
-def test_little_to_learn_from(trials: Trials, program: Forks, sets: Path, tmp_path: Path) -> None:
+def test_little_to_learn_from(trials: Trials, program: Program, sets: Path, tmp_path: Path) -> None:
     pairs = [(method, images) for method in METHODS for images in SETS]
     # In full every second pair, as on a chess board, and those that are refused.
     wanted = {*pairs[::2], *ALONE} if trials.full else set(QUICK)
@@ -136,10 +127,10 @@ def test_little_to_learn_from(trials: Trials, program: Forks, sets: Path, tmp_pa
         with trials.trial(f"{method}, {images}"):
             command, *options = METHODS[method]
             run = tmp_path / str(number)
-            found = program.run(command, sets / images, "--out", run, *COMMON, *options)
+            found = program(command, sets / images, "--out", run, *COMMON, *options)
             if (method, images) in ALONE:
                 refused(found, 3, "1 image", "32 pixels", "1 place")
-                assert read_status(run)["exit_code"] == 3
+                assert ending(run) == ("failed", 3)
             else:
                 finished(found, run)
 
@@ -171,21 +162,20 @@ TOO_FEW: dict[str, tuple[tuple[object, ...], str, tuple[str, ...]]] = {
     "fewer images than a batch, fewer pixels than clusters",
     "exit 3 with both numbers, also in run.json",
 )
-def test_too_few(trials: Trials, program: Forks, sets: Path, tmp_path: Path) -> None:
+def test_too_few(trials: Trials, program: Program, sets: Path, tmp_path: Path) -> None:
     for number, (name, (options, images, told)) in enumerate(TOO_FEW.items()):
         with trials.trial(name):
             command, *more = options
             run = tmp_path / str(number)
-            found = program.run(command, sets / images, "--out", run, *COMMON, *more)
+            found = program(command, sets / images, "--out", run, *COMMON, *more)
             refused(found, 3, *told)
-            status = read_status(run)
-            assert (status["status"], status["exit_code"]) == ("failed", 3)
-            assert all(word in status["reason"] for word in told)
+            assert ending(run) == ("failed", 3)
+            assert all(word in read_status(run)["reason"] for word in told)
 
     for command in ("train", "pretrain"):
         with trials.trial(f"{command} on no image"):
             (tmp_path / "none").mkdir(exist_ok=True)
-            found = program.run(command, tmp_path / "none", "--out", tmp_path / "run")
+            found = program(command, tmp_path / "none", "--out", tmp_path / "run")
             refused(found, 3, tmp_path / "none")
             assert not (tmp_path / "run").exists()
 
@@ -209,7 +199,7 @@ def constant(segmenter: Segmenter, tmp_path_factory: pytest.TempPathFactory) -> 
 )
 def test_readouts(
     trials: Trials,
-    program: Forks,
+    program: Program,
     sets: Path,
     tmp_path: Path,
     model_folder: Path,
@@ -218,12 +208,12 @@ def test_readouts(
     """An image of one pixel becomes 32x32, which has 8x8 features."""
     single, colours = sets / "a single 1x1", sets / "colours"
 
-    def predicted(model: Path, *options: object) -> tuple[Ended, set[int]]:
+    def predicted(model: Path, *options: object) -> tuple[Child, set[int]]:
         """And the ids in the masks."""
         out = tmp_path / str(trials.count)
         readout = (*options, "--fit-images", colours, "--fit-images", single)
         where = ("predict", colours, "--out", out, "--model", model)
-        found = program.run(*where, *MACHINE, *readout)
+        found = program(*where, *MACHINE, *readout)
         ids: set[int] = set()
         for path in sorted(out.glob("*.png")):
             with Image.open(path) as mask:
@@ -244,15 +234,15 @@ def test_readouts(
             assert not ids
     with trials.trial("one cluster"):
         found, ids = predicted(constant, "--readout", "kmeans", "-k", 1)
-        assert (found.code, ids) == (0, {0}), found
+        assert (found.wait(), ids) == (0, {0}), found.stderr
     with trials.trial("one cluster of a merge"):
         found, ids = predicted(model_folder, "--readout", "merge", "-k", 1, "--over-clusters", 9)
-        assert (found.code, ids) == (0, {0}), found
+        assert (found.wait(), ids) == (0, {0}), found.stderr
     with trials.trial("a head whose clusters are not all there"):
         found, ids = predicted(constant)
-        assert found.code == 2, "a head has no images to fit"
-        found = program.run("predict", single, "--out", tmp_path / "m.png", "--model", constant)
-        assert found.code == 0, found
+        assert found.wait() == 2, "a head has no images to fit"
+        found = program("predict", single, "--out", tmp_path / "m.png", "--model", constant)
+        assert found.wait() == 0, found.stderr
         with Image.open(tmp_path / "m.png") as mask:
             assert mask.size == (1, 1)
     for count in (0, -1, 4097):
@@ -262,38 +252,49 @@ def test_readouts(
     with trials.trial("any number for one image"):
         options = ("--readout", "auto", "-k", "auto", "--fit-images", single)
         where = ("--out", tmp_path / "n.png", "--model", constant)
-        refused(program.run("predict", single, *where, *options), 3, "64", "1 of them distinct")
+        refused(program("predict", single, *where, *options), 3, "64", "1 of them distinct")
 
     root = write_labelled_scenes(tmp_path / "scenes", train=1, val=1, side=32, seed=0)
     probe = ("--dataset", root / "scenes.toml", "--root", root, *MACHINE, "--json")
     with trials.trial("a probe with more clusters than features"):
-        found = program.run("probe", model_folder, *probe, "--kind", "kmeans", "-k", 65)
+        found = program("probe", model_folder, *probe, "--kind", "kmeans", "-k", 65)
         refused(found, 3, "64", "65")
     with trials.trial("a probe of equal features"):
-        found = program.run("probe", constant, *probe, "--kind", "kmeans", "-k", 2)
+        found = program("probe", constant, *probe, "--kind", "kmeans", "-k", 2)
         refused(found, 3, "64", "1 of them distinct", "2 clusters")
-        found = program.run("probe", constant, *probe, "--kind", "linear")
-        assert found.code == 0, found
-        assert "NaN" not in found.out and "Infinity" not in found.out
-        scores = json.loads(found.out)["linear"]["scores"]
+        found = program("probe", constant, *probe, "--kind", "linear")
+        assert found.wait() == 0, found.stderr
+        assert "NaN" not in found.stdout and "Infinity" not in found.stdout
+        scores = json.loads(found.stdout)["linear"]["scores"]
         # The same everywhere is one class everywhere, the most frequent.
         assert sum(bool(iou) for iou in scores["iou"]) == 1
     with trials.trial("a probe with one cluster"):
-        found = program.run("probe", model_folder, *probe, "--kind", "kmeans", "-k", 1)
-        assert found.code == 0, found
-        assert sum(map(sum, json.loads(found.out)["kmeans"]["counts"])) == 32 * 32
+        found = program("probe", model_folder, *probe, "--kind", "kmeans", "-k", 1)
+        assert found.wait() == 0, found.stderr
+        assert sum(map(sum, json.loads(found.stdout)["kmeans"]["counts"])) == 32 * 32
 
 
 @pytest.fixture
-def predict(program: Forks, model_folder: Path) -> Callable[..., Ended]:
-    """Masks of a folder, with two threads; to be waited for where `kill` is given, which gets the child's number."""
+def start(family: Family, model_folder: Path) -> Program:
+    """Begin to predict the masks of a folder, with two threads."""
 
-    def run(images: Path, out: Path, *options: object, kill: Kill | None = None) -> Ended:
-        where = ("predict", images, "--out", out, "--model", model_folder, *MACHINE, *options)
-        child = program.start(*where, threads=2)
-        if kill is not None:
-            kill(child)
-        return program.wait()
+    def begin(images: Path, out: Path, *options: object) -> Child:
+        where = ("--out", out, "--model", model_folder, *MACHINE)
+        work = slim(["predict", images, *where, *options], sabotage("threads", number=2))
+        (child,) = family.start(work)
+        return child
+
+    return begin
+
+
+@pytest.fixture
+def predict(start: Program) -> Program:
+    """The same, to its end."""
+
+    def run(*arguments: object) -> Child:
+        child = start(*arguments)
+        child.wait()
+        return child
 
     return run
 
@@ -334,7 +335,7 @@ def whole(out: Path, sizes: dict[str, tuple[int, int]]) -> list[str]:
     "a bad image among many (60, in full 1,000)",
     "all other masks, exit 9, failed.jsonl; a rerun makes the rest",
 )
-def test_one_bad_image(trials: Trials, tmp_path: Path, predict: Callable[..., Ended]) -> None:
+def test_one_bad_image(trials: Trials, tmp_path: Path, predict: Program) -> None:
     images, out = tmp_path / "images", tmp_path / "out"
     count = len(trials.several(60, 1000))
     sizes = write_images(images, count, 12, 16)
@@ -356,7 +357,7 @@ def test_one_bad_image(trials: Trials, tmp_path: Path, predict: Callable[..., En
     with trials.trial("a third one, when the image is mended"):
         bad.write_bytes(sound)
         found = predict(images, out, "--resume")
-        assert found.code == 0, found
+        assert found.wait() == 0, found.stderr
         assert whole(out, sizes) == sorted(sizes)
         assert not (out / "failed.jsonl").exists()
     with trials.trial("what was done was left as it is"):
@@ -370,13 +371,15 @@ def test_one_bad_image(trials: Trials, tmp_path: Path, predict: Callable[..., En
     "kill -9 in the middle of predict, with overlays and without",
     "no partial mask; --resume ends with the masks of a whole run",
 )
-def test_killed_predictions(trials: Trials, tmp_path: Path, predict: Callable[..., Ended]) -> None:
+def test_killed_predictions(
+    trials: Trials, tmp_path: Path, predict: Program, start: Program
+) -> None:
     images = tmp_path / "images"
     sizes = write_images(images, 24, 90, 120)
     reference = {}
     for overlays in ((), ("--overlay",)):
         out = tmp_path / f"whole{len(overlays)}"
-        assert predict(images, out, *overlays).code == 0
+        assert predict(images, out, *overlays).wait() == 0
         assert whole(out, sizes) == sorted(sizes)
         reference[overlays] = files_of(out)
     assert len(reference["--overlay",]) == 48
@@ -389,9 +392,10 @@ def test_killed_predictions(trials: Trials, tmp_path: Path, predict: Callable[..
             for again in (False, True):  # the second one meets what the first has left
                 enough = draw.randrange(0, 20) if not again else 22
                 options = (*overlays, "--resume") if again else overlays
-                found = predict(images, out, *options, kill=killer(out, enough, draw.random()))
-                assert found.code in (0, -signal.SIGKILL), found
-                landed += found.code != 0
+                found = start(images, out, *options)
+                kill_after(found, out, enough, draw.random())
+                assert found.wait() in (0, -signal.SIGKILL), found.stderr
+                landed += found.wait() != 0
                 done = whole(out, sizes) if out.is_dir() else []
                 kept = files_of(out) if out.is_dir() else {}
                 assert all(reference[overlays][name] == data for name, data in kept.items())
@@ -399,31 +403,21 @@ def test_killed_predictions(trials: Trials, tmp_path: Path, predict: Callable[..
                     stems = {name.removesuffix("_overlay.jpg") for name in kept}
                     assert all(name.removesuffix(".png") in stems for name in done)
             found = predict(images, out, *overlays, "--resume")
-            assert found.code == 0, found
+            assert found.wait() == 0, found.stderr
             assert files_of(out) == reference[overlays]
     with trials.trial("kills that came in time"):
         assert landed >= len(trials.several(3, 20)), landed
 
 
-def killer(out: Path, enough: int, chance: float) -> Kill:
-    """Ends a child soon after it has written so many masks, or once it has ended by itself."""
+def kill_after(child: Child, out: Path, enough: int, chance: float) -> None:
+    """End a child soon after it has written so many masks, if it has not ended by itself."""
 
-    def kill(child: int) -> None:
-        give_up = time.monotonic() + 60
-        while time.monotonic() < give_up and not has_ended(child):
-            if sum(1 for _ in out.glob("*.png")) >= enough:
-                time.sleep(0.004 * chance)
-                break
-            time.sleep(0.0005)
-        if not has_ended(child):  # else the number may be another's
-            with suppress(ProcessLookupError):
-                os.kill(child, signal.SIGKILL)
+    def written() -> bool:
+        return child.status is not None or sum(1 for _ in out.glob("*.png")) >= enough
 
-    return kill
-
-
-def has_ended(child: int) -> bool:
-    return not Path(f"/proc/{child}").exists()
+    child.until(written, 0.0005)
+    time.sleep(0.004 * chance)
+    child.send(signal.SIGKILL)
 
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
@@ -441,18 +435,18 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "masks and overlays as a power cut leaves them: empty, zeros",
     "--resume makes them again and says how many",
 )
-def test_damaged_masks(trials: Trials, tmp_path: Path, predict: Callable[..., Ended]) -> None:
+def test_damaged_masks(trials: Trials, tmp_path: Path, predict: Program) -> None:
     images, out = tmp_path / "images", tmp_path / "out"
     write_images(images, 6, 40, 60)
-    assert predict(images, out, "--overlay").code == 0
+    assert predict(images, out, "--overlay").wait() == 0
     reference = files_of(out)
     for kind, damage in DAMAGES.items():
         for name in ("0002.png", "0003_overlay.jpg"):
             with trials.trial(f"{name} is {kind}"):
                 (out / name).write_bytes(damage(reference[name]))
                 found = predict(images, out, "--overlay", "--resume")
-                assert found.code == 0, found
-                assert "1 mask " in found.error and "5 kept" in found.error, found.error
+                assert found.wait() == 0, found.stderr
+                assert "1 mask " in found.stderr and "5 kept" in found.stderr, found.stderr
                 assert files_of(out) == reference
     with trials.trial("a file that is none of these masks"):
         (out / "0002.png").write_text("my notes")

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,9 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from forks import Ended, Forks, forks
+from children import Child
 from PIL import Image
+from programs import Program, told_once
 from slim import slim_resnets
 from stored_models import seal_again
 from tensor_files import HOSTILE, entry, raw_file
@@ -538,12 +539,6 @@ NO_FILES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    with forks(tmp_path_factory.mktemp("forks")) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One image; its folder holds nothing else."""
     path = tmp_path_factory.mktemp("image") / "a.png"
@@ -558,12 +553,11 @@ def size_of(path: Path) -> int:
     return sum(each.stat().st_size for each in files if not each.is_symlink())
 
 
-def refused(found: Ended, place: Path, code: int = 4) -> None:
+def refused(found: Child, place: Path, code: int = 4) -> None:
     """One line of the model's error that names the place; soon, in little memory, and without a trace."""
-    assert found.code == code, found
-    *_, last = found.error.splitlines()
-    assert last.startswith("error[model]: " if code == 4 else "error[usage]: "), found.error
-    assert str(place) in last and "Traceback" not in found.error
+    assert found.wait() == code, found.stderr
+    last = told_once(found, "model" if code == 4 else "usage")
+    assert str(place) in last
     assert len(last) < 1000 + 2 * len(str(place)) and last.isprintable(), last[:2000]
     assert found.seconds < SECONDS, f"{found.seconds} s: {last}"
     most = 1.5 * size_of(place) + MEMORY
@@ -583,7 +577,7 @@ def some(trials: Trials, kinds: dict[str, Any]) -> dict[str, Any]:
 )
 def test_models(
     trials: Trials,
-    program: Forks,
+    program: Program,
     tmp_path: Path,
     image: Path,
     model_folder: Path,
@@ -604,10 +598,10 @@ def test_models(
             out = tmp_path / str(number) / "mask.png"
             predict = ("predict", image, "--out", out, "--device", "cpu", "--model", folder)
             if not number % 20:
-                assert program.run(*predict, "--overwrite").code == 0, "a sound one"
+                assert program(*predict, "--overwrite").wait() == 0, "a sound one"
                 out.unlink()
             damage(folder)
-            refused(program.run(*predict), folder)
+            refused(program(*predict), folder)
             assert not out.exists()
             shutil.rmtree(folder)
 
@@ -617,7 +611,7 @@ def test_models(
     "hostile .pth, .pt and .safetensors files, train --weights",
     "exit 4 in 2 s of processor time and 200 MB; nothing is run",
 )
-def test_weights(trials: Trials, program: Forks, tmp_path: Path, image: Path) -> None:
+def test_weights(trials: Trials, program: Program, tmp_path: Path, image: Path) -> None:
     for number, (kind, (name, write)) in enumerate(some(trials, WEIGHTS).items()):
         with trials.trial(kind):
             place = tmp_path / str(number)
@@ -633,11 +627,11 @@ def test_weights(trials: Trials, program: Forks, tmp_path: Path, image: Path) ->
     with trials.trial("sound ones"):
         path = tmp_path / "sound.pth"
         saved(lambda content, _: None)(path)
-        assert trained(program, image, tmp_path / "sound", "--weights", path).code == 0
+        assert trained(program, image, tmp_path / "sound", "--weights", path).wait() == 0
 
 
-def trained(program: Forks, image: Path, run: Path, *options: object) -> Ended:
-    return program.run(
+def trained(program: Program, image: Path, run: Path, *options: object) -> Child:
+    return program(
         *("train", image, "--out", run, "--device", "cpu", "--precision", "fp32", "--threads", 1),
         *("--workers", 0, "--cache", "none", "--image-size", 32, "--channels", 8, "--clusters", 5),
         *("--over-clusters", 6, "--prior", "none", "--epochs", 1, "--backbone", "resnet18"),
@@ -684,7 +678,7 @@ CHECKPOINTS: dict[str, Damage] = {
     "exit 4 in 2 s of processor time and 200 MB; nothing is run",
 )
 def test_starts(
-    trials: Trials, program: Forks, tmp_path: Path, image: Path, model_folder: Path
+    trials: Trials, program: Program, tmp_path: Path, image: Path, model_folder: Path
 ) -> None:
     for option in ("--init-from", "--weights"):
         for kind in STARTS if trials.full else STARTS[::2]:
@@ -703,18 +697,18 @@ def test_starts(
             shutil.copytree(run, place)
             for checkpoint in (place / "checkpoints").iterdir():
                 damage(checkpoint)
-            refused(program.run("train", "--resume", "--out", place), place)
+            refused(program("train", "--resume", "--out", place), place)
             assert not list(place.rglob("marker"))
             shutil.rmtree(place)
     with trials.trial("--resume of what was not touched"):
-        assert program.run("train", "--resume", "--out", run).code == 0
+        assert program("train", "--resume", "--out", run).wait() == 0
 
 
-def stopped_run(program: Forks, folder: Path, image: Path) -> Path:
+def stopped_run(program: Program, folder: Path, image: Path) -> Path:
     """A run of one image with a checkpoint, whose time was up before its end."""
     run = folder / "stopped"
     found = trained(program, image, run, "--epochs", 3, "--weights", "none", "--max-time", "0.001")
-    assert found.code == 0, found
+    assert found.wait() == 0, found.stderr
     return run
 
 

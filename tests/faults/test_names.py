@@ -15,34 +15,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from children import NOBODY
 from isolated import in_children
 from labelled_scenes import write_labelled_scenes
+from memory import taken
 from photographs import junk, picture
-from program import Cli, Result, options
+from program import Cli, Result, options, refused
+from tiny_runs import reasons
 from trials import Trials, fault
 
 from densesiam_seg.images.manifest import Manifest
 from densesiam_seg.images.scan import scan
 from densesiam_seg.io.files import replace_json
-from densesiam_seg.io.records import read_records
 
 pytestmark = [
     pytest.mark.usefixtures("slim_module"),
     pytest.mark.skipif(os.name != "posix", reason="names and permissions as POSIX has them"),
 ]
-NOBODY = 65534
-
-
-@pytest.fixture
-def shared() -> Iterator[Path]:
-    """A folder that every user may enter, unlike pytest's own."""
-    folder = Path(tempfile.mkdtemp())
-    folder.chmod(0o777)
-    yield folder
-    for path in folder.rglob("*"):
-        if path.is_dir() and not path.is_symlink():
-            path.chmod(0o700)
-    shutil.rmtree(folder)
 
 
 def as_nobody(cli: Cli, *arguments: object) -> Result:
@@ -159,17 +148,11 @@ class TestPermissions:
             (("train", folder, "--out", shared / "closed", *given), 5, "output"),
         ):
             with trials.trial(arguments):
-                found = as_nobody(cli, *arguments)
-                assert found[0] == code, found
-                assert found[2].startswith(f"error[{name}]: ") and found[2].count("\n") == 1
+                refused(as_nobody(cli, *arguments), code, name)
         (model / "model.safetensors").chmod(0o644)
         with trials.trial("masks"):
             found = as_nobody(cli, "predict", folder, "--model", model, "--out", closed, "-q")
-            assert (found[0], found[2].count("\n")) == (5, 1), found
-
-
-def reasons(path: Path) -> dict[str, str]:
-    return {each["path"]: each["reason"] for each in read_records(path)}
+            refused(found, 5, "output")
 
 
 class TestLinks:
@@ -375,10 +358,9 @@ class TestNames:
                 assert (code, error) == (0, "")
                 assert mask.is_file()
                 mask.unlink()
-                bad = Path("bad", name)
-                code, _, error = cli("predict", *given, mask, "--", bad)
-                assert code == 3 and error.startswith("error[image]: ")
-                assert printable_lines(error) and error.count("\n") == 1
+                found = cli("predict", *given, mask, "--", Path("bad", name))
+                refused(found, 3, "image")
+                assert printable_lines(found[2])
 
     @fault(
         "F15",
@@ -482,25 +464,24 @@ class TestDatasetLists:
             for leave in [[], ["--allow-outside"]] if listed.leave else [[]]:
                 with trials.trial((name, *leave)):
                     (root / "list.txt").write_bytes(listed.content)
-                    code, told, error = cli(
+                    found = cli(
                         "evaluate", root / "scenes.toml", "--root", root, "--model", model_folder,
                         "--list", root / "list.txt", "--image-size", 32, "--json", "-q", *leave,
                     )  # fmt: skip
-                    assert code == (0 if leave else listed.code), (told, error)
-                    if code:
-                        assert error.startswith("error[input]: ") and error.count("\n") == 1
-                        assert "list.txt" in error and len(error) < 2000
-                        assert listed.words in error
+                    assert found[0] == (0 if leave else listed.code), found
+                    if found[0]:
+                        refused(found, listed.code, "input", "list.txt", listed.words)
+                        assert len(found[2]) < 2000
                     elif not leave:
-                        digests.append(json.loads(told)["digest"])
+                        digests.append(json.loads(found[1])["digest"])
         with trials.trial("digests"):
             assert len(digests) == 6 and len(set(digests)) == 1
         with trials.trial("a folder"):
-            code, _, error = cli(
+            found = cli(
                 "evaluate", root / "scenes.toml", "--root", root, "--model", model_folder,
                 "--list", root, "-q",
             )  # fmt: skip
-            assert code == 3 and error.startswith("error[input]: ")
+            refused(found, 3, "input")
 
     @fault(
         "F16",
@@ -585,14 +566,12 @@ class TestImageLists:
             with trials.trial(("train", name)):
                 if not (trials.full or words or name == "BOM"):
                     continue
-                code, _, error = cli("train", listed, "--out", tmp_path / "run", *given)
+                result = cli("train", listed, "--out", tmp_path / "run", *given)
                 if words:
-                    assert code == 3, error
-                    assert words in error and "list.txt" in error
-                    assert error.startswith("error[input]: ") and error.count("\n") == 1
-                    assert len(error) < 20_000
+                    refused(result, 3, "input", words, "list.txt")
+                    assert len(result[2]) < 20_000
                 else:
-                    assert code == 0, error
+                    assert result[0] == 0, result
                     found = json.loads((tmp_path / "run" / "dataset.json").read_text())
                     digests.add(found["digest"])
                     assert found["names"] == [path.name for path in paths]
@@ -679,18 +658,9 @@ def measured(steps: Callable[[], Iterator[tuple[str, Any]]]) -> str:
     running = steps()
     while True:
         Path("/proc/self/clear_refs").write_text("5")  # forget the most so far
-        before = memory("VmRSS")
+        before = taken("VmRSS")
         try:
             name, result = next(running)
         except StopIteration:
             return json.dumps(told)
-        told.append((name, memory("VmHWM") - before, result))
-
-
-def memory(what: str) -> int:
-    (line,) = (
-        line
-        for line in Path("/proc/self/status").read_text("ascii").splitlines()
-        if line.startswith(what)
-    )
-    return 1024 * int(line.split()[1])
+        told.append((name, taken("VmHWM") - before, result))

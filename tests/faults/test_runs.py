@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +15,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from children import PATIENCE, Child, Work
+from children import NOBODY, PATIENCE, Child
 from disks import mounted
 from program import options
-from programs import OFTEN, USUAL, Programs, digests, newest, sabotage, same_bits, told_once
-from tiny_runs import files_of
+from programs import OFTEN, Programs, digests, newest, sabotage, same_bits, slim, told_once
+from tiny_runs import ending, files_of
 from trials import Trials, fault
 
 from densesiam_seg.io.records import read_records
@@ -136,8 +135,7 @@ class TestStop:
                     told_once(child, "stopped")
                     assert child.told.count("training") <= 1, child.told
                     if phase:
-                        status = read_status(programs.path(out))
-                        assert (status["status"], status["exit_code"]) == ("stopped", 128 + kind)
+                        assert ending(programs.path(out)) == ("stopped", 128 + kind)
                 programs.finish(out, workers=workers)
                 same_bits(programs.path(out), wholes[workers])
         assert stopped >= trials.count / 2
@@ -246,10 +244,10 @@ class TestNumbers:
         ):
             with trials.trial(kind):
                 mask = programs.path(f"{kind}.png")
-                words = ["predict", str(image), "--model", str(reference), "--out", str(mask)]
-                spoil = [*USUAL, sabotage("spoil_features", kind=kind)]
+                words = ["predict", image, "--model", reference, "--out", mask]
                 words += ["--device", "cpu", "--readout", "kmeans"]
-                child = programs.family.run(Work(words, prepare=spoil))
+                spoil = sabotage("spoil_features", kind=kind)
+                child = programs.family.run(slim(words, spoil))
                 assert child.wait() == (6 if error == "numeric" else 3), child.stderr
                 told_once(child, error)
                 assert not mask.exists()
@@ -344,8 +342,7 @@ class TestThreads:
                 assert child.wait() == 8, child.stderr
                 text = told_once(child, "worker")
                 assert any(str(path) in text for path in Path(programs.images).parent.iterdir())
-                status = read_status(programs.path(out))
-                assert (status["status"], status["exit_code"]) == ("failed", 8)
+                assert ending(programs.path(out)) == ("failed", 8)
                 programs.finish(out, **more)
                 same_bits(programs.path(out), reference)
 
@@ -465,31 +462,28 @@ class TestPlace:
                 assert files_of(disk) == before
 
     @fault("F12", "a folder of another user", "exit 5 before any work, and nothing is changed")
-    def test_folder_of_another(self, trials: Trials, programs: Programs, reference: Path) -> None:
+    def test_folder_of_another(
+        self, trials: Trials, programs: Programs, reference: Path, shared: Path
+    ) -> None:
         if os.getuid() != 0:
             pytest.skip("only root becomes someone else")
-        place = Path(tempfile.mkdtemp(prefix="densesiam-", dir="/tmp"))
-        place.chmod(0o755)
-        images = shutil.copytree(Path(programs.images).parent, place / "images")
+        shared.chmod(0o755)
+        images = shutil.copytree(Path(programs.images).parent, shared / "images")
         images.chmod(0o755)
-        shutil.copytree(reference, place / "run")
-        (place / "empty").mkdir()
-        nobody = 65534
-        try:
-            for name, more in (("new", []), ("empty", []), ("run", ["--overwrite"]), ("run", [])):
-                with trials.trial(f"{name} {more}"):
-                    before = files_of(place)
-                    work = programs.begin(place / name, sabotage("tell_phases"), more=more)
-                    work.arguments[1] = str(images)
-                    if name == "run" and not more:
-                        work = programs.resume(place / name, sabotage("tell_phases"))
-                    child = programs.family.run(replace(work, user=nobody))
-                    assert child.wait() == 5, child.stderr
-                    told_once(child, "output")
-                    assert not child.told
-                    assert files_of(place) == before
-        finally:
-            shutil.rmtree(place)
+        shutil.copytree(reference, shared / "run")
+        (shared / "empty").mkdir()
+        for name, more in (("new", []), ("empty", []), ("run", ["--overwrite"]), ("run", [])):
+            with trials.trial(f"{name} {more}"):
+                before = files_of(shared)
+                work = programs.begin(shared / name, sabotage("tell_phases"), more=more)
+                work.arguments[1] = str(images)
+                if name == "run" and not more:
+                    work = programs.resume(shared / name, sabotage("tell_phases"))
+                child = programs.family.run(replace(work, user=NOBODY))
+                assert child.wait() == 5, child.stderr
+                told_once(child, "output")
+                assert not child.told
+                assert files_of(shared) == before
 
 
 class TestLong:

@@ -19,6 +19,7 @@ from disturbance import Disturbance
 from programs import Programs, sabotage, same_bits, told_once
 from programs import newest as newest_of
 from saving import names, newest, save
+from tiny_runs import ending
 from trials import Trials, fault
 
 from densesiam_seg.errors import ModelError, OutputError
@@ -361,8 +362,7 @@ class TestDamage:
                     child = programs.family.run(programs.resume(out))
                     assert child.wait() == 4, child.stderr
                     told_once(child, "model")
-                    status = read_status(run)
-                    assert (status["status"], status["exit_code"]) == ("failed", 4)
+                    assert ending(run) == ("failed", 4)
                     assert older.exists() and last.exists(), "nothing is deleted"
                 else:
                     child = programs.family.run(programs.resume(out))

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from photographs import picture
 from program import Cli, options
-from tiny_runs import TinyRuns, course, end, files_of
+from tiny_runs import TinyRuns, course, end, ending, files_of
 from trials import Trials, fault
 
 from densesiam_seg.io.records import read_records
@@ -201,8 +201,7 @@ class TestSurroundings:
                     *options(settings),
                 )  # fmt: skip
                 assert done.returncode == around.code, done.stderr
-                status = read_status(run)
-                assert (status["status"], status["exit_code"]) == ("done", 0)
+                assert ending(run) == ("done", 0)
                 models.add(bytes_of(run / "model"))
                 assert len(models) == 1
                 assert b"Traceback" not in done.stderr
@@ -306,8 +305,8 @@ class TestClock:
                     for each in read_records(tmp_path / out / "metrics.jsonl")
                     if "seconds" in each
                 )
+                assert ending(tmp_path / out) == ("done", 0)
                 status = read_status(tmp_path / out)
-                assert (status["status"], status["exit_code"]) == ("done", 0)
                 for name in ("started", "written"):
                     when = datetimes.datetime.fromisoformat(status[name])
                     assert int(when.timestamp()) in map(int, JUMPS)

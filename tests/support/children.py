@@ -1,4 +1,4 @@
-"""Children to be killed: each begins from a process that has imported everything and computed nothing.
+"""Children to be killed and measured: each begins from a process that has imported everything and computed nothing.
 
 A start of Python with torch takes seconds; a fork takes a hundredth of one, and is as good while no thread of torch has
 been started. Run as a program, this file is that process. Commands come as lines of JSON; everything that is to be
@@ -11,20 +11,27 @@ import contextlib
 import importlib
 import json
 import os
+import resource
 import select
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
+
+from memory import taken
 
 Call = tuple[str, str, dict[str, Any]]
 """Module, function and arguments."""
 PATIENCE = 300.0
 """Seconds after which a child hangs."""
+NOBODY = 65534
+"""A user without rights."""
+ROOM = 4 << 30
+"""Bytes of address space that a child may take beyond those that it begins with."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +56,14 @@ class Child:
     told: list[str] = field(default_factory=list)
     """What it told of itself and nobody has asked for yet."""
     status: int | None = None
+    seconds: float = 0
+    """Of processor time, which does not depend on what else the machine does; once it has ended, as the next."""
+    growth: int = 0
+    """Bytes of resident memory that it had at most beyond those that it began with."""
 
     def next(self) -> str | None:
         """What it tells next; None once it has ended."""
-        self._until(lambda: bool(self.told) or self.status is not None)
+        self.until(lambda: bool(self.told) or self.status is not None)
         return self.told.pop(0) if self.told else None
 
     def send(self, number: int, *, group: bool = False) -> None:
@@ -63,17 +74,18 @@ class Child:
 
     def wait(self) -> int:
         """Its exit code; minus the number of the signal that ended it."""
-        self._until(lambda: self.status is not None)
+        self.until(lambda: self.status is not None)
         assert self.status is not None
         return os.waitstatus_to_exitcode(self.status)
 
-    def _until(self, reached: Callable[[], bool]) -> None:
-        """Fail, and end the child, if that takes longer than any machine needs."""
+    def until(self, reached: Callable[[], bool], pause: float = PATIENCE) -> None:
+        """Look at each message and after each pause; fail, and end the child, after what no machine needs."""
         give_up = time.monotonic() + PATIENCE
         while not reached():
-            if not self._family.read(give_up - time.monotonic()):
+            if time.monotonic() > give_up:
                 self.send(signal.SIGKILL)
                 raise AssertionError(f"it hangs; it said: {self.stderr[-500:]}")
+            self._family.read(min(pause, give_up - time.monotonic()))
 
     @property
     def stdout(self) -> str:
@@ -131,11 +143,14 @@ class Family:
         for line in lines:
             pid, what, *words = line.decode("ascii").split(" ", 2)
             if what == "begin":
-                child = Child(int(pid), self.folder, self)
+                child = Child(int(pid), self.folder, self, growth=-int(words[0]))
                 self._children[child.pid] = child
                 self._begun.append(child)
             elif what == "end":
-                self._children.pop(int(pid)).status = int(words[0])
+                child = self._children.pop(int(pid))
+                status, processor, most = words[0].split()
+                child.status, child.seconds = int(status), float(processor)
+                child.growth += int(most)
             elif int(pid) in self._children:
                 self._children[int(pid)].told.append(" ".join([what, *words]))
         return True
@@ -182,8 +197,10 @@ def _serve(folder: Path) -> None:
 
 def _tell_ends() -> None:
     with contextlib.suppress(ChildProcessError):
-        while (found := os.waitpid(-1, os.WNOHANG))[0]:
-            os.write(_pipe, f"{found[0]} end {found[1]}\n".encode("ascii"))
+        while (found := os.wait4(-1, os.WNOHANG))[0]:
+            child, status, usage = found
+            seconds, most = usage.ru_utime + usage.ru_stime, 1024 * usage.ru_maxrss
+            os.write(_pipe, f"{child} end {status} {seconds} {most}\n".encode("ascii"))
 
 
 def _begin(works: list[Work], folder: Path, alarm: tuple[int, int]) -> None:
@@ -200,7 +217,7 @@ def _begin(works: list[Work], folder: Path, alarm: tuple[int, int]) -> None:
         children.append(child)
     os.close(reader)
     for child in children:
-        os.write(_pipe, f"{child} begin\n".encode("ascii"))
+        os.write(_pipe, f"{child} begin {taken('VmRSS', child)}\n".encode("ascii"))
     os.close(writer)  # the children were waiting for this
 
 
@@ -210,10 +227,13 @@ def _be_child(work: Work, folder: Path, gate: int) -> NoReturn:
         os.setsid()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.chdir(folder)
-        for stream, name in ((1, "out"), (2, "err")):
-            handle = os.open(f"{os.getpid()}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        printed = (f"{os.getpid()}.out", f"{os.getpid()}.err")
+        for stream, path in enumerate((os.devnull, *printed)):
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC if stream else os.O_RDONLY)
             os.dup2(handle, stream)
             os.close(handle)
+        size = taken("VmSize") + ROOM
+        resource.setrlimit(resource.RLIMIT_AS, (size, size))
         if work.user is not None:
             os.chdir("/")
             os.setgid(work.user)
@@ -264,20 +284,14 @@ def _main() -> None:
     sys.modules["children"] = sys.modules["__main__"]
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _pipe, folder = int(sys.argv[1]), Path(sys.argv[2])
-    for name in ("faiss", "densesiam_seg.cli.console", "densesiam_seg.training.train", "sabotage"):
+    for name in (
+        *("faiss", "timm", "densesiam_seg.cli.console", "densesiam_seg.training.train"),
+        *("densesiam_seg.inference.predict", "densesiam_seg.inference.readout"),
+        *("densesiam_seg.evaluation.probe", "sabotage"),
+    ):
         importlib.import_module(name)
     _read_arguments()
     _serve(folder)
-
-
-@contextlib.contextmanager
-def family(folder: Path) -> Iterator[Family]:
-    """The process that children are forked from, in this block."""
-    found = Family(folder)
-    try:
-        yield found
-    finally:
-        found.close()
 
 
 if __name__ == "__main__":

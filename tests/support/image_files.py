@@ -57,8 +57,10 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def bare_png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+def bare_png(
+    width: int, height: int, depth: int, colour: int, rows: bytes, *, interlaced: bool = False
+) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced)
     start = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header)
     return start + png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
 

@@ -10,7 +10,8 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
+
+from memory import taken
 
 PATIENCE = 120.0
 """Seconds of wall time without a sign of life after which a child hangs, however busy the machine is."""
@@ -81,8 +82,7 @@ def _in_a_child(
 def _serve(
     work: Callable[[int], str], numbers: range, memory: int, seconds: float, writer: int
 ) -> None:
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-    limit = pages * resource.getpagesize() + memory
+    limit = taken("VmSize") + memory
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     for number in numbers:
         signal.setitimer(signal.ITIMER_PROF, seconds)  # its signal kills

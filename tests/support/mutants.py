@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import random
 import struct
-import zlib
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from image_files import bare_png, encoded, noise, png_chunk, turned
+from image_files import bare_png, encoded, noise, turned
 from numpy.typing import NDArray
 from photographs import photograph
 from PIL import Image
@@ -96,9 +95,7 @@ def interlaced(pixels: NDArray[np.uint8]) -> bytes:
         *((2, 4, 0, 2), (0, 2, 1, 2), (1, 2, 0, 1)),
     ):
         rows += b"".join(b"\0" + row.tobytes() for row in pixels[top::down, left::right])
-    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 8, 2, 0, 0, 1))
-    data = png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + header + data
+    return bare_png(8, 8, 8, 2, rows, interlaced=True)
 
 
 def deep(height: int, width: int) -> NDArray[np.uint16]:

@@ -17,12 +17,12 @@ RUNS: dict[str, type[RunConfig]] = {"train": TrainConfig, "pretrain": PretrainCo
 """The commands that take every setting."""
 
 
-def refused(found: Result, code: int, name: str, words: str) -> None:
+def refused(found: Result, code: int, name: str, *words: str) -> None:
     """Nothing on stdout, and on stderr the one line of the error."""
     assert found[:2] == (code, "")
     assert found[2].startswith(f"error[{name}]: ")
     assert len(found[2].splitlines()) == 1
-    assert words in found[2]
+    assert all(word in found[2] for word in words), found[2]
 
 
 def options(settings: Mapping[str, Any]) -> list[str]:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from children import Call, Child, Family, Work
 from program import options
-from tiny_runs import course, files_of
+from tiny_runs import course, ending, files_of
 
-from densesiam_seg.io.run_directory import STATUS, read_status
+from densesiam_seg.io.run_directory import STATUS
 from densesiam_seg.training.checkpoint import Checkpoint, load_checkpoint
+
+Program = Callable[..., Child]
+"""The program with slim backbones: its arguments → a child that has ended."""
 
 
 def sabotage(name: str, **arguments: Any) -> Call:
@@ -21,7 +24,11 @@ def sabotage(name: str, **arguments: Any) -> Call:
     return ("sabotage", name, arguments)
 
 
-USUAL = (sabotage("slim"),)
+def slim(arguments: Sequence[object], *prepare: Call) -> Work:
+    """The program with slim backbones."""
+    return Work(list(map(str, arguments)), prepare=[sabotage("slim"), *prepare])
+
+
 OFTEN = ("--checkpoint-every", "1")
 """A checkpoint after every step."""
 
@@ -42,13 +49,12 @@ class Programs:
     ) -> Work:
         """A run in `out`."""
         given = options({**self.settings, **settings})
-        words = ["train", self.images, "--out", str(self.path(str(out))), *OFTEN, *given, *more]
-        return Work(words, prepare=[*USUAL, *prepare])
+        where = ("--out", self.path(str(out)))
+        return slim(["train", self.images, *where, *OFTEN, *given, *more], *prepare)
 
     def resume(self, out: str | Path, *prepare: Call) -> Work:
         """The same run, going on."""
-        words = ["train", "--resume", "--out", str(self.path(str(out))), *OFTEN]
-        return Work(words, prepare=[*USUAL, *prepare])
+        return slim(["train", "--resume", "--out", self.path(str(out)), *OFTEN], *prepare)
 
     def again(self, out: str | Path, *prepare: Call, **settings: Any) -> Work:
         """What a user does after a sudden end: go on; where nothing had begun, give the first command again."""
@@ -96,18 +102,18 @@ def same_bits(run: Path, reference: Path) -> None:
     different = [name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)]
     assert not different, f"{run}: {sorted(different)[:5]} differ"
     assert course(run) == course(reference)
-    status = read_status(run)
-    assert (status["status"], status["exit_code"]) == ("done", 0)
+    assert ending(run) == ("done", 0)
     leftovers = [path for path in run.rglob("*") if path.name.startswith((".tmp-", ".del-"))]
     assert not leftovers, leftovers
 
 
-def told_once(child: Child, name: str) -> str:
-    """The one error line of a program that has ended, which is no traceback."""
+def told_once(child: Child, name: str | None = None) -> str:
+    """The one error line of a program that has ended, which is no traceback; of that name, if one is given."""
     text = child.stderr
     assert "Traceback" not in text, text
     lines = [line for line in text.splitlines() if line.startswith("error[")]
     assert len(lines) == 1, text
-    assert lines[0].startswith(f"error[{name}]: "), lines[0]
     assert text.splitlines()[-1] == lines[0]
-    return lines[0].removeprefix(f"error[{name}]: ")
+    found, _, words = lines[0].removeprefix("error[").partition("]: ")
+    assert words and name in (None, found), lines[0]
+    return words

@@ -23,6 +23,7 @@ import children
 import pytest
 import torch
 from disturbance import Disturbance
+from memory import taken
 from saving import save
 from slim import slim_resnets
 from torch import Tensor
@@ -35,6 +36,11 @@ def slim() -> None:
     stack = ExitStack()
     stack.enter_context(slim_resnets())
     _kept.append(stack)  # or the context would end
+
+
+def threads(number: int) -> None:
+    """So many threads of torch."""
+    torch.set_num_threads(number)
 
 
 ADVANCE = "densesiam_seg.training.loop:Training", "_advance"
@@ -242,11 +248,10 @@ def less_patience(seconds: float) -> None:
 
 def watch_resources(every: int) -> None:
     """Before every so many epochs, when no image is being read: their number, resident kB, descriptors, threads."""
-    page = os.sysconf("SC_PAGE_SIZE") // 1024
 
     def look(training: Any, epoch: int) -> None:
         if epoch % every == 0:
-            resident = int(Path("/proc/self/statm").read_text().split()[1]) * page
+            resident = taken("VmRSS") // 1024
             handles = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
             for _ in range(1000):
                 threads = len(os.listdir("/proc/self/task"))  # noqa: PTH208

@@ -6,15 +6,14 @@ Where PEAK names a file, it gets the most memory that the process was in, in byt
 from __future__ import annotations
 
 import os
-import re
 import sys
 from pathlib import Path
 
+from memory import taken
+
 
 def _note_peak() -> None:
-    found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
-    assert found is not None
-    Path(os.environ["PEAK"]).write_text(str(1024 * int(found[1])), encoding="ascii")
+    Path(os.environ["PEAK"]).write_text(str(taken("VmHWM")), encoding="ascii")
 
 
 if __name__ == "__main__":

@@ -89,6 +89,20 @@ def course(run: Path) -> list[dict[str, Any]]:
     return [{**record, "seconds": 0} for record in read_records(run / "metrics.jsonl")]
 
 
+def ending(run: Path) -> tuple[str, int]:
+    """A run's status and exit code."""
+    status = read_status(run)
+    return status["status"], status["exit_code"]
+
+
+def reasons(listed: Path) -> dict[str, str]:
+    """The paths in `skipped.jsonl` or `failed.jsonl`, each there once, with the class of its reason."""
+    records = read_records(listed)
+    found = {each["path"]: each["reason"] for each in records}
+    assert len(found) == len(records)
+    return found
+
+
 def same_end(run: Path, reference: Path) -> None:
     """The run ended as the reference did: every byte of the model, every record but its time, the status."""
     assert files_of(run / "model") == files_of(reference / "model")
