@@ -161,12 +161,20 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def _bug(error: Exception) -> int:
     """A line for what no command foresaw; a run's `run.json` has the traceback."""
-    # torch's own class for a GPU's memory is not known here without importing it.
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if _is_of_memory(error):
         text = "memory is full; give a smaller --batch-size or --image-size, or end other programs"
         return _fail("memory", text, 1)
     text = f"{type(error).__name__}: {error}; report it with what densesiam-seg --debug … shows"
     return _fail("bug", text, 1)
+
+
+def _is_of_memory(error: Exception) -> bool:
+    """Whether memory is full. torch has a class of its own for a GPU's, and none for the processor's."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
+    )
 
 
 def _fail(name: str, message: str, code: int) -> int:

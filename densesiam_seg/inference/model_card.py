@@ -166,9 +166,15 @@ def _in_range(card: ModelCard) -> bool:
         and _are(card.bands, int, 1, 3)
         and all(band > 0 for band in card.bands or ())
         and _are(card.stretch, float, 2)
-        and (card.stretch is None or -math.inf < card.stretch[0] < card.stretch[1] < math.inf)
+        and (card.stretch is None or _is_range(*card.stretch))
+        and isinstance(card.training, Mapping)
         and (card.readout != "head" or card.clusters == network.clusters)
     )
+
+
+def _is_range(low: float, high: float) -> bool:
+    """Whether pixels can be spread over these values: neither the steps nor their number overflow."""
+    return low < high and all(map(math.isfinite, (255 * low, 255 * high, 255 * 255 / (high - low))))
 
 
 def _are(found: Any, kind: type, *counts: int) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -61,6 +62,8 @@ _ENDS = {
     ".jpg": (b"\xff\xd8\xff", b"\xff\xd9"),
 }
 """The beginning and the end of the files that are written."""
+_TRUE_COLOURS = re.compile(rb".{4}IHDR.{9}[\x02\x04\x06]", re.DOTALL)
+"""What follows the beginning of a PNG in colours or with alpha: a photograph, while masks are palettes or grey."""
 
 
 @dataclass(frozen=True)
@@ -162,11 +165,12 @@ def _is_whole(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             head = file.read(len(start))
+            of_colours = path.suffix.lower() == ".png" and _TRUE_COLOURS.match(file.read(18))
             file.seek(-min(len(end), file.seek(0, os.SEEK_END)), os.SEEK_END)
             tail = file.read()
     except OSError:
         return False
-    if head.strip(b"\0") and not start.startswith(head):
+    if of_colours or (head.strip(b"\0") and not start.startswith(head)):
         raise UsageError(
             f"{path}: exists already and is no mask of an earlier run; give --overwrite or another --out"
         )

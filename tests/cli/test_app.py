@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
+import torch
 import typer
 from program import RUNS, Cli, Patch, refused
 from rich.text import Text
@@ -275,7 +276,9 @@ class TestErrors:
 
     def test_a_full_memory(self, fails: Cli) -> None:
         on_a_gpu = type("OutOfMemoryError", (RuntimeError,), {})
-        for error in (MemoryError(), on_a_gpu("CUDA out of memory. Tried to allocate")):
+        with pytest.raises(RuntimeError) as full:
+            torch.empty(2**55, dtype=torch.uint8)
+        for error in (MemoryError(), on_a_gpu("CUDA out of memory. Tried to allocate"), full.value):
             code, _, text = fails(error, "train")
             assert code == 1 and text.startswith("error[memory]: ") and "--batch-size" in text
 

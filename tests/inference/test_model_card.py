@@ -134,6 +134,8 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "image_size": [31, 4097, "32", float("nan")],
     "readout": ["tree", []],
     "refine": ["crf"],
+    "stretch": [[0.5, 0.5], [0.0, 1e-320], [-1e308, 1e308], [0, 1], [0.0, float("inf")]],
+    "training": [[1, 2], "none"],
 }
 DAMAGES: dict[str, tuple[Damage, str]] = {
     "config not sealed": (file("config.json", b"{}"), "SHA-256"),

@@ -164,6 +164,12 @@ class TestNames:
         assert overlay_path(Path("o/a.jpg.png")) == Path("o/a.jpg_overlay.jpg")
 
 
+def earlier(path: Path) -> None:
+    """A mask or an overlay of an earlier run."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("P" if path.suffix == ".png" else "RGB", (30, 20)).save(path)
+
+
 class TestPlan:
     def test_a_folder_keeps_sub_folders(self, images: Path, tmp_path: Path) -> None:
         out = tmp_path / "out"
@@ -250,7 +256,7 @@ class TestPlan:
         """A mask without its overlay is made again."""
         out = tmp_path / "out"
         for name in ("a.png", "a_overlay.jpg", "b.png"):
-            picture(out / name)
+            earlier(out / name)
         work = plan(scan([images]), out, resume=True)
         assert (work.targets, work.done) == ((out / "deep/er/c.png",), 2)
         work = plan(scan([images]), out, resume=True, overlays=True)
@@ -263,7 +269,7 @@ class TestPlan:
         """As a power cut leaves it: empty, zeros, a part; also the overlay alone."""
         out = tmp_path / "out"
         for name in ("a.png", "a_overlay.jpg", "b.png", "b_overlay.jpg"):
-            picture(out / name)
+            earlier(out / name)
         for name in ("a_overlay.jpg", "b.png"):
             whole = (out / name).read_bytes()
             (out / name).write_bytes(whole[:-1] if damage is None else damage[: len(whole)])
@@ -280,6 +286,13 @@ class TestPlan:
         (tmp_path / "b.png").write_text("my notes")
         with pytest.raises(UsageError, match=r"b\.png: exists already and is no mask"):
             plan(scan([images]), tmp_path, resume=True)
+        for mode in ("RGB", "RGBA", "LA"):
+            Image.new(mode, (5, 5)).save(tmp_path / "b.png")
+            with pytest.raises(UsageError, match=r"b\.png: exists already and is no mask"):
+                plan(scan([images]), tmp_path, resume=True)
+        for mode in ("P", "L", "I;16"):
+            Image.new(mode, (5, 5)).save(tmp_path / "b.png")
+            assert plan(scan([images]), tmp_path, resume=True).done == 1
         assert plan(scan([images]), tmp_path, overwrite=True).damaged == 0
 
 
