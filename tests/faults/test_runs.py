@@ -218,24 +218,6 @@ class TestNumbers:
                 with trials.trial(f"{method} {given}"):
                     self.spoiled(programs, method, 3, name, given)
 
-    @fault("F9", "features that are finite and useless in training", "exit 6, or finite weights")
-    def test_useless_features(self, trials: Trials, programs: Programs) -> None:
-        for method in ("densesiam", "simsiam"):
-            for kind in ("huge", "constant"):
-                with trials.trial(f"{method} {kind}"):
-                    out = f"useless-{method}-{kind}"
-                    spoil = sabotage("spoil_features", kind=kind, step=2)
-                    child = programs.family.run(programs.begin(out, spoil, method=method))
-                    if child.wait() == 3:
-                        # The run's last act, k-means of what has collapsed; a warning said so before.
-                        assert (method, kind) == ("simsiam", "constant"), child.stderr
-                        assert "collapsing" in child.stderr
-                        told_once(child, "input")
-                    elif child.wait() != 0:
-                        assert child.wait() == 6, child.stderr
-                        told_once(child, "numeric")
-                    finite(newest(programs.path(out)).tensors)
-
     @fault("F9", "the same features in a read-out by k-means", "exit 6 or 3, never an abort")
     def test_in_a_read_out(self, trials: Trials, programs: Programs, reference: Path) -> None:
         image = next(Path(programs.images).parent.iterdir())
