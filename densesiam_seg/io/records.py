@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from densesiam_seg.errors import InputError
-from densesiam_seg.io.files import JSON, output_error, replace_file, to_json
+from densesiam_seg.io.files import JSON, open_regular, output_error, replace_file, to_json
 
 
 class Records:
@@ -63,13 +63,21 @@ def truncate_to_step(path: Path, step: int) -> None:
     InputError, OutputError.
     """
     if path.exists():
-        kept = [line for line, record in _lines(path) if record.get("step", step) <= step]
+        kept = []
+        for number, (line, record) in enumerate(_lines(path), 1):
+            found = record.get("step", step)
+            if type(found) is not int:
+                raise InputError(
+                    f"{path}: the step of line {number} is no number; remove the line and try again"
+                )
+            if found <= step:
+                kept.append(line)
         replace_file(path, b"".join(kept))
 
 
 def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             lines = file.readlines()
     except FileNotFoundError:
         return

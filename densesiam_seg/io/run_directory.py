@@ -306,7 +306,11 @@ def _latest_run(base: Path) -> Path:
     runs.sort(key=lambda path: [int(part) for part in path.name.split("-")], reverse=True)
     pointer = base / LATEST
     with suppress(OSError, ValueError):
-        name = str(pointer.readlink()) if pointer.is_symlink() else pointer.read_text("utf-8")
+        if pointer.is_symlink():
+            name = str(pointer.readlink())
+        else:
+            with open_regular(pointer) as file:
+                name = file.read(256).decode("ascii")
         if _STAMP.fullmatch(name.strip()):
             runs.insert(0, base / name.strip())
     for path in runs:

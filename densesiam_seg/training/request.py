@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
+from densesiam_seg.backbones import WORDS
 from densesiam_seg.errors import InputError, ModelError, UsageError
 from densesiam_seg.images.manifest import Manifest
 from densesiam_seg.images.scan import scan
@@ -51,7 +52,7 @@ class Request:
         """The request in a form that does not depend on the current folder."""
         kept = () if "-" in images or len(images) > _MOST else images
         weights = settings.get("weights")
-        if isinstance(weights, str) and os.path.exists(weights):  # noqa: PTH110
+        if isinstance(weights, str) and weights not in WORDS and os.path.exists(weights):  # noqa: PTH110
             settings = {**settings, "weights": os.path.abspath(weights)}  # noqa: PTH100
         return cls(
             tuple(map(os.path.abspath, kept)),

@@ -7,6 +7,7 @@ import tomllib
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from densesiam_seg.images.manifest import Manifest
 from densesiam_seg.images.store import ImageStore, used_range
 from densesiam_seg.io.devices import available_cores, make_repeatable, pick_device, pick_precision
 from densesiam_seg.io.environment import compare_fingerprints, environment, fingerprint
-from densesiam_seg.io.files import replace_json, replace_text
+from densesiam_seg.io.files import open_regular, replace_json, replace_text
 from densesiam_seg.io.records import truncate_to_step, write_records
 from densesiam_seg.io.run_directory import read_status, write_status
 from densesiam_seg.io.signals import StopRequest
@@ -150,7 +151,7 @@ def resumed(
         return None
     if with_settings(config, given) != config:
         config = with_settings(config, given)
-        text = (run.folder / CONFIG).read_text(encoding="utf-8")
+        text = _text(run.folder / CONFIG)
         head = text[: text.index("\n") + 1] if text.startswith("#") else ""
         replace_text(run.folder / CONFIG, head + config.to_toml())
     changes = _changes(run.folder, manifest)
@@ -312,17 +313,22 @@ def _human_size(size: int) -> str:
 def _read_run(run: Run) -> tuple[RunConfig, Manifest, tuple[float, float] | None]:
     """Settings, images and stretch of a run that is to go on. Raises ModelError unless they are there and sound."""
     try:
-        settings = tomllib.loads((run.folder / CONFIG).read_text(encoding="utf-8"))
-        listed = json.loads((run.folder / "dataset.json").read_text(encoding="utf-8"))
+        settings = tomllib.loads(_text(run.folder / CONFIG))
+        listed = json.loads(_text(run.folder / "dataset.json"))
         stretch = tuple(map(float, listed["stretch"])) if "stretch" in listed else None
-        if stretch is not None and len(stretch) != 2:
-            raise ValueError("its stretch is no pair of numbers")
+        if stretch is not None and not (len(stretch) == 2 and -inf < stretch[0] < stretch[1] < inf):
+            raise ValueError("its stretch is no range of numbers")
         config = with_settings(CONFIGS[run.command](), settings)
         return config, Manifest.from_dict(listed), stretch
-    except (OSError, ValueError, TypeError, KeyError, DenseSiamError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, DenseSiamError) as error:
         raise ModelError(
             f"{run.folder}: no run of {run.command} to resume here ({error}); start a new one without --resume"
         ) from error
+
+
+def _text(path: Path) -> str:
+    with open_regular(path) as file:
+        return file.read().decode("utf-8")
 
 
 def _require_fit(training: Training, tensors: Mapping[str, torch.Tensor], path: Path) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import densesiam_seg
+from densesiam_seg.backbones import WORDS
 from densesiam_seg.errors import StoppedError, UsageError, one_line
 from densesiam_seg.events import EpochRecord, Event, Notice, Progress, Started, StepRecord, Trained
 from densesiam_seg.images.scan import scan
@@ -142,6 +143,8 @@ def run_events(
             inputs, settings, init_from, preset=preset, max_bad=max_bad, follow_links=follow_links
         )
         beginning = _beginning(command, request, inputs, place)
+        if overwrite and place is not None:
+            _require_kept(place, beginning.given.get("weights"))
         folder = new_run_folder(
             command, place, overwrite=overwrite, resume=False, request=request.to_dict()
         )
@@ -181,6 +184,18 @@ def _beginning(
     pages = checked.page == "all"
     manifest = scan(inputs, follow_links=request.follow_links, out=out, pages=pages)
     return Beginning(manifest, request.preset, settings, request.max_bad, initial)
+
+
+def _require_kept(out: Path, weights: str | None) -> None:
+    """Refuse weights that `--overwrite` would delete before they are read. Raises UsageError."""
+    if weights is None or weights in WORDS:
+        return
+    source, folder = Path(weights).resolve(), out.resolve()
+    if source == folder or folder in source.parents:
+        raise UsageError(
+            f"--weights {weights}: lies in {out}, which --overwrite empties first; "
+            "choose another --out or move the weights away"
+        )
 
 
 def _log(path: Path, text: str) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from densesiam_seg.backbones import PACKAGED, TIMM, package_of
+from densesiam_seg.backbones import PACKAGED, TIMM, WORDS, package_of
 from densesiam_seg.errors import ModelError, UsageError
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.tensors import layout, read_safetensors
@@ -32,7 +32,6 @@ from densesiam_seg.network.encoder import Backbone, Encoder
 from densesiam_seg.network.model import DenseSiam
 from densesiam_seg.network.timm_backbones import TimmBackbone
 
-WORDS = ("auto", "packaged", "imagenet", "none")
 _START = 64
 _OTHERS = {
     b"version https://git-lfs": "is a pointer of Git LFS, not the weights; fetch them with git lfs pull",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -81,3 +82,17 @@ def test_a_full_disk_is_an_output_error() -> None:
         pytest.skip("no /dev/full here")
     with Records(full) as records, pytest.raises(OutputError, match="No space left"):
         records.append({"step": 1})
+
+
+@pytest.mark.parametrize("step", ["null", '"3"', "[]"])
+def test_step_that_is_no_number_is_refused(tmp_path: Path, step: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": {step}}}\n', encoding="ascii")
+    with pytest.raises(InputError, match="step of line 1"):
+        truncate_to_step(path, 3)
+
+
+def test_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_records(tmp_path / "metrics.jsonl")

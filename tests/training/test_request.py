@@ -39,6 +39,7 @@ def test_it_does_not_depend_on_the_current_folder(
     assert found.images == (str(tmp_path / "images"), str(tmp_path / "b*.png"))
     assert found.init_from == str(tmp_path / "m")
     assert found.settings == {"weights": str(tmp_path / "w.pth")}
+    (tmp_path / "auto").mkdir()  # a word is meant before a folder
     assert Request.of(["images"], {"weights": "auto"}, None).settings == {"weights": "auto"}
 
 

@@ -557,6 +557,14 @@ class TestPlace:
         end(runs.begin(overwrite=True))
         same_end(runs.path, reference)
 
+    def test_overwrite_refuses_to_delete_its_own_weights(
+        self, runs: TinyRuns, reference: Path
+    ) -> None:
+        shutil.copytree(reference, runs.path)
+        with pytest.raises(UsageError, match="which --overwrite empties first"):
+            end(runs.begin(overwrite=True, weights=str(runs.path)))
+        assert (runs.path / "model" / "config.json").is_file()
+
     @pytest.mark.parametrize("options", [{}, {"overwrite": True}, {"resume": True}])
     def test_a_folder_in_use_is_refused(
         self, runs: TinyRuns, reference: Path, options: dict[str, Any]
