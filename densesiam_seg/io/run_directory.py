@@ -50,6 +50,12 @@ RUN_NAMES = frozenset(
 )
 """Everything that a training run writes into its folder, beside its lock: all that --overwrite may delete."""
 
+_OWN = {
+    "model": re.compile(r"config\.json|clusters\.json|model\.safetensors"),
+    "checkpoints": re.compile(r"step-[0-9.]+"),
+    "report": re.compile(r"epoch-[0-9]+\.png"),
+}
+"""Names of what a run writes into its folders."""
 _PROGRAM = "densesiam-seg"
 _STAMP = re.compile(r"[0-9]{8}-[0-9]{6}(-[0-9]{1,6})?")
 
@@ -251,6 +257,7 @@ def _require_own(folder: Path, names: Collection[str]) -> list[Path]:
     except OSError as error:
         raise output_error(folder, error) from error
     foreign = [path.name for path in held if path.name not in names]
+    foreign += [f"{path.parent.name}/{path.name}" for each in held for path in _strangers(each)]
     if foreign:
         raise UsageError(
             f"--out {folder}: holds {foreign[0]!a}, which no run wrote; "
@@ -262,6 +269,14 @@ def _require_own(folder: Path, names: Collection[str]) -> list[Path]:
             "people's files; choose another folder"
         )
     return held
+
+
+def _strangers(folder: Path) -> list[Path]:
+    """What no run writes in that folder of a run, such as a user's own notes beside the model."""
+    own = _OWN.get(folder.name)
+    if own is None or folder.is_symlink() or not folder.is_dir():
+        return []
+    return [path for path in _entries(folder) if not own.fullmatch(path.name)]
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -27,12 +29,15 @@ from densesiam_seg.config import TrainConfig
 from densesiam_seg.errors import UsageError
 from densesiam_seg.images.store import DISK_SHARE, Batch, ImageStore, on_device
 from densesiam_seg.io.devices import autocast
-from densesiam_seg.io.files import free_space, make_folder, replacing
+from densesiam_seg.io.files import free_space, make_folder, open_regular, replacing
 from densesiam_seg.io.parallel import ahead
 from densesiam_seg.network.encoder import Encoder
 from densesiam_seg.views.pair import view_pair
 
-_FORMAT = 1
+_FORMAT = 2
+_DIGEST_BYTES = 32
+_PIECE = 1 << 24
+"""Bytes that are read at once."""
 
 
 class StageCache:
@@ -73,8 +78,16 @@ class StageCache:
         self.path = Path(config.cache_dir) / f"{key}.stages"
 
     def written(self) -> bool:
-        """Whether the file is there; it never is in part."""
-        return self.path.is_file() and self.path.stat().st_size == self.size
+        """Whether the file is there and as it was written: the rows, and their SHA-256 in the last bytes."""
+        with suppress(OSError), open_regular(self.path) as file:
+            if os.fstat(file.fileno()).st_size != self.size + _DIGEST_BYTES:
+                return False
+            total, left = hashlib.sha256(), self.size
+            while part := file.read(min(left, _PIECE)):
+                total.update(part)
+                left -= len(part)
+            return file.read() == total.digest()
+        return False
 
     def has_room(self, *, asked: bool) -> bool:
         """Whether the disk has room for it; where it was `asked` for and has none, raises UsageError."""
@@ -95,13 +108,17 @@ class StageCache:
             for first in range(0, count, size)
         ]
         make_folder(self.path.parent)
-        done = 0
+        done, total = 0, hashlib.sha256()
         with replacing(self.path, sync=False) as file:
             batches = self.store.batches(groups, pinned=self.device.type == "cuda")
             for batch in on_device(batches, self.device):
                 rows = self._rows(batch)[: count - done]
-                file.write(rows.cpu().view(torch.uint8).numpy().data)
+                data = rows.cpu().view(torch.uint8).numpy().data
+                file.write(data)
+                total.update(data)
                 done += len(rows)
+                if done == count:
+                    file.write(total.digest())
                 yield done
 
     def batches(

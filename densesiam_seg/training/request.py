@@ -25,8 +25,8 @@ OF_THE_MACHINE = (
     "visualize_every",
 )
 """Settings that a resumed run may change: other last bits may follow, which it tells, but no other method."""
-_MOST = 1000
-"""Inputs that are kept; a program that names more keeps its own list."""
+_MOST = 100_000
+"""Characters of inputs that are kept; a program that names more keeps its own list."""
 
 
 @dataclass(frozen=True)
@@ -50,20 +50,27 @@ class Request:
         **options: Any,
     ) -> Request:
         """The request in a form that does not depend on the current folder."""
-        kept = () if "-" in images or len(images) > _MOST else images
-        weights = settings.get("weights")
-        if isinstance(weights, str) and weights not in WORDS and os.path.exists(weights):  # noqa: PTH110
-            settings = {**settings, "weights": os.path.abspath(weights)}  # noqa: PTH100
+        kept = tuple(map(os.path.abspath, images))
+        if "-" in images or sum(map(len, kept)) > _MOST:
+            kept = ()
         return cls(
-            tuple(map(os.path.abspath, kept)),
+            kept,
             init_from=None if init_from is None else os.path.abspath(init_from),  # noqa: PTH100
-            settings=settings,
+            settings=anywhere(settings),
             **options,
         )
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON object."""
         return asdict(self)
+
+
+def anywhere(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings with a file of weights as it is called from any folder."""
+    weights = settings.get("weights")
+    if isinstance(weights, str) and weights not in WORDS and os.path.exists(weights):  # noqa: PTH110
+        return {**settings, "weights": os.path.abspath(weights)}  # noqa: PTH100
+    return settings
 
 
 def request_of(folder: Path) -> Request | None:

@@ -7,6 +7,7 @@ the model is saved.
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
@@ -37,7 +38,7 @@ from densesiam_seg.presets import Preset
 from densesiam_seg.training.checkpoint import KEEP, save_checkpoint, space_needed
 from densesiam_seg.training.loop import Training
 from densesiam_seg.training.recipes import Command, begun, choose_settings
-from densesiam_seg.training.request import Request, repeatable
+from densesiam_seg.training.request import Request, anywhere, repeatable
 from densesiam_seg.training.setup import Beginning, Run, fresh, has_begun, numerics, resumed
 from densesiam_seg.training.snapshot import draw_clusters, segmenter_of
 from densesiam_seg.training.weights import load_network, require_source
@@ -45,6 +46,8 @@ from densesiam_seg.training.weights import load_network, require_source
 Images = str | Path | Sequence[str | Path]
 """Files, folders, globs or lists of images."""
 
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0)
+"""A pipe in the log's place would wait for a reader."""
 SAVE_SECONDS = 60.0
 """Wall time between checkpoints unless another is asked for. A run can be resumed from any step to the same result."""
 
@@ -132,6 +135,7 @@ def run_events(
             "--resume goes on with the same run; leave out --init-from, --overwrite and --preset"
         )
     rhythm = Rhythm(checkpoint_every, checkpoint_steps)
+    settings = dict(anywhere(settings))
     inputs = [images] if isinstance(images, str | Path) else images
     place = Path(out) if out else None
     if resume:
@@ -201,7 +205,8 @@ def _require_kept(out: Path, weights: str | None) -> None:
 def _log(path: Path, text: str) -> None:
     line = f"{datetime.now():%Y-%m-%d %H:%M:%S} {one_line(text)}"
     try:
-        with path.open("a", encoding="utf-8", errors="backslashreplace") as log:
+        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _NO_WAIT, 0o666)
+        with os.fdopen(handle, "a", encoding="utf-8", errors="backslashreplace") as log:
             print(line, file=log)
     except OSError as error:
         raise output_error(path, error) from error

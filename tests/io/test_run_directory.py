@@ -177,6 +177,16 @@ def test_overwrite_deletes_what_a_run_wrote_and_follows_no_link() -> None:
     assert names(Path("new")) == [LOCK, "run.json"]
 
 
+@pytest.mark.parametrize("name", ["model/notes.txt", "checkpoints/best", "report/mine.png"])
+def test_overwrite_deletes_no_file_of_the_users_in_the_folders_of_a_run(name: str) -> None:
+    folder = start(Path("out"))
+    (folder / name).parent.mkdir()
+    (folder / name).write_text("mine")
+    with pytest.raises(UsageError, match=name):
+        overwrite(Path("out"))
+    assert (folder / name).read_text() == "mine"
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
