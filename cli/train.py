@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -75,12 +76,12 @@ def _given(
 def _refuse_early(given: dict[str, Any]) -> None:
     """Refuse models, weights and checkpoints for what their files alone tell, before torch is imported."""
     weights = Path(given.get("weights") or "none")
-    if weights.suffix.lower() == ".safetensors" and weights.is_file():
+    if weights.suffix.lower() == ".safetensors" and os.path.isfile(weights):  # noqa: PTH113
         from densesiam_seg.io.tensors import read_layout
 
         read_layout(weights)
     for source in (given["init_from"], weights):
-        if source is not None and source.is_dir():
+        if source is not None and os.path.isdir(source):  # noqa: PTH112 - it raises for long names
             require_model(source)
     folder = given["out"]
     if given["resume"] and folder is not None and read_status(folder):
