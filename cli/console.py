@@ -139,14 +139,16 @@ class Console:
         """The table of an evaluation on stdout, then what fixes its numbers, the means last."""
         terminal = Terminal(highlight=False)
         scores = result.scores
-        table = Table(title=Text(f"{result.dataset}, {result.split}"), title_justify="left")
+        table = Table(
+            title=Text(one_line(f"{result.dataset}, {result.split}")), title_justify="left"
+        )
         table.add_column("class", overflow="fold")
         for title in ("IoU", "accuracy", "share of pixels", "clusters"):
             table.add_column(title, justify="right")
         for index, name in enumerate(scores.names):
             members = [str(k) for k, c in enumerate(result.matching.cluster_to_class) if c == index]
             values = (scores.iou[index], scores.accuracy[index], scores.share[index])
-            table.add_row(Text(name), *map(_percent, values), " ".join(members) or "–")
+            table.add_row(Text(one_line(name)), *map(_percent, values), " ".join(members) or "–")
         terminal.print(table)
         of = f" of {result.expected}" if result.expected not in (None, result.images) else ""
         print(
@@ -155,7 +157,7 @@ class Console:
         )
         print(f"protocol {result.protocol}; matching {result.matching.kind}, one for the whole set")
         if scores.absent:
-            print(f"absent classes, left out of the means: {', '.join(scores.absent)}")
+            print(f"absent classes, left out of the means: {one_line(', '.join(scores.absent))}")
         kinds = [("things", scores.things_iou), ("stuff", scores.stuff_iou)]
         parts = "".join(f", {name} {value:.2f}" for name, value in kinds if value is not None)
         print(means(scores, parts))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -76,13 +77,14 @@ def _given(
 def _refuse_early(given: dict[str, Any]) -> None:
     """Refuse models, weights and checkpoints for what their files alone tell, before torch is imported."""
     word = given.get("weights") in (None, *WORDS)
-    weights = Path("" if word else given["weights"])
-    if weights.suffix.lower() == ".safetensors" and weights.is_file():
+    weights = None if word else Path(given["weights"])
+    # `Path.is_file` and `is_dir` raise for names that are too long.
+    if weights and weights.suffix.lower() == ".safetensors" and os.path.isfile(weights):  # noqa: PTH113
         from densesiam_seg.io.tensors import read_layout
 
         read_layout(weights)
-    for source in (given["init_from"], None if word else weights):
-        if source is not None and source.is_dir():
+    for source in (given["init_from"], weights):
+        if source is not None and os.path.isdir(source):  # noqa: PTH112
             require_model(source)
     folder = given["out"]
     if given["resume"] and folder is not None and read_status(folder):

@@ -8,15 +8,16 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from densesiam_seg.config import parse_toml
+from densesiam_seg.config import MAX_TOML, parse_toml
 from densesiam_seg.errors import InputError, UsageError, looked_for
+from densesiam_seg.io.files import open_regular
 
 Kind = Literal["thing", "stuff"]
 Protocol = Literal["picie", "stego", "full-image"]
 
 IGNORE = 255  # what `read_label` writes for a pixel of no class; so at most 255 classes
 
-Text = Annotated[str, Field(min_length=1)]
+Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
 Texts = Annotated[
     tuple[Text, ...],
     Field(min_length=1),
@@ -138,7 +139,8 @@ def load_dataset(name_or_path: str | Path) -> Dataset:
     given = str(name_or_path)
     if given.lower().endswith(".toml"):
         try:
-            return _parse(Path(given).read_bytes(), given)
+            with open_regular(Path(given)) as file:
+                return _parse(file.read(MAX_TOML + 1), given)
         except OSError as error:
             raise InputError(
                 f"{given}: {error.strerror}{looked_for(given)}; give a readable dataset file"

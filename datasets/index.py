@@ -58,7 +58,7 @@ def files_below(folder: Path, apart: Path) -> Files:
     names: list[str] = []
     dangling: set[str] = set()
     links = 0
-    pending = [""] if folder.is_dir() else []
+    pending = [""] if os.path.isdir(folder) else []  # noqa: PTH112
     while pending:
         below = pending.pop()
         try:
@@ -119,7 +119,8 @@ class Index:
 
     def __init__(self, dataset: Dataset, images: Path, labels: Path) -> None:
         self.suffix = dataset.label_suffix
-        one = images == labels or (images.is_dir() and labels.is_dir() and images.samefile(labels))
+        there = os.path.isdir(images) and os.path.isdir(labels)  # noqa: PTH112 - as in `reader`
+        one = images == labels or (there and images.samefile(labels))
         self.image_files = files_below(images, labels)
         self.label_files = self.image_files if one else files_below(labels, images)
         self.labels: dict[str, list[str]] = {}

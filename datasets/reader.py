@@ -118,7 +118,9 @@ def _find(
     if list_file is not None:
         listed: Path | None = Path(list_file)
     else:
-        listed = next((root / each for each in split.lists if (root / each).is_file()), None)
+        # As `_is_folder`.
+        lists = (root / each for each in split.lists)
+        listed = next((each for each in lists if os.path.isfile(each)), None)  # noqa: PTH113
     index = Index(dataset, _folder(root, split.images), _folder(root, split.labels))
     reader = ListReader(dataset, index, root, allow_outside=allow_outside)
     entries = [Entry(0, each, each, index.image(each)) for each in index.images]
@@ -191,13 +193,18 @@ def _hint(lacking: list[Entry], reader: ListReader) -> str:
 
 def _folder(root: Path, choices: tuple[str, ...]) -> Path:
     """The first that exists, else the first."""
-    return next((root / each for each in choices if (root / each).is_dir()), root / choices[0])
+    return next((root / each for each in choices if _is_folder(root / each)), root / choices[0])
+
+
+def _is_folder(path: Path) -> bool:
+    # `Path.is_dir` raises for what can be no name at all: of a declaration, which is foreign.
+    return os.path.isdir(path)  # noqa: PTH112
 
 
 def _require_folders(dataset: Dataset, part: str, root: Path) -> None:
     split = dataset.splits[part]
     for choices, what in ((split.images, "images"), (split.labels, "labels")):
-        if not any((root / each).is_dir() for each in choices):
+        if not any(_is_folder(root / each) for each in choices):
             raise InputError(
                 f"{root}: no folder {' or '.join(choices)} for the {what} of {dataset.name} {part}"
                 f"{looked_for(root)}; give the folder that holds it"

@@ -418,7 +418,8 @@ def read_config(path: Path, base: RunConfig | None = None) -> dict[str, Any]:
     Raises InputError naming the file.
     """
     try:
-        settings = parse_toml(path.read_bytes())
+        with path.open("rb") as file:
+            settings = parse_toml(file.read(MAX_TOML + 1))
         with_settings(base or TrainConfig(), settings)
     except OSError as error:
         raise InputError(
@@ -431,11 +432,17 @@ def read_config(path: Path, base: RunConfig | None = None) -> dict[str, Any]:
     return settings
 
 
+MAX_TOML = 1 << 18
+"""Bytes of a TOML file; Python's reader takes time that grows faster than the file."""
+
+
 def parse_toml(content: bytes) -> dict[str, Any]:
     """A TOML file's table; a byte order mark, as Windows' editors write it, is passed over.
 
     Raises ValueError with what is wrong and the remedy, in one line.
     """
+    if len(content) > MAX_TOML:
+        raise ValueError(f"larger than {MAX_TOML} bytes, so no file of settings; give another one")
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content[:4]:
         raise ValueError('not valid TOML: text in UTF-16 (Notepad\'s "Unicode"); save it as UTF-8')
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -92,9 +93,9 @@ def name_clusters(
 def model_folder(path: Path) -> Path:
     """The model directory that a path names: itself, or a run's `model/`. Raises ModelError."""
     for folder in (path, path / "model"):
-        if (folder / CONFIG).is_file():
+        if os.path.isfile(folder / CONFIG):  # noqa: PTH113 - `Path.is_file` raises for long names
             return folder
-    if (path / "checkpoints").is_dir():
+    if os.path.isdir(path / "checkpoints"):  # noqa: PTH112
         raise ModelError(
             f"{path}: this run has not finished; end it with the command that began it and --resume --out {path}"
         )

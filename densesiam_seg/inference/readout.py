@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
@@ -150,6 +151,6 @@ def _training_images(path: Path) -> Manifest:
         raise InputError(
             f"{file}: the read-out needs images, and the run does not tell its own; {remedy}"
         ) from error
-    if not Path(manifest.path(0)).exists():
+    if not os.path.exists(manifest.path(0)):  # noqa: PTH110 - a foreign name
         raise InputError(f"{manifest.path(0)}: the training images have moved; {remedy}")
     return manifest

@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import http.client
 import importlib.util
+import os
 import re
 import shutil
 import urllib.request
@@ -69,7 +70,7 @@ def load_encoder(encoder: Encoder, name: str, weights: str) -> str:
     if weights in ("auto", "imagenet"):
         return _fill_published(encoder.backbone, name, needed=weights == "imagenet")
     path = _given(weights)
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112
         return _copy_encoder(encoder, name, path)
     backbone = encoder.backbone
     plain = path.suffix.lower() == ".safetensors"
@@ -116,7 +117,7 @@ def require_source(weights: str) -> None:
     """
     if weights not in WORDS:
         path = _given(weights)
-        if path.is_dir():
+        if os.path.isdir(path):  # noqa: PTH112
             load_network(path)
 
 
@@ -124,7 +125,7 @@ def expects_weights(name: str, weights: str) -> bool:
     """Whether `weights` stands for pre-trained ones of this backbone, as far as is known before they are fetched."""
     if weights == "auto":
         return packaged_file(name) is not None
-    return weights in ("packaged", "imagenet") or Path(weights).is_file()
+    return weights in ("packaged", "imagenet") or os.path.isfile(weights)  # noqa: PTH113
 
 
 def packaged_file(name: str) -> Path | None:
@@ -192,7 +193,8 @@ def _fill_published(backbone: Backbone | TimmBackbone, name: str, *, needed: boo
 def _given(weights: str) -> Path:
     path = Path(weights)
     # An empty name would be the current folder.
-    if not weights or not (path.is_file() or path.is_dir()):
+    # `Path.is_file` raises for a name that is too long.
+    if not weights or not (os.path.isfile(path) or os.path.isdir(path)):  # noqa: PTH112, PTH113
         raise UsageError(
             f"--weights {weights}: no such file or folder; "
             f"give {', '.join(WORDS)}, a .safetensors or .pth file, or a run directory"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 import densesiam_seg.datasets
+from densesiam_seg.config import MAX_TOML
 from densesiam_seg.datasets.declaration import Dataset, DatasetClass, Split, load_dataset
 from densesiam_seg.errors import InputError, UsageError
 
@@ -215,5 +217,15 @@ def test_absent_file_and_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(InputError, match=r"none\.toml: No such file"):
         load_dataset(tmp_path / "none.toml")
     (tmp_path / "folder.toml").mkdir()
-    with pytest.raises(InputError, match=r"folder\.toml: Is a directory"):
+    with pytest.raises(InputError, match=r"folder\.toml: Not a regular file"):
         load_dataset(tmp_path / "folder.toml")
+
+
+def test_a_file_that_is_none_or_too_large(tmp_path: Path) -> None:
+    """A pipe would wait for ever, a device never end."""
+    os.mkfifo(tmp_path / "pipe.toml")
+    (tmp_path / "endless.toml").symlink_to("/dev/zero")
+    (tmp_path / "large.toml").write_bytes(b"\n" * (MAX_TOML + 1))
+    for name, words in (("pipe", "regular"), ("endless", "regular"), ("large", "larger than")):
+        with pytest.raises(InputError, match=words):
+            load_dataset(tmp_path / f"{name}.toml")

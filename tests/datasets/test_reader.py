@@ -156,6 +156,11 @@ def test_wrong_root_names_the_folders_tried(root: Path) -> None:
         samples(DATASET, root, "val")
 
 
+def test_a_name_longer_than_any_is_a_folder_that_is_not_there(root: Path) -> None:
+    with pytest.raises(InputError, match="no folder images/val or val for the images"):
+        samples(DATASET, root / ("a" * 300), "val")
+
+
 def test_two_images_of_one_name(root: Path) -> None:
     touch(root, "images/val/a.jpg")
     with pytest.raises(InputError, match=r"same name as a\.(jpg|png)"):

@@ -80,8 +80,10 @@ def fill(folder: Path) -> None:
         if "." in name:
             (folder / name).write_text("x")
         else:
-            (folder / name / "deep").mkdir(parents=True, exist_ok=True)
-            (folder / name / "deep" / "file").write_text("x")
+            own = {"checkpoints": "step-00000001/manifest.json", "model": "config.json"}
+            path = folder / name / own.get(name, "epoch-0001.png")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("x")
 
 
 def test_the_default_place_is_named_by_command_and_time() -> None:
@@ -208,7 +210,7 @@ def test_overwrite_refuses_what_may_be_a_strangers(
     with pytest.raises(UsageError, match=message):
         overwrite(folder)
     assert names(folder) == before  # no lock file in what may be a stranger's
-    assert (folder / "model" / "deep" / "file").exists()
+    assert (folder / "model" / "config.json").exists()
 
 
 def test_overwrite_can_be_taken_up_again_after_an_interruption(

@@ -125,7 +125,7 @@ def test_the_size_is_known_in_advance(config: TrainConfig, store: ImageStore) ->
     half = cache_of(network, config, store, torch.bfloat16)
     assert half.size == 12 * 2 * VALUES * 2 and half.row == 4 * VALUES
     cache = written(network, config, store)
-    assert cache.path.stat().st_size == cache.size
+    assert cache.path.stat().st_size == cache.size + 32  # and a SHA-256
 
 
 def test_its_name_is_all_that_the_numbers_depend_on(config: TrainConfig, store: ImageStore) -> None:
@@ -147,6 +147,19 @@ def test_its_name_is_all_that_the_numbers_depend_on(config: TrainConfig, store: 
 
 
 class TestWhole:
+    def test_a_file_that_changed_is_not_used(self, config: TrainConfig, store: ImageStore) -> None:
+        network = frozen()
+        cache = written(network, config, store)
+        data = cache.path.read_bytes()
+        for place in (0, len(data) // 2, len(data) - 1):
+            changed = data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+            cache.path.write_bytes(changed)
+            assert not cache.written()
+        cache.path.write_bytes(data[:-1])
+        assert not cache.written()
+        cache.path.write_bytes(data)
+        assert cache.written()
+
     def test_a_stop_leaves_nothing(self, config: TrainConfig, store: ImageStore) -> None:
         network = frozen()
         cache = cache_of(network, config, store)
