@@ -55,6 +55,11 @@ class Setting:
                 return f"{least} to {most}"
 
 
+def largest_image_size(features: str) -> int:
+    """Of views, in pixels: stages are read at up to three times that, and memory grows with its square."""
+    return 1364 if features == "stages" else 4096
+
+
 def setting(default: Value, help: str, panel: str, **more: Any) -> Value:
     """A field of a config with all that is known of it; `more` are fields of `Setting`."""
     metadata = {"setting": Setting(help, panel, **more)}
@@ -263,6 +268,13 @@ class TrainConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        largest = largest_image_size(self.features)
+        _require(
+            self.image_size <= largest,
+            "image_size",
+            f"at most {largest} with the features of stages, which are read at up to three times the size",
+            self.image_size,
+        )
         _require(
             self.features == "fpn"
             or (self.freeze and self.prior == "mixture" and self.method == "densesiam"),

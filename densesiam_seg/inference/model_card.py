@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 
 from densesiam_seg.backbones import plausible
 from densesiam_seg.clustering.merging import is_partition
+from densesiam_seg.config import largest_image_size
 from densesiam_seg.errors import ModelError
 from densesiam_seg.io.files import open_regular, replace_file
 from densesiam_seg.io.sealed import read_sealed, seal, verify
@@ -161,6 +162,7 @@ def _in_range(card: ModelCard) -> bool:
         and type(network.backbone) is str
         and plausible(network.backbone)
         and network.features in get_args(Features)
+        and card.image_size <= largest_image_size(network.features)
         and type(network.image_head) is type(network.mixture) is bool
         and card.readout in get_args(Readout)
         and card.refine in get_args(Refine)

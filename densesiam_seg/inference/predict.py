@@ -48,7 +48,7 @@ from densesiam_seg.io.files import (
 )
 from densesiam_seg.io.outputs import note_outputs
 from densesiam_seg.io.parallel import device_lock, on_own_cores
-from densesiam_seg.io.records import Records
+from densesiam_seg.io.records import Records, read_records
 from densesiam_seg.io.signals import stop_requests
 from densesiam_seg.pictures.masks import encode_jpeg, overlay, write_mask
 
@@ -138,16 +138,33 @@ def plan(
         if len(found) < len(written) or not all(found):
             left.append((source, target))
             damaged += not all(found)
+    failures = folder / FAILED if len(sources) > 1 else None
+    if failures is not None:
+        _require_own_list(failures)
     return Plan(
         folder,
         tuple(source for source, _ in left),
         tuple(target for _, target in left),
         done=len(sources) - len(left),
         damaged=damaged,
-        failures=folder / FAILED if len(sources) > 1 else None,
+        failures=failures,
         noted=not single,
         shortened=shortened,
     )
+
+
+def _require_own_list(path: Path) -> None:
+    """Raises UsageError for a file in the place of the list of failures that no prediction wrote."""
+    if not os.path.isfile(path):  # noqa: PTH113
+        return  # a folder there is told when the list is written
+    try:
+        own = all(record.keys() == {"path", "reason", "message"} for record in read_records(path))
+    except InputError:
+        own = False
+    if not own:
+        raise UsageError(
+            f"{path}: is no list of an earlier prediction; move it away or give another --out"
+        )
 
 
 def _exists(path: Path) -> bool:

@@ -170,6 +170,10 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     ),
     "backbone unknown to timm": (config(backbone="timm:vit_nonsense"), "timm"),
     "features of another network": (config(features="res5"), "model.safetensors"),
+    "stages of a size that no memory holds": (
+        config(features="stages", image_size=1365),
+        "out of range",
+    ),
     "image head without its tensors": (config(image_head=True), "image_.* is missing"),
     "over-clusters without their tensors": (config(over_clusters=0), "over_.* is not part"),
     "clusters absent": (lambda f: (f / "clusters.json").unlink(), "clusters.json"),

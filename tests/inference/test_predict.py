@@ -446,6 +446,17 @@ class TestWhatCannotBeWritten:
         with pytest.raises(OutputError, match=r"failed\.jsonl: cannot be written"):
             predict(segmenter, [images], tmp_path / "out")
 
+    def test_a_list_of_failures_of_another_program_stays(
+        self, segmenter: Segmenter, images: Path, tmp_path: Path
+    ) -> None:
+        theirs = tmp_path / "out" / "failed.jsonl"
+        theirs.parent.mkdir()
+        for text in ('{"job": 7}\n', "not JSON\n"):
+            theirs.write_text(text)
+            with pytest.raises(UsageError, match=r"failed\.jsonl: is no list"):
+                predict(segmenter, [images], tmp_path / "out")
+            assert theirs.read_text() == text
+
 
 class TestBatches:
     @pytest.fixture
