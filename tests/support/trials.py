@@ -45,7 +45,9 @@ class Trials:
 
     def row(self) -> tuple[str, ...]:
         """Its row in the table."""
-        failures = f"not run: {self.skipped}" if self.skipped else str(len(self.failures))
+        failures = str(len(self.failures))
+        if not self.count:
+            failures = f"not run: {self.skipped}" if self.skipped else "not run"
         return (
             self.number,
             self.fault,
