@@ -162,11 +162,18 @@ def new_folder(path: Path) -> Iterator[Path]:
         fresh.mkdir()
         try:
             yield fresh
-            old = _keep_strangers(path, fresh)
+            old = _retired_name(path) if path.exists() else None
+            if old is not None:
+                _keep_strangers(path, fresh)
             sync_folder(fresh)
             if old is not None:
                 path.rename(old)
-            fresh.rename(path)
+            try:
+                fresh.rename(path)
+            except OSError:
+                if old is not None:
+                    old.rename(path)
+                raise
         except BaseException:
             remove(fresh)
             raise
@@ -177,10 +184,8 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise output_error(path, error) from error
 
 
-def _keep_strangers(path: Path, fresh: Path) -> Path | None:
-    """Copy from the folder at `path` what `fresh` lacks; returns the name that `path` gets, None if it is free."""
-    if not path.exists():
-        return None
+def _keep_strangers(path: Path, fresh: Path) -> None:
+    """Copy from the folder at `path` what `fresh` lacks."""
     for entry in path.iterdir():
         copy = fresh / entry.name
         if is_leftover(entry) or copy.exists():
@@ -189,7 +194,6 @@ def _keep_strangers(path: Path, fresh: Path) -> Path | None:
             shutil.copytree(entry, copy, symlinks=True)
         else:
             shutil.copy2(entry, copy, follow_symlinks=False)
-    return _retired_name(path)
 
 
 def make_folder(folder: Path) -> Path:

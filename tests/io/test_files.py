@@ -287,6 +287,26 @@ def test_a_new_folder_takes_the_place_of_an_old_one_when_it_is_complete(tmp_path
     assert [path.name for path in place.parent.iterdir()] == ["model"]
 
 
+def test_the_old_folder_is_back_where_the_new_one_cannot_have_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "model"
+    place.mkdir()
+    (place / "one").write_text("old")
+    rename = Path.rename
+
+    def failing(path: Path, target: Path) -> Path:
+        if path.name.startswith(".tmp-"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OutputError), new_folder(place) as fresh:
+        replace_file(fresh / "one", b"new")
+    assert names(tmp_path) == ["model"]
+    assert (place / "one").read_text() == "old"
+
+
 def test_a_file_in_the_place_of_a_new_folder_stays(tmp_path: Path) -> None:
     (tmp_path / "model").write_text("mine")
     with pytest.raises(OutputError, match="model"), new_folder(tmp_path / "model"):
