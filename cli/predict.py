@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict
-from datetime import datetime
-from itertools import chain, count
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -28,6 +25,7 @@ from densesiam_seg.cli.settings import checked, number_or_auto, takes
 from densesiam_seg.config import MACHINE, RunConfig
 from densesiam_seg.errors import counted
 from densesiam_seg.events import Predicted
+from densesiam_seg.io.run_directory import RUNS, stamped_folders
 
 if TYPE_CHECKING:
     from densesiam_seg.cli.console import Console
@@ -75,7 +73,7 @@ def command(
     reading.count()
     from densesiam_seg.images.scan import scan
 
-    folder = out or _new_folder()
+    folder = out or next(p for p in stamped_folders(RUNS / "predict") if not p.exists())
     # A wrong path or model need not wait for torch.
     pages = settings.page == "all"
     manifest = scan(images, merge=False, follow_links=follow_links, out=folder, pages=pages)
@@ -105,13 +103,6 @@ def command(
             f"{counted(work.shortened, 'name')} too long for a mask on this disk: cut, with a digest at the end"
         )
     _show(console, work, manifest, events, decoding.notes, json=json)
-
-
-def _new_folder() -> Path:
-    """A folder named by the time that is not there yet; the second one of a second ends in -2."""
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    names = chain([stamp], (f"{stamp}-{number}" for number in count(2)))
-    return next(path for path in map(Path("runs", "predict").joinpath, names) if not path.exists())
 
 
 def _show(

@@ -284,13 +284,18 @@ def _entries(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.name != LOCK and not is_leftover(p))
 
 
-def _stamped_folder(base: Path) -> Path:
-    """A folder named by the time that did not exist before; the second one of a second ends in -2."""
+def stamped_folders(base: Path) -> Iterator[Path]:
+    """Names of folders by the time of now; the second one of a second ends in -2."""
     stamp = f"{datetime.now():%Y%m%d-%H%M%S}"
+    yield base / stamp
+    yield from (base / f"{stamp}-{number}" for number in itertools.count(2))
+
+
+def _stamped_folder(base: Path) -> Path:
+    """The first of them that did not exist before, created."""
     try:
         base.mkdir(parents=True, exist_ok=True)
-        for number in itertools.count(1):
-            folder = base / (stamp if number == 1 else f"{stamp}-{number}")
+        for folder in stamped_folders(base):
             with suppress(FileExistsError):
                 folder.mkdir()
                 return folder

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from densesiam_seg.clustering.kmeans import MAX_MAGNITUDE
+from densesiam_seg.errors import NumericError
 from densesiam_seg.images.store import Batch, ImageStore
 from densesiam_seg.network.model import DenseSiam
 
@@ -44,6 +45,17 @@ def sound_features(features: Tensor) -> Tensor:
     lowest, highest = torch.aminmax(features.detach())
     # No comparison with NaN is true.
     return (lowest < highest) & (lowest >= -MAX_MAGNITUDE) & (highest <= MAX_MAGNITUDE)
+
+
+def diverged(what: str, step: int, files: Sequence[str]) -> NumericError:
+    """The error of a step whose batch has those images; `what` says what is wrong with its numbers."""
+    more = ", …" if len(files) > 4 else ""
+    return NumericError(
+        f"{what} at step {step} (batch with {', '.join(files[:4])}{more}); "
+        "the last checkpoint is kept: lower --learning-rate or use --precision fp32",
+        step=step,
+        files=files,
+    )
 
 
 def weighted(terms: Terms) -> tuple[Tensor, dict[str, Tensor]]:

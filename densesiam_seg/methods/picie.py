@@ -19,12 +19,12 @@ from torch.nn import functional as F
 
 from densesiam_seg.clustering.kmeans import Centroids, kmeans, refine, unit_features
 from densesiam_seg.config import TrainConfig
-from densesiam_seg.errors import InputError, NumericError
+from densesiam_seg.errors import InputError
 from densesiam_seg.images.store import ImageStore, epoch_batches
 from densesiam_seg.io.devices import autocast
 from densesiam_seg.io.randomness import Stream, generator
 from densesiam_seg.methods.losses import label_counts, pseudo_label_loss
-from densesiam_seg.methods.method import Method, Objective, sound_features
+from densesiam_seg.methods.method import Method, Objective, diverged, sound_features
 from densesiam_seg.network.model import DenseSiam
 from densesiam_seg.views.pair import first_view, view_pair
 
@@ -84,15 +84,10 @@ class PiCIE(Method):
             """Of all batches so far: on a GPU each look at a result waits for all work before it."""
             sound = torch.stack(checks).tolist()
             if not all(sound):
-                bad, step = groups[sound.index(False)], epoch * len(groups) + 1
-                names = [store.manifest.names[index] for index in bad]
-                more = ", …" if len(names) > 4 else ""
-                raise NumericError(
-                    "features are not finite, too large or all the same where pixels are clustered for step "
-                    f"{step} (batch with {', '.join(names[:4])}{more}); the last checkpoint is kept: "
-                    "lower --learning-rate or use --precision fp32",
-                    step=step,
-                    files=names,
+                raise diverged(
+                    "features are not finite, too large or all the same where pixels are clustered",
+                    epoch * len(groups) + 1,
+                    [store.manifest.names[index] for index in groups[sound.index(False)]],
                 )
 
         groups = epoch_batches(len(store), config.batch_size, seed=config.seed, epoch=epoch)

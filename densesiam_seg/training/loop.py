@@ -23,7 +23,7 @@ from densesiam_seg.errors import InputError, NumericError
 from densesiam_seg.events import EpochRecord, Progress, StepRecord
 from densesiam_seg.images.store import Batch, ImageStore, epoch_batches, on_device
 from densesiam_seg.io.devices import autocast
-from densesiam_seg.methods.method import Method, Objective
+from densesiam_seg.methods.method import Method, Objective, diverged
 from densesiam_seg.network.model import DenseSiam
 
 IN_USE = 0.001
@@ -215,15 +215,10 @@ class Training:
         return sound
 
     def _diverged(self, step: UnreadStep) -> NumericError:
-        indices = step.batch.indices
-        names = [self.store.manifest.names[index] for index in indices]
-        more = ", …" if len(names) > 4 else ""
-        return NumericError(
-            "loss, gradient or features are not finite, too large or all the same at step "
-            f"{step.step} (batch with {', '.join(names[:4])}{more}); "
-            "the last checkpoint is kept: lower --learning-rate or use --precision fp32",
-            step=step.step,
-            files=names,
+        return diverged(
+            "loss, gradient or features are not finite, too large or all the same",
+            step.step,
+            [self.store.manifest.names[index] for index in step.batch.indices],
         )
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -264,11 +264,7 @@ def set_clock(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
         monkeypatch.setattr(time, "time", lambda: next(shown))
         monkeypatch.setattr(time, "time_ns", lambda: int(next(shown) * 1e9))
-        for module in (
-            "densesiam_seg.training.train",
-            "densesiam_seg.io.run_directory",
-            "densesiam_seg.cli.predict",
-        ):
+        for module in ("densesiam_seg.training.train", "densesiam_seg.io.run_directory"):
             monkeypatch.setattr(f"{module}.datetime", Clock)
 
     return set_it
