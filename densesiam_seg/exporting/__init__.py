@@ -1,0 +1,4 @@
+"""A model, or its masks, in the formats of other programs.
+
+Imports `prediction` and what lies below it.
+"""
