@@ -35,7 +35,6 @@ from densesiam_seg.images.manifest import Manifest, Skipped
 from densesiam_seg.inference.batching import Group, groups
 from densesiam_seg.inference.options import AS_TRAINED, Refinement
 from densesiam_seg.inference.segmenter import Segmenter
-from densesiam_seg.inference.upsampling import upsample_argmax
 from densesiam_seg.io.files import (
     concerns_one_file,
     longest_name,
@@ -374,7 +373,7 @@ class _Job:
     def _write(self, place: int, logits: Tensor, size: tuple[int, int]) -> Predicted:
         """Logits (K, h, w) → the files of an image of that size (H, W)."""
         source, target = self.work.sources[place], self.work.targets[place]
-        mask = upsample_argmax(logits, *size).numpy()
+        mask = self.segmenter.mask(logits, *size)
         try:
             if self.overlays:
                 image = load_image(source, self.decoding)
