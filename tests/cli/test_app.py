@@ -105,7 +105,7 @@ MISTAKES = {
     "study shapes camvid --root x": "'shapes'",
     "clusters rename x 7": "rename 7: give a cluster, =,",
     "clusters rename x 7=a 7=b": "named twice",
-    "clusters split x": "No such",
+    "clusters split x": "unexpected extra argument",
     "demo --epochs 0": "'--epochs'",
     "doctor --json more": "unexpected extra argument",
 }
