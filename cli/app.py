@@ -23,6 +23,7 @@ from densesiam_seg.cli import (
     evaluate,
     export,
     predict,
+    serve,
     study,
     train,
     visualize,
@@ -91,6 +92,7 @@ named.command("rename", cls=_Command)(clusters.rename)
 named.command("merge", cls=_Command)(clusters.merge)
 named.command("undo", cls=_Command)(clusters.undo)
 app.add_typer(named, name="clusters", cls=_GroupWithDefault)
+app.command("serve", cls=_Command)(serve.command)
 app.command("export", cls=_Command)(export.command)
 app.command("study", cls=_Command)(study.command)
 app.command("demo", cls=_Command)(demo.command)
