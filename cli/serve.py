@@ -8,8 +8,6 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from densesiam_seg.cli.options import (
     FollowLinks,
     ImagesArgument,

@@ -16,9 +16,7 @@ def confidence(segmenter: Segmenter, scores: Tensor, height: int, width: int) ->
     """Scores (K, h, w) → (H, W) 0 to 255."""
     plain = AS_TRAINED.settled(segmenter.card.refine).plain
     shares = scores.softmax(0) if plain or segmenter.centroids is not None else scores
-    shares = torch.zeros_like(shares).index_add_(
-        0, torch.from_numpy(segmenter.grouping), shares
-    )
+    shares = torch.zeros_like(shares).index_add_(0, torch.from_numpy(segmenter.grouping), shares)
     most = shares.amax(0)[None, None]
     found = F.interpolate(most, (height, width), mode="bilinear")[0, 0]
     return (255 * found).round().clamp(0, 255).to(torch.uint8).numpy()

@@ -90,7 +90,7 @@ function select(id, more) {
 
 function selected() {
   const names = [...selection].map((id) => now.clusters[id].name);
-  at("selected").textContent = names.length < 2 ? names[0] ?? "Select several to merge them." : `${names.length}: ${names.join(", ")}`;
+  at("selected").textContent = names.length < 2 ? names[0] ?? "Select two or more." : `${names.length}: ${names.join(", ")}`;
   at("selected").title = names.join(", ");
   at("merge").disabled = names.length < 2;
   at("merge").textContent = names.length < 2 ? "Merge" : `Merge ${names.length}`;
@@ -122,7 +122,6 @@ async function look() {
     if (!found || editing) return;
     show(found);
     say(`edited by another program: revision ${found.revision}`);
-    at("message").dataset.lost = "";
   } catch (error) {
     say(error.message, true);
   }

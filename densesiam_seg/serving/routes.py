@@ -57,7 +57,9 @@ def page() -> Mapping[str, Reply]:
     """The files of the page by their names; the page itself has none."""
     folder = files(__package__)
     found = {
-        name: Reply(200, folder.joinpath(name).read_bytes(), f"{_KINDS[name.split('.')[1]]}; charset=utf-8")
+        name: Reply(
+            200, folder.joinpath(name).read_bytes(), f"{_KINDS[name.split('.')[1]]}; charset=utf-8"
+        )
         for name in _PAGE
     }
     return {"": found.pop("page.html"), **found}

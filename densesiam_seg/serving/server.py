@@ -90,6 +90,7 @@ class Server(ThreadingHTTPServer):
             self.shutdown()
             thread.join()
             self.server_close()
+            self.view = None  # connections that are open are answered no more
             view.close()
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -117,11 +118,11 @@ class Handler(BaseHTTPRequestHandler):
     timeout = IDLE_SECONDS
     server: Server
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         """Answer a request for something to see."""
         self._send(self._reply("GET"))
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         """Answer an edit."""
         self._send(self._reply("POST"))
 
@@ -154,9 +155,11 @@ class Handler(BaseHTTPRequestHandler):
             if len(length) > len(str(MAX_BODY)) or int(length) > MAX_BODY:
                 return refusal(413, "too large")
             body = self.rfile.read(int(length))
+        view = self.server.view
+        if view is None:
+            return refusal(503, "ended")
         try:
-            assert self.server.view is not None
-            return answer(self.server.view, method, path, url.query, body)
+            return answer(view, method, path, url.query, body)
         except Exception as error:
             self.server.tell(f"{type(error).__name__}: {error}")
             return refusal(500, one_line(f"{type(error).__name__}: {error}"))

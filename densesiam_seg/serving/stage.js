@@ -41,13 +41,12 @@ export class Stage {
     this.trouble("");
     this.draw();
     this.ready();
-    at("busy").hidden = false;
+    at("stage").ariaBusy = "true";
     try {
-      const drawn = picture(`picture/${place}`, signal).then((found) => this.paint(found, signal));
-      await new Promise((done) => setTimeout(done, PATIENCE));
-      if (signal.aborted) return;
       const [mask, confidence] = await Promise.all([
-        grid(`mask/${place}`, signal), grid(`confidence/${place}`, signal), drawn,
+        pause(PATIENCE).then(() => grid(`mask/${place}`, signal)),
+        pause(PATIENCE).then(() => grid(`confidence/${place}`, signal)),
+        picture(`picture/${place}`, signal).then((found) => this.paint(found, signal)),
       ]);
       if (signal.aborted) return;
       this.mask = mask;
@@ -58,7 +57,7 @@ export class Stage {
       if (signal.aborted) return;
       this.trouble(error instanceof Refused ? error.message : `the picture cannot be shown (${error.message})`);
     }
-    if (!signal.aborted) at("busy").hidden = true;
+    if (!signal.aborted) at("stage").ariaBusy = "false";
   }
 
   paint(found, signal) {
@@ -138,10 +137,13 @@ export class Stage {
     const image = context.createImageData(width, height);
     const pixels = new Uint32Array(image.data.buffer);
     const step = Math.max(Math.round(devicePixelRatio), 1); // a border's width
+    const around = this.selection.size > 0; // those of selected clusters alone: on their own side, all around
     for (let y = 0, pixel = 0; y < height; y++) {
       for (let x = 0; x < width; x++, pixel++) {
         const id = shown[pixel];
-        const border = (x >= step && shown[pixel - step] !== id) || (y >= step && shown[pixel - step * width] !== id);
+        const border =
+          (x >= step && shown[pixel - step] !== id) || (y >= step && shown[pixel - step * width] !== id) ||
+          (around && ((x < width - step && shown[pixel + step] !== id) || (y < height - step && shown[pixel + step * width] !== id)));
         pixels[pixel] = (border ? line : inside)[id];
       }
     }
@@ -159,7 +161,8 @@ export class Stage {
     const line = new Uint32Array(this.colours.length);
     this.colours.forEach((colour, id) => {
       const dimmed = chosen.size > 0 && !chosen.has(id);
-      inside[id] = dimmed ? veil : pixel(colour, opacity);
+      // Among dimmed ones colour is needed less than a sight of the picture.
+      inside[id] = dimmed ? veil : pixel(colour, chosen.size ? opacity / 2 : opacity);
       line[id] = at("borders").checked && !dimmed ? pixel(colour, 1) : inside[id];
     });
     return { inside, line };
@@ -242,6 +245,7 @@ export class Stage {
   }
 }
 
+const pause = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
 const clamp = (value, count) => Math.min(Math.max(value, 0), count - 1);
 const within = (share, count) => clamp(Math.floor(share * count), count);
 const pixel = ([red, green, blue], alpha) => ((Math.round(255 * alpha) << 24) | (blue << 16) | (green << 8) | red) >>> 0;
