@@ -117,7 +117,7 @@ class View:
         return found.ids
 
     def confidence(self, index: int) -> NDArray[np.uint8]:
-        """How sure each pixel (H, W) is of the cluster that it shows now, 0 to 255. Raises as `mask`, and ModelError."""
+        """How sure each pixel (H, W) is of the cluster shown now, 0 to 255. Raises as `mask`, and ModelError."""
         found = self._masks.get(index)
         now = copy.copy(self.segmenter)
         now.clusters = self._clusters().clusters

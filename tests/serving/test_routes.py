@@ -65,8 +65,8 @@ class TestImages:
         "path",
         [
             "mask/3", "mask/-1", "mask/", "mask", "mask/0/", "mask/0x0", "mask/%C2%B2", "mask/%30", "mask/+0",
-            "mask/1e0", "../clusters.json", "..%2Fclusters.json", "picture/../../a", "picture/..%2f..%2fa", "/etc/passwd",
-            "picture//etc/passwd", "page.html", "view.py", "__init__.py", "./page.js", "page.js/", "page.js%00",
+            "mask/1e0", "../clusters.json", "..%2Fclusters.json", "picture/../../a", "picture/..%2f..%2fa",
+            "/etc/passwd", "picture//etc/passwd", "page.html", "view.py", "__init__.py", "./page.js", "page.js/", "page.js%00",
             "state/", "thumbnail/a <b>&.jpg".replace(" ", "%20"),
         ],
     )  # fmt: skip
