@@ -55,6 +55,27 @@ def test_edits_and_their_undoing(cli: Cli, model: Path) -> None:
     )
 
 
+def test_names_from_labels(cli: Cli, model: Path, scenes: Path, tmp_path: Path) -> None:
+    call = ("clusters", "name", model, "--from", scenes / "labels" / "val")
+    call = (*call, "--images", scenes / "images" / "val", "--device", "cpu")
+    refused(cli(*call), 2, "usage", "--classes")
+    code, out, error = cli(*call, "--dataset", scenes / "scenes.toml", "--json")
+    found = json.loads(out)
+    assert code == 0 and len(found["edits"]) == 1
+    named = [each for each in found["clusters"] if each["named_by"] == "labels"]
+    assert named and len({each["name"] for each in named}) == len(named)
+    assert "% of the labelled pixels of 3 masks" in error
+    assert cli("clusters", "undo", model, "-q")[0] == 0
+    names = ["sky", "road", "b", "c", "d", "e", "f", "g"]
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    code, out, _ = cli(*call, "--classes", tmp_path / "names.txt", "--json")
+    again = [each for each in json.loads(out)["clusters"] if each["named_by"] == "labels"]
+    assert [each["id"] for each in again] == [each["id"] for each in named]
+    assert {each["name"] for each in again} <= set(names)
+    # The images of this model's training are not known.
+    refused(cli(*call[:5], "--classes", tmp_path / "names.txt"), 3, "input", "--images")
+
+
 def test_refusals(cli: Cli, model: Path) -> None:
     refused(cli("clusters", model / "x"), 4, "model", "no model here")
     refused(cli("clusters", "merge", model, "1"), 2, "usage", "at least two")
