@@ -56,8 +56,8 @@ def test_edits_and_their_undoing(cli: Cli, model: Path) -> None:
 
 
 def test_names_from_labels(cli: Cli, model: Path, scenes: Path, tmp_path: Path) -> None:
-    call = ("clusters", "name", model, "--from", scenes / "labels" / "val")
-    call = (*call, "--images", scenes / "images" / "val", "--device", "cpu")
+    start = ("clusters", "name", model, "--from", scenes / "labels" / "val")
+    call = (*start, "--images", scenes / "images" / "val", "--device", "cpu")
     refused(cli(*call), 2, "usage", "--classes")
     code, out, error = cli(*call, "--dataset", scenes / "scenes.toml", "--json")
     found = json.loads(out)
@@ -73,7 +73,7 @@ def test_names_from_labels(cli: Cli, model: Path, scenes: Path, tmp_path: Path) 
     assert [each["id"] for each in again] == [each["id"] for each in named]
     assert {each["name"] for each in again} <= set(names)
     # The images of this model's training are not known.
-    refused(cli(*call[:5], "--classes", tmp_path / "names.txt"), 3, "input", "--images")
+    refused(cli(*start, "--classes", tmp_path / "names.txt"), 3, "input", "--images")
 
 
 def test_refusals(cli: Cli, model: Path) -> None:
