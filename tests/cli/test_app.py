@@ -49,7 +49,9 @@ OPTIONS = {
     "clusters list": "run --json",
     "clusters rename": "run names --json --quiet/-q",
     "clusters merge": "run clusters --as --json --quiet/-q",
+    "clusters name": "run --from --images --dataset --classes --json --quiet/-q --device --precision",
     "clusters undo": "run --json --quiet/-q",
+    "serve": "run images --port --no-browser --follow-links --quiet/-q --device --precision --max-pixels --page --bands",
     "study": "study dataset --root --images --out/-o --overwrite --resume --config --split --train-split --json "
     "--quiet/-q --seeds --preset --protocol --epochs --batch-size/-b --image-size --learning-rate --weights "
     "--backbone --seed --channels --device --precision --workers/-j --threads",
@@ -102,6 +104,7 @@ MISTAKES = {
     "probe x --dataset camvid --root x --out .": "--out .: exists already",
     "probe x --dataset camvid --root x --out scores.csv": "give a name ending in .json",
     "visualize run x --limit 0": "'--limit'",
+    "serve x y --port 70000": "'--port'",
     "study shapes camvid --root x": "'shapes'",
     "clusters rename x 7": "rename 7: give a cluster, =,",
     "clusters rename x 7=a 7=b": "named twice",
