@@ -60,6 +60,7 @@ export class Images {
     image.width = 56;
     image.height = 42;
     image.src = `thumbnail/${place}`;
+    image.onerror = () => image.removeAttribute("src"); // an empty tile; the reason is shown in the picture's place
     const text = document.createElement("span");
     text.textContent = name;
     button.append(image, text);

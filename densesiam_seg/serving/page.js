@@ -16,7 +16,7 @@ let editing = 0; // edits under way
 const stage = new Stage({ pointed, picked: (id, more) => { select(id, more); clusters.reveal(id); }, ready: measure });
 const clusters = new Clusters({
   selected: select,
-  renamed: (cluster, name) => change("rename", { cluster, name }, `renamed to ${name}`),
+  renamed: rename,
 });
 let images = null;
 
@@ -61,6 +61,16 @@ async function change(what, values, done) {
   } finally {
     editing--;
   }
+}
+
+// Two clusters that are shown may not have one name: whoever wants that may want to merge them.
+function rename(cluster, name) {
+  const other = now.clusters.find((each) => each.name === name && each.shownAs === each.id && each.id !== cluster);
+  if (!other) return change("rename", { cluster, name }, `renamed to ${name}`);
+  clusters.show(now.clusters);
+  selection = new Set([other.id, cluster]);
+  selected();
+  say(`${name} is the name of cluster ${other.id} already; both are selected: Merge makes them one`, true);
 }
 
 async function merge() {

@@ -45,7 +45,7 @@ export class Stage {
     try {
       const [mask, confidence] = await Promise.all([
         pause(PATIENCE).then(() => grid(`mask/${place}`, signal)),
-        pause(PATIENCE).then(() => grid(`confidence/${place}`, signal)),
+        pause(PATIENCE).then(() => this.sure(signal)),
         picture(`picture/${place}`, signal).then((found) => this.paint(found, signal)),
       ]);
       if (signal.aborted) return;
@@ -84,11 +84,18 @@ export class Stage {
     this.draw();
     if (!this.mask || before === this.shownAs.join()) return;
     const { signal } = this.asked;
-    const fresh = await grid(`confidence/${this.place}`, signal).catch(() => null);
+    const fresh = await this.sure(signal).catch(() => null);
     if (signal.aborted || !fresh) return;
     this.confidence = fresh;
     this.draw();
     this.tell();
+  }
+
+  // How sure the model is of each pixel; once more where clusters were merged while it was asked for.
+  async sure(signal) {
+    const asked = this.shownAs.join();
+    const found = await grid(`confidence/${this.place}`, signal);
+    return asked === this.shownAs.join() ? found : this.sure(signal);
   }
 
   select(selection) {

@@ -207,7 +207,12 @@ def test_a_name_that_is_refused_is_told_and_gone(page: Page, model: Path) -> Non
     page.at(f"{page.row(2)} .name input").click()
     page.chord("a")
     page.keys("cluster_01", ENTER)
-    page.until(lambda: "is that of cluster 1" in page.text("#message"), "a refusal")
+    assert "name of cluster 1 already" in page.text("#message") and page.name(2) == "cluster_02"
+    assert page.text("#selected") == "2: cluster_01, cluster_02"  # to be merged, if that is meant
+    page.at(f"{page.row(2)} .name input").click()
+    page.chord("a")
+    page.keys("7", ENTER)
+    page.until(lambda: "not be a number" in page.text("#message"), "a refusal by the program")
     page.until(lambda: page.name(2) == "cluster_02", "the former name")
     page.at(f"{page.row(2)} .name input").click()
     page.keys("something", ESCAPE)
