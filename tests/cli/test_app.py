@@ -51,7 +51,8 @@ OPTIONS = {
     "clusters merge": "run clusters --as --json --quiet/-q",
     "clusters name": "run --from --images --dataset --classes --json --quiet/-q --device --precision",
     "clusters undo": "run --json --quiet/-q",
-    "serve": "run images --port --no-browser --follow-links --quiet/-q --device --precision --max-pixels --page --bands",
+    "serve": "run images --port --no-browser --follow-links --quiet/-q --device --precision --max-pixels --page "
+    "--bands",
     "study": "study dataset --root --images --out/-o --overwrite --resume --config --split --train-split --json "
     "--quiet/-q --seeds --preset --protocol --epochs --batch-size/-b --image-size --learning-rate --weights "
     "--backbone --seed --channels --device --precision --workers/-j --threads",

@@ -80,7 +80,12 @@ class TestRefusals:
 class TestBrowser:
     def test_only_one_with_a_window_is_opened(self, monkeypatch: Patch) -> None:
         opened: list[str] = []
-        monkeypatch.setattr("webbrowser.open", lambda address: not opened.append(address))
+
+        def opens(address: str) -> bool:
+            opened.append(address)
+            return True
+
+        monkeypatch.setattr("webbrowser.open", opens)
         monkeypatch.setattr(sys, "platform", "linux")
         for name in serve._DISPLAYS:
             monkeypatch.delenv(name, raising=False)

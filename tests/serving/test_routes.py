@@ -66,8 +66,8 @@ class TestImages:
         [
             "mask/3", "mask/-1", "mask/", "mask", "mask/0/", "mask/0x0", "mask/%C2%B2", "mask/%30", "mask/+0",
             "mask/1e0", "../clusters.json", "..%2Fclusters.json", "picture/../../a", "picture/..%2f..%2fa",
-            "/etc/passwd", "picture//etc/passwd", "page.html", "view.py", "__init__.py", "./page.js", "page.js/", "page.js%00",
-            "state/", "thumbnail/a <b>&.jpg".replace(" ", "%20"),
+            "/etc/passwd", "picture//etc/passwd", "page.html", "view.py", "__init__.py", "./page.js", "page.js/",
+            "page.js%00", "state/", "thumbnail/a <b>&.jpg".replace(" ", "%20"),
         ],
     )  # fmt: skip
     def test_no_other_address_leads_anywhere(self, ask: Asker, path: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,9 +62,12 @@ def test_the_next_mask_is_made_ahead(
 ) -> None:
     made: list[str] = []
     read = segmenter.read
-    monkeypatch.setattr(
-        segmenter, "read", lambda path, **how: (made.append(path), read(path, **how))[1]
-    )
+
+    def noted(path: str, **how: Any) -> Any:
+        made.append(path)
+        return read(path, **how)
+
+    monkeypatch.setattr(segmenter, "read", noted)
     view.mask(0)
     view.mask(2)  # the last: nothing comes after it
     view.close()
