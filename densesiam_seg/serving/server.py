@@ -51,6 +51,7 @@ class Server(ThreadingHTTPServer):
     """A server that holds its port from the beginning, and answers within `open`."""
 
     daemon_threads = True
+    request_queue_size = CONNECTIONS
     # Elsewhere this lets a port be used again at once; on Windows it would let others share it.
     allow_reuse_address = sys.platform != "win32"
 
