@@ -183,7 +183,9 @@ def confusion_picture(
             for row, column in zip(rows, columns, strict=True)
         ]
         alphas = 0.06 + 0.94 * shares[rows, columns]
-        axes.add_collection(PatchCollection(squares, facecolor=ACCENT, edgecolor="none", alpha=alphas))
+        axes.add_collection(
+            PatchCollection(squares, facecolor=ACCENT, edgecolor="none", alpha=alphas)
+        )
         for row, column in zip(rows, columns, strict=True):
             if shares[row, column] >= 0.1:
                 axes.text(

@@ -1,8 +1,8 @@
 """How unlike the training images an image is.
 
-An image is described by the mean of its L2-normalised features. Its novelty is its mean distance to the `NEAREST` training
-images that are most alike, over the median of the same distance among the training images themselves: about 1 for an
-image as they are, 2 where it lies twice as far from them as they lie from each other.
+An image is described by the mean of its L2-normalised features. Its novelty is its mean distance to the `NEAREST`
+training images that are most alike, over the median of the same distance among the training images themselves: about 1
+for an image as they are, 2 where it lies twice as far from them as they lie from each other.
 
 Axes: n images, r training images, C channels.
 """

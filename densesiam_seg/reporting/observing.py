@@ -2,8 +2,8 @@
 
 Axes: K clusters, h w map, C channels, P clusters that are present.
 
-Scores are read at a map whose shorter side has at least `SIDE` pixels, so that outlines are those of the masks. Each image
-counts the same, whatever its size: all sums are over the share of an image that a pixel has.
+Scores are read at a map whose shorter side has at least `SIDE` pixels, so that outlines are those of the masks. Each
+image counts the same, whatever its size: all sums are over the share of an image that a pixel has.
 """
 
 from __future__ import annotations

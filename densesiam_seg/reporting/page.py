@@ -24,7 +24,7 @@ from densesiam_seg.reporting.charts import (
     suggestion_chart,
 )
 from densesiam_seg.reporting.pictures import Shown
-from densesiam_seg.reporting.review import Finding
+from densesiam_seg.reporting.review import Look
 from densesiam_seg.reporting.run_files import RunFiles
 from densesiam_seg.reporting.survey import Survey
 from densesiam_seg.reporting.templates import render
@@ -79,14 +79,6 @@ class Card:
             "flags": list(self.flags),
             "members": [each.id for each in self.members],
         }
-
-
-@dataclass(frozen=True)
-class Look:
-    """An image to look at first, as the page shows it."""
-
-    finding: Finding
-    shown: Shown
 
 
 @dataclass(frozen=True)
@@ -181,7 +173,9 @@ def report_page(contents: Contents) -> str:
         colour=css_colour,
         commands=_commands(run, contents.cards),
         charts=[
-            chart for chart in (loss_chart(run.steps, run.epochs), health_chart(run.epochs)) if chart
+            chart
+            for chart in (loss_chart(run.steps, run.epochs), health_chart(run.epochs))
+            if chart
         ],
         last=run.epochs[-1] if run.epochs else None,
         suggestion=suggestion_chart(run.suggestion),
@@ -301,4 +295,6 @@ def page_file(run: RunFiles, out: Path | None) -> Path:
     """Where the page goes: into the run, into a folder, or under a name of its own."""
     if out is None:
         return (run.folder / "report" if run.is_run else Path("report")) / "index.html"
-    return out if out.suffix.lower() in (".html", ".htm") and not out.is_dir() else out / "index.html"
+    return (
+        out if out.suffix.lower() in (".html", ".htm") and not out.is_dir() else out / "index.html"
+    )

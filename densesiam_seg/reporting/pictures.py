@@ -61,7 +61,7 @@ def crop_addresses(
     colours: Sequence[Colour],
     decoding: Decoding,
 ) -> Iterator[tuple[Crop, str]]:
-    """Each crop as an address, image by image; `names` has the files of the places. Those of lost files are left out."""
+    """Each crop as an address, image by image; `names` has the files of the places. Lost files have none."""
     by_place: dict[int, list[Crop]] = {}
     for crop in crops:
         by_place.setdefault(crop.place, []).append(crop)
@@ -93,7 +93,7 @@ def outlined(pixels: Tensor, crop: Crop, colour: Colour) -> Pixels:
     grey = picture.mean(2, keepdims=True)
     pale = (0.35 * picture + 0.25 * grey + 0.4 * 205).astype(np.uint8)
     shown = np.where(mask[..., None], picture, pale)
-    line = grown(borders(mask))
+    line = borders(mask)
     shown[grown(line)] = (255, 255, 255)
     shown[line] = colour
     return shown

@@ -17,9 +17,9 @@ from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.inference.visualize import spread
 from densesiam_seg.io.files import make_folder, means_a_file, open_regular, replace_text
 from densesiam_seg.io.run_directory import latest_model
-from densesiam_seg.reporting.page import Card, Contents, Look, cards_of, page_file, report_page
+from densesiam_seg.reporting.page import Card, Contents, cards_of, page_file, report_page
 from densesiam_seg.reporting.pictures import crop_addresses, show_images
-from densesiam_seg.reporting.review import Finding, look_first, reference_events
+from densesiam_seg.reporting.review import Finding, Look, look_first, reference_events
 from densesiam_seg.reporting.run_files import RunFiles, read_run
 from densesiam_seg.reporting.survey import Survey, survey_events
 from densesiam_seg.reporting.templates import GENERATOR
@@ -141,7 +141,9 @@ def _require_place(page: Path, out: Path | None, *, overwrite: bool) -> None:
         with open_regular(page) as file:
             own = GENERATOR.encode() in file.read(1 << 12)
     except OSError as error:
-        raise OutputError(f"{page}: is no file that could be replaced; give another --out") from error
+        raise OutputError(
+            f"{page}: is no file that could be replaced; give another --out"
+        ) from error
     if not own:
         raise UsageError(f"{page}: was not written by this program; give another --out")
 
@@ -207,7 +209,10 @@ def _drawn(
     names = dict(enumerate(order.sources))
     for kind, found in (("typical", survey.typical), ("doubtful", survey.doubtful)):
         flat = [crop for own in found for crop in own]
-        drawn = {id(crop): each for crop, each in crop_addresses(flat, names, segmenter.palette, decoding)}
+        drawn = {
+            id(crop): each
+            for crop, each in crop_addresses(flat, names, segmenter.palette, decoding)
+        }
         for crop in flat:
             if id(crop) in drawn:
                 name = Path(names[crop.place]).name

@@ -18,14 +18,16 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from densesiam_seg.errors import ImageError, InputError, UsageError
+from densesiam_seg.errors import ImageError, InputError
 from densesiam_seg.events import Notice, Progress
 from densesiam_seg.images.decoding import Decoding
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.files import make_folder, replace_text
 from densesiam_seg.reporting.novelty import REFERENCE, Reference
+from densesiam_seg.reporting.pictures import Shown, show_images
 from densesiam_seg.reporting.run_files import RunFiles
 from densesiam_seg.reporting.survey import Survey, described_events, survey_events
+from densesiam_seg.reporting.templates import PAGES, render, require_page_target
 
 Why = Literal["uncertain", "unlike"]
 LIMIT = 20
@@ -40,6 +42,14 @@ class Finding:
     certainty: float
     novelty: float | None
     why: Why
+
+
+@dataclass(frozen=True)
+class Look:
+    """A finding as a page shows it."""
+
+    finding: Finding
+    shown: Shown
 
 
 @dataclass(frozen=True)
@@ -105,9 +115,7 @@ def reference_events(
     return known
 
 
-def look_first(
-    survey: Survey, novelty: NDArray[np.float64] | None, limit: int
-) -> list[Finding]:
+def look_first(survey: Survey, novelty: NDArray[np.float64] | None, limit: int) -> list[Finding]:
     """At most `limit` images, the least certain and the most unlike in turn."""
     uncertain = np.argsort(survey.confidence, kind="stable").tolist()
     unlike = [] if novelty is None else np.argsort(-novelty, kind="stable").tolist()
@@ -130,14 +138,11 @@ def look_first(
     ]
 
 
-def require_list_target(out: Path | None, *, overwrite: bool = False) -> None:
-    """Raises UsageError unless `out` names a CSV or HTML file that, without `overwrite`, does not exist yet."""
-    if out is None:
-        return
-    if out.suffix.lower() not in (".csv", ".html") or out.is_dir():
-        raise UsageError(f"--out {out}: give a file name ending in .csv or .html")
-    if out.exists() and not overwrite:
-        raise UsageError(f"--out {out}: exists already; give --overwrite or another name")
+def require_list_target(
+    out: Path | None, inputs: Sequence[str] = (), *, overwrite: bool = False
+) -> None:
+    """Raises UsageError unless `out` names a CSV or HTML file that may be written."""
+    require_page_target(out, inputs, overwrite=overwrite, suffixes=(".csv", *PAGES))
 
 
 def write_csv(path: Path, found: Reviewed) -> None:
@@ -150,6 +155,15 @@ def write_csv(path: Path, found: Reviewed) -> None:
         writer.writerow([printable(each.image), f"{each.certainty:.4f}", novelty, each.why])
     make_folder(path.parent)
     replace_text(path, text.getvalue())
+
+
+def write_page(path: Path, segmenter: Segmenter, title: str, found: Reviewed) -> None:
+    """The list as a page with the images and their masks. Raises OutputError."""
+    images = [finding.image for finding in found.findings]
+    shown = show_images(segmenter, images, segmenter.new_decoding())
+    looks = [Look(*pair) for pair in zip(found.findings, shown, strict=True)]
+    make_folder(path.parent)
+    replace_text(path, render("review.html", title=title, found=found, shown=looks))
 
 
 def printable(name: str) -> str:

@@ -49,7 +49,9 @@ class RunFiles:
     def training_images(self, remedy: str) -> Manifest:
         """The images of the training. Raises InputError, with the remedy, where they are not known or have moved."""
         if self.manifest is None or not len(self.manifest):
-            raise InputError(f"{self.folder}: does not tell which images it was trained on; {remedy}")
+            raise InputError(
+                f"{self.folder}: does not tell which images it was trained on; {remedy}"
+            )
         _, gone = self.manifest.changed()
         if len(gone) == len(self.manifest):
             raise InputError(f"{self.manifest.path(0)}: the training images have moved; {remedy}")

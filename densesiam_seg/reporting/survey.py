@@ -20,11 +20,11 @@ from densesiam_seg.clustering.kmeans import unit_features
 from densesiam_seg.errors import ImageError, InputError
 from densesiam_seg.events import Progress
 from densesiam_seg.images.decoding import Decoding
+from densesiam_seg.inference.batching import Group, groups
 from densesiam_seg.inference.options import AS_TRAINED, Refinement
 from densesiam_seg.inference.refinement import refined
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.parallel import device_lock, on_own_cores
-from densesiam_seg.inference.batching import Group, groups
 from densesiam_seg.reporting.novelty import REFERENCE, Reference
 from densesiam_seg.reporting.observing import Crop, Observation, observe
 
@@ -141,7 +141,11 @@ def described_events(
         except ImageError:
             return None
         with lock:
-            return means_of(segmenter, segmenter.features(segmenter.normalised(image)))[0].cpu().numpy()
+            return (
+                means_of(segmenter, segmenter.features(segmenter.normalised(image)))[0]
+                .cpu()
+                .numpy()
+            )
 
     kept: list[tuple[str, NDArray[np.float32]]] = []
     with closing(on_own_cores(describe, sources)) as results:
@@ -236,9 +240,7 @@ class _Gathering:
         if not found and len(failed) == 1:
             raise failed[0]
         if not found:
-            raise InputError(
-                f"none of the {len(failed)} images could be read, first: {failed[0]}"
-            )
+            raise InputError(f"none of the {len(failed)} images could be read, first: {failed[0]}")
         shares = np.stack([each.shares for each in found])
         pixels = np.maximum(shares.sum(0), 1e-12)
         return Survey(

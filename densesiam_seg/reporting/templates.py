@@ -6,17 +6,21 @@ bytes that are no text are made visible. A page holds all that it shows, and its
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from datetime import datetime
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import densesiam_seg
-from densesiam_seg.errors import counted, one_line
+from densesiam_seg.errors import UsageError, counted, one_line
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
+PAGES = (".html", ".htm")
 GENERATOR = '<meta name="generator" content="densesiam-seg'
 """What tells a page of this program from others."""
 
@@ -60,6 +64,24 @@ def _visible(value: Any) -> Any:
     from markupsafe import Markup
 
     return one_line(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def require_page_target(
+    out: Path | None,
+    inputs: Sequence[str] = (),
+    *,
+    overwrite: bool = False,
+    suffixes: Sequence[str] = PAGES,
+) -> None:
+    """Raises UsageError unless `out` ends as a page does, is no input and, without `overwrite`, does not exist yet."""
+    if out is None:
+        return
+    if out.suffix.lower() not in suffixes or os.path.isdir(out):  # noqa: PTH112
+        raise UsageError(f"--out {out}: give a file name ending in {' or '.join(suffixes)}")
+    if os.path.realpath(out) in {os.path.realpath(each) for each in inputs}:
+        raise UsageError(f"{out}: would overwrite an input image; give another --out")
+    if os.path.lexists(out) and not overwrite:
+        raise UsageError(f"--out {out}: exists already; give --overwrite or another name")
 
 
 def _safe(text: str) -> Any:
