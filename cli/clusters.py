@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from densesiam_seg.cli.options import Json, Quiet, RunArgument, io_option
+from densesiam_seg.cli.options import DATASETS, Json, Quiet, RunArgument, io_option
+from densesiam_seg.cli.settings import checked, takes
+from densesiam_seg.config import RunConfig
 from densesiam_seg.errors import UsageError
 
 if TYPE_CHECKING:
@@ -76,6 +78,63 @@ def undo(run: RunArgument, json: Json = False, quiet: Quiet = False) -> None:
 
     words, found = edits.undo(_folder(run))
     _edited(found, f"undone: {words}", run, json=json, quiet=quiet)
+
+
+@takes(settings=checked("device", "precision"))
+def name(
+    run: RunArgument,
+    labels: Annotated[
+        Path, io_option("--from", help="Folder of labelled masks: a handful is enough.")
+    ],
+    images: Annotated[
+        list[str] | None,
+        io_option("--images", help="Their images, of the same names; default the training images."),
+    ] = None,
+    dataset: Annotated[
+        str | None, io_option("--dataset", help=f"Whose label values these are: {DATASETS}")
+    ] = None,
+    classes: Annotated[
+        Path | None,
+        io_option(
+            "--classes", help="Or a text file of class names, one on each line from value 0 on."
+        ),
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    *,
+    settings: RunConfig,
+) -> None:
+    """Name and merge clusters after a handful of labelled masks, by the matching with which models are scored."""
+    folder = _folder(run)
+    # Only now, as torch comes with it, which mistakes need not wait for.
+    from densesiam_seg.cli.console import Console
+    from densesiam_seg.evaluation.naming import (
+        LABEL_SUFFIXES,
+        Naming,
+        apply,
+        classes_of,
+        naming_events,
+        pairs,
+        told,
+    )
+    from densesiam_seg.images.scan import scan
+    from densesiam_seg.inference.readout import training_images
+    from densesiam_seg.inference.segmenter import Segmenter
+
+    declared = classes_of(dataset, classes)
+    suffixes = LABEL_SUFFIXES if dataset is None else [declared.label_suffix]
+    manifest = scan(images) if images else training_images(run, "name them with --images")
+    samples = pairs(labels, manifest, suffixes)
+    console = Console(quiet=quiet)
+    segmenter = Segmenter.load(run, device=settings.device, precision=settings.precision)
+    found = console.follow(naming_events(segmenter, declared, samples))[-1]
+    assert isinstance(found, Naming)
+    edited = apply(folder, found, labels)
+    console.say(told(found))
+    if found.unnamed:
+        without = " ".join(map(str, found.unnamed))
+        console.say(f"without a name, as these masks do not have them: {without}")
+    _edited(edited, "named", run, json=json, quiet=quiet)
 
 
 def _folder(run: Path) -> Path:

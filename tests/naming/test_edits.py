@@ -31,7 +31,7 @@ def names(folder: Path) -> list[str]:
 
 
 def groups(folder: Path) -> list[int]:
-    return grouping(read_clusters(folder / "clusters.json").clusters).tolist()
+    return [*map(int, grouping(read_clusters(folder / "clusters.json").clusters))]
 
 
 class TestRename:
