@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from densesiam_seg.inference.confidence import confidence, entropy, probabilities
+from densesiam_seg.inference.confidence import entropy, probabilities
+from densesiam_seg.inference.options import AS_TRAINED, Refinement
 from densesiam_seg.inference.segmenter import Segmenter
 
 SIDE = 160
@@ -70,31 +71,43 @@ class Observation:
 
 @dataclass(frozen=True)
 class Map:
-    """An image's clusters after grouping (h, w), with probabilities (K, h, w) and maps of confidence and entropy."""
+    """An image's mask (h, w), the probabilities (K, h, w), and maps of confidence and entropy (h, w).
 
-    mask: NDArray[np.integer]
+    Confidence is the probability of the cluster that the mask shows.
+    """
+
+    mask: Tensor
     probabilities: Tensor
     confidence: Tensor
     entropy: Tensor
 
 
-def map_of(segmenter: Segmenter, scores: Tensor, side: int = SIDE) -> Map:
-    """Scores (K, h, w) → a map whose shorter side has `side` pixels, or as many as the scores where these have more."""
+def map_of(segmenter: Segmenter, scores: Tensor, refinement: Refinement = AS_TRAINED) -> Map:
+    """What `Segmenter.scores` gave with a refinement (K, h, w) → a map whose shorter side has `SIDE` pixels or more."""
     height, width = scores.shape[-2:]
-    factor = max(side / min(height, width), 1.0)
+    factor = max(SIDE / min(height, width), 1.0)
     factor = min(factor, max((VALUES / scores.numel()) ** 0.5, 1.0))
     size = (round(height * factor), round(width * factor))
     if size != (height, width):
         scores = F.interpolate(scores[None], size, mode="bilinear")[0]
-    found = probabilities(segmenter, scores[None])[0]
-    return Map(segmenter.mask(scores, *size), found, confidence(found), entropy(segmenter, found))
+    found = probabilities(segmenter, scores[None], refinement)
+    mask = segmenter.mask(scores, *size)
+    shown = torch.from_numpy(mask.astype(np.int64))
+    sure = found[0].gather(0, shown[None])[0]
+    return Map(shown, found[0], sure, entropy(found, len(segmenter.left))[0])
 
 
-def observe(segmenter: Segmenter, place: int, scores: Tensor, description: Tensor) -> Observation:
+def observe(
+    segmenter: Segmenter,
+    place: int,
+    scores: Tensor,
+    description: Tensor,
+    refinement: Refinement = AS_TRAINED,
+) -> Observation:
     """What the image at `place` says by its scores (K, h, w) and the mean of its features (C,)."""
-    found = map_of(segmenter, scores)
+    found = map_of(segmenter, scores, refinement)
     clusters = len(segmenter.clusters)
-    ids = torch.from_numpy(found.mask.astype(np.int64))
+    ids = found.mask
     pixels = ids.numel()
     shares = np.bincount(ids.flatten().numpy(), minlength=clusters) / pixels
     sureness = np.bincount(

@@ -188,7 +188,7 @@ class _Look:
             with self.lock, torch.inference_mode():
                 scores, described = seen(self.segmenter, torch.cat(images), self.how, len(ready))
             results += [
-                (place, observe(self.segmenter, place, own.cpu(), means.cpu()))
+                (place, observe(self.segmenter, place, own.cpu(), means.cpu(), self.how))
                 for (place, _), own, means in zip(ready, scores, described, strict=False)
             ]
         return results
