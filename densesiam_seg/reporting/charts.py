@@ -173,19 +173,14 @@ def confusion_picture(
     shares = counts[:, list(order)] / np.maximum(counts.sum(1, keepdims=True), 1)
 
     def draw(figure: Figure) -> None:
-        from matplotlib.collections import PatchCollection
         from matplotlib.patches import Rectangle
 
         axes = figure.subplots()
         rows, columns = np.nonzero(shares >= 0.005)
-        squares = [
-            Rectangle((column - 0.5, row - 0.5), 1, 1)
-            for row, column in zip(rows, columns, strict=True)
-        ]
-        alphas = 0.06 + 0.94 * shares[rows, columns]
-        axes.add_collection(
-            PatchCollection(squares, facecolor=ACCENT, edgecolor="none", alpha=alphas)
-        )
+        for row, column in zip(rows, columns, strict=True):
+            alpha = 0.06 + 0.94 * shares[row, column]
+            place = (column - 0.5, row - 0.5)
+            axes.add_patch(Rectangle(place, 1, 1, facecolor=ACCENT, linewidth=0, alpha=alpha))
         for row, column in zip(rows, columns, strict=True):
             if shares[row, column] >= 0.1:
                 axes.text(

@@ -83,7 +83,11 @@ def crop_addresses(
 def outlined(pixels: Tensor, crop: Crop, colour: Colour) -> Pixels:
     """The part of an image (3, H, W) that a crop shows, paler where its cluster is not, with a line around it."""
     height, width = pixels.shape[-2:]
-    top, left = round(crop.box[0] * height), round(crop.box[1] * width)
+    # Of an image of one row or column there is a pixel in any case.
+    top, left = (
+        min(round(crop.box[0] * height), height - 1),
+        min(round(crop.box[1] * width), width - 1),
+    )
     tall, wide = max(round(crop.box[2] * height), 1), max(round(crop.box[3] * width), 1)
     part = pixels[None, :, top : top + tall, left : left + wide]
     part = F.interpolate(part, (CROP, CROP), mode="bilinear", antialias=True)

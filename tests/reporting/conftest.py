@@ -9,9 +9,7 @@ from stored_runs import store_run
 
 
 @pytest.fixture(scope="module")
-def run(
-    model_folder: Path, image_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def run(model_folder: Path, image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Trained, as it says, on the twelve shared images."""
     return store_run(tmp_path_factory.mktemp("stored") / "a run", model_folder, image_folder)
 
