@@ -23,7 +23,7 @@ from densesiam_seg.cli.settings import checked, takes
 from densesiam_seg.config import RunConfig
 
 
-@takes(settings=checked("seed", "max_pixels", "device", "precision", "page", "bands"))
+@takes(settings=checked("max_pixels", "device", "precision", "page", "bands"))
 def command(
     run: RunArgument,
     other: Annotated[

@@ -26,7 +26,7 @@ from densesiam_seg.errors import UsageError
 SCORES = "Scores"
 
 
-@takes(settings=checked("seed", "max_pixels", "device", "precision", "page", "bands"))
+@takes(settings=checked("max_pixels", "device", "precision", "page", "bands"))
 def command(
     run: RunArgument,
     images: Annotated[list[str] | None, IMAGES] = None,

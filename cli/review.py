@@ -22,7 +22,7 @@ from densesiam_seg.config import RunConfig
 from densesiam_seg.errors import one_line
 
 
-@takes(settings=checked("seed", "max_pixels", "device", "precision", "page", "bands"))
+@takes(settings=checked("max_pixels", "device", "precision", "page", "bands"))
 def command(
     run: RunArgument,
     images: ImagesArgument,

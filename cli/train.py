@@ -126,23 +126,23 @@ def _show(
     console = Console(quiet=run.quiet)
     done = console.follow(events)[-1]
     assert isinstance(done, Trained)
+    if not done.complete:
+        console.say(
+            f"stopped by the time limit; go on with densesiam-seg {command} --resume --out {done.run}"
+        )
+    console.say(f"model: {done.model}")
     page = _report(console, done.run, report_on) if report_on else None
     if run.json:
         console.data(
             {
                 "run": str(done.run),
                 "model": str(done.model),
+                "report": str(page) if page else None,
                 "complete": done.complete,
                 "last_epoch": asdict(done.last) if done.last else None,
                 "passed_over": done.passed_over,
-                "report": str(page) if page else None,
             }
         )
-    if not done.complete:
-        console.say(
-            f"stopped by the time limit; go on with densesiam-seg {command} --resume --out {done.run}"
-        )
-    console.say(f"model: {done.model}")
     if page is not None:
         console.say(f"report: {page}")
     console.say(f"next:  densesiam-seg {next_command.format(run=done.run)}")

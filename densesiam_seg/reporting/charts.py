@@ -135,6 +135,8 @@ def _line_chart(
             colour = LINES[number % len(LINES)]
             axes.plot(x, y, label=one_line(name), color=colour, marker="o" if len(x) < 2 else None)
         axes.set_xlabel(what)
+        if len(places) == 1:
+            axes.set_xlim(places[0] - 1, places[0] + 1)
         if shares:
             axes.set_ylim(-0.03, 1.03)
         _whole_numbers(axes)

@@ -219,8 +219,8 @@ def _commands(run: RunFiles, cards: Sequence[Card]) -> dict[str, str]:
     ids = [card.cluster.id for card in cards if card.share > 0] or [0]
     first, second = ids[0], ids[min(1, len(ids) - 1)]
     return {
-        "rename": f"densesiam-seg clusters rename {place} {first}=sky {second}=road",
-        "merge": f"densesiam-seg clusters merge {place} {first} {second} --as road",
+        "rename": f"densesiam-seg clusters rename {place} {first}=NAME {second}=NAME",
+        "merge": f"densesiam-seg clusters merge {place} {first} {second} --as NAME",
         "undo": f"densesiam-seg clusters undo {place}",
         "report": f"densesiam-seg report {place}",
         "review": f"densesiam-seg review {place} IMAGES",

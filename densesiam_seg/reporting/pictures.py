@@ -81,7 +81,7 @@ def crop_addresses(
 
 
 def outlined(pixels: Tensor, crop: Crop, colour: Colour) -> Pixels:
-    """The part of an image (3, H, W) that a crop shows, paler where its cluster is not, with a line around it."""
+    """The part of an image (3, H, W) that a crop shows, paler where its cluster is not, with a line inside its edge."""
     height, width = pixels.shape[-2:]
     # Of an image of one row or column there is a pixel in any case.
     top, left = (
@@ -97,8 +97,8 @@ def outlined(pixels: Tensor, crop: Crop, colour: Colour) -> Pixels:
     grey = picture.mean(2, keepdims=True)
     pale = (0.35 * picture + 0.25 * grey + 0.4 * 205).astype(np.uint8)
     shown = np.where(mask[..., None], picture, pale)
-    line = borders(mask)
-    shown[grown(line)] = (255, 255, 255)
+    line = grown(borders(mask)) & mask
+    shown[grown(line) & ~mask] = (255, 255, 255)
     shown[line] = colour
     return shown
 
