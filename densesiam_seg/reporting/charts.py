@@ -31,7 +31,7 @@ MANY = 2000
 """Most points of a line; of more, means are drawn."""
 LONGEST = 24
 """Characters of a name beside a picture."""
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 9,
@@ -178,17 +178,15 @@ def confusion_picture(
         from matplotlib.patches import Rectangle
 
         axes = figure.subplots()
-        rows, columns = np.nonzero(shares >= 0.005)
-        for row, column in zip(rows, columns, strict=True):
-            alpha = 0.06 + 0.94 * shares[row, column]
+        for row, column in np.argwhere(shares >= 0.005).tolist():
+            share = float(shares[row, column])
             place = (column - 0.5, row - 0.5)
+            alpha = 0.06 + 0.94 * share
             axes.add_patch(Rectangle(place, 1, 1, facecolor=ACCENT, linewidth=0, alpha=alpha))
-        for row, column in zip(rows, columns, strict=True):
-            if shares[row, column] >= 0.1:
-                axes.text(
-                    column, row, f"{100 * shares[row, column]:.0f}", ha="center", va="center",
-                    fontsize=7, color="white" if shares[row, column] > 0.6 else INK,
-                )  # fmt: skip
+            if share >= 0.1:
+                ink = "white" if share > 0.6 else INK
+                text = f"{100 * share:.0f}"
+                axes.text(column, row, text, ha="center", va="center", fontsize=7, color=ink)
         axes.set_xlim(-0.5, len(order) - 0.5)
         axes.set_ylim(len(classes) - 0.5, -0.5)
         axes.set_yticks(range(len(classes)), [_short(name) for name in classes])

@@ -112,13 +112,11 @@ def compare_events(
     def work(source: str) -> Joint | ImageError:
         try:
             size = fitted(image_size(source, how[0]), SIDE)
-            masks = [
-                _mask(segmenter, source, decoding, size, lock)
-                for segmenter, decoding in zip((first, second), how, strict=True)
-            ]
+            one = _mask(first, source, how[0], size, lock)
+            two = _mask(second, source, how[1], size, lock)
         except ImageError as error:
             return error
-        return joint_of(*masks, len(first.clusters), len(second.clusters))
+        return joint_of(one, two, len(first.clusters), len(second.clusters))
 
     found: list[tuple[str, Joint]] = []
     failed: list[ImageError] = []

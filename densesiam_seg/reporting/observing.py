@@ -135,7 +135,8 @@ def doubts_of(ids: Tensor, found: Tensor) -> NDArray[np.float64]:
     others = found.scatter(0, ids[None], -1.0)
     value, second = others.max(0)
     cells = (ids * clusters + second).flatten().numpy()
-    sums = np.bincount(cells, value.clamp(min=0).flatten().numpy(), minlength=clusters**2)
+    found_at = value.clamp(min=0).double().flatten().numpy()
+    sums = np.bincount(cells, found_at, minlength=clusters**2).astype(np.float64)
     return sums.reshape(clusters, clusters)
 
 

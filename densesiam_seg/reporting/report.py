@@ -17,6 +17,7 @@ from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.inference.visualize import spread
 from densesiam_seg.io.files import make_folder, means_a_file, open_regular, replace_text
 from densesiam_seg.io.run_directory import latest_model
+from densesiam_seg.reporting.novelty import Reference
 from densesiam_seg.reporting.page import Card, Contents, cards_of, page_file, report_page
 from densesiam_seg.reporting.pictures import crop_addresses, show_images
 from densesiam_seg.reporting.review import Finding, Look, look_first, reference_events
@@ -163,9 +164,8 @@ def report_events(
         else:
             yield event
     assert survey is not None
-    if order.of_training:
-        known = survey.reference()
-    else:
+    known: Reference | None = survey.reference() if order.of_training else None
+    if not order.of_training:
         known = yield from reference_events(segmenter, order.run)
     for scored in segmenter_events(segmenter, task) if task else ():
         if isinstance(scored, Evaluation):

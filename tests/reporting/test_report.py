@@ -102,10 +102,9 @@ def test_scores_where_there_are_labels(own: Path, tmp_path: Path) -> None:
     assert page.tags.count("tr") == 1 + len(evaluation.scores.names)
     card = max(found.cards, key=lambda each: each.share)
     counts = evaluation.counts[:, card.cluster.id]
-    assert card.classes[0] == (
-        evaluation.scores.names[int(counts.argmax())],
-        pytest.approx(counts.max() / counts.sum()),
-    )
+    name, share = card.classes[0]
+    assert name == evaluation.scores.names[int(counts.argmax())]
+    assert share == pytest.approx(counts.max() / counts.sum())
     with pytest.raises(UsageError, match="belong together"):
         report(own, dataset="camvid")
 

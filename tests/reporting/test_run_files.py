@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from stored_runs import store_run
@@ -68,7 +69,13 @@ def test_a_suggestion(model_folder: Path, image_folder: Path, tmp_path: Path) ->
 
 
 def test_numbers() -> None:
-    records = [{"a": {"b": 1}}, {"a": 2}, {}, {"a": {"b": True}}, {"a": {"b": "3"}}]
+    records: list[dict[str, Any]] = [
+        {"a": {"b": 1}},
+        {"a": 2},
+        {},
+        {"a": {"b": True}},
+        {"a": {"b": "3"}},
+    ]
     found = numbers(records, "a", "b")
     assert found[0] == 1 and all(map(math.isnan, found[1:]))
     assert json.dumps(numbers([{"a": 2}], "a")) == "[2.0]"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from densesiam_seg.images.scan import scan
 from densesiam_seg.io.records import write_records
@@ -18,11 +19,11 @@ def store_run(folder: Path, model: Path, images: Path, epochs: int = 2) -> Path:
     (folder / "dataset.json").write_text(json.dumps(manifest.to_dict()))
     (folder / "config.toml").write_text('# preset fast\nepochs = 2\nweights = "none"\n')
     (folder / "env.json").write_text('{"python": "3.11.7", "cuda": [], "packages": {"torch": "2"}}')
-    steps = [
+    steps: list[dict[str, Any]] = [
         {"record": "step", "step": step, "losses": {"pixel": 1 / step, "total": 2 / step}}
         for step in range(1, 3 * epochs + 1)
     ]
-    ends = [
+    ends: list[dict[str, Any]] = [
         {
             "record": "epoch", "step": 3 * epoch + 3, "epoch": epoch, "losses": {"pixel": 0.5, "total": 1},
             "agreement": 0.9, "clusters_in_use": 4, "entropy": 0.8, "shares": [0.3] * 5, "spread": None,
