@@ -73,7 +73,11 @@ def test_tests_mirror_rooms_and_files() -> None:
     tests = {path.relative_to(folder).as_posix() for path in folder.rglob("test_*.py")}
     tests = {name for name in tests if not name.startswith("faults/")}  # by fault, not by file
     assert modules - tests == set()
-    others = {"test_package.py", "datasets/test_benchmarks.py", "serving/test_page.py"}  # no modules
+    others = {
+        "test_package.py",
+        "datasets/test_benchmarks.py",
+        "serving/test_page.py",
+    }  # no modules
     assert tests - modules - benchmarks <= others
 
 
