@@ -13,10 +13,13 @@ from pages import read_page
 from densesiam_seg.errors import ImageError, InputError
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.reporting.comparing import (
+    ALONE,
     Compared,
+    Pair,
     compare_events,
     compared,
     joint_of,
+    matched_colours,
     pairs_of,
     write_comparison,
 )
@@ -94,6 +97,12 @@ def test_bad_images(segmenter: Segmenter, paths: list[str], tmp_path: Path) -> N
         list(compare_events(segmenter, segmenter, [str(bad)]))
     with pytest.raises(InputError, match="none of the 2"):
         list(compare_events(segmenter, segmenter, [str(bad), str(bad)]))
+
+
+def test_clusters_of_a_pair_have_one_colour(segmenter: Segmenter) -> None:
+    first, other = segmenter.clusters[3], segmenter.clusters[1]
+    colours = matched_colours([Pair(first, other, 1.0, 0.5)], 3)
+    assert colours == [ALONE, first.colour, ALONE]
 
 
 def test_the_page(segmenter: Segmenter, paths: list[str], tmp_path: Path) -> None:
