@@ -159,12 +159,12 @@ def _crops(
         cover, sureness = means[:, 0], means[:, 1] / means[:, 0].clamp(min=1e-6)
         # A larger part of the image shows more of what is around.
         framed = (1 - (cover - COVERED).abs()) * share**0.25
-        framed *= cover >= LEAST_COVERED
         for kind, value in enumerate((sureness, 1 - sureness)):
-            scores, where = (value * framed).flatten(1).max(1)
+            rated = torch.where(cover >= LEAST_COVERED, value * framed, -1.0)
+            scores, where = rated.flatten(1).max(1)
             for row, (score, index) in enumerate(zip(scores.tolist(), where.tolist(), strict=True)):
                 held = best[kind][row]
-                if score > 0 and (held is None or score > held.score):
+                if score >= 0 and (held is None or score > held.score):
                     top, left = (int(at) * step for at in divmod(index, cover.shape[-1]))
                     window = inside[row, top : top + side, left : left + side].bool().numpy()
                     box = (top / ids.shape[0], left / ids.shape[1])

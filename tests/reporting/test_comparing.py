@@ -47,6 +47,7 @@ def test_pairs_have_most_pixels_in_common() -> None:
     assert pairs_of(joint) == [(0, 1), (1, 0)]
     assert pairs_of(joint.T) == [(0, 1), (1, 0)]
     assert sorted(pairs_of(np.array([[5, 0], [0, 4], [1, 3]]))) == [(0, 0), (1, 1)]
+    assert sorted(pairs_of(np.array([[0, 5], [0, 0], [4, 0]]))) == [(0, 1), (2, 0)]
     assert pairs_of(np.array([[5, 0], [4, 0]])) == [(0, 0)], "a pair without a pixel is none"
 
 
