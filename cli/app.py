@@ -89,6 +89,8 @@ named = typer.Typer(
 named.command("list", cls=_Command)(clusters.list_clusters)
 named.command("rename", cls=_Command)(clusters.rename)
 named.command("merge", cls=_Command)(clusters.merge)
+named.command("suggest", cls=_Command)(clusters.suggest)
+named.command("cut", cls=_Command)(clusters.cut)
 named.command("undo", cls=_Command)(clusters.undo)
 app.add_typer(named, name="clusters", cls=_GroupWithDefault)
 app.command("export", cls=_Command)(export.command)

@@ -1,4 +1,4 @@
-"""`densesiam-seg clusters`: list, name and merge a model's clusters."""
+"""`densesiam-seg clusters`: list, name, merge and count a model's clusters."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from densesiam_seg.cli.options import Json, Quiet, RunArgument, io_option
+from densesiam_seg.cli.options import IMAGES, Json, Quiet, RunArgument, io_option, recipe_option
 from densesiam_seg.errors import UsageError
 
 if TYPE_CHECKING:
+    from densesiam_seg.cli.console import Console
+    from densesiam_seg.clustering.suggestion import Suggestion
     from densesiam_seg.naming.clusters import Cluster, ClusterFile
 
 ClustersArgument = Annotated[
@@ -70,12 +72,79 @@ def merge(
     _edited(found, "merged", run, json=json, quiet=quiet)
 
 
+def suggest(
+    run: RunArgument,
+    images: Annotated[list[str] | None, IMAGES] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Recommend a number of clusters, by scores that need no labels, and keep it in clusters.json.
+
+    Looks at up to 200 of IMAGES, by default those the model was trained on. `clusters cut` shows as many.
+    """
+    from densesiam_seg.cli.console import Console
+
+    console = Console(quiet=quiet)
+    found = _suggested(run, images, console)
+    if json:
+        console.data(found.to_dict())
+    else:
+        console.suggestion(found)
+        console.say(f"next:  densesiam-seg clusters cut {run} -k {found.chosen}")
+
+
+def cut(
+    run: RunArgument,
+    clusters: Annotated[
+        int, recipe_option("--clusters", "-k", help="Clusters to show, at most those learned.")
+    ],
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show fewer clusters, or more again, without training: densesiam-seg clusters cut RUN -k 12.
+
+    Those that share the most places are merged, in place of all earlier merges, by the tree that `clusters suggest`
+    kept (made now where there is none).
+    """
+    from densesiam_seg.cli.console import Console
+    from densesiam_seg.clustering.suggestion import tree_of
+    from densesiam_seg.naming.clusters import CLUSTERS, read_clusters
+    from densesiam_seg.naming.cuts import cut_to, require_count
+
+    folder = _folder(run)
+    kept = read_clusters(folder / CLUSTERS)
+    require_count(clusters, len(kept.clusters))
+    tree = tree_of(kept.suggestion, len(kept.clusters))
+    if tree is None:
+        found = _suggested(run, None, Console(quiet=quiet))
+        tree = tree_of(found.to_dict(), len(kept.clusters))
+        assert tree is not None
+    _edited(cut_to(folder, clusters, tree), "cut", run, json=json, quiet=quiet)
+
+
 def undo(run: RunArgument, json: Json = False, quiet: Quiet = False) -> None:
     """Take the last edit back; again for the one before."""
     from densesiam_seg.naming import edits
 
     words, found = edits.undo(_folder(run))
     _edited(found, f"undone: {words}", run, json=json, quiet=quiet)
+
+
+def _suggested(run: Path, images: list[str] | None, console: Console) -> Suggestion:
+    """What is recommended for some images, by default those of the training; kept in the model's `clusters.json`."""
+    folder = _folder(run)
+    from densesiam_seg.images.scan import scan
+    from densesiam_seg.inference.readout import training_images
+    from densesiam_seg.inference.segmenter import Segmenter
+    from densesiam_seg.inference.suggesting import suggestion_events
+    from densesiam_seg.naming import edits
+
+    manifest = scan(images) if images else training_images(run, "name some after the run")
+    console.passed_over(manifest.passed_over)
+    (found,) = console.follow(suggestion_events(Segmenter.load(folder), manifest))
+    edits.suggest(folder, found.to_dict())
+    kept: Suggestion = found
+    return kept
 
 
 def _folder(run: Path) -> Path:

@@ -150,6 +150,22 @@ class Console:
             table.add_row(str(cluster.id), name, share, " ".join(map(str, merged)))
         Terminal(highlight=False).print(table)
 
+    def suggestion(self, found: Suggestion) -> None:
+        """The scores of the numbers of clusters that are worth a look on stdout, and the one that is recommended."""
+        table = Table()
+        table.add_column("clusters", justify="right")
+        for name in found.scores:
+            table.add_column(name, justify="right")
+        for place, count in enumerate(found.counts):
+            if count > SHOWN_COUNTS and count % 4 and abs(count - found.chosen) > 1:
+                continue
+            values = [f"{scores[place]:.3f}" for scores in found.scores.values()]
+            style = "bold" if count == found.chosen else None
+            table.add_row(str(count), *values, style=style)
+        terminal = Terminal(highlight=False)
+        terminal.print(table)
+        terminal.print(f"recommended: {found.chosen} clusters")
+
     def scores(self, result: Evaluation) -> None:
         """The table of an evaluation on stdout, then what fixes its numbers, the means last."""
         terminal = Terminal(highlight=False)

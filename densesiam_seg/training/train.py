@@ -18,6 +18,7 @@ from typing import Any
 
 import densesiam_seg
 from densesiam_seg.backbones import WORDS
+from densesiam_seg.config import TrainConfig, spelled_out
 from densesiam_seg.errors import StoppedError, UsageError, one_line
 from densesiam_seg.events import EpochRecord, Event, Notice, Progress, Started, StepRecord, Trained
 from densesiam_seg.images.scan import scan
@@ -37,7 +38,7 @@ from densesiam_seg.network.encoder import require_backbone
 from densesiam_seg.presets import Preset
 from densesiam_seg.training.checkpoint import KEEP, save_checkpoint, space_needed
 from densesiam_seg.training.loop import Training
-from densesiam_seg.training.recipes import Command, begun, choose_settings
+from densesiam_seg.training.recipes import CONFIGS, Command, begun, choose_settings
 from densesiam_seg.training.request import Request, anywhere, repeatable
 from densesiam_seg.training.setup import Beginning, Run, fresh, has_begun, numerics, resumed
 from densesiam_seg.training.snapshot import draw_clusters, segmenter_of
@@ -135,7 +136,7 @@ def run_events(
             "--resume goes on with the same run; leave out --init-from, --overwrite and --preset"
         )
     rhythm = Rhythm(checkpoint_every, checkpoint_steps)
-    settings = dict(anywhere(settings))
+    settings = dict(anywhere(spelled_out(CONFIGS[command], settings)))
     inputs = [images] if isinstance(images, str | Path) else images
     place = Path(out) if out else None
     if resume:
