@@ -50,8 +50,29 @@ class _Command(_Literal, TyperCommand):
     """A command with such a help."""
 
 
+ORDER = (
+    *(
+        "train",
+        "report",
+        "clusters",
+        "predict",
+        "export",
+        "review",
+        "compare",
+        "serve",
+        "visualize",
+    ),
+    *("evaluate", "pretrain", "probe", "study", "demo", "doctor"),
+)
+"""Of the commands in `--help`: as people come to them. typer lists groups last."""
+
+
 class _Group(_Literal, TyperGroup):
     """The program with such a help."""
+
+    def list_commands(self, context: Any) -> list[str]:
+        """Those in `ORDER` first."""
+        return sorted(self.commands, key=lambda name: (*ORDER, name).index(name))
 
 
 class _GroupWithDefault(_Group):
@@ -89,6 +110,7 @@ named = typer.Typer(
 named.command("list", cls=_Command)(clusters.list_clusters)
 named.command("rename", cls=_Command)(clusters.rename)
 named.command("merge", cls=_Command)(clusters.merge)
+named.command("name", cls=_Command)(clusters.name)
 named.command("suggest", cls=_Command)(clusters.suggest)
 named.command("cut", cls=_Command)(clusters.cut)
 named.command("undo", cls=_Command)(clusters.undo)

@@ -8,12 +8,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from densesiam_seg.cli.options import IMAGES, Json, Quiet, RunArgument, io_option, recipe_option
+from densesiam_seg.cli.options import (
+    DATASETS,
+    IMAGES,
+    Json,
+    Quiet,
+    RunArgument,
+    io_option,
+    recipe_option,
+)
+from densesiam_seg.cli.settings import checked, takes
+from densesiam_seg.config import RunConfig
 from densesiam_seg.errors import UsageError
 
 if TYPE_CHECKING:
     from densesiam_seg.cli.console import Console
-    from densesiam_seg.clustering.suggestion import Suggestion
+    from densesiam_seg.inference.suggesting import Suggested
     from densesiam_seg.naming.clusters import Cluster, ClusterFile
 
 ClustersArgument = Annotated[
@@ -72,11 +82,14 @@ def merge(
     _edited(found, "merged", run, json=json, quiet=quiet)
 
 
+@takes(settings=checked("seed", "device", "precision"))
 def suggest(
     run: RunArgument,
     images: Annotated[list[str] | None, IMAGES] = None,
     json: Json = False,
     quiet: Quiet = False,
+    *,
+    settings: RunConfig,
 ) -> None:
     """Recommend a number of clusters, by scores that need no labels, and keep it in clusters.json.
 
@@ -85,12 +98,14 @@ def suggest(
     from densesiam_seg.cli.console import Console
 
     console = Console(quiet=quiet)
-    found = _suggested(run, images, console)
+    found = _suggested(run, images, console, settings)
     if json:
-        console.data(found.to_dict())
+        console.data(found.best.to_dict())
     else:
-        console.suggestion(found)
-        console.say(f"next:  densesiam-seg clusters cut {run} -k {found.chosen}")
+        console.suggestion(found.best)
+        console.say(f"next:  densesiam-seg clusters cut {run} -k {found.best.chosen}")
+    if found.error is not None:
+        raise found.error
 
 
 def cut(
@@ -116,8 +131,8 @@ def cut(
     require_count(clusters, len(kept.clusters))
     tree = tree_of(kept.suggestion, len(kept.clusters))
     if tree is None:
-        found = _suggested(run, None, Console(quiet=quiet))
-        tree = tree_of(found.to_dict(), len(kept.clusters))
+        found = _suggested(run, None, Console(quiet=quiet), RunConfig())
+        tree = tree_of(found.best.to_dict(), len(kept.clusters))
         assert tree is not None
     _edited(cut_to(folder, clusters, tree), "cut", run, json=json, quiet=quiet)
 
@@ -130,21 +145,82 @@ def undo(run: RunArgument, json: Json = False, quiet: Quiet = False) -> None:
     _edited(found, f"undone: {words}", run, json=json, quiet=quiet)
 
 
-def _suggested(run: Path, images: list[str] | None, console: Console) -> Suggestion:
+@takes(settings=checked("device", "precision"))
+def name(
+    run: RunArgument,
+    labels: Annotated[
+        Path, io_option("--from", help="Folder of labelled masks: a handful is enough.")
+    ],
+    images: Annotated[
+        list[str] | None,
+        io_option("--images", help="Their images, of the same names; default the training images."),
+    ] = None,
+    dataset: Annotated[
+        str | None, io_option("--dataset", help=f"Whose label values these are: {DATASETS}")
+    ] = None,
+    classes: Annotated[
+        Path | None,
+        io_option(
+            "--classes", help="Or a text file of class names, one on each line from value 0 on."
+        ),
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    *,
+    settings: RunConfig,
+) -> None:
+    """Name and merge clusters after a handful of labelled masks, by the matching with which models are scored."""
+    folder = _folder(run)
+    # Only now, as torch comes with it, which mistakes need not wait for.
+    from densesiam_seg.cli.console import Console
+    from densesiam_seg.evaluation.naming import (
+        LABEL_SUFFIXES,
+        Naming,
+        apply,
+        classes_of,
+        naming_events,
+        pairs,
+        told,
+    )
+    from densesiam_seg.images.scan import scan
+    from densesiam_seg.inference.readout import training_images
+    from densesiam_seg.inference.segmenter import Segmenter
+
+    declared = classes_of(dataset, classes)
+    suffixes = LABEL_SUFFIXES if dataset is None else [declared.label_suffix]
+    manifest = scan(images) if images else training_images(run, "name them with --images")
+    samples = pairs(labels, manifest, suffixes)
+    console = Console(quiet=quiet)
+    segmenter = Segmenter.load(run, device=settings.device, precision=settings.precision)
+    found = console.follow(naming_events(segmenter, declared, samples))[-1]
+    assert isinstance(found, Naming)
+    edited = apply(folder, found, labels)
+    console.say(told(found))
+    if found.unnamed:
+        without = " ".join(map(str, found.unnamed))
+        console.say(f"without a name, as these masks do not have them: {without}")
+    _edited(edited, "named", run, json=json, quiet=quiet)
+
+
+def _suggested(
+    run: Path, images: list[str] | None, console: Console, settings: RunConfig
+) -> Suggested:
     """What is recommended for some images, by default those of the training; kept in the model's `clusters.json`."""
     folder = _folder(run)
     from densesiam_seg.images.scan import scan
     from densesiam_seg.inference.readout import training_images
     from densesiam_seg.inference.segmenter import Segmenter
-    from densesiam_seg.inference.suggesting import suggestion_events
+    from densesiam_seg.inference.suggesting import Suggested, suggestion_events
     from densesiam_seg.naming import edits
 
     manifest = scan(images) if images else training_images(run, "name some after the run")
-    console.passed_over(manifest.passed_over)
-    (found,) = console.follow(suggestion_events(Segmenter.load(folder), manifest))
-    edits.suggest(folder, found.to_dict())
-    kept: Suggestion = found
-    return kept
+    if images:
+        console.passed_over(manifest.passed_over)
+    segmenter = Segmenter.load(folder, device=settings.device, precision=settings.precision)
+    (found,) = console.follow(suggestion_events(segmenter, manifest, seed=settings.seed))
+    assert isinstance(found, Suggested)
+    edits.suggest(folder, found.best.to_dict())
+    return found
 
 
 def _folder(run: Path) -> Path:

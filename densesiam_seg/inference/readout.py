@@ -144,7 +144,7 @@ def _check(
 
 
 def training_images(path: Path, remedy: str) -> Manifest:
-    """The images that a run was trained on. Raises InputError, with the remedy, when they are no longer there."""
+    """The images of a run. Raises InputError, which ends in `remedy`, when they are no longer there."""
     file = (path.parent if path.name == "model" else path) / "dataset.json"
     try:
         manifest = Manifest.from_dict(json.loads(file.read_text(encoding="utf-8")))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from densesiam_seg.clustering.kmeans import require_bounded, unit_features
 from densesiam_seg.clustering.suggestion import PARTS, Points, Suggestion, Tally, suggest
-from densesiam_seg.errors import ImageError, InputError, UsageError
+from densesiam_seg.errors import ImageError, InputError, PartialError, UsageError
 from densesiam_seg.events import Notice, Progress
 from densesiam_seg.images.manifest import Manifest
 from densesiam_seg.inference.segmenter import Segmenter
@@ -33,6 +33,26 @@ TEMPERATURE = 0.1
 
 
 @dataclass(frozen=True)
+class Suggested:
+    """What is suggested, and the images that could not be read."""
+
+    best: Suggestion
+    images: int
+    """Those that were looked at, with those that could not be read."""
+    failed: tuple[ImageError, ...]
+
+    @property
+    def error(self) -> PartialError | None:
+        """What a command ends with."""
+        if not self.failed:
+            return None
+        return PartialError(
+            f"{len(self.failed)} of {self.images} images could not be read, the others are counted; "
+            f"first: {self.failed[0]}"
+        )
+
+
+@dataclass(frozen=True)
 class _Seen:
     """What an image tells: its tally and some of its places."""
 
@@ -42,8 +62,8 @@ class _Seen:
 
 def suggestion_events(
     segmenter: Segmenter, images: Manifest, *, seed: int = 0
-) -> Iterator[Notice | Progress | Suggestion]:
-    """Score every number of clusters; the last event is the `Suggestion`.
+) -> Iterator[Notice | Progress | Suggested]:
+    """Score every number of clusters; the last event is what is suggested.
 
     The model's own clusters are looked at, whatever is merged already, as they are before edges are sharpened. Files
     that cannot be read are warned of and left out. Raises InputError where none can be read, and UsageError for more
@@ -68,9 +88,11 @@ def suggestion_events(
 
     parts: list[Tally | None] = [None] * PARTS
     points: list[Points] = []
+    failed: list[ImageError] = []
     with closing(on_own_cores(look, chosen)) as results:
         for done, seen in enumerate(results):
             if isinstance(seen, ImageError):
+                failed.append(seen)
                 yield Notice(f"left out: {seen}", warning=True)
             else:
                 # Neighbours, such as frames of one video, are in one part: halves are to be unlike.
@@ -85,7 +107,8 @@ def suggestion_events(
         np.concatenate([each.features for each in points]),
         np.concatenate([each.clusters for each in points]),
     )
-    yield suggest([part for part in parts if part is not None], sample, seed=seed)
+    found = suggest([part for part in parts if part is not None], sample, seed=seed)
+    yield Suggested(found, len(chosen), tuple(failed))
 
 
 @torch.inference_mode()

@@ -49,6 +49,7 @@ OPTIONS = {
     "clusters list": "run --json",
     "clusters rename": "run names --json --quiet/-q",
     "clusters merge": "run clusters --as --json --quiet/-q",
+    "clusters name": "run --from --images --dataset --classes --json --quiet/-q --device --precision",
     "clusters undo": "run --json --quiet/-q",
     "study": "study dataset --root --images --out/-o --overwrite --resume --config --split --train-split --json "
     "--quiet/-q --seeds --preset --protocol --epochs --batch-size/-b --image-size --learning-rate --weights "
