@@ -6,7 +6,7 @@ The learned clusters are the over-clustering. Those join that share places (`mer
 the images again. Of every cut are told:
 
 - stability: whether two halves of the images merge to the same clusters, in comparison with chance (`_stability`);
-- silhouette: whether places lie nearer to the features of their own cluster than to those of the next (`_silhouettes`);
+- silhouette: whether places lie nearer to the features of their own cluster than to those of the next (`_spread`);
 - elbow: whether features vary much less than with fewer clusters, and hardly more than with more (`_elbow`).
 """
 
@@ -21,8 +21,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from densesiam_seg.clustering.agreement import entropy
-from densesiam_seg.clustering.merging import Ids, Numbers, cut, is_tree, overlap_tree
+from densesiam_seg.clustering.agreement import normalised_mutual_information
+from densesiam_seg.clustering.merging import (
+    Ids,
+    Numbers,
+    is_tree,
+    overlap_tree,
+    random_tree,
+    tables,
+)
+from densesiam_seg.io.randomness import Stream, generator
 
 MOST = 64
 """Clusters of the largest cut that is scored; nobody looks at more."""
@@ -94,8 +102,7 @@ def suggest(parts: Sequence[Tally], points: Points, *, seed: int) -> Suggestion:
     used = int(np.count_nonzero(whole.pixels))
     counts = list(range(2, max(min(used, MOST), 2) + 1))
     counts = [count for count in counts if count <= len(whole.pixels)]
-    tables = [table(tree, count) for count in counts]
-    silhouettes, within = _silhouettes(whole, points, tables)
+    silhouettes, within = _spread(whole, points, tables(tree, counts))
     scores = {
         "stability": _stability(parts, whole, counts, seed),
         "silhouette": silhouettes,
@@ -106,9 +113,87 @@ def suggest(parts: Sequence[Tally], points: Points, *, seed: int) -> Suggestion:
     return Suggestion(tuple(counts), rounded, _choice(counts, scores), pairs)
 
 
-def table(tree: Ids, count: int) -> Ids:
-    """The group (K,) of each cluster where the tree is cut to so many."""
-    found = np.empty(len(tree) + 1, np.int64)
-    for group, members in enumerate(cut(tree, count)):
-        found[list(members)] = group
-    return found
+def _stability(
+    parts: Sequence[Tally], whole: Tally, counts: Sequence[int], seed: int
+) -> list[float]:
+    """How well the cuts of two halves of the images agree: 1 where always, 0 as random merges do.
+
+    Agreement is the normalised mutual information over all pixels. It rises with the number of clusters, also of
+    random merges, whose mean is therefore taken off: (agreement - chance) / (1 - chance), each a mean over `SPLITS`.
+    """
+    some = whole.pixels > 0
+    weights = whole.pixels[some]
+    if len(parts) < 2 or len(weights) < 2:
+        return [0.0] * len(counts)
+    draw = generator(seed, Stream.PIXELS)
+    found, chance = np.zeros((2, len(counts)))
+    for _ in range(SPLITS):
+        order = draw.permutation(len(parts)).tolist()
+        half = len(parts) // 2
+        trees = [
+            reduce(add, (parts[place] for place in places)).tree()
+            for places in (order[:half], order[half:])
+        ]
+        one, two = (tables(tree, counts)[:, some] for tree in trees)
+        found += [_agreement(*pair, weights) for pair in zip(one, two, strict=True)]
+        one, two = (tables(random_tree(len(weights), draw), counts) for _ in range(2))
+        chance += [_agreement(*pair, weights) for pair in zip(one, two, strict=True)]
+    found, chance = found / SPLITS, chance / SPLITS
+    return ((found - chance) / np.maximum(1 - chance, 1e-9)).tolist()
+
+
+def _agreement(one: Ids, other: Ids, weights: Ids) -> float:
+    """Normalised mutual information of two groupings (K,) of clusters that have so many pixels each."""
+    joint = np.zeros((one.max() + 1, other.max() + 1), np.int64)
+    np.add.at(joint, (one, other), weights)
+    return normalised_mutual_information(joint)
+
+
+def _spread(whole: Tally, points: Points, groups: Ids) -> tuple[list[float], list[float]]:
+    """For the groups (len(counts), K) of each cut its silhouette, and the mean squared distance within clusters.
+
+    The silhouette of a point is (b - a) / max(a, b), with a its distance to the mean of its own cluster and b to the
+    nearest other mean (the simplified one of Hruschka et al., 2004). A cluster's is the mean over its points, and a
+    cut's that over its clusters, so that a large one does not count for all.
+    """
+    features = points.features.astype(np.float64)
+    squares = np.square(features).sum(1)
+    rows = np.arange(len(features))
+    silhouettes, within = [], []
+    for group in groups:
+        count = int(group.max()) + 1
+        sums, pixels = np.zeros((count, features.shape[1])), np.zeros(count)
+        np.add.at(sums, group, whole.sums)
+        np.add.at(pixels, group, whole.pixels)
+        means = sums / np.maximum(pixels, 1)[:, None]
+        distances = squares[:, None] - 2 * features @ means.T + np.square(means).sum(1)
+        distances = np.sqrt(np.maximum(distances, 0))
+        # A cluster without pixels has no mean.
+        distances[:, pixels == 0] = np.inf
+        own = group[points.clusters]
+        near = distances[rows, own]
+        distances[rows, own] = np.inf
+        next_one = distances.min(1)
+        # Where there is no other cluster there is nothing to be nearer to.
+        next_one = np.where(np.isfinite(next_one), next_one, near)
+        found = (next_one - near) / np.maximum(np.maximum(near, next_one), 1e-12)
+        members = np.bincount(own, minlength=count)
+        each = np.bincount(own, found, count)[members > 0] / members[members > 0]
+        silhouettes.append(float(each.mean()))
+        within.append(float(np.square(near).mean()))
+    return silhouettes, within
+
+
+def _elbow(within: Sequence[float]) -> list[float]:
+    """How far each variance lies below the line from the first to the last, over the height of that line.
+
+    The elbow is where that is most (Satopaa et al., "Finding a kneedle in a haystack", 2011).
+    """
+    line = np.linspace(within[0], within[-1], len(within))
+    height = max(abs(within[0] - within[-1]), 1e-12)
+    return ((line - np.array(within)) / height).tolist()
+
+
+def _choice(counts: Sequence[int], scores: Mapping[str, Sequence[float]]) -> int:
+    """The number that is recommended."""
+    return counts[int(np.argmax(scores["silhouette"]))]
