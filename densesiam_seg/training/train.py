@@ -283,7 +283,7 @@ def _after_epoch(run: Run, training: Training, record: EpochRecord) -> Iterator[
             "lower --learning-rate or give larger batches"
         )
         yield Notice(text, warning=True)
-    elif record.collapsed():
+    elif record.collapsed(spare=getattr(training.config, "choose_clusters", False)):
         text = (
             f"clusters are collapsing: {record.clusters_in_use} of {len(record.shares)} in use, the largest has "
             f"{100 * max(record.shares):.0f} % of the pixels; try fewer --clusters or --balance inverse"
