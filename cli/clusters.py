@@ -18,7 +18,7 @@ from densesiam_seg.cli.options import (
     recipe_option,
 )
 from densesiam_seg.cli.settings import checked, takes
-from densesiam_seg.config import RunConfig
+from densesiam_seg.config import FINE_CLUSTERS, RunConfig
 from densesiam_seg.errors import UsageError
 
 if TYPE_CHECKING:
@@ -104,6 +104,11 @@ def suggest(
     else:
         console.suggestion(found.best)
         console.say(f"next:  densesiam-seg clusters cut {run} -k {found.best.chosen}")
+        if found.best.counts[-1] == found.best.learned < FINE_CLUSTERS:
+            console.say(
+                f"all {found.best.learned} clusters are in use, so that there may be more to find: "
+                f"train --clusters auto learns {FINE_CLUSTERS}"
+            )
     if found.error is not None:
         raise found.error
 

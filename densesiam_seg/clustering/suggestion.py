@@ -36,6 +36,8 @@ MOST = 64
 """Clusters of the largest cut that is scored; nobody looks at more."""
 SPLITS = 20
 """Times that the images are halved, each time in another way."""
+NEARLY = 0.8
+"""Of the best elbow, which is seldom a single number of clusters (docs/clusters.md has what was measured)."""
 PARTS = 10
 """Of the images, which are halved by taking five of them."""
 
@@ -79,6 +81,11 @@ class Suggestion:
     chosen: int
     tree: tuple[tuple[int, int], ...]
 
+    @property
+    def learned(self) -> int:
+        """K."""
+        return len(self.tree) + 1
+
     def to_dict(self) -> dict[str, Any]:
         """A JSON object."""
         return asdict(self)
@@ -110,7 +117,16 @@ def suggest(parts: Sequence[Tally], points: Points, *, seed: int) -> Suggestion:
     }
     rounded = {name: tuple(round(value, 4) for value in each) for name, each in scores.items()}
     pairs = tuple((one, two) for one, two in tree.tolist())
-    return Suggestion(tuple(counts), rounded, _choice(counts, scores), pairs)
+    return Suggestion(tuple(counts), rounded, _choice(counts, scores["elbow"]), pairs)
+
+
+def _choice(counts: Sequence[int], elbow: Sequence[float]) -> int:
+    """The largest number whose elbow is nearly as good as the best: too many clusters cost less than too few."""
+    return max(
+        count
+        for count, value in zip(counts, elbow, strict=True)
+        if value >= NEARLY * max(elbow) or count == min(counts)
+    )
 
 
 def _stability(
@@ -139,7 +155,9 @@ def _stability(
         one, two = (tables(random_tree(len(weights), draw), counts) for _ in range(2))
         chance += [_agreement(*pair, weights) for pair in zip(one, two, strict=True)]
     found, chance = found / SPLITS, chance / SPLITS
-    return ((found - chance) / np.maximum(1 - chance, 1e-9)).tolist()
+    # Where nothing is merged even chance agrees.
+    left = np.where(chance < 0.999, 1 - chance, np.inf)
+    return ((found - chance) / left).tolist()
 
 
 def _agreement(one: Ids, other: Ids, weights: Ids) -> float:
@@ -192,8 +210,3 @@ def _elbow(within: Sequence[float]) -> list[float]:
     line = np.linspace(within[0], within[-1], len(within))
     height = max(abs(within[0] - within[-1]), 1e-12)
     return ((line - np.array(within)) / height).tolist()
-
-
-def _choice(counts: Sequence[int], scores: Mapping[str, Sequence[float]]) -> int:
-    """The number that is recommended."""
-    return counts[int(np.argmax(scores["silhouette"]))]

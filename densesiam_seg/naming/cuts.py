@@ -30,8 +30,8 @@ def require_count(count: int, learned: int) -> None:
     """Refuse a number of clusters that no cut of so many `learned` ones has. Raises UsageError."""
     if count > learned:
         raise UsageError(
-            f"-k {count}: the model learned {learned} clusters, and a cut only merges them; for more train with "
-            f"--clusters auto, which learns {FINE_CLUSTERS}, or give predict --readout merge -k {count}"
+            f"-k {count}: the model learned {learned} clusters, and a cut only merges them; for more train again with "
+            f"--clusters auto (which learns {FINE_CLUSTERS}) or -k, or give predict --readout merge -k {count}"
         )
     if count < 1:
         raise UsageError(f"-k {count}: must be 1 to {learned}")
