@@ -35,7 +35,8 @@ COMMON: dict[str, Any] = {
 TRAIN: dict[str, Any] = COMMON | {
     "image_size": 320, "schedule": "constant", "epochs": 10, "clusters": 27, "method": "densesiam",
     "over_clusters": 128, "replay": "epoch", "features": "fpn", "prior": "none", "image_weight": 0.0,
-    "over_cluster_weight": 1.0, "choose_clusters": False, "segmentation_weight": 1.0, "balance": "inverse", "region_start": 0.8,
+    "over_cluster_weight": 1.0, "segmentation_weight": 1.0, "balance": "inverse", "region_start": 0.8,
+    "choose_clusters": False,
 }  # fmt: skip
 PRETRAIN: dict[str, Any] = COMMON | {
     "image_size": 224, "schedule": "cosine", "epochs": 100, "features": "res5", "categories": 128,

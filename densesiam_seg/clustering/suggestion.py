@@ -2,7 +2,7 @@
 
 Axes: K learned clusters, N sampled points, C channels, k groups of a cut.
 
-The learned clusters are the over-clustering. Those join that share places (`merging.overlap_tree`), so that no cut needs
+The learned clusters are the over-clustering. Those join that share places (`merging.overlap_tree`), and no cut needs
 the images again. Of every cut are told:
 
 - stability: whether two halves of the images merge to the same clusters, in comparison with chance (`_stability`);
@@ -157,7 +157,8 @@ def _stability(
     found, chance = found / SPLITS, chance / SPLITS
     # Where nothing is merged even chance agrees.
     left = np.where(chance < 0.999, 1 - chance, np.inf)
-    return ((found - chance) / left).tolist()
+    beyond: list[float] = ((found - chance) / left).tolist()
+    return beyond
 
 
 def _agreement(one: Ids, other: Ids, weights: Ids) -> float:
@@ -209,4 +210,5 @@ def _elbow(within: Sequence[float]) -> list[float]:
     """
     line = np.linspace(within[0], within[-1], len(within))
     height = max(abs(within[0] - within[-1]), 1e-12)
-    return ((line - np.array(within)) / height).tolist()
+    below: list[float] = ((line - np.array(within)) / height).tolist()
+    return below

@@ -125,9 +125,7 @@ def _seen(segmenter: Segmenter, pixels: Tensor, draw: np.random.Generator, share
     sums.index_add_(0, ids, units.T.double())
     places = torch.from_numpy(draw.permutation(len(ids))[:share])
     return _Seen(
-        Tally(
-            ids.bincount(minlength=clusters).numpy(), sums.numpy(), (likely @ likely.T).numpy()
-        ),
+        Tally(ids.bincount(minlength=clusters).numpy(), sums.numpy(), (likely @ likely.T).numpy()),
         Points(units.T[places].numpy(), ids[places].numpy()),
     )
 

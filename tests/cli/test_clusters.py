@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 from photographs import junk
+from PIL import Image
 from program import Cli, refused
 
 from densesiam_seg.images.scan import scan

@@ -139,7 +139,7 @@ class TestOverlapTree:
     def test_the_most_shared_in_comparison_with_chance_join(self, seed: int) -> None:
         """As a slow reference has it, from the parts' own sums."""
         overlap = overlap_of(9, seed)
-        groups = [(k,) for k in range(9)]
+        groups: list[tuple[int, ...]] = [(k,) for k in range(9)]
         tree = overlap_tree(overlap, np.zeros(9, bool))
         while len(groups) > 1:
 

@@ -79,7 +79,7 @@ def test_scores_by_hand() -> None:
     found = suggest([tally], Points(features, np.array([0, 1, 2])), seed=0)
     # Of two clusters: means 0.5 and 10; silhouettes 1 - 0.5/10, 1 - 0.5/9 and 1.
     two = ((1 - 0.05 + 1 - 0.5 / 9) / 2 + 1) / 2
-    assert found.scores["silhouette"] == (pytest.approx(two, abs=1e-4), 1.0)
+    assert found.scores["silhouette"] == pytest.approx((two, 1.0), abs=1e-4)
     assert found.tree == ((0, 1), (2, 3))
     # There are no halves of one part, and no elbow between two numbers.
     assert found.scores["stability"] == found.scores["elbow"] == (0.0, 0.0)

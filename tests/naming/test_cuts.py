@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def shown(folder: Path) -> list[int]:
-    return grouping(read_clusters(folder / "clusters.json").clusters).tolist()
+    return [*map(int, grouping(read_clusters(folder / "clusters.json").clusters))]
 
 
 def test_the_largest_shows_a_group(folder: Path) -> None:

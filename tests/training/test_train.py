@@ -765,7 +765,9 @@ class TestChosenClusters:
     def _few(self, monkeypatch: pytest.MonkeyPatch) -> None:
         meaning = {"clusters": 6, "choose_clusters": True}
         declared = TrainConfig.__dataclass_fields__["clusters"].metadata["setting"]
-        monkeypatch.setattr(config, "settings_of", lambda _: [("clusters", replace(declared, auto=meaning))])
+        monkeypatch.setattr(
+            config, "settings_of", lambda _: [("clusters", replace(declared, auto=meaning))]
+        )
 
     def test_the_model_shows_what_is_recommended(self, runs: TinyRuns) -> None:
         *events, last = runs.begin(epochs=1, clusters="auto")
