@@ -114,8 +114,10 @@ def merge_tree(centres: NDArray[np.floating], counts: Ids, touching: Contacts) -
     return tree
 
 
-def overlap_tree(overlap: Numbers, empty: NDArray[np.bool_]) -> Ids:
+def overlap_tree(overlap: Numbers, empty: NDArray[np.bool_]) -> tuple[Ids, Numbers]:
     """Merges (K - 1, 2) of clusters that share places, the most alike first; rows are as `merge_tree` has them.
+
+    Beside it (K - 1,) how many times as often as by chance the two of each merge share a place.
 
     `overlap` (K, K) has the sum over all places of the product of each two clusters' probabilities. The two join whose
     sum is largest beside the product of both masses: they are taken for each other most often in comparison with
@@ -126,7 +128,7 @@ def overlap_tree(overlap: Numbers, empty: NDArray[np.bool_]) -> Ids:
     shared = overlap.astype(np.float64)
     masses = np.maximum(shared.sum(1), np.finfo(np.float64).tiny)
     nodes, alive, waits = np.arange(total), np.ones(total, bool), empty.copy()
-    tree = np.empty((total - 1, 2), np.int64)
+    tree, lifts = np.empty((total - 1, 2), np.int64), np.empty(total - 1)
     for step in range(total - 1):
         lift = shared / masses / masses[:, None]
         if waits.any():
@@ -136,13 +138,14 @@ def overlap_tree(overlap: Numbers, empty: NDArray[np.bool_]) -> Ids:
         np.fill_diagonal(lift, -2.0)
         keep, drop = sorted(divmod(int(lift.argmax()), total))
         tree[step] = sorted((nodes[keep], nodes[drop]))
+        lifts[step] = shared[keep, drop] / masses[keep] / masses[drop] * masses.sum(where=alive)
         shared[keep] += shared[drop]
         shared[:, keep] += shared[:, drop]
         masses[keep] += masses[drop]
         nodes[keep], alive[drop] = total + step, False
         waits[keep] &= waits[drop]
         waits[drop] = False
-    return tree
+    return tree, lifts
 
 
 def random_tree(count: int, draw: np.random.Generator) -> Ids:

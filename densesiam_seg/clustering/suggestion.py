@@ -7,7 +7,11 @@ the images again. Of every cut are told:
 
 - stability: whether two halves of the images merge to the same clusters, in comparison with chance (`_stability`);
 - silhouette: whether places lie nearer to the features of their own cluster than to those of the next (`_spread`);
-- elbow: whether features vary much less than with fewer clusters, and hardly more than with more (`_elbow`).
+- elbow: whether features vary much less than with fewer clusters, and hardly more than with more (`_elbow`);
+- confusion: how many times as often as by chance the two clusters share a place that would be merged next.
+
+Clusters are merged while they are confused `ALIKE` times as often as by chance or more, which decides; the others are
+told. This number hardly depends on how many clusters were learned, as the others do (docs/clusters.md).
 """
 
 from __future__ import annotations
@@ -36,8 +40,8 @@ MOST = 64
 """Clusters of the largest cut that is scored; nobody looks at more."""
 SPLITS = 20
 """Times that the images are halved, each time in another way."""
-NEARLY = 0.8
-"""Of the best elbow, which is seldom a single number of clusters (docs/clusters.md has what was measured)."""
+ALIKE = 1.5
+"""Times that two clusters share a place as often as by chance where they are one; docs/clusters.md has others."""
 PARTS = 10
 """Of the images, which are halved by taking five of them."""
 
@@ -58,8 +62,8 @@ class Tally:
             self.pixels + other.pixels, self.sums + other.sums, self.overlap + other.overlap
         )
 
-    def tree(self) -> Ids:
-        """The tree of merges that these images speak for."""
+    def merges(self) -> tuple[Ids, Numbers]:
+        """The tree of merges that these images speak for, and how alike the two of each merge are."""
         return overlap_tree(self.overlap, self.pixels == 0)
 
 
@@ -77,7 +81,7 @@ class Suggestion:
 
     counts: tuple[int, ...]
     scores: Mapping[str, tuple[float, ...]]
-    """stability, silhouette and elbow; in each more is better."""
+    """stability, silhouette and elbow, of which more is better, and confusion, of which less is."""
     chosen: int
     tree: tuple[tuple[int, int], ...]
 
@@ -105,7 +109,7 @@ def tree_of(found: Mapping[str, Any] | None, clusters: int) -> Ids | None:
 def suggest(parts: Sequence[Tally], points: Points, *, seed: int) -> Suggestion:
     """Score the cuts of the tree that all parts of the images speak for together; one part has no halves to compare."""
     whole = reduce(add, parts)
-    tree = whole.tree()
+    tree, lifts = whole.merges()
     used = int(np.count_nonzero(whole.pixels))
     counts = list(range(2, max(min(used, MOST), 2) + 1))
     counts = [count for count in counts if count <= len(whole.pixels)]
@@ -114,19 +118,17 @@ def suggest(parts: Sequence[Tally], points: Points, *, seed: int) -> Suggestion:
         "stability": _stability(parts, whole, counts, seed),
         "silhouette": silhouettes,
         "elbow": _elbow(within),
+        "confusion": [float(lifts[-count + 1]) for count in counts],
     }
     rounded = {name: tuple(round(value, 4) for value in each) for name, each in scores.items()}
     pairs = tuple((one, two) for one, two in tree.tolist())
-    return Suggestion(tuple(counts), rounded, _choice(counts, scores["elbow"]), pairs)
+    return Suggestion(tuple(counts), rounded, _choice(counts, scores["confusion"]), pairs)
 
 
-def _choice(counts: Sequence[int], elbow: Sequence[float]) -> int:
-    """The largest number whose elbow is nearly as good as the best: too many clusters cost less than too few."""
-    return max(
-        count
-        for count, value in zip(counts, elbow, strict=True)
-        if value >= NEARLY * max(elbow) or count == min(counts)
-    )
+def _choice(counts: Sequence[int], confusion: Sequence[float]) -> int:
+    """The largest number whose clusters are all apart; the least there is where none are."""
+    apart = [count for count, value in zip(counts, confusion, strict=True) if value < ALIKE]
+    return max(apart, default=min(counts))
 
 
 def _stability(
@@ -147,7 +149,7 @@ def _stability(
         order = draw.permutation(len(parts)).tolist()
         half = len(parts) // 2
         trees = [
-            reduce(add, (parts[place] for place in places)).tree()
+            reduce(add, (parts[place] for place in places)).merges()[0]
             for places in (order[:half], order[half:])
         ]
         one, two = (tables(tree, counts)[:, some] for tree in trees)

@@ -140,7 +140,7 @@ class TestOverlapTree:
         """As a slow reference has it, from the parts' own sums."""
         overlap = overlap_of(9, seed)
         groups: list[tuple[int, ...]] = [(k,) for k in range(9)]
-        tree = overlap_tree(overlap, np.zeros(9, bool))
+        tree, lifts = overlap_tree(overlap, np.zeros(9, bool))
         while len(groups) > 1:
 
             def lift(pair: tuple[tuple[int, ...], ...]) -> float:
@@ -149,20 +149,21 @@ class TestOverlapTree:
                 return float(together / overlap[one].sum() / overlap[two].sum())
 
             best = max(combinations(groups, 2), key=lift)
+            assert lifts[9 - len(groups)] == pytest.approx(lift(best) * overlap.sum())
             groups = [each for each in groups if each not in best] + [best[0] + best[1]]
             assert set(cut(tree, len(groups))) == {tuple(sorted(each)) for each in groups}
 
     def test_empty_ones_join_first(self) -> None:
         """1 joins 2 and 3 joins 0, which share the most with them, though 0 and 2 share more."""
         overlap = np.array([[9, 0, 8, 0.1], [0, 1, 0.2, 0], [8, 0.2, 9, 0], [0.1, 0, 0, 1]])
-        tree = overlap_tree(overlap, np.array([False, True, False, True]))
+        tree, _ = overlap_tree(overlap, np.array([False, True, False, True]))
         assert cut(tree, 2) == ((0, 3), (1, 2))
-        assert cut(overlap_tree(overlap, np.zeros(4, bool)), 3) != cut(tree, 3)
+        assert cut(overlap_tree(overlap, np.zeros(4, bool))[0], 3) != cut(tree, 3)
 
     def test_nothing_shared_and_nothing_there(self) -> None:
         for overlap in (np.eye(4), np.zeros((4, 4))):
-            assert is_tree(overlap_tree(overlap, np.zeros(4, bool)))
-            assert is_tree(overlap_tree(overlap, np.ones(4, bool)))
+            assert is_tree(overlap_tree(overlap, np.zeros(4, bool))[0])
+            assert is_tree(overlap_tree(overlap, np.ones(4, bool))[0])
 
     def test_what_is_given_stays_as_it_is(self) -> None:
         overlap, empty = overlap_of(5, 0), np.array([True, False, False, True, False])
@@ -171,7 +172,7 @@ class TestOverlapTree:
         assert empty.tolist() == [True, False, False, True, False]
 
     def test_few(self) -> None:
-        assert overlap_tree(np.eye(2), np.zeros(2, bool)).tolist() == [[0, 1]]
+        assert overlap_tree(np.eye(2), np.zeros(2, bool))[0].tolist() == [[0, 1]]
 
 
 class TestTables:

@@ -47,17 +47,16 @@ def value(found: Suggestion, score: str, count: int) -> float:
     return found.scores[score][found.counts.index(count)]
 
 
-def test_the_number_of_things_has_the_best_scores() -> None:
-    """Of those that are nearly as good the largest is recommended."""
+def test_the_number_of_things_is_recommended() -> None:
+    """Clusters of one thing are confused, those of two are not."""
     found = suggest(*made(), seed=0)
     assert found.counts == tuple(range(2, 13))
     assert is_tree(np.array(found.tree))
-    for name in found.scores:
+    for name in ("stability", "silhouette", "elbow"):
         assert max(found.scores[name]) == value(found, name, 5)
     assert value(found, "stability", 5) == 1.0 > value(found, "stability", 9)
-    assert value(found, "elbow", 6) > suggestion.NEARLY * value(found, "elbow", 5)
-    assert value(found, "elbow", 7) < suggestion.NEARLY * value(found, "elbow", 5)
-    assert found.chosen == 6
+    assert value(found, "confusion", 5) < 1 < suggestion.ALIKE < value(found, "confusion", 6)
+    assert found.chosen == 5
 
 
 def test_the_tree_joins_things_first() -> None:
@@ -81,6 +80,9 @@ def test_scores_by_hand() -> None:
     two = ((1 - 0.05 + 1 - 0.5 / 9) / 2 + 1) / 2
     assert found.scores["silhouette"] == pytest.approx((two, 1.0), abs=1e-4)
     assert found.tree == ((0, 1), (2, 3))
+    # Confused are 0 and 1 (sum 0.1, masses 1 and 1 of 3), then nothing with 2.
+    assert found.scores["confusion"] == (0.0, 0.3)
+    assert found.chosen == 3
     # There are no halves of one part, and no elbow between two numbers.
     assert found.scores["stability"] == found.scores["elbow"] == (0.0, 0.0)
 
@@ -102,7 +104,7 @@ def test_empty_clusters_are_not_counted() -> None:
         tally.pixels[[2, 7]] = 0
     found = suggest(parts, without(points, 2, 7), seed=0)
     assert found.counts == tuple(range(2, 11))
-    assert max(found.scores["elbow"]) == value(found, "elbow", 5)
+    assert found.chosen == 5
 
 
 @pytest.mark.parametrize("used", [1, 2])
