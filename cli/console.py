@@ -166,7 +166,8 @@ class Console:
         for place, count in enumerate(found.counts):
             if count > SHOWN_COUNTS and count % 4 and abs(count - found.chosen) > 1:
                 continue
-            values = [f"{scores[place]:.3f}" for scores in found.scores.values()]
+            scores = [each[place] for each in found.scores.values()]
+            values = ["–" if value is None else f"{value:.3f}" for value in scores]
             style = "bold" if count == found.chosen else None
             table.add_row(str(count), *values, style=style)
         terminal = Terminal(highlight=False)

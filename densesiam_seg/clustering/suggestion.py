@@ -80,8 +80,8 @@ class Suggestion:
     """Scores of every cut from two clusters on, the one that is recommended, and the tree of merges (K - 1, 2)."""
 
     counts: tuple[int, ...]
-    scores: Mapping[str, tuple[float, ...]]
-    """stability, silhouette and elbow, of which more is better, and confusion, of which less is."""
+    scores: Mapping[str, tuple[float | None, ...]]
+    """None where there is nothing to compare. stability, silhouette and elbow, of which more is better, and confusion, of which less is."""
     chosen: int
     tree: tuple[tuple[int, int], ...]
 
@@ -114,15 +114,19 @@ def suggest(parts: Sequence[Tally], points: Points, *, seed: int) -> Suggestion:
     counts = list(range(2, max(min(used, MOST), 2) + 1))
     counts = [count for count in counts if count <= len(whole.pixels)]
     silhouettes, within = _spread(whole, points, tables(tree, counts))
-    scores = {
+    confusion = [float(lifts[-count + 1]) for count in counts]
+    scores: dict[str, Sequence[float | None]] = {
         "stability": _stability(parts, whole, counts, seed),
         "silhouette": silhouettes,
         "elbow": _elbow(within),
-        "confusion": [float(lifts[-count + 1]) for count in counts],
+        "confusion": confusion,
     }
-    rounded = {name: tuple(round(value, 4) for value in each) for name, each in scores.items()}
+    rounded = {
+        name: tuple(None if value is None else round(value, 4) for value in each)
+        for name, each in scores.items()
+    }
     pairs = tuple((one, two) for one, two in tree.tolist())
-    return Suggestion(tuple(counts), rounded, _choice(counts, scores["confusion"]), pairs)
+    return Suggestion(tuple(counts), rounded, _choice(counts, confusion), pairs)
 
 
 def _choice(counts: Sequence[int], confusion: Sequence[float]) -> int:
@@ -133,7 +137,7 @@ def _choice(counts: Sequence[int], confusion: Sequence[float]) -> int:
 
 def _stability(
     parts: Sequence[Tally], whole: Tally, counts: Sequence[int], seed: int
-) -> list[float]:
+) -> list[float | None]:
     """How well the cuts of two halves of the images agree: 1 where always, 0 as random merges do.
 
     Agreement is the normalised mutual information over all pixels. It rises with the number of clusters, also of
@@ -142,7 +146,7 @@ def _stability(
     some = whole.pixels > 0
     weights = whole.pixels[some]
     if len(parts) < 2 or len(weights) < 2:
-        return [0.0] * len(counts)
+        return [None] * len(counts)
     draw = generator(seed, Stream.PIXELS)
     found, chance = np.zeros((2, len(counts)))
     for _ in range(SPLITS):
@@ -157,10 +161,9 @@ def _stability(
         one, two = (tables(random_tree(len(weights), draw), counts) for _ in range(2))
         chance += [_agreement(*pair, weights) for pair in zip(one, two, strict=True)]
     found, chance = found / SPLITS, chance / SPLITS
+    pairs = zip(found.tolist(), chance.tolist(), strict=True)
     # Where nothing is merged even chance agrees.
-    left = np.where(chance < 0.999, 1 - chance, np.inf)
-    beyond: list[float] = ((found - chance) / left).tolist()
-    return beyond
+    return [(one - other) / (1 - other) if other < 0.999 else None for one, other in pairs]
 
 
 def _agreement(one: Ids, other: Ids, weights: Ids) -> float:

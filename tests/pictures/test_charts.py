@@ -66,10 +66,11 @@ def test_panels_have_their_own_axes_and_the_note_stands_below(values: list[list[
 
 
 def test_a_suggestion_has_a_panel_for_each_score() -> None:
-    scores = {"stability": [0.5, 0.9, 0.8], "silhouette": [0.1, 0.3, 0.2], "elbow": [0, 0.4, 0]}
+    scores = {"stability": [0.5, 0.9, None], "silhouette": [0.1, 0.3, 0.2], "elbow": [0, 0.4, 0]}
     panels = suggestion_chart({"counts": [2, 3, 4], "scores": scores, "chosen": 3}).axes
     assert [axes.get_title() for axes in panels] == list(scores)
     for axes, values in zip(panels, scores.values(), strict=True):
-        assert dots(axes, MEAN) == list(zip([2, 3, 4], values, strict=True))
+        drawn = [y if y == y else None for _, y in dots(axes, MEAN)]  # noqa: PLR0124 - NaN
+        assert drawn == values
         (line,) = (line for line in axes.lines if line.get_color() == SEED)
         assert set(np.asarray(line.get_xdata())) == {3}
