@@ -70,7 +70,7 @@ def test_a_suggestion_has_a_panel_for_each_score() -> None:
     panels = suggestion_chart({"counts": [2, 3, 4], "scores": scores, "chosen": 3}).axes
     assert [axes.get_title() for axes in panels] == list(scores)
     for axes, values in zip(panels, scores.values(), strict=True):
-        drawn = [y if y == y else None for _, y in dots(axes, MEAN)]  # noqa: PLR0124 - NaN
+        drawn = [y if y == y else None for _, y in dots(axes, MEAN)]
         assert drawn == values
         (line,) = (line for line in axes.lines if line.get_color() == SEED)
         assert set(np.asarray(line.get_xdata())) == {3}
