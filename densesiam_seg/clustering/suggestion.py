@@ -81,7 +81,7 @@ class Suggestion:
 
     counts: tuple[int, ...]
     scores: Mapping[str, tuple[float | None, ...]]
-    """None where there is nothing to compare. stability, silhouette and elbow, of which more is better, and confusion, of which less is."""
+    """More is better, but of confusion, where less is; None: nothing to compare."""
     chosen: int
     tree: tuple[tuple[int, int], ...]
 
