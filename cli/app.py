@@ -18,11 +18,15 @@ from typer.core import TyperCommand, TyperGroup
 from densesiam_seg import __version__
 from densesiam_seg.cli import (
     clusters,
+    compare,
     demo,
     doctor,
     evaluate,
     export,
     predict,
+    report,
+    review,
+    serve,
     study,
     train,
     visualize,
@@ -115,6 +119,10 @@ named.command("suggest", cls=_Command)(clusters.suggest)
 named.command("cut", cls=_Command)(clusters.cut)
 named.command("undo", cls=_Command)(clusters.undo)
 app.add_typer(named, name="clusters", cls=_GroupWithDefault)
+app.command("serve", cls=_Command)(serve.command)
+app.command("report", cls=_Command)(report.command)
+app.command("review", cls=_Command)(review.command)
+app.command("compare", cls=_Command)(compare.command)
 app.command("export", cls=_Command)(export.command)
 app.command("study", cls=_Command)(study.command)
 app.command("demo", cls=_Command)(demo.command)
