@@ -1,10 +1,10 @@
-"""Numbers → charts: scores of several seeds, and scores of several numbers of clusters."""
+"""Scores of several seeds → a chart: a line for each row, its mean with the standard deviation, a dot for each seed."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,27 +38,6 @@ def dot_chart(rows: Sequence[str], panels: Mapping[str, Values], unit: str, note
     # The note holds a user's own words, in which a dollar is a dollar.
     plain = {"parse_math": False, "usetex": False}
     figure.supxlabel(note, x=0.01, ha="left", fontsize="small", color=FAINT, **plain)
-    return figure
-
-
-def suggestion_chart(suggestion: Mapping[str, Any]) -> Figure:
-    """What `clusters suggest` found, as `clusters.json` has it: a panel for each score over the numbers of clusters.
-
-    A line at the same place in all panels marks the number that is recommended.
-    """
-    from matplotlib.figure import Figure
-
-    scores, chosen = suggestion["scores"], suggestion["chosen"]
-    figure = Figure((3.4 * len(scores), 2.6), layout="constrained")
-    panels = figure.subplots(1, len(scores), squeeze=False)[0]
-    for axes, (title, values) in zip(panels, scores.items(), strict=True):
-        axes.set_title(title)
-        axes.set_xlabel("clusters")
-        axes.grid(alpha=0.4)
-        axes.axvline(chosen, color=SEED)
-        axes.plot(suggestion["counts"], values, ".-", color=MEAN)
-    top = panels[0].get_xaxis_transform()
-    panels[0].text(chosen, 0.02, f" {chosen}", transform=top, color=SEED, weight="bold")
     return figure
 
 

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.axes import Axes
 from PIL import Image
 
-from densesiam_seg.pictures.charts import MEAN, SEED, dot_chart, suggestion_chart
+from densesiam_seg.pictures.charts import MEAN, SEED, dot_chart
 
 
 def drawn(*values: list[float]) -> Axes:
@@ -63,14 +63,3 @@ def test_panels_have_their_own_axes_and_the_note_stands_below(values: list[list[
     with Image.open(file) as picture:
         assert picture.width > 1000
         assert picture.height > 100
-
-
-def test_a_suggestion_has_a_panel_for_each_score() -> None:
-    scores = {"stability": [0.5, 0.9, None], "silhouette": [0.1, 0.3, 0.2], "elbow": [0, 0.4, 0]}
-    panels = suggestion_chart({"counts": [2, 3, 4], "scores": scores, "chosen": 3}).axes
-    assert [axes.get_title() for axes in panels] == list(scores)
-    for axes, values in zip(panels, scores.values(), strict=True):
-        drawn = [y if y == y else None for _, y in dots(axes, MEAN)]
-        assert drawn == values
-        (line,) = (line for line in axes.lines if line.get_color() == SEED)
-        assert set(np.asarray(line.get_xdata())) == {3}
