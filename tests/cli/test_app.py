@@ -56,6 +56,8 @@ OPTIONS = {
     "clusters rename": "run names --json --quiet/-q",
     "clusters merge": "run clusters --as --json --quiet/-q",
     "clusters name": "run --from --images --dataset --classes --json --quiet/-q --device --precision",
+    "clusters suggest": "run images --json --quiet/-q --seed --device --precision",
+    "clusters cut": "run --clusters/-k --json --quiet/-q",
     "clusters undo": "run --json --quiet/-q",
     "serve": "run images --port --no-browser --follow-links --quiet/-q --device --precision --max-pixels --page "
     "--bands",
@@ -119,6 +121,9 @@ MISTAKES = {
     "study shapes camvid --root x": "'shapes'",
     "clusters rename x 7": "rename 7: give a cluster, =,",
     "clusters rename x 7=a 7=b": "named twice",
+    "clusters cut x": "Missing option '--clusters'",
+    "clusters cut x -k some": "'--clusters'",
+    "train x -k some": "--clusters some",
     "clusters split x": "unexpected extra argument",
     "demo --epochs 0": "'--epochs'",
     "doctor --json more": "unexpected extra argument",
