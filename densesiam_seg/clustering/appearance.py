@@ -58,8 +58,16 @@ def appearance(images: Tensor, size: tuple[int, int]) -> Tensor:
 def _gist(maps: Tensor) -> Tensor:
     """Maps (B, C, h, w) → the means of their upper and of their lower half, at every place: (B, 2C, h, w)."""
     height = maps.shape[-2]
-    halves = maps[..., : -(-height // 2), :], maps[..., height // 2 :, :]
-    means = torch.cat([half.mean((-2, -1), keepdim=True) for half in halves], 1)
+    if torch.compiler.is_exporting():
+        # Of parts whose height is half a symbol torch must know whether it is 1; of weights it need not.
+        rows = torch.arange(height, device=maps.device)
+        upper, lower = 2 * rows < height, 2 * rows >= height - 1
+        weights = torch.stack((upper, lower)).to(maps.dtype)
+        weights = weights / weights.sum(1, keepdim=True)
+        means = (weights @ maps.mean(3).mT).flatten(1)[..., None, None]
+    else:
+        halves = maps[..., : -(-height // 2), :], maps[..., height // 2 :, :]
+        means = torch.cat([half.mean((-2, -1), keepdim=True) for half in halves], 1)
     return means.expand(-1, -1, *maps.shape[-2:])
 
 

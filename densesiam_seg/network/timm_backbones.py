@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from densesiam_seg.backbones import TIMM
 from densesiam_seg.errors import UsageError
+from densesiam_seg.network.sizes import opaque, resized, scaled
 from densesiam_seg.views.photometric import MEAN, STD
 
 DEPTHS = 4
@@ -65,11 +65,11 @@ class TimmBackbone(nn.Module):
         Sides that are no multiples of the patch (or of a pyramid's largest stride) are resized to the nearest ones, so
         that the maps cover the image and nothing else; padding would leave an empty border.
         """
-        sides = [max(round(side / self.multiple), 1) * self.multiple for side in images.shape[-2:]]
-        if sides != list(images.shape[-2:]):
-            images = F.interpolate(images, sides, mode="bilinear", antialias=True)
+        sides = [
+            opaque(scaled(side, 1, self.multiple)) * self.multiple for side in images.shape[-2:]
+        ]
         stages = self.plain.forward_intermediates(
-            self._renormalised(images),
+            self._renormalised(resized(images, sides, antialias=True)),
             indices=self.indices,
             norm=self.one_stride,
             intermediates_only=True,
