@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from densesiam_seg.clustering.resizing import area_mean
+
 GIST = 8
 """Channels of the gist: luminance, two chromaticities and contrast of both halves; the same for a whole image."""
 OWN = 10
@@ -37,7 +39,7 @@ def appearance(images: Tensor, size: tuple[int, int]) -> Tensor:
     # The training loop calls this under autocast, which may round the logarithms' arguments.
     with torch.autocast(images.device.type, enabled=False):
         # Two cells a side for each place, so that windows have a centre; a place's value is the mean of its four cells.
-        cells = F.interpolate(images.float(), (2 * height, 2 * width), mode="area")
+        cells = area_mean(images.float(), (2 * height, 2 * width))
         luminance = cells.mean(1, keepdim=True)
         red, green, blue = (cells + DARK).log().unbind(1)
         colour = torch.stack((red - green, blue - green), 1)

@@ -8,7 +8,7 @@ filters whose size depends on the image's become products with matrices.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,8 @@ from densesiam_seg.inference.refinement import (
     window,
 )
 from densesiam_seg.inference.segmenter import Segmenter
-from densesiam_seg.network.sizes import opaque, resized, scaled
+from densesiam_seg.clustering.resizing import opaque, resized, scaled
+from densesiam_seg.network.timm_backbones import TimmBackbone
 from densesiam_seg.pictures.masks import LARGEST_8_BIT
 from densesiam_seg.views.photometric import normalise
 
@@ -34,7 +35,9 @@ class MaskNetwork(nn.Module):
     def __init__(self, segmenter: Segmenter, refine: str) -> None:
         """`refine` is none, guided or pamr. The segmenter is on the processor, in single precision."""
         super().__init__()
-        self.network = segmenter.network
+        self.network = copy.deepcopy(segmenter.network)
+        if isinstance(self.network.encoder.backbone, TimmBackbone):
+            self.network.encoder.backbone.pad_constantly()
         self.refine = refine
         self.zoom = segmenter.network.encoder.zoom
         self.finer = segmenter.network.finer
@@ -144,46 +147,3 @@ def _box(side: int, radius: int, like: Tensor) -> Tensor:
     places = torch.arange(side, device=like.device)
     inside = ((places[:, None] - places).abs() <= radius).to(like.dtype)
     return inside / inside.sum(1, keepdim=True)
-
-
-def area_mean(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Adaptive average pooling of maps (B, C, n, m): each place has the mean of what it covers, wholly or in part."""
-    rows, columns = (
-        _area(old, new, maps) for old, new in zip(maps.shape[-2:], size, strict=True)
-    )
-    return rows @ maps @ columns.mT
-
-
-def _area(old: int, new: int, like: Tensor) -> Tensor:
-    """Weights (new, old): place i covers floor(i · old / new) to ceil((i + 1) · old / new)."""
-    places, sources = (torch.arange(side, device=like.device) for side in (new, old))
-    start = torch.div(places * old, new, rounding_mode="floor")
-    end = torch.div((places + 1) * old + new - 1, new, rounding_mode="floor")
-    inside = ((sources >= start[:, None]) & (sources < end[:, None])).to(like.dtype)
-    return inside / inside.sum(1, keepdim=True)
-
-
-def antialiased(
-    maps: Tensor,
-    size: Sequence[int],
-    align_corners: bool = False,
-    scale_high: float | None = None,
-    scale_wide: float | None = None,
-) -> Tensor:
-    """Maps (B, C, n, m) at another size, bilinearly; where they shrink, means of all that a place covers."""
-    rows, columns = (
-        _triangles(old, new, maps) for old, new in zip(maps.shape[-2:], size, strict=True)
-    )
-    return rows @ maps @ columns.mT
-
-
-def _triangles(old: int, new: int, like: Tensor) -> Tensor:
-    """Weights (new, old): triangles around each place, twice as wide as the step from place to place."""
-    places, sources = (
-        torch.arange(side, device=like.device, dtype=torch.float32) for side in (new, old)
-    )
-    step = sources.new_tensor(1.0) * old / new
-    centre = (places + 0.5) * step
-    away = (sources + 0.5 - centre[:, None]).abs() / step.clamp(min=1.0)
-    weights = (1.0 - away).clamp(min=0.0)
-    return (weights / weights.sum(1, keepdim=True)).to(like.dtype)

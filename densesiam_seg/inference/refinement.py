@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from densesiam_seg.inference.options import Refinement
-from densesiam_seg.network.sizes import resized, scaled
+from densesiam_seg.clustering.resizing import resized, scaled
 
 RADIUS = 10
 """The guided filter's window reaches 1 / RADIUS of the shorter side to each side."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densesiam_seg.network.sizes import resized
+from densesiam_seg.clustering.resizing import resized
 
 PYRAMID_STAGES = 2
 """Of a pyramid the two coarsest stages are read, at strides 16 and 32; of a plain transformer the last one."""

@@ -17,7 +17,7 @@ from densesiam_seg.backbones import TIMM, TORCHVISION
 from densesiam_seg.errors import UsageError
 from densesiam_seg.network.architecture import Features
 from densesiam_seg.network.description import PYRAMID_STAGES, Description
-from densesiam_seg.network.sizes import resized, scaled
+from densesiam_seg.clustering.resizing import resized, scaled
 from densesiam_seg.network.timm_backbones import TimmBackbone
 
 PYRAMID_ZOOM = 3

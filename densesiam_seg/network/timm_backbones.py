@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from densesiam_seg.backbones import TIMM
 from densesiam_seg.errors import UsageError
-from densesiam_seg.network.sizes import opaque, resized, scaled
+from densesiam_seg.clustering.resizing import opaque, resized, scaled
 from densesiam_seg.views.photometric import MEAN, STD
 
 DEPTHS = 4
@@ -85,6 +85,32 @@ class TimmBackbone(nn.Module):
             for values in (MEAN, STD, self.mean, self.deviation)
         )
         return (images * deviation + mean - own_mean) / own_deviation
+
+    def pad_constantly(self) -> None:
+        """Put constants in place of paddings that are computed from the maps' sides, for a program that is exported.
+
+        TensorFlow's `same` padding depends on what a side leaves over a stride; here that is nothing, as sides are
+        multiples of them all.
+        """
+        from timm.layers import Conv2dSame
+
+        same = [name for name, each in self.plain.named_modules() if isinstance(each, Conv2dSame)]
+        for name in same:
+            layer = self.plain.get_submodule(name)
+            sides = zip(layer.kernel_size, layer.dilation, layer.stride, strict=True)
+            down, right = (max((k - 1) * d + 1 - step, 0) for k, d, step in sides)
+            padding = (right // 2, right - right // 2, down // 2, down - down // 2)
+            plain = nn.Conv2d(
+                layer.in_channels,
+                layer.out_channels,
+                layer.kernel_size,
+                layer.stride,
+                dilation=layer.dilation,
+                groups=layer.groups,
+                bias=layer.bias is not None,
+            )
+            plain.weight, plain.bias = layer.weight, layer.bias
+            self.plain.set_submodule(name, nn.Sequential(nn.ZeroPad2d(padding), plain))
 
     def fetch(self) -> None:
         """Take over the weights that timm publishes under this name; raises whatever timm and the Hub's library do."""
