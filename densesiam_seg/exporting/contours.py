@@ -48,7 +48,7 @@ class _Sides:
 
     def __init__(self, mask: NDArray[np.integer]) -> None:
         height, self.width = mask.shape
-        framed = np.full((height + 2, self.width + 2), -1, np.int32)
+        framed = np.full((height + 2, self.width + 2), np.iinfo(np.int32).min, np.int32)
         framed[1:-1, 1:-1] = mask
         own = framed[1:-1, 1:-1]
         beside = (framed[:-2, 1:-1], framed[1:-1, 2:], framed[2:, 1:-1], framed[1:-1, :-2])
