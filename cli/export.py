@@ -164,8 +164,12 @@ def model(
     found: dict[str, Any] = export_model(segmenter, out, format, chosen)
     if json:
         console.data({"out": str(out), **found})
-    console.say(f"{100 * found['equal_pixels']:.2f} % of the pixels of a drawn image as predicted here")
-    console.say(f"model: {out / found['file']}, with what it takes and gives in {out / 'model.json'}")
+    console.say(
+        f"{100 * found['equal_pixels']:.2f} % of the pixels of a drawn image as predicted here"
+    )
+    console.say(
+        f"model: {out / found['file']}, with what it takes and gives in {out / 'model.json'}"
+    )
 
 
 def backbone(

@@ -24,9 +24,7 @@ def brush(mask: NDArray[np.bool_]) -> list[int]:
         value = "11111111" if flat[start] else "00000000"
         while length > 0:
             now = min(length, _LONGEST)
-            place, width = next(
-                (p, w) for p, w in enumerate(_WIDTHS) if now <= 1 << w
-            )
+            place, width = next((p, w) for p, w in enumerate(_WIDTHS) if now <= 1 << w)
             parts.append(f"1{place:02b}{now - 1:0{width}b}{value}")
             length -= now
     bits = "".join(parts)

@@ -31,7 +31,7 @@ class Mmseg(Layout):
         self.put_text("classes.json", to_json(self.labels.listed(), indent=1) + "\n")
 
 
-_CONFIG = '''# For a config of mmsegmentation 1.x; data_root is the folder of this file.
+_CONFIG = """# For a config of mmsegmentation 1.x; data_root is the folder of this file.
 data_root = "."
 metainfo = dict(
     classes={names!r},
@@ -48,7 +48,7 @@ train_dataset = dict(
     reduce_zero_label=False,
     pipeline=[dict(type="LoadImageFromFile"), dict(type="LoadAnnotations")],
 )
-'''
+"""
 
 
 class LightlyTrain(Layout):

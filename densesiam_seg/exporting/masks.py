@@ -194,7 +194,10 @@ def _place(work: ExportPlan) -> Iterator[Path]:
     try:
         with new_folder(place) as folder:
             yield folder
-        with replacing(work.out) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        with (
+            replacing(work.out) as file,
+            zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive,
+        ):
             for path in sorted(place.rglob("*")):
                 if path.is_file():
                     archive.write(path, path.relative_to(place).as_posix())
@@ -206,7 +209,9 @@ def _entries(out: Path) -> set[str]:
     """What an earlier export wrote right in the folder."""
     try:
         content = json.loads((out / MARKER).read_text("utf-8"))
-        return {name for name in content["entries"] if os.sep not in name and name not in ("", "..")}
+        return {
+            name for name in content["entries"] if os.sep not in name and name not in ("", "..")
+        }
     except (OSError, ValueError, KeyError, TypeError):
         return set()
 
@@ -322,7 +327,10 @@ class _Job:
         found = load_label(path)
         if found.ndim != 2:
             raise ImageError(
-                str(path), "bad-values", "holds colours", "give a folder of masks that predict wrote"
+                str(path),
+                "bad-values",
+                "holds colours",
+                "give a folder of masks that predict wrote",
             )
         height, width = image_size(self.work.sources[place], self.layout.decoding)
         if found.shape != (height, width):

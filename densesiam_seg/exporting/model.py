@@ -183,7 +183,11 @@ def _description(segmenter: Segmenter, format: str, refine: str) -> dict[str, An
             "size": {"type": "int64", "shape": [2], "is": "height H and width W of the mask"},
         },
         "outputs": {
-            "mask": {"type": "int32" if deep else "uint8", "shape": ["H", "W"], "is": "cluster ids"},
+            "mask": {
+                "type": "int32" if deep else "uint8",
+                "shape": ["H", "W"],
+                "is": "cluster ids",
+            },
             "scores": {"type": "float32", "shape": [1, len(segmenter.clusters), "n", "m"]},
         },
         "preprocessing": {

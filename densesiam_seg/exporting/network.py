@@ -9,12 +9,14 @@ filters whose size depends on the image's become products with matrices.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from densesiam_seg.clustering.kmeans import Centroids, unit_features
+from densesiam_seg.clustering.resizing import opaque, resized, scaled, triangles
 from densesiam_seg.inference.refinement import (
     CONTRAST,
     DILATIONS,
@@ -23,7 +25,6 @@ from densesiam_seg.inference.refinement import (
     window,
 )
 from densesiam_seg.inference.segmenter import Segmenter
-from densesiam_seg.clustering.resizing import opaque, resized, scaled
 from densesiam_seg.network.timm_backbones import TimmBackbone
 from densesiam_seg.pictures.masks import LARGEST_8_BIT
 from densesiam_seg.views.photometric import normalise
@@ -90,11 +91,21 @@ class MaskNetwork(nn.Module):
         if self.refine == "none":
             return scores
         size = [opaque(scaled(side, 1, self.zoom)) for side in image.shape[-2:]]
-        # Rounded, as 8-bit images that are made smaller are.
-        guide = resized(image.float(), size, antialias=True).round().clamp(0, 255) / 255.0
+        guide = smaller(image, size) if self.zoom > 1 else image.float()
+        guide = guide / 255.0
         if self.refine == "pamr":
             return pamr(guide, resized(scores, size))
         return guided_filter(guide, scores, window(scores.shape[-2:]), box=box_mean)
+
+
+def smaller(image: Tensor, size: Sequence[int]) -> Tensor:
+    """uint8 (1, 3, h, w) → the same image at a smaller size, as 8-bit images are resized: first its rows, which are
+    rounded, then its columns. An edge filter looks at differences as small as this rounding."""
+    rows, columns = (
+        triangles(old, new, image.device) for old, new in zip(image.shape[-2:], size, strict=True)
+    )
+    narrow = (image.float() @ columns.mT).add(0.5).floor()
+    return (rows @ narrow).add(0.5).floor().clamp(0, 255)
 
 
 def pamr(guide: Tensor, maps: Tensor) -> Tensor:
@@ -127,8 +138,10 @@ def _neighbours(rows: Tensor, columns: Tensor, step: int) -> Tensor:
     height, width = rows.shape[0], columns.shape[0]
     return torch.stack(
         [
-            ((rows + down).clamp(0, height - 1)[:, None] * width
-             + (columns + right).clamp(0, width - 1)).flatten()
+            (
+                (rows + down).clamp(0, height - 1)[:, None] * width
+                + (columns + right).clamp(0, width - 1)
+            ).flatten()
             for down in (-step, 0, step)
             for right in (-step, 0, step)
             if down or right

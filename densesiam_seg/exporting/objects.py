@@ -94,7 +94,9 @@ class Yolo(Layout):
         self.put_text(f"labels/train/{stem}.txt", "".join(lines))
 
     def finish(self, found: Sequence[None]) -> None:
-        names = "".join(f"  {each.number}: {yaml_text(each.name)}\n" for each in self.labels.entries)
+        names = "".join(
+            f"  {each.number}: {yaml_text(each.name)}\n" for each in self.labels.entries
+        )
         # No split is made; ultralytics wants both.
         text = f"path: .\ntrain: images/train\nval: images/train\nnames:\n{names}"
         self.put_text("data.yaml", text)

@@ -71,7 +71,11 @@ class Cvat(Layout):
         self.put_text(f"{_LISTS}/default.txt", "".join(f"{name}\n" for name in found))
         self.put_text("labelmap.txt", label_map(self))
         labels = [
-            {"name": each.name, "color": "#{:02x}{:02x}{:02x}".format(*each.colour), "attributes": []}
+            {
+                "name": each.name,
+                "color": "#{:02x}{:02x}{:02x}".format(*each.colour),
+                "attributes": [],
+            }
             for each in self.labels.entries
         ]
         self.put_text("labels.json", json.dumps(labels, ensure_ascii=False, indent=1) + "\n")

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from densesiam_seg.inference.options import Refinement
 from densesiam_seg.clustering.resizing import resized, scaled
+from densesiam_seg.inference.options import Refinement
 
 RADIUS = 10
 """The guided filter's window reaches 1 / RADIUS of the shorter side to each side."""
@@ -106,8 +106,7 @@ def guided_filter(
     ridge = epsilon * torch.eye(3, device=guide.device).view(1, 3, 3, 1, 1)
     inverse = _inverse(covariance + ridge)
     shared = [
-        mean(maps * small[:, each, None], radius) - own * colour[:, each, None]
-        for each in range(3)
+        mean(maps * small[:, each, None], radius) - own * colour[:, each, None] for each in range(3)
     ]
     result = own
     filtered = torch.zeros(*maps.shape[:2], *guide.shape[-2:], device=maps.device)

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from densesiam_seg.backbones import TIMM, TORCHVISION
+from densesiam_seg.clustering.resizing import resized, scaled
 from densesiam_seg.errors import UsageError
 from densesiam_seg.network.architecture import Features
 from densesiam_seg.network.description import PYRAMID_STAGES, Description
-from densesiam_seg.clustering.resizing import resized, scaled
 from densesiam_seg.network.timm_backbones import TimmBackbone
 
 PYRAMID_ZOOM = 3

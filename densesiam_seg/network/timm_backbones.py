@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from densesiam_seg.backbones import TIMM
-from densesiam_seg.errors import UsageError
 from densesiam_seg.clustering.resizing import opaque, resized, scaled
+from densesiam_seg.errors import UsageError
 from densesiam_seg.views.photometric import MEAN, STD
 
 DEPTHS = 4

@@ -59,7 +59,9 @@ class TestLabels:
 
     def test_numbers(self) -> None:
         assert [e.number for e in labels_of(odd_clusters()).entries] == [0, 1, 2, 4, 5, 6, 7, 8]
-        assert [e.number for e in labels_of(odd_clusters(), consecutive=True).entries] == [*range(8)]
+        assert [e.number for e in labels_of(odd_clusters(), consecutive=True).entries] == [
+            *range(8)
+        ]
 
     def test_a_background_is_black(self) -> None:
         first, second = name_clusters(2)
@@ -67,7 +69,10 @@ class TestLabels:
         assert labels[1].colour == (0, 0, 0) != labels[0].colour
 
     def test_names_that_cannot_be_shown(self) -> None:
-        clusters = [replace(each, name=name) for each, name in zip(name_clusters(2), ["\x07\udcff", " "], strict=True)]
+        clusters = [
+            replace(each, name=name)
+            for each, name in zip(name_clusters(2), ["\x07\udcff", " "], strict=True)
+        ]
         assert [e.name for e in labels_of(clusters).entries] == ["__", "cluster_01"]
 
     def test_changed_names_are_told(self, tmp_path: Path) -> None:
@@ -76,8 +81,12 @@ class TestLabels:
 
 
 class TestImages:
-    @pytest.mark.parametrize(("name", "suffix"), [("a.jpg", ".jpg"), ("a.png", ".png"), ("a.JPEG", ".jpg")])
-    def test_what_every_program_reads_is_copied(self, tmp_path: Path, name: str, suffix: str) -> None:
+    @pytest.mark.parametrize(
+        ("name", "suffix"), [("a.jpg", ".jpg"), ("a.png", ".png"), ("a.JPEG", ".jpg")]
+    )
+    def test_what_every_program_reads_is_copied(
+        self, tmp_path: Path, name: str, suffix: str
+    ) -> None:
         path = saved(tmp_path, name, noise(9, 7))
         assert image_file(str(path), Decoding()) == (path.read_bytes(), suffix)
 
@@ -104,7 +113,9 @@ class TestImages:
     def test_bands_that_were_chosen(self, tmp_path: Path) -> None:
         path = saved(tmp_path, "a.png", noise(9, 7))
         (tmp_path / "again.png").write_bytes(image_file(str(path), Decoding(bands=(3, 1, 2)))[0])
-        np.testing.assert_array_equal(pixels_of(tmp_path / "again.png"), noise(9, 7)[..., [2, 0, 1]])
+        np.testing.assert_array_equal(
+            pixels_of(tmp_path / "again.png"), noise(9, 7)[..., [2, 0, 1]]
+        )
 
     def test_a_file_that_breaks_off(self, tmp_path: Path) -> None:
         path = saved(tmp_path, "a.jpg", noise(90, 70))
@@ -117,7 +128,9 @@ def test_the_numbers_of_a_deep_mask() -> None:
     labels = labels_of(name_clusters(300))
     found = labels.numbered(np.array([[0, 299, -1]], np.int32))
     assert (found.dtype, found.tolist()) == (np.uint16, [[0, 299, 65535]])
-    assert labels_of(name_clusters(3)).numbered(np.array([[2, -1]], np.int32)).tolist() == [[2, 255]]
+    assert labels_of(name_clusters(3)).numbered(np.array([[2, -1]], np.int32)).tolist() == [
+        [2, 255]
+    ]
 
 
 def test_voc_is_named_as_on_the_command_line() -> None:

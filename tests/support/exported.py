@@ -20,7 +20,17 @@ from densesiam_seg.inference.predict import mask_names
 from densesiam_seg.naming.clusters import Cluster, grouping, name_clusters
 from densesiam_seg.pictures.masks import write_mask
 
-NAMES = ["sky", "road: wet", "a, b", 'say "hi" & <go>', "Bäume #1", "Ω{x}", "empty", "road: wet", "|"]
+NAMES = [
+    "sky",
+    "road: wet",
+    "a, b",
+    'say "hi" & <go>',
+    "Bäume #1",
+    "Ω{x}",
+    "empty",
+    "road: wet",
+    "|",
+]
 """Of clusters 0 to 8; 3 is merged into 1, none has a pixel of 6, and 7 has the name of 1."""
 FILES = (
     "plain.jpg",

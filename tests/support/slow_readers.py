@@ -184,7 +184,9 @@ def read_coco(e: Exported) -> dict[str, Mask]:
 
 def read_yolo(e: Exported) -> dict[str, Mask]:
     text = (e.out / "data.yaml").read_text("utf-8")
-    names = {int(n): ast.literal_eval(name) for n, name in re.findall(r'^  (\d+): (".*")$', text, re.M)}
+    names = {
+        int(n): ast.literal_eval(name) for n, name in re.findall(r'^  (\d+): (".*")$', text, re.M)
+    }
     assert list(names) == list(range(len(names)))
     found = {}
     for path in sorted((e.out / "images/train").rglob("*.*")):
