@@ -3,8 +3,8 @@
 Axes: H W mask. A place is (x, y); pixel (row, column) covers [column, column + 1] x [row, row + 1].
 
 A region is connected over the sides of its pixels. Its polygon is one closed line: a hole is joined to what is left of
-it by a bridge, a line that is walked there and back. The line runs `INSET` inside the border, so that a reader that cuts
-off decimals finds pixels of the region, and one that asks for the centres of pixels finds all of the region and no other.
+it by a bridge, a line that is walked there and back. The line runs `INSET` inside the border, so that a reader that
+cuts off decimals finds pixels of the region, and one that asks for the centres of pixels finds the region alone.
 """
 
 from __future__ import annotations

@@ -95,9 +95,9 @@ def labels_of(
 ) -> Labels:
     """The classes for the clusters of a model that masks show.
 
-    Their numbers are the clusters' ids or, where a reader takes no gaps, `consecutive` ones from 0. Names are unique and
-    printable, and have no character of `without`; colours are unique, and none is black but that of a cluster that is
-    called background.
+    Their numbers are the clusters' ids or, where a reader takes no gaps, `consecutive` ones from 0. Names are unique
+    and printable, and have no character of `without`; colours are unique, and none is black but that of a cluster that
+    is called background.
     """
     entries: list[Label] = []
     names: set[str] = set()
@@ -182,8 +182,8 @@ class Layout(ABC):
     def put_image(self, sample: Sample, name: str, *, jpeg: bool = False) -> str:
         """Write an image below the folder; returns its name, with the suffix of what it is.
 
-        JPEG and PNG files that every program shows alike are copied as they are. Others become a PNG as the network sees
-        them: upright, in 8-bit RGB, without alpha; with `jpeg` all that is no JPEG becomes one.
+        JPEG and PNG files that every program shows alike are copied as they are. Others become a PNG as the network
+        sees them: upright, in 8-bit RGB, without alpha; with `jpeg` all that is no JPEG becomes one.
         """
         data, suffix = image_file(sample.source, self.decoding, jpeg=jpeg)
         self.put(name + suffix, data)

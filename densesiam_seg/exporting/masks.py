@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -282,7 +283,7 @@ class _Job:
     def do(self, group: Group) -> dict[int, tuple[Predicted, Any]]:
         """The results of a group by the places of its images."""
         if self.segmenter is None:
-            return {place: self._add(place, lambda: self._read(place)) for place in group.places}
+            return {place: self._add(place, partial(self._read, place)) for place in group.places}
         return self._predict(self.segmenter, group)
 
     def _predict(self, segmenter: Segmenter, group: Group) -> dict[int, tuple[Predicted, Any]]:
@@ -305,7 +306,7 @@ class _Job:
                 scores = segmenter.scores(torch.cat(images), self.refinement, len(ready)).cpu()
             for own, (place, _, size) in zip(scores, ready, strict=False):
                 mask = segmenter.mask(own, *size).astype(np.int32)
-                results[place] = self._add(place, lambda mask=mask: mask)  # type: ignore[misc]
+                results[place] = self._add(place, partial(np.asarray, mask))
         return results
 
     def _add(self, place: int, mask_of: Callable[[], Ids]) -> tuple[Predicted, Any]:

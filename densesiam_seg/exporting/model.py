@@ -39,7 +39,7 @@ DRAWN = 256
 
 
 def require_model_target(out: Path, format: str, *, overwrite: bool = False) -> None:
-    """Raises UsageError for a file, a folder of other things, one that exists unless `overwrite`, and a missing package."""
+    """Raises UsageError for a place that is taken (unless `overwrite` and by a model), and for a missing package."""
     missing = [n for n in ("onnx", "onnxscript", "onnxruntime") if find_spec(n) is None]
     if format == "onnx" and missing:
         raise UsageError(

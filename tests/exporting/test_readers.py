@@ -186,12 +186,13 @@ def test_mmseg_by_mmsegmentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     operations.point_sample = None  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "mmcv.ops", operations)
     pytest.importorskip("mmseg")
-    from mmengine import Config
+    from mmengine import Config, DefaultScope
     from mmseg.datasets import BaseSegDataset, transforms  # noqa: F401
 
     e = export(tmp_path, "mmseg")
     monkeypatch.chdir(e.out)
     config = Config.fromfile("dataset_config.py")
+    DefaultScope.get_instance("exports", scope_name="mmseg")  # as its configs say
     options = dict(config.train_dataset)
     assert options.pop("type") == "BaseSegDataset"
     data = BaseSegDataset(**options)
