@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SOURCES := densesiam_seg cli datasets tests benchmarks
 
-.PHONY: demo test test-wheel faults format docs camvid accuracy bench clean
+.PHONY: demo test test-wheel test-readers faults format docs site camvid accuracy bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/densesiam-seg demo --out demo --overwrite
@@ -19,10 +19,20 @@ test: $(VENV)/.installed-test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # The wheel in an empty environment; fetches torch once more, so that it is not part of `make test`.
 test-wheel: $(VENV)/.installed-test
 	$(BIN)/pytest -m slow tests/test_package.py
+
+# Exports, read by the programs that they are for; these pull packages that would get in each other's way elsewhere.
+test-readers: .venv-readers/.installed
+	.venv-readers/bin/python -P -m pytest -rs tests/exporting/test_readers.py
+
+.venv-readers/.installed: pyproject.toml
+	test -x .venv-readers/bin/python || $(PYTHON) -m venv .venv-readers
+	.venv-readers/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test,readers]'
+	touch $@
 
 # Every fault of docs/faults.md as often as it is meant to be tried; `make test` tries each a few times.
 # FAULTS="--page docs/faults.md" writes the page, FAULTS="-k kill" chooses cases.
@@ -37,6 +47,10 @@ format: $(VENV)/.installed-test
 # What is made from the code: the table of settings.
 docs: $(VENV)/.installed
 	$(BIN)/python -P -c 'from densesiam_seg.config import settings_table; print(settings_table(), end="")' > docs/settings.md
+
+# The pages under docs/ as a site in build/site; a broken link or a page outside the menu fails.
+site: $(VENV)/.installed-test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # The first figure of the README; CAMVID names the folder that holds images/ and labels/.
 CAMVID ?= ../shared/data/camvid
@@ -67,4 +81,4 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) .venv-readers build *.egg-info

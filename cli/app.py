@@ -18,11 +18,15 @@ from typer.core import TyperCommand, TyperGroup
 from densesiam_seg import __version__
 from densesiam_seg.cli import (
     clusters,
+    compare,
     demo,
     doctor,
     evaluate,
     export,
     predict,
+    report,
+    review,
+    serve,
     study,
     train,
     visualize,
@@ -50,8 +54,29 @@ class _Command(_Literal, TyperCommand):
     """A command with such a help."""
 
 
+ORDER = (
+    *(
+        "train",
+        "report",
+        "clusters",
+        "predict",
+        "export",
+        "review",
+        "compare",
+        "serve",
+        "visualize",
+    ),
+    *("evaluate", "pretrain", "probe", "study", "demo", "doctor"),
+)
+"""Of the commands in `--help`: as people come to them. typer lists groups last."""
+
+
 class _Group(_Literal, TyperGroup):
     """The program with such a help."""
+
+    def list_commands(self, context: Any) -> list[str]:
+        """Those in `ORDER` first."""
+        return sorted(self.commands, key=lambda name: (*ORDER, name).index(name))
 
 
 class _GroupWithDefault(_Group):
@@ -92,6 +117,10 @@ named.command("merge", cls=_Command)(clusters.merge)
 named.command("name", cls=_Command)(clusters.name)
 named.command("undo", cls=_Command)(clusters.undo)
 app.add_typer(named, name="clusters", cls=_GroupWithDefault)
+app.command("serve", cls=_Command)(serve.command)
+app.command("report", cls=_Command)(report.command)
+app.command("review", cls=_Command)(review.command)
+app.command("compare", cls=_Command)(compare.command)
 exported = typer.Typer(
     help="Write masks, the model or its backbone for other programs.", no_args_is_help=True
 )
