@@ -244,9 +244,12 @@ def _samples(
 
     def until_stopped() -> Iterator[Group]:
         for group in every:
-            if stop:
-                raise StoppedError("stopped; nothing was written", stop.number)
+            go_on()
             yield group
+
+    def go_on() -> None:
+        if stop:
+            raise StoppedError("stopped; nothing was written", stop.number)
 
     found: dict[int, Any] = {}
     waiting: dict[int, Predicted] = {}
@@ -260,6 +263,7 @@ def _samples(
             while shown in waiting:
                 yield waiting.pop(shown)
                 shown += 1
+        go_on()
     return [found[place] for place in sorted(found)]
 
 
