@@ -2,5 +2,5 @@
 
 Imports `network`, `clustering`, `pictures`, `views`, `images` and `io`. Exports `segmenter`, its files (`model_card`),
 `predict` for folders (`batching`, `upsampling`), read-outs (`readout`, `centroids`) and their choice without labels
-(`selection`), test-time `options` and `refinement`, pictures of clusters (`visualize`) and backbones (`export`).
+(`selection`), test-time `options` and `refinement`, and pictures of clusters (`visualize`).
 """

@@ -118,10 +118,21 @@ class DenseSiam(nn.Module):
         Where there is a mixture its log-posteriors follow them, so that there are C + K channels.
         """
         features: Tensor = self.encoder(images)
-        if self.mixture is None:
-            return features
+        return features if self.mixture is None else self.joined(features, images, self.finer)
+
+    @property
+    def finer(self) -> bool:
+        """Whether clusters are of appearance too, which is read on a finer grid than the description's."""
+        described = self.encoder.description is not None
+        return described and self.mixture is not None and self.mixture.fitted
+
+    def joined(self, features: Tensor, images: Tensor, finer: bool) -> Tensor:
+        """Features of normalised images and the mixture's log-posteriors behind them, on a `finer` grid or their own.
+
+        A program that is exported has no tensors to ask for `finer`, so that it is told.
+        """
         features = features.float()
-        if self.encoder.description is not None and self.mixture.fitted:
+        if finer:
             features = F.interpolate(features, scale_factor=FINER, mode="bilinear")
         logs = self.log_posteriors(denormalise(images.float()), features.shape[-2:])
         return torch.cat((features, logs), 1)
