@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from densesiam_seg.cli.console import Console
     from densesiam_seg.images.decoding import Notes
     from densesiam_seg.images.manifest import Manifest
-    from densesiam_seg.inference.predict import Plan
+    from densesiam_seg.prediction.plan import Plan
 
 
 @takes(
@@ -79,7 +79,8 @@ def command(
     manifest = scan(images, merge=False, follow_links=follow_links, out=folder, pages=pages)
     require_model(model)
     from densesiam_seg.cli.console import Console
-    from densesiam_seg.inference.predict import plan, predict_events
+    from densesiam_seg.prediction.plan import plan
+    from densesiam_seg.prediction.predict import predict_events
 
     work = plan(manifest, folder, overwrite=overwrite, resume=resume, overlays=overlay)
     console = Console(quiet=quiet)
@@ -115,7 +116,7 @@ def _show(
     json: bool,
 ) -> None:
     """Draw a prediction; raises the error that the command ends with."""
-    from densesiam_seg.inference.predict import overall_error
+    from densesiam_seg.prediction.predict import overall_error
 
     skipped = manifest.skipped
     console.skipped(skipped)

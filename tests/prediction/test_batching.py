@@ -10,9 +10,9 @@ from photographs import junk, picture
 from PIL import Image
 
 from densesiam_seg.images.decoding import Decoding
-from densesiam_seg.inference import batching
-from densesiam_seg.inference.batching import Group, groups, images_together
 from densesiam_seg.inference.segmenter import Segmenter
+from densesiam_seg.prediction import batching
+from densesiam_seg.prediction.batching import Group, groups, images_together
 
 
 def pictures(folder: Path, sizes: list[tuple[int, int]]) -> list[str]:
