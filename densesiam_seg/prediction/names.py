@@ -7,37 +7,57 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
-OVERLAY = "_overlay.jpg"
+from densesiam_seg.errors import UsageError
 
 
-def mask_names(names: Sequence[str]) -> list[str]:
-    """`a/x.jpg` → `a/x.png`, but `a/x.jpg.png` where another image is called `a/x` too."""
+def mask_names(names: Sequence[str], ends: Sequence[str] = (".png",)) -> list[str]:
+    """`a/x.jpg` → `a/x`, but `a/x.jpg` where another image is called `a/x` too; masks add `.png` to it.
+
+    `ends` are those of all files of an image: also `a/x` + `_sky.png` must be no other image's. Raises UsageError for
+    names that no rule can tell apart.
+    """
     stems = [str(PurePosixPath(name).with_suffix("")) for name in names]
     # `x.jpg.jpg` must not become the `x.jpg.png` that `x.jpg` becomes beside `x.png`, nor the folder `x.png`.
     taken = Counter([*stems, *names])
     folders = {str(folder) for name in names for folder in PurePosixPath(name).parents}
-    taken.update(folder.removesuffix(".png") for folder in folders if folder.endswith(".png"))
-    return [
-        f"{stem if taken[stem] == 1 else name}.png" for stem, name in zip(stems, names, strict=True)
-    ]
+    for end in ends:
+        taken.update(folder.removesuffix(end) for folder in folders if folder.endswith(end))
+    if len(ends) > 1:
+        written = Counter(stem + end for stem in stems for end in ends)
+        taken.update(stem for stem in stems if any(written[stem + end] > 1 for end in ends))
+    found = [stem if taken[stem] == 1 else name for stem, name in zip(stems, names, strict=True)]
+    if len(ends) > 1:
+        _require_unique(names, found, ends)
+    return found
 
 
-def fitting_names(names: Sequence[str], longest: int) -> list[str]:
-    """The names of masks, unique as before, with no part of more than `longest` bytes.
+def _require_unique(names: Sequence[str], found: Sequence[str], ends: Sequence[str]) -> None:
+    owners: dict[str, str] = {}
+    for name, own in zip(names, found, strict=True):
+        for end in ends:
+            other = owners.setdefault(own + end, name)
+            if other != name:
+                raise UsageError(
+                    f"{own}{end}: {other} and {name} would both have this file; predict them one by one"
+                )
+
+
+def fitting_names(names: Sequence[str], longest: int, end: str = ".png") -> list[str]:
+    """The names with `end`, unique as before, with no part of more than `longest` bytes.
 
     `stem.png` becomes `st-01234567.png`: its beginning, and the first digits of the SHA-256 of the whole of it.
     """
     fitting: list[str] = []
     taken: set[str] = set()
-    for name in names:
-        found = name
+    for stem in names:
+        name = found = stem + end
         if (
             len(os.fsencode(name)) > longest
         ):  # a path that is as short as that has no part that is longer
             digits = 8
-            while (found := _cut(name, longest, digits)) in taken:
+            while (found := _cut(name, end, longest, digits)) in taken:
                 digits *= 2
                 assert digits <= 64, "names are unique"
             taken.add(found)
@@ -45,13 +65,13 @@ def fitting_names(names: Sequence[str], longest: int) -> list[str]:
     return fitting
 
 
-def _cut(name: str, longest: int, digits: int) -> str:
+def _cut(name: str, end: str, longest: int, digits: int) -> str:
     *folders, last = name.split("/")
-    stem = last.removesuffix(".png")
+    stem = last.removesuffix(end)
     return "/".join(
         [
             *(_cut_part(folder, "", longest, digits) for folder in folders),
-            _cut_part(stem, ".png", longest, digits),
+            _cut_part(stem, end, longest, digits),
         ]
     )
 
@@ -68,8 +88,3 @@ def _cut_part(stem: str, suffix: str, longest: int, digits: int) -> str:
     while kept and unicodedata.category(stem[kept]).startswith("M"):
         kept -= 1
     return stem[:kept] + end
-
-
-def overlay_path(mask: Path) -> Path:
-    """Where the overlay of a mask lies."""
-    return mask.with_name(mask.stem + OVERLAY)

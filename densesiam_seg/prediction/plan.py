@@ -3,43 +3,56 @@
 from __future__ import annotations
 
 import os
-import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from densesiam_seg.errors import InputError, UsageError
+from densesiam_seg.errors import UsageError
 from densesiam_seg.images.manifest import Manifest
 from densesiam_seg.io.files import longest_name, means_a_file
-from densesiam_seg.io.records import read_records
-from densesiam_seg.prediction.names import OVERLAY, fitting_names, mask_names, overlay_path
+from densesiam_seg.prediction.earlier import is_whole, require_own_list
+from densesiam_seg.prediction.georeference import require_rasterio
+from densesiam_seg.prediction.names import fitting_names, mask_names
+from densesiam_seg.prediction.video import frame_mask, is_video, require_av
+from densesiam_seg.prediction.wanted import SUFFIXES, Wanted
 
 FAILED = "failed.jsonl"
-_ENDS = {
-    ".png": (b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"),
-    ".jpg": (b"\xff\xd8\xff", b"\xff\xd9"),
-}
-"""The beginning and the end of the files that are written."""
-_TRUE_COLOURS = re.compile(rb".{4}IHDR.{9}[\x02\x04\x06]", re.DOTALL)
-"""What follows the beginning of a PNG in colours or with alpha: a photograph, while masks are palettes or grey."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which images become which files."""
+    """Which images become which files; videos come last."""
 
     folder: Path
     sources: tuple[str, ...]
     targets: tuple[Path, ...]
+    """The name of each image's mask, which others go by; of a video the folder of its frames."""
+    wanted: Wanted
     done: int = 0
-    """Masks of an earlier run that `resume` leaves as they are."""
+    """Images of an earlier run that `resume` leaves as they are."""
     damaged: int = 0
-    """Those that it makes again, as they or their overlays are not whole."""
+    """Those that it makes again, as some of their files are not whole."""
     failures: Path | None = None
     """Where a job of several images lists those that failed."""
-    noted: bool = False
-    """Whether folders keep a note of the files written there (`io.outputs`), so that they are no inputs later."""
+    single: bool = False
+    """Whether `out` was the name of the mask itself."""
     shortened: int = 0
     """Names of masks that had to be cut, as the disk takes none of their length."""
+    resume: bool = False
+
+    @property
+    def noted(self) -> bool:
+        """Whether folders keep a note of the files written there (`io.outputs`), so that they are no inputs later."""
+        return not self.single
+
+    @property
+    def stills(self) -> int:
+        """How many sources are images; the others are videos."""
+        return sum(not is_video(source) for source in self.sources)
+
+    def files(self, place: int) -> dict[str, Path]:
+        """Where the files of an image lie, by what they are."""
+        return self.wanted.files(self.targets[place], own_name=self.single)
 
 
 def plan(
@@ -48,41 +61,112 @@ def plan(
     *,
     overwrite: bool = False,
     resume: bool = False,
-    overlays: bool = False,
+    wanted: Wanted | None = None,
 ) -> Plan:
-    """Decide the name of every mask before any work.
+    """Decide the name of every file before any work.
 
-    `out` is the mask's own name for one image when it ends in `.png`, else a folder that keeps sub-folders and stems.
-    Raises UsageError for targets that exist already (unless `overwrite` or, where they are masks, `resume`) or would
-    overwrite an input.
+    `out` is the mask's own name for one image when it ends as masks do, else a folder that keeps sub-folders and stems.
+    Raises UsageError for targets that exist already (unless `overwrite` or, where they are masks, `resume`), would
+    overwrite an input, or need a package that is not there.
     """
-    single = out.suffix.lower() == ".png" and not os.path.isdir(out)  # noqa: PTH112
+    sources = [manifest.path(index) for index in range(len(manifest))]
+    order = sorted(range(len(sources)), key=lambda index: is_video(sources[index]))
+    sources = [sources[index] for index in order]
+    names = [manifest.names[index] for index in order]
+    single = out.suffix.lower() in SUFFIXES and not os.path.isdir(out)  # noqa: PTH112
+    wanted = (wanted or Wanted()).settled(SUFFIXES[out.suffix.lower()]) if single else wanted
+    wanted = wanted or Wanted()
     shortened = 0
     if single:
-        if len(manifest) != 1:
-            raise UsageError(
-                f"--out {out}: is one file, but there are {len(manifest)} images; give a folder"
-            )
+        _require_single(out, sources)
         folder, targets = out.parent, [out]
-    elif means_a_file(out):
-        raise UsageError(f"--out {out}: masks are PNG; give a folder or a name ending in .png")
-    elif os.path.exists(out) and not os.path.isdir(out):  # noqa: PTH110, PTH112
-        raise UsageError(
-            f"--out {out}: is a file of another kind; give a folder or a name ending in .png"
-        )
     else:
-        # An overlay's name is longer than its mask's.
-        longest = longest_name(out) - (len(OVERLAY) - len(".png") if overlays else 0)
-        names = mask_names(manifest.names)
-        fitting = fitting_names(names, longest)
-        shortened = sum(one != other for one, other in zip(names, fitting, strict=True))
-        folder, targets = out, [out / name for name in fitting]
-    sources = [manifest.path(index) for index in range(len(manifest))]
+        _require_folder(out)
+        folder = out
+        targets, shortened = _targets(names, out, wanted)
+    _require_packages(sources, wanted)
+    kept, damaged = _kept(sources, targets, wanted, single, overwrite=overwrite, resume=resume)
+    left = [place for place in range(len(sources)) if place not in kept]
+    failures = folder / FAILED if len(sources) > 1 or any(map(is_video, sources)) else None
+    if failures is not None:
+        require_own_list(failures)
+    return Plan(
+        folder,
+        tuple(sources[place] for place in left),
+        tuple(targets[place] for place in left),
+        wanted,
+        done=len(kept),
+        damaged=damaged,
+        failures=failures,
+        single=single,
+        shortened=shortened,
+        resume=resume,
+    )
+
+
+def _require_single(out: Path, sources: list[str]) -> None:
+    """Raises UsageError where one file cannot hold what is to be written."""
+    if len(sources) != 1:
+        raise UsageError(
+            f"--out {out}: is one file, but there are {len(sources)} images; give a folder"
+        )
+    if is_video(sources[0]):
+        raise UsageError(f"--out {out}: is one file, but a video has many frames; give a folder")
+
+
+def _require_folder(out: Path) -> None:
+    """Raises UsageError for what is no folder and would not be meant as one."""
+    remedy = "give a folder or a name ending in .png, .tif or .npy"
+    if means_a_file(out):
+        raise UsageError(f"--out {out}: masks are PNG, TIFF or NumPy arrays; {remedy}")
+    if os.path.exists(out) and not os.path.isdir(out):  # noqa: PTH110, PTH112
+        raise UsageError(f"--out {out}: is a file of another kind; {remedy}")
+
+
+def _require_packages(sources: Iterable[str], wanted: Wanted) -> None:
+    """Raises UsageError where a source needs a package that is not installed."""
+    sources = list(sources)
+    video = next(filter(is_video, sources), None)
+    if video is not None:
+        require_av(video)
+    if wanted.form == "tiff":
+        require_rasterio(source for source in sources if not is_video(source))
+
+
+def _targets(names: list[str], out: Path, wanted: Wanted) -> tuple[list[Path], int]:
+    """Where the masks lie below a folder, and how many of their names had to be cut."""
+    stills = [name for name in names if not is_video(name)]
+    videos = names[len(stills) :]
+    ends = list(wanted.ends.values())
+    found = mask_names(stills, ends)
+    # Other files have longer names than the mask.
+    longer = max(len(os.fsencode(end)) for end in ends) - len(wanted.suffix)
+    longest = longest_name(out) - max(longer, 0)
+    fitting = fitting_names(found, longest, wanted.suffix)
+    shortened = sum(
+        one + wanted.suffix != other for one, other in zip(found, fitting, strict=True)
+    )
+    return [out / name for name in (*fitting, *videos)], shortened
+
+
+def _kept(
+    sources: list[str],
+    targets: list[Path],
+    wanted: Wanted,
+    single: bool,
+    *,
+    overwrite: bool,
+    resume: bool,
+) -> tuple[set[int], int]:
+    """The places whose files are all there and stay, and how many have some that are damaged. Raises UsageError."""
     inputs = {os.path.realpath(source) for source in sources}
-    left: list[tuple[str, Path]] = []
+    kept: set[int] = set()
     damaged = 0
-    for source, target in zip(sources, targets, strict=True):
-        written = (target, overlay_path(target)) if overlays else (target,)
+    for place, (source, target) in enumerate(zip(sources, targets, strict=True)):
+        if is_video(source):
+            _require_new_video(target, inputs, allowed=overwrite or resume)
+            continue
+        written = wanted.files(target, own_name=single).values()
         for path in written:
             if os.path.realpath(path) in inputs:
                 raise UsageError(f"{path}: would overwrite an input image; give another --out")
@@ -91,61 +175,24 @@ def plan(
                 raise UsageError(
                     f"{path}: exists already; give --overwrite, --resume or another --out"
                 )
-        found = [_is_whole(path) for path in written if os.path.isfile(path)] if resume else []  # noqa: PTH113
-        if len(found) < len(written) or not all(found):
-            left.append((source, target))
+        found = [is_whole(path) for path in written if os.path.isfile(path)] if resume else []  # noqa: PTH113
+        if len(found) == len(written) and all(found):
+            kept.add(place)
+        else:
             damaged += not all(found)
-    failures = folder / FAILED if len(sources) > 1 else None
-    if failures is not None:
-        _require_own_list(failures)
-    return Plan(
-        folder,
-        tuple(source for source, _ in left),
-        tuple(target for _, target in left),
-        done=len(sources) - len(left),
-        damaged=damaged,
-        failures=failures,
-        noted=not single,
-        shortened=shortened,
-    )
+    return kept, damaged
 
 
-def _require_own_list(path: Path) -> None:
-    """Raises UsageError for a file in the place of the list of failures that no prediction wrote."""
-    if not os.path.isfile(path):  # noqa: PTH113
-        return  # a folder there is told when the list is written
-    try:
-        own = all(record.keys() == {"path", "reason", "message"} for record in read_records(path))
-    except InputError:
-        own = False
-    if not own:
+def _require_new_video(folder: Path, inputs: set[str], *, allowed: bool) -> None:
+    """Raises UsageError for a folder of frames that holds some already, or has the name of an input."""
+    if os.path.realpath(folder) in inputs:
+        raise UsageError(f"{folder}: is an input itself; give another --out")
+    if not allowed and os.path.isdir(folder) and any(folder.glob(frame_mask("*"))):  # noqa: PTH112
         raise UsageError(
-            f"{path}: is no list of an earlier prediction; move it away or give another --out"
+            f"{folder}: holds frames already; give --overwrite, --resume or another --out"
         )
 
 
 def _exists(path: Path) -> bool:
     # `Path.exists` raises where a folder may not be entered or a name is too long.
     return os.path.lexists(path)
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether a mask or an overlay of an earlier run is complete, as far as its two ends tell.
-
-    A copy that broke off or a full disk may have left an empty file, a part of one, or zeros. Raises UsageError for a
-    file of another kind.
-    """
-    start, end = _ENDS[path.suffix.lower()]
-    try:
-        with path.open("rb") as file:
-            head = file.read(len(start))
-            of_colours = path.suffix.lower() == ".png" and _TRUE_COLOURS.match(file.read(18))
-            file.seek(-min(len(end), file.seek(0, os.SEEK_END)), os.SEEK_END)
-            tail = file.read()
-    except OSError:
-        return False
-    if of_colours or (head.strip(b"\0") and not start.startswith(head)):
-        raise UsageError(
-            f"{path}: exists already and is no mask of an earlier run; give --overwrite or another --out"
-        )
-    return (head, tail) == (start, end)
