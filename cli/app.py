@@ -17,6 +17,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from densesiam_seg import __version__
 from densesiam_seg.cli import (
+    clusters,
     demo,
     doctor,
     evaluate,
@@ -53,6 +54,15 @@ class _Group(_Literal, TyperGroup):
     """The program with such a help."""
 
 
+class _GroupWithDefault(_Group):
+    """A group of commands whose first is meant where no name of one follows: `clusters RUN` is `clusters list RUN`."""
+
+    def resolve_command(self, context: Any, words: list[str]) -> Any:
+        if words and not words[0].startswith("-") and words[0] not in self.commands:
+            words = [next(iter(self.commands)), *words]
+        return super().resolve_command(context, words)
+
+
 app = typer.Typer(
     name="densesiam-seg",
     cls=_Group,
@@ -72,6 +82,16 @@ app.command("evaluate", cls=_Command)(evaluate.evaluate)
 app.command("pretrain", cls=_Command)(train.pretrain)
 app.command("probe", cls=_Command)(evaluate.probe)
 app.command("visualize", cls=_Command)(visualize.command)
+named = typer.Typer(
+    help="List, name and merge a model's clusters: `clusters RUN` lists them.",
+    no_args_is_help=True,
+)
+named.command("list", cls=_Command)(clusters.list_clusters)
+named.command("rename", cls=_Command)(clusters.rename)
+named.command("merge", cls=_Command)(clusters.merge)
+named.command("name", cls=_Command)(clusters.name)
+named.command("undo", cls=_Command)(clusters.undo)
+app.add_typer(named, name="clusters", cls=_GroupWithDefault)
 app.command("export", cls=_Command)(export.command)
 app.command("study", cls=_Command)(study.command)
 app.command("demo", cls=_Command)(demo.command)

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from densesiam_seg.images.decoding import Notes
     from densesiam_seg.images.manifest import PassedOver, Skipped
     from densesiam_seg.inference.selection import Choice
+    from densesiam_seg.naming.clusters import Cluster
 
 
 class Console:
@@ -134,6 +135,20 @@ class Console:
         """Write a result to a file where one was asked for; last, so that it has been shown where that fails."""
         if out is not None:
             replace_text(out, to_json(result, indent=2) + "\n")
+
+    def clusters(self, found: Sequence[tuple[Cluster, Sequence[int]]]) -> None:
+        """The table of a model's clusters on stdout, each with the ids of those that are merged into it."""
+        table = Table()
+        table.add_column("id", justify="right")
+        table.add_column("name", overflow="fold")
+        table.add_column("share", justify="right")
+        table.add_column("merged into it")
+        for cluster, merged in found:
+            share = "–" if cluster.share is None else f"{100 * cluster.share:.1f} %"
+            colour = "#{:02x}{:02x}{:02x}".format(*cluster.colour)
+            name = Text.assemble(("■ ", colour), one_line(cluster.name))
+            table.add_row(str(cluster.id), name, share, " ".join(map(str, merged)))
+        Terminal(highlight=False).print(table)
 
     def scores(self, result: Evaluation) -> None:
         """The table of an evaluation on stdout, then what fixes its numbers, the means last."""

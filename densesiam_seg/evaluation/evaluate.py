@@ -50,6 +50,8 @@ class Reading:
     readout: str
     matching: Matching | None = None
     """None: the best matching for the whole set (`metrics.match`)."""
+    left: tuple[int, ...] | None = None
+    """The ids that occur where others are merged into them; None: all."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,8 @@ def segmenter_events(
 ) -> Iterator[Notice | Progress | Evaluation]:
     """Score a segmenter as it is read out; the last event is the `Evaluation`."""
     how = refinement.settled(segmenter.card.refine)
-    reading = Reading(segmenter.card.clusters, segmenter.readout)
+    left = tuple(cluster.id for cluster in segmenter.left)
+    reading = Reading(segmenter.card.clusters, segmenter.readout, left=left)
     masks = masks_made_by(segmenter, how)
     zoom = segmenter.network.encoder.zoom
     return scoring_events(
@@ -252,7 +255,7 @@ def scoring_events(
     more_notices += [Notice(line, warning=True) for line in decoding.notes.lines()]
     yield from more_notices
     for reading, total in zip(readings, counts, strict=True):
-        matching = reading.matching or match(total)
+        matching = reading.matching or match(total, reading.left)
         yield Evaluation(
             dataset=dataset.title,
             split=scored.split,
@@ -261,7 +264,7 @@ def scoring_events(
             expected=scored.expected,
             missing=(*scored.missing, *unreadable),
             digest=scored.digest,
-            clusters=reading.clusters,
+            clusters=reading.clusters if reading.left is None else len(reading.left),
             readout=reading.readout,
             matching=matching,
             scores=score(total, matching, dataset.names, dataset.kinds),

@@ -74,12 +74,19 @@ def confusion(
     return counts[:classes]
 
 
-def match(counts: Counts) -> Matching:
+def match(counts: Counts, left: Sequence[int] | None = None) -> Matching:
     """The matching of clusters with classes for a confusion matrix (N K).
+
+    Where only the clusters in `left` are left of K, as others were merged into them, those alone get classes.
 
     K ≤ N: one to one with the most matched pixels (Hungarian assignment), every cluster with a class. K > N: each
     cluster with the class of most of its pixels, the lower id where equal, and an empty cluster with none.
     """
+    if left is not None and len(left) < counts.shape[1]:
+        found = match(counts[:, list(left)])
+        classes_of = dict(zip(left, found.cluster_to_class, strict=True))
+        every = range(counts.shape[1])
+        return Matching(tuple(classes_of.get(k, -1) for k in every), found.kind)
     classes, clusters = counts.shape
     if clusters > classes:
         best = np.where(counts.any(axis=0), counts.argmax(axis=0), -1)

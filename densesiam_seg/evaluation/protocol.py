@@ -169,11 +169,20 @@ def one_by_one(mask_of: Callable[[Tensor, int, int], Mask]) -> MasksOf:
 
 
 def masks_made_by(segmenter: Segmenter, refinement: Refinement = AS_TRAINED) -> MasksOf:
-    """A segmenter's masks under any protocol, refined as its card says unless `refinement` says otherwise."""
+    """A segmenter's masks under any protocol, refined as its card says unless `refinement` says otherwise.
+
+    Merged clusters are shown as one, as in `Segmenter.mask`.
+    """
     how = refinement.settled(segmenter.card.refine)
-    return (
+    learned = (
         read_masks(segmenter, [segmenter.read_out]) if how.plain else refined_masks(segmenter, how)
     )
+    grouping = segmenter.grouping
+
+    def masks_of(images: Tensor, protocol: Protocol, sizes: Sequence[Size]) -> list[list[Mask]]:
+        return [[grouping[mask] for mask in masks] for masks in learned(images, protocol, sizes)]
+
+    return learned if all(each.left for each in segmenter.clusters) else masks_of
 
 
 def read_masks(segmenter: Segmenter, read_outs: Sequence[ReadOut]) -> MasksOf:

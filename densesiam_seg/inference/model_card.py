@@ -6,7 +6,6 @@ none: it is the user's to edit, and each of its values is checked. Nothing here 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -15,42 +14,21 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from densesiam_seg.backbones import plausible
-from densesiam_seg.clustering.merging import is_partition
 from densesiam_seg.config import largest_image_size
 from densesiam_seg.errors import ModelError
-from densesiam_seg.io.files import open_regular, replace_file
+from densesiam_seg.io.files import replace_file
 from densesiam_seg.io.sealed import read_sealed, seal, verify
 from densesiam_seg.io.tensors import read_layout
+from densesiam_seg.naming.clusters import CLUSTERS, Cluster, read_clusters
 from densesiam_seg.network.architecture import Architecture, Features
-from densesiam_seg.pictures.masks import Colour, palette
 
 Readout = Literal["head", "kmeans", "merge"]
 Refine = Literal["none", "guided", "pamr"]
 
 CONFIG = "config.json"
-CLUSTERS = "clusters.json"
 TENSORS = "model.safetensors"
 MAX_CONFIG_BYTES = 1 << 20
 _FORMAT = 2
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """One learned cluster: its id in masks, a name (`cluster_00` until named), a colour, its share of the area."""
-
-    id: int
-    name: str
-    colour: Colour
-    share: float | None = None
-    members: tuple[int, ...] | None = None
-    """The over-clusters merged into it, where the read-out merges; free to edit, each must stay in one cluster."""
-
-    def entry(self) -> dict[str, Any]:
-        """What `clusters.json` says of it."""
-        found = asdict(self)
-        if self.members is None:
-            del found["members"]
-        return found
 
 
 @dataclass(frozen=True)
@@ -72,25 +50,6 @@ class ModelCard:
     """Facts of the training, for the user: command, version, images, steps, epochs, seed."""
 
 
-def name_clusters(
-    count: int,
-    shares: Sequence[float] | None = None,
-    members: Sequence[tuple[int, ...]] | None = None,
-) -> list[Cluster]:
-    """Clusters as they are before anyone names them."""
-    digits = max(len(str(count - 1)), 2)
-    return [
-        Cluster(
-            index,
-            f"cluster_{index:0{digits}}",
-            colour,
-            shares[index] if shares else None,
-            members[index] if members else None,
-        )
-        for index, colour in enumerate(palette(count))
-    ]
-
-
 def model_folder(path: Path) -> Path:
     """The model directory that a path names: itself, or a run's `model/`. Raises ModelError."""
     for folder in (path, path / "model"):
@@ -108,7 +67,7 @@ class StoredModel:
     """A model directory whose files are as they were written, but for names and groups of clusters."""
 
     card: ModelCard
-    clusters: list[Cluster]
+    clusters: tuple[Cluster, ...]
     tensors: Path
     """A safetensors file with a sound header; its tensors are still to be compared with the card."""
 
@@ -117,7 +76,8 @@ def stored_model(path: Path) -> StoredModel:
     """The model that a run or model directory holds, verified without torch. Raises ModelError."""
     folder = model_folder(path)
     card, digest = _read_card(folder / CONFIG)
-    clusters = _read_clusters(folder / CLUSTERS, card.clusters, merged=card.readout == "merge")
+    merged = card.readout == "merge"
+    clusters = read_clusters(folder / CLUSTERS, card.clusters, merged=merged).clusters
     tensors = folder / TENSORS
     verify(tensors, digest)
     read_layout(tensors)
@@ -187,57 +147,3 @@ def _are(found: Any, kind: type, *counts: int) -> bool:
         and len(found) in counts
         and all(type(each) is kind for each in found)
     )
-
-
-def _read_clusters(path: Path, count: int, *, merged: bool = False) -> list[Cluster]:
-    """The `count` clusters of a `clusters.json`; `merged` ones name their members. Raises ModelError."""
-    content = _read_json(path)
-    try:
-        clusters = [_cluster(entry) for entry in content]
-    except TypeError as error:
-        raise ModelError(f"{path}: not a list of clusters ({error}); mend or retrain") from error
-    ids = [cluster.id for cluster in clusters]
-    if ids != list(range(count)) or not all(map(_is_sound, clusters)):
-        raise ModelError(
-            f"{path}: must list the clusters 0 to {count - 1} with names, RGB colours and shares from 0 to 1; mend it"
-        )
-    members = [cluster.members for cluster in clusters if cluster.members is not None]
-    if members and not merged:
-        raise ModelError(f"{path}: only a merge read-out's clusters have members; mend it")
-    numbers = all(type(member) is int for group in members for member in group)
-    if merged and not (numbers and len(members) == count and is_partition(members)):
-        raise ModelError(
-            f"{path}: each over-cluster must be a member of one cluster, and each cluster have one; mend it"
-        )
-    return clusters
-
-
-def _cluster(entry: Mapping[str, Any]) -> Cluster:
-    """Raises TypeError."""
-    lists = {name: tuple(entry[name]) for name in ("colour", "members") if name in entry}
-    return Cluster(**{**entry, **lists})
-
-
-def _is_sound(cluster: Cluster) -> bool:
-    """Whether name, colour and share are of their types and within their bounds."""
-    share = cluster.share
-    return (
-        type(cluster.id) is int
-        and type(cluster.name) is str
-        and len(cluster.colour) == 3
-        and all(type(value) is int and 0 <= value <= 255 for value in cluster.colour)
-        and (share is None or (type(share) in (int, float) and 0 <= share <= 1))
-    )
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        with open_regular(path) as file:
-            text = file.read(MAX_CONFIG_BYTES + 1)
-        if len(text) > MAX_CONFIG_BYTES:
-            raise ModelError(f"{path}: larger than any real one; give a model of this program")
-        return json.loads(text)
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(
-            f"{path}: cannot be read as JSON ({error}); give a sound model directory"
-        ) from error

@@ -72,7 +72,9 @@ def load_with_readout(
         raise UsageError(
             f"--clusters {counts[0]}: more than the {fine} over-clusters that are merged; raise --over-clusters"
         )
-    manifest = scan(fit_images) if fit_images else _training_images(path)
+    manifest = (
+        scan(fit_images) if fit_images else training_images(path, "name some with --fit-images")
+    )
     readouts = READOUTS if readout == AUTO else (readout,)
     wanted = None if own_tree else fine
     found = list(candidates(segmenter, manifest, readouts, counts, wanted, seed=seed))
@@ -141,15 +143,14 @@ def _check(
         raise UsageError(f"--over-clusters {over_clusters}: must be 2 to {MAX_OVER_CLUSTERS}")
 
 
-def _training_images(path: Path) -> Manifest:
-    """The images that a run was trained on. Raises InputError when they are no longer there."""
-    remedy = "name some with --fit-images"
+def training_images(path: Path, remedy: str) -> Manifest:
+    """The images of a run. Raises InputError, which ends in `remedy`, when they are no longer there."""
     file = (path.parent if path.name == "model" else path) / "dataset.json"
     try:
         manifest = Manifest.from_dict(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(
-            f"{file}: the read-out needs images, and the run does not tell its own; {remedy}"
+            f"{file}: images are needed, and the run does not tell its own; {remedy}"
         ) from error
     if not os.path.exists(manifest.path(0)):  # noqa: PTH110 - a foreign name
         raise InputError(f"{manifest.path(0)}: the training images have moved; {remedy}")

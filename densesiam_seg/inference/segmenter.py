@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from densesiam_seg.clustering.appearance import Surroundings
 from densesiam_seg.clustering.kmeans import Centroids, unit_features
 from densesiam_seg.clustering.merging import Merges, cut, is_tree
 from densesiam_seg.config import RunConfig
@@ -27,13 +28,10 @@ from densesiam_seg.images.decode import load_reduced
 from densesiam_seg.images.decoding import Decoding, Notes
 from densesiam_seg.images.pixels import as_samples, rgb_planes
 from densesiam_seg.inference.model_card import (
-    CLUSTERS,
     CONFIG,
     TENSORS,
-    Cluster,
     ModelCard,
     Readout,
-    name_clusters,
     stored_model,
     write_card,
 )
@@ -41,8 +39,17 @@ from densesiam_seg.inference.options import AS_TRAINED, Refinement
 from densesiam_seg.inference.refinement import refined
 from densesiam_seg.inference.upsampling import upsample_argmax
 from densesiam_seg.io.devices import autocast, pick_device, pick_precision
-from densesiam_seg.io.files import new_folder, replace_json
+from densesiam_seg.io.files import new_folder
 from densesiam_seg.io.tensors import layout, read_safetensors, write_safetensors
+from densesiam_seg.naming.clusters import (
+    CLUSTERS,
+    Cluster,
+    ClusterFile,
+    grouping,
+    left,
+    name_clusters,
+    write_clusters,
+)
 from densesiam_seg.network.model import DenseSiam, build_network
 from densesiam_seg.pictures.masks import Colour
 from densesiam_seg.views.photometric import normalise
@@ -53,6 +60,9 @@ MAX_ASPECT = 8
 """The longer side of a network input is at most this many times the working size."""
 DECODE_FACTOR = 2
 """A file's sides are decoded to at least this many times the working size, as for training."""
+
+ROWS_VALUES = 2**24
+"""Features that a read-out takes at once of a large image, 64 MB."""
 
 
 class Segmenter:
@@ -122,7 +132,10 @@ class Segmenter:
         return cls(network, card, clusters, centroids, merges, device=device, precision=precision)
 
     def save(self, folder: str | Path) -> Path:
-        """Write the model directory, whole or not at all; other files that lie in it stay. Raises OutputError."""
+        """Write the model directory, whole or not at all; other files that lie in it stay. Raises OutputError.
+
+        Edits of clusters that were made before cannot be undone there.
+        """
         tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
         if self.centroids is not None:
             tensors["centroids"] = self.centroids
@@ -131,7 +144,7 @@ class Segmenter:
             tensors["merges_counts"] = torch.from_numpy(self.merges.counts)
         with new_folder(Path(folder)) as fresh:
             digest = write_safetensors(fresh / TENSORS, tensors)
-            replace_json(fresh / CLUSTERS, [cluster.entry() for cluster in self.clusters])
+            write_clusters(fresh / CLUSTERS, ClusterFile(self.clusters))
             write_card(fresh / CONFIG, self.card, digest)
         return Path(folder)
 
@@ -155,6 +168,16 @@ class Segmenter:
         return self.card.image_size * self.network.encoder.zoom
 
     @property
+    def left(self) -> list[Cluster]:
+        """The clusters that masks show: those that are not merged into another."""
+        return left(self.clusters)
+
+    @property
+    def grouping(self) -> NDArray[np.int64]:
+        """The id (K,) under which masks show each cluster."""
+        return grouping(self.clusters)
+
+    @property
     def palette(self) -> list[Colour]:
         """Colours by cluster id."""
         return [cluster.colour for cluster in self.clusters]
@@ -173,7 +196,14 @@ class Segmenter:
         ImageError and InputError.
         """
         images, size = self.read(image, decoding=decoding)
-        return upsample_argmax(self.scores(images, refinement)[0], *size).cpu().numpy()
+        return self.mask(self.scores(images, refinement)[0], *size)
+
+    def mask(self, scores: Tensor, height: int, width: int) -> NDArray[np.integer]:
+        """Scores (K, h, w) of one image → the mask (H, W): the largest cluster, under the id that shows it."""
+        mask: NDArray[np.integer] = upsample_argmax(scores, height, width).cpu().numpy()
+        if all(cluster.left for cluster in self.clusters):
+            return mask
+        return np.take(self.grouping.astype(mask.dtype), mask)
 
     def read(
         self, image: ImageLike, *, decoding: Decoding | None = None
@@ -237,6 +267,31 @@ class Segmenter:
         images = images.to(self.device).contiguous(memory_format=torch.channels_last)
         with autocast(self.device, self.precision):
             return self.network.dense(images)
+
+    @torch.inference_mode()
+    def parts(self, images: Tensor, around: Surroundings | None = None) -> tuple[Tensor, ...]:
+        """A tile, uint8 (1, 3, H, W) → its local features and log-posteriors, for `joined_logits` (network/model.py)."""
+        shown = self.normalised(images).contiguous(memory_format=torch.channels_last)
+        with autocast(self.device, self.precision):
+            local, logs = self.network.parts(shown, around)
+        return (local,) if logs is None else (local, logs)
+
+    @torch.inference_mode()
+    def joined_logits(self, local: Tensor, logs: Tensor | None = None) -> Tensor:
+        """The parts of all tiles side by side, (1, C, h, w) → what `logits` would give of the whole image."""
+        with autocast(self.device, self.precision):
+            dense = self.network.joined(local, logs)
+        rows = max(ROWS_VALUES // (dense.shape[1] * dense.shape[-1]), 1)
+        return torch.cat([self.read_out(part) for part in dense.split(rows, -2)], -2)
+
+    @torch.inference_mode()
+    def gist(self, images: Tensor) -> Tensor | None:
+        """What a mixture knows of a whole image, uint8 (1, 3, H, W), for its tiles; None where there is none."""
+        if self.network.mixture is None:
+            return None
+        shown = self.normalised(images).contiguous(memory_format=torch.channels_last)
+        with autocast(self.device, self.precision):
+            return self.network.gist(shown)
 
     def learned(self, features: Tensor) -> Tensor:
         """The encoder's own channels of `features`."""

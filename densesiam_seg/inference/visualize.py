@@ -22,10 +22,9 @@ from torch.nn import functional as F
 from densesiam_seg.errors import ImageError, UsageError
 from densesiam_seg.images.decode import load_image
 from densesiam_seg.images.decoding import Decoding
-from densesiam_seg.inference.model_card import Cluster
 from densesiam_seg.inference.options import PLAIN
 from densesiam_seg.inference.segmenter import Segmenter
-from densesiam_seg.inference.upsampling import upsample_argmax
+from densesiam_seg.naming.clusters import Cluster, chosen
 from densesiam_seg.pictures.masks import Colour, borders, colourise
 from densesiam_seg.pictures.sheet import Legend, Tile, fitted, sheet
 
@@ -77,7 +76,7 @@ def draw_files(
     `shown` names categories by id or name, several with commas between them, by default the largest; `columns` images
     stand side by side. Raises UsageError.
     """
-    named = chosen(segmenter.clusters, shown)
+    named = chosen(segmenter.clusters, shown, what="--clusters-shown")
     pictures = len(files) * (2 + (len(named) or SHOWN))
     if pictures > LARGEST:
         raise UsageError(
@@ -106,23 +105,6 @@ def spread(count: int, limit: int) -> list[int]:
     return [place * count // wanted for place in range(wanted)]
 
 
-def chosen(clusters: Sequence[Cluster], named: Sequence[str]) -> tuple[int, ...]:
-    """The ids that are meant by ids and names, once each, in their order. Raises UsageError for one that is unknown."""
-    ids = {cluster.name: cluster.id for cluster in clusters}
-    ids |= {str(cluster.id): cluster.id for cluster in clusters}
-    # A name may hold a comma itself.
-    parts = [part for text in named for part in ([text] if text in ids else text.split(","))]
-    found = []
-    for part in map(str.strip, parts):
-        if part not in ids:
-            raise UsageError(
-                f"--clusters-shown {part}: no such cluster; "
-                f"give ids from 0 to {len(clusters) - 1} or names of the model's clusters.json"
-            )
-        found.append(ids[part])
-    return tuple(dict.fromkeys(found))
-
-
 def require_picture_target(out: Path, images: Sequence[str], *, overwrite: bool = False) -> None:
     """Raises UsageError unless `out` names a PNG file that is no input and, without `overwrite`, does not exist yet."""
     if out.suffix.lower() != ".png" or os.path.isdir(out):  # noqa: PTH112
@@ -138,7 +120,7 @@ def _segment(segmenter: Segmenter, pixels: Tensor, title: str) -> _Segmented:
     size = fitted(pixels.shape[-2:], SIDE)
     picture = F.interpolate(pixels[None], size, mode="bilinear", antialias=True)[0]
     scores = segmenter.scores(segmenter.read(pixels)[0], PLAIN)[0]
-    categories = upsample_argmax(scores, *size).cpu().numpy()
+    categories = segmenter.mask(scores, *size)
     return _Segmented(title, picture.permute(1, 2, 0).numpy(), categories)
 
 

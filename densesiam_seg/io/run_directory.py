@@ -53,7 +53,7 @@ RUN_NAMES = frozenset(
 _OWN = {
     "model": re.compile(r"config\.json|clusters\.json|model\.safetensors"),
     "checkpoints": re.compile(r"step-[0-9.]+"),
-    "report": re.compile(r"epoch-[0-9]+\.png"),
+    "report": re.compile(r"epoch-[0-9]+\.png|index\.html"),
 }
 """Names of what a run writes into its folders."""
 _PROGRAM = "densesiam-seg"

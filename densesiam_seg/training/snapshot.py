@@ -9,10 +9,11 @@ from typing import Any
 from torch import Tensor
 
 from densesiam_seg.inference.centroids import fit_readout
-from densesiam_seg.inference.model_card import ModelCard, name_clusters
+from densesiam_seg.inference.model_card import ModelCard
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.inference.visualize import spread, training_picture
 from densesiam_seg.io.files import make_folder, replace_file
+from densesiam_seg.naming.clusters import name_clusters
 from densesiam_seg.pictures.masks import encode_png
 from densesiam_seg.training.loop import Training
 

@@ -46,6 +46,11 @@ OPTIONS = {
     "visualize": "run images --follow-links --out/-o --overwrite --json --quiet/-q --clusters-shown --limit --columns "
     "--readout --clusters/-k --fit-images --over-clusters --seed --device --precision --max-pixels --page --bands",
     "export": "run --out/-o --backbone --overwrite --json --quiet/-q",
+    "clusters list": "run --json",
+    "clusters rename": "run names --json --quiet/-q",
+    "clusters merge": "run clusters --as --json --quiet/-q",
+    "clusters name": "run --from --images --dataset --classes --json --quiet/-q --device --precision",
+    "clusters undo": "run --json --quiet/-q",
     "study": "study dataset --root --images --out/-o --overwrite --resume --config --split --train-split --json "
     "--quiet/-q --seeds --preset --protocol --epochs --batch-size/-b --image-size --learning-rate --weights "
     "--backbone --seed --channels --device --precision --workers/-j --threads",
@@ -99,6 +104,9 @@ MISTAKES = {
     "probe x --dataset camvid --root x --out scores.csv": "give a name ending in .json",
     "visualize run x --limit 0": "'--limit'",
     "study shapes camvid --root x": "'shapes'",
+    "clusters rename x 7": "rename 7: give a cluster, =,",
+    "clusters rename x 7=a 7=b": "named twice",
+    "clusters split x": "unexpected extra argument",
     "demo --epochs 0": "'--epochs'",
     "doctor --json more": "unexpected extra argument",
 }
@@ -123,6 +131,18 @@ except SystemExit as end:
 rooms = {f"densesiam_seg.{name}" for name in ("evaluation", "training", "studies", "demo")}
 assert not (rooms | {"faiss", "scipy"}) & sys.modules.keys()
 """
+
+
+def commands() -> dict[str, Any]:
+    """The program and each of its commands by name; those of a group have its name before theirs."""
+    program: Any = typer.main.get_command(app_module.app)
+    found = {"": program}
+    for name, command in program.commands.items():
+        parts = getattr(command, "commands", None)
+        found |= (
+            {f"{name} {part}": each for part, each in parts.items()} if parts else {name: command}
+        )
+    return found
 
 
 def probe(calls: list[str]) -> dict[str, list[Any]]:
@@ -159,7 +179,7 @@ class TestStart:
         assert {call: code for call, (code, *_) in found.items() if code} == {"": 2}
         assert {error for *_, error in found.values()} == {""}
         for call in ("--help", "-h", ""):
-            assert all(name in found[call][1] for name in OPTIONS), call
+            assert all(name.split()[0] in found[call][1] for name in OPTIONS if name), call
         assert found["complete"][1].split() == ["train"]
         for name, config in RUNS.items():
             assert len(found[f"{name} --help"][1].splitlines()) <= 80
@@ -201,10 +221,8 @@ class TestHelp:
     @pytest.mark.parametrize("name", OPTIONS)
     def test_every_text_is_rendered_whole(self, cli: Cli, monkeypatch: Patch, name: str) -> None:
         monkeypatch.setenv("COLUMNS", "600")  # no line is broken, as metavars stand beside
-        program: Any = typer.main.get_command(app_module.app)
-        command = program.commands[name] if name else program
-        call = (name, "--help-all") if name in RUNS else (name, "--help")
-        page = shown(cli(*filter(None, call))[1])
+        command = commands()[name]
+        page = shown(cli(*name.split(), "--help-all" if name in RUNS else "--help")[1])
         for each in (command, *command.params):
             assert shown(Text.from_markup(each.help).plain) in page, each.name
 
@@ -223,9 +241,9 @@ class TestHelp:
 class TestOptions:
     @pytest.fixture
     def parameters(self, name: str) -> list[Any]:
-        program: Any = typer.main.get_command(app_module.app)
-        assert ["", *program.commands] == list(OPTIONS)
-        return list((program.commands[name] if name else program).params)
+        found = commands()
+        assert found.keys() == OPTIONS.keys()
+        return list(found[name].params)
 
     def test_names(self, parameters: list[Any], name: str) -> None:
         settings = vars(RUNS[name]()) if name in RUNS else {}

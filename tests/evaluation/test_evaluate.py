@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -303,6 +305,25 @@ class TestEvaluate:
         assert result.protocol == plain.protocol + how.describe() != plain.protocol
         assert result.counts.sum() == plain.counts.sum()
         assert (result.counts != plain.counts).any()
+
+    @pytest.mark.parametrize("refine", ["none", "guided"])
+    def test_merged_clusters_are_scored_as_one(
+        self, scenes: Path, segmenter: Segmenter, refine: str
+    ) -> None:
+        """The columns of the confusion matrix add up."""
+        how = Refinement(refine=refine)
+        before = evaluate(scenes / "tiny.toml", scenes, segmenter, refinement=how).counts
+        merged = copy.copy(segmenter)
+        into = {0: 3, 4: 3}
+        merged.clusters = tuple(
+            replace(each, merged_into=into.get(each.id)) for each in segmenter.clusters
+        )
+        found = evaluate(scenes / "tiny.toml", scenes, merged, refinement=how)
+        wanted = np.zeros_like(before)
+        for k in range(5):
+            wanted[:, into.get(k, k)] += before[:, k]
+        assert found.counts.tolist() == wanted.tolist() and found.clusters == 3
+        assert [found.matching.cluster_to_class[k] for k in into] == [-1, -1]
 
     def test_another_size_and_a_list(self, scenes: Path, segmenter: Segmenter) -> None:
         (scenes / "some.txt").write_text("2\n0\n")

@@ -114,6 +114,12 @@ class TestMatch:
         again = score(counts[:, order], match(counts[:, order]), names, kinds)
         assert again.pixel_accuracy == scores.pixel_accuracy
 
+    def test_merged_clusters_get_no_class(self) -> None:
+        """Two of three are left, as many as classes, so that each gets one; among three they would both be class 0."""
+        counts = counts_of([[5, 0, 4], [1, 0, 3]])
+        assert match(counts).cluster_to_class == (0, -1, 0)
+        assert match(counts, [0, 2]) == Matching((0, -1, 1), "hungarian")
+
 
 class TestScore:
     def test_hand_worked(self) -> None:

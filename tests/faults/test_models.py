@@ -93,8 +93,10 @@ def architecture(**changes: Any) -> Damage:
 def clusters(change: Callable[[list[dict[str, Any]]], object]) -> Damage:
     def damage(folder: Path) -> None:
         content = json.loads((folder / "clusters.json").read_bytes())
-        changed = change(content)
-        text = json.dumps(content if changed is None else changed)
+        changed = change(content["clusters"])
+        if changed is not None:
+            content["clusters"] = changed
+        text = json.dumps(content)
         (folder / "clusters.json").write_text(text)
 
     return damage

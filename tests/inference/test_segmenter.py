@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,11 @@ from densesiam_seg.errors import ImageError, InputError, ModelError, NumericErro
 from densesiam_seg.images.decode import load_reduced
 from densesiam_seg.images.decoding import Decoding
 from densesiam_seg.inference import segmenter as segmenter_module
-from densesiam_seg.inference.model_card import Cluster, ModelCard
+from densesiam_seg.inference.model_card import ModelCard
 from densesiam_seg.inference.options import Refinement
 from densesiam_seg.inference.refinement import sharpened
 from densesiam_seg.inference.segmenter import ImageLike, Segmenter, working_size
+from densesiam_seg.naming.clusters import Cluster
 from densesiam_seg.network.architecture import Architecture
 from densesiam_seg.network.model import build_network
 
@@ -235,6 +237,25 @@ class TestRead:
 class TestSaveAndLoad:
     def test_masks_are_equal(self, segmenter: Segmenter, tmp_path: Path) -> None:
         same_masks(saved_and_loaded(segmenter, tmp_path), segmenter, *SIZES)
+
+    def test_merged_clusters_are_shown_as_one(self, segmenter: Segmenter, tmp_path: Path) -> None:
+        """Masks are unions of the regions, and ids stay."""
+        merged = copy.copy(segmenter)
+        into = {0: 2, 3: 2}
+        merged.clusters = tuple(
+            replace(each, merged_into=into.get(each.id), share=0.2) for each in segmenter.clusters
+        )
+        loaded = saved_and_loaded(merged, tmp_path)
+        image = np.asarray(Image.effect_noise((90, 70), 80).convert("RGB"))
+        mask = segmenter.predict(image)
+        assert len(np.unique(mask)) > 2
+        wanted = np.where(np.isin(mask, list(into)), 2, mask)
+        assert np.array_equal(loaded.predict(image), wanted) and wanted.dtype == np.uint8
+        assert [(each.id, round(each.share or 0, 6)) for each in loaded.left] == [
+            (1, 0.2),
+            (2, 0.6),
+            (4, 0.2),
+        ]
 
     def test_names_and_facts_survive(self, segmenter: Segmenter, tmp_path: Path) -> None:
         clusters = [

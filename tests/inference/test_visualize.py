@@ -20,13 +20,11 @@ from densesiam_seg.datasets.scenes import scene
 from densesiam_seg.errors import UsageError
 from densesiam_seg.images.decoding import Decoding
 from densesiam_seg.inference import visualize as visualization
-from densesiam_seg.inference.model_card import name_clusters
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.inference.visualize import (
     SHOWN,
     SIDE,
     Drawing,
-    chosen,
     draw_files,
     lit,
     require_picture_target,
@@ -212,36 +210,6 @@ class TestFiles:
             draw_files(segmenter, ["none.png"] * 334)
         with pytest.raises(UsageError, match="2001 pictures"):
             draw_files(segmenter, ["none.png"] * 667, shown=["0"])
-
-
-class TestChosen:
-    CLUSTERS = tuple(
-        replace(cluster, name=name)
-        for cluster, name in zip(
-            name_clusters(5), ("sky", "a road, wet", "3", "tree", "sky 2"), strict=True
-        )
-    )
-
-    @pytest.mark.parametrize(
-        ("named", "ids"),
-        [
-            ([], ()),
-            (["3", "0"], (3, 0)),
-            (["3,0"], (3, 0)),
-            (["sky", "tree"], (0, 3)),
-            (["sky 2 , tree,1"], (4, 3, 1)),
-            (["a road, wet"], (1,)),
-            (["1", "a road, wet", "1,1"], (1,)),
-        ],
-    )
-    def test_ids_and_names(self, named: list[str], ids: tuple[int, ...]) -> None:
-        """An id wins over a name that looks like one."""
-        assert chosen(self.CLUSTERS, named) == ids
-
-    @pytest.mark.parametrize("named", ["5", "", "1,", "Sky", "01"])
-    def test_unknown_ones(self, named: str) -> None:
-        with pytest.raises(UsageError, match=r"no such cluster; give ids from 0 to 4 or names"):
-            chosen(self.CLUSTERS, [named])
 
 
 class TestLit:

@@ -1,0 +1,84 @@
+"""`clusters` on the command line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from program import Cli, refused
+
+from densesiam_seg.inference.segmenter import Segmenter
+
+
+@pytest.fixture
+def model(model_folder: Path, tmp_path: Path) -> Path:
+    """A model of five clusters that may be edited."""
+    return Path(shutil.copytree(model_folder, tmp_path / "a model"))
+
+
+def test_the_list(cli: Cli, model: Path) -> None:
+    """`list` may be left out."""
+    code, out, error = cli("clusters", model)
+    assert (code, error) == (0, "") and out == cli("clusters", "list", model)[1]
+    assert all(f"cluster_0{k}" in out for k in range(5))
+    found = json.loads(cli("clusters", model, "--json")[1])
+    assert found["revision"] == 0 and found["edits"] == []
+    assert [(each["id"], each["merged"]) for each in found["clusters"]] == [
+        (k, []) for k in range(5)
+    ]
+
+
+def test_edits_and_their_undoing(cli: Cli, model: Path) -> None:
+    before = (model / "clusters.json").read_bytes()
+    code, out, error = cli("clusters", "rename", model, "1=sky", "cluster_03=a = b")
+    assert (code, out) == (0, "") and "undo" in error
+    code, out, _ = cli("clusters", "merge", model, "sky", "4", "--as", "blue", "--json", "-q")
+    found = json.loads(out)
+    assert code == 0 and found["edits"] == [
+        "rename 1=sky cluster_03=a = b",
+        "merge sky 4 --as blue",
+    ]
+    assert [(each["id"], each["name"], each["merged"]) for each in found["clusters"]] == [
+        (0, "cluster_00", []),
+        (1, "blue", [4]),
+        (2, "cluster_02", []),
+        (3, "a = b", []),
+    ]
+    assert Segmenter.load(model, device="cpu").grouping.tolist() == [0, 1, 2, 3, 1]
+    assert cli("clusters", "undo", model, "-q") == (0, "", "")
+    assert cli("clusters", "undo", model, "-q") == (0, "", "")
+    refused(cli("clusters", "undo", model), 2, "usage", "nothing to undo")
+    assert (model / "clusters.json").read_bytes() == before.replace(
+        b'"revision": 0', b'"revision": 4'
+    )
+
+
+def test_names_from_labels(cli: Cli, model: Path, scenes: Path, tmp_path: Path) -> None:
+    call = ("clusters", "name", model, "--from", scenes / "labels" / "val")
+    call = (*call, "--images", scenes / "images" / "val", "--device", "cpu")
+    refused(cli(*call), 2, "usage", "--classes")
+    code, out, error = cli(*call, "--dataset", scenes / "scenes.toml", "--json")
+    found = json.loads(out)
+    assert code == 0 and len(found["edits"]) == 1
+    named = [each for each in found["clusters"] if each["named_by"] == "labels"]
+    assert named and len({each["name"] for each in named}) == len(named)
+    assert "% of the labelled pixels of 3 masks" in error
+    assert cli("clusters", "undo", model, "-q")[0] == 0
+    names = ["sky", "road", "b", "c", "d", "e", "f", "g"]
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    code, out, _ = cli(*call, "--classes", tmp_path / "names.txt", "--json")
+    again = [each for each in json.loads(out)["clusters"] if each["named_by"] == "labels"]
+    assert [each["id"] for each in again] == [each["id"] for each in named]
+    assert {each["name"] for each in again} <= set(names)
+    # The images of this model's training are not known.
+    refused(cli(*call[:5], "--classes", tmp_path / "names.txt"), 3, "input", "--images")
+
+
+def test_refusals(cli: Cli, model: Path) -> None:
+    refused(cli("clusters", model / "x"), 4, "model", "no model here")
+    refused(cli("clusters", "merge", model, "1"), 2, "usage", "at least two")
+    refused(cli("clusters", "rename", model, "9=sky"), 2, "usage", "9: no such cluster")
+    (model / "model.safetensors").write_bytes(b"x")
+    refused(cli("clusters", "rename", model, "1=sky"), 4, "model", "model.safetensors")
