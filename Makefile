@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SOURCES := densesiam_seg cli datasets tests benchmarks
 
-.PHONY: demo test test-wheel faults format docs camvid accuracy bench clean
+.PHONY: demo test test-wheel faults format docs site camvid accuracy bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/densesiam-seg demo --out demo --overwrite
@@ -19,6 +19,7 @@ test: $(VENV)/.installed-test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # The wheel in an empty environment; fetches torch once more, so that it is not part of `make test`.
 test-wheel: $(VENV)/.installed-test
@@ -37,6 +38,10 @@ format: $(VENV)/.installed-test
 # What is made from the code: the table of settings.
 docs: $(VENV)/.installed
 	$(BIN)/python -P -c 'from densesiam_seg.config import settings_table; print(settings_table(), end="")' > docs/settings.md
+
+# The pages under docs/ as a site in build/site; a broken link or a page outside the menu fails.
+site: $(VENV)/.installed-test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # The first figure of the README; CAMVID names the folder that holds images/ and labels/.
 CAMVID ?= ../shared/data/camvid

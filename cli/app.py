@@ -50,8 +50,29 @@ class _Command(_Literal, TyperCommand):
     """A command with such a help."""
 
 
+ORDER = (
+    *(
+        "train",
+        "report",
+        "clusters",
+        "predict",
+        "export",
+        "review",
+        "compare",
+        "serve",
+        "visualize",
+    ),
+    *("evaluate", "pretrain", "probe", "study", "demo", "doctor"),
+)
+"""Of the commands in `--help`: as people come to them. typer lists groups last."""
+
+
 class _Group(_Literal, TyperGroup):
     """The program with such a help."""
+
+    def list_commands(self, context: Any) -> list[str]:
+        """Those in `ORDER` first."""
+        return sorted(self.commands, key=lambda name: (*ORDER, name).index(name))
 
 
 class _GroupWithDefault(_Group):

@@ -142,12 +142,15 @@ class Console:
         table.add_column("id", justify="right")
         table.add_column("name", overflow="fold")
         table.add_column("share", justify="right")
-        table.add_column("merged into it")
+        any_merged = any(merged for _, merged in found)
+        if any_merged:
+            table.add_column("merged into it")
         for cluster, merged in found:
             share = "–" if cluster.share is None else f"{100 * cluster.share:.1f} %"
             colour = "#{:02x}{:02x}{:02x}".format(*cluster.colour)
             name = Text.assemble(("■ ", colour), one_line(cluster.name))
-            table.add_row(str(cluster.id), name, share, " ".join(map(str, merged)))
+            others = [" ".join(map(str, merged))] if any_merged else []
+            table.add_row(str(cluster.id), name, share, *others)
         Terminal(highlight=False).print(table)
 
     def scores(self, result: Evaluation) -> None:

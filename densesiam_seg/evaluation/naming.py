@@ -91,14 +91,14 @@ def pairs(labels: Path, images: Manifest, suffixes: Sequence[str]) -> Samples:
     found = files_below(labels, labels)
     by_name: dict[str, int] = {}
     by_stem: dict[str, list[int]] = {}
-    for index, name in enumerate(images.names):
-        whole = PurePosixPath(name).with_suffix("")
+    for index, image in enumerate(images.names):
+        whole = PurePosixPath(image).with_suffix("")
         by_name[folded(str(whole))] = index
         by_stem.setdefault(folded(whole.name), []).append(index)
     items = []
     for file in found.names:
         name = stem(file, suffixes)
-        if name is None:
+        if not name:
             continue
         alike = by_stem.get(folded(PurePosixPath(name).name), [])
         index = by_name.get(folded(name), alike[0] if len(alike) == 1 else -1)

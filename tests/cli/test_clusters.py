@@ -6,7 +6,9 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from program import Cli, refused
 
 from densesiam_seg.inference.segmenter import Segmenter
@@ -55,9 +57,32 @@ def test_edits_and_their_undoing(cli: Cli, model: Path) -> None:
     )
 
 
+def test_masks_follow_and_are_the_same_after_an_undo(
+    cli: Cli, model: Path, scenes: Path, tmp_path: Path
+) -> None:
+    image = next((scenes / "images" / "val").iterdir())
+
+    def mask(name: str) -> Path:
+        out = tmp_path / f"{name}.png"
+        assert (
+            cli("predict", image, "--model", model, "--out", out, "-q", "--device", "cpu")[0] == 0
+        )
+        return out
+
+    before = mask("before")
+    ids = np.array(Image.open(before))
+    first, second = np.unique(ids)[:2].tolist()
+    assert cli("clusters", "merge", model, second, first, "-q")[0] == 0
+    after = Image.open(mask("after"))
+    assert np.array_equal(np.array(after), np.where(ids == first, second, ids))
+    assert after.getpalette() == Image.open(before).getpalette()
+    assert cli("clusters", "undo", model, "-q")[0] == 0
+    assert mask("again").read_bytes() == before.read_bytes()
+
+
 def test_names_from_labels(cli: Cli, model: Path, scenes: Path, tmp_path: Path) -> None:
-    call = ("clusters", "name", model, "--from", scenes / "labels" / "val")
-    call = (*call, "--images", scenes / "images" / "val", "--device", "cpu")
+    start = ("clusters", "name", model, "--from", scenes / "labels" / "val")
+    call = (*start, "--images", scenes / "images" / "val", "--device", "cpu")
     refused(cli(*call), 2, "usage", "--classes")
     code, out, error = cli(*call, "--dataset", scenes / "scenes.toml", "--json")
     found = json.loads(out)
@@ -73,7 +98,7 @@ def test_names_from_labels(cli: Cli, model: Path, scenes: Path, tmp_path: Path) 
     assert [each["id"] for each in again] == [each["id"] for each in named]
     assert {each["name"] for each in again} <= set(names)
     # The images of this model's training are not known.
-    refused(cli(*call[:5], "--classes", tmp_path / "names.txt"), 3, "input", "--images")
+    refused(cli(*start, "--classes", tmp_path / "names.txt"), 3, "input", "--images")
 
 
 def test_refusals(cli: Cli, model: Path) -> None:
