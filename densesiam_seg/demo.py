@@ -37,6 +37,7 @@ from densesiam_seg.pictures.masks import colourise, encode_png
 from densesiam_seg.pictures.sheet import comparison
 from densesiam_seg.prediction.plan import plan
 from densesiam_seg.prediction.predict import predict_events
+from densesiam_seg.prediction.wanted import Wanted
 from densesiam_seg.training.train import training_events
 
 SIDE = 192
@@ -90,8 +91,8 @@ def demo_events(
     learned = _last(segmenter_events(segmenter, task))
     baseline = _last(scoring_events(task, baseline_masks, [reading], task.side(segmenter)))
 
-    work = plan(scan([data / "images" / "val"]), folder / "masks", overlays=True)
-    list(predict_events(segmenter, work, overlays=True))
+    work = plan(scan([data / "images" / "val"]), folder / "masks", wanted=Wanted(overlay=True))
+    list(predict_events(segmenter, work))
     picture = folder / "demo.png"
     ways = [(masks_made_by(segmenter), learned.matching), (baseline_masks, baseline.matching)]
     rows = [_row(index, task, segmenter, ways) for index in range(PICTURED)]

@@ -46,12 +46,11 @@ class Surroundings:
         return Surroundings(self.gist, (top, -right, bottom, -left))
 
 
-def appearance(
-    images: Tensor, size: tuple[int, int], within: Surroundings | None = None
-) -> Tensor:
+def appearance(images: Tensor, size: tuple[int, int], within: Surroundings | None = None) -> Tensor:
     """RGB images (B, 3, H, W) in [0, 1] → (B, D, h, w) of that size, float32: the gist, then the place's own channels.
 
-    y and x run from -1 to 1 over the image, whatever its shape. Tiles have gist and position of the image that they lie `within`.
+    y and x run from -1 to 1 over the image, whatever its shape. Tiles have the gist of the image that they lie
+    `within`, and its positions.
     """
     height, width = size
     # The training loop calls this under autocast, which may round the logarithms' arguments.
@@ -77,7 +76,9 @@ def appearance(
         else:
             gist = within.gist.expand(len(images), -1, *size)
             top, left, bottom, right = within.box
-            low, high = (where.new_tensor(ends).view(2, 1, 1) for ends in ((top, left), (bottom, right)))
+            low, high = (
+                where.new_tensor(ends).view(2, 1, 1) for ends in ((top, left), (bottom, right))
+            )
             where = torch.lerp(low, high, (where + 1) / 2)
         return torch.cat((gist, places, where), 1)
 

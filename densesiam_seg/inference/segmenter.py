@@ -270,7 +270,7 @@ class Segmenter:
 
     @torch.inference_mode()
     def parts(self, images: Tensor, around: Surroundings | None = None) -> tuple[Tensor, ...]:
-        """A tile, uint8 (1, 3, H, W) → its local features and log-posteriors, for `joined_logits` (network/model.py)."""
+        """A tile, uint8 (1, 3, H, W) → its local features and log-posteriors, for `joined_logits`."""
         shown = self.normalised(images).contiguous(memory_format=torch.channels_last)
         with autocast(self.device, self.precision):
             local, logs = self.network.parts(shown, around)

@@ -85,7 +85,9 @@ def with_legend(picture: Image.Image, legend: Legend) -> Image.Image:
     scale = max(round(max(picture.size) / READABLE), 1)
     width = max(picture.width, NARROWEST)
     lines = _legend_lines(legend, width // scale)
-    page = Image.new("RGB", (width, picture.height + (2 * GAP + len(lines) * LINE) * scale), BACKGROUND)
+    page = Image.new(
+        "RGB", (width, picture.height + (2 * GAP + len(lines) * LINE) * scale), BACKGROUND
+    )
     page.paste(picture, (0, 0))
     draw = ImageDraw.Draw(page)
     for line, entries in enumerate(lines):

@@ -67,9 +67,7 @@ def _tiff_is_whole(path: Path) -> bool:
             tiff = TiffFile(file, name=path.name)
             page = tiff.pages.first
             kind, samples = page.photometric, page.samplesperpixel
-            ends = [
-                sum(each) for each in zip(page.dataoffsets, page.databytecounts, strict=True)
-            ]
+            ends = [sum(each) for each in zip(page.dataoffsets, page.databytecounts, strict=True)]
             size = tiff.filehandle.size
             whole = len(ends) == np.prod(page.chunked) and all(page.databytecounts)
     except Exception:  # a damaged file makes it raise what it likes

@@ -136,7 +136,9 @@ def _turn(orientation: int, width: int, height: int) -> Any:
         return Affine.identity()
     a, b, c, d, e, f = _TURNS[orientation]
     across, down = (height, width) if orientation >= 5 else (width, height)
-    return Affine.scale(width, height) @ Affine(a, b, c, d, e, f) @ Affine.scale(1 / across, 1 / down)
+    return (
+        Affine.scale(width, height) @ Affine(a, b, c, d, e, f) @ Affine.scale(1 / across, 1 / down)
+    )
 
 
 def _missing(file: Any) -> NDArray[np.bool_] | None:

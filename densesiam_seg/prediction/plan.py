@@ -143,9 +143,7 @@ def _targets(names: list[str], out: Path, wanted: Wanted) -> tuple[list[Path], i
     longer = max(len(os.fsencode(end)) for end in ends) - len(wanted.suffix)
     longest = longest_name(out) - max(longer, 0)
     fitting = fitting_names(found, longest, wanted.suffix)
-    shortened = sum(
-        one + wanted.suffix != other for one, other in zip(found, fitting, strict=True)
-    )
+    shortened = sum(one + wanted.suffix != other for one, other in zip(found, fitting, strict=True))
     return [out / name for name in (*fitting, *videos)], shortened
 
 

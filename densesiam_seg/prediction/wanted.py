@@ -115,7 +115,7 @@ class Wanted:
         """Raises UsageError where pixels without a cluster have no id, since 255 is one."""
         if self.min_confidence is not None and clusters > LARGEST_8_BIT:
             raise UsageError(
-                f"--min-confidence: masks of {clusters} clusters use 255 as an id; at most {LARGEST_8_BIT} leave it free"
+                f"--min-confidence: 255 is an id in masks of {clusters} clusters; at most {LARGEST_8_BIT} leave it free"
             )
 
 

@@ -22,7 +22,6 @@ from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.files import replace_file
 from densesiam_seg.pictures.masks import (
     LARGEST_8_BIT,
-
     encode_jpeg,
     overlay,
     write_array,
@@ -119,7 +118,11 @@ class Writer:
                 ids = mask.astype(self._type, copy=False)
                 write_geotiff(path, ids, place, self.segmenter.palette, ids=True)
         else:
-            grey = grades[what == "entropy"] if what in ("confidence", "entropy") else _only(what, mask)
+            grey = (
+                grades[what == "entropy"]
+                if what in ("confidence", "entropy")
+                else _only(what, mask)
+            )
             if place is None:
                 write_grey(path, grey)
             else:

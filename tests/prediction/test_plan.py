@@ -12,8 +12,12 @@ from densesiam_seg.errors import UsageError
 from densesiam_seg.images.opening import SUFFIXES
 from densesiam_seg.images.scan import scan
 from densesiam_seg.prediction import plan as planning
-from densesiam_seg.prediction.names import overlay_path
 from densesiam_seg.prediction.plan import plan
+from densesiam_seg.prediction.wanted import Wanted
+
+
+def overlay_name(mask: Path) -> str:
+    return mask.stem + "_overlay.jpg"
 
 
 def earlier(path: Path) -> None:
@@ -47,7 +51,7 @@ class TestPlan:
         with pytest.raises(UsageError, match="a file of another kind"):
             plan(scan([images]), tmp_path / "notes", overwrite=True)
 
-    @pytest.mark.parametrize("suffix", sorted({*SUFFIXES, ".npy", ".PGM", ".txt"} - {".png"}))
+    @pytest.mark.parametrize("suffix", sorted({*SUFFIXES, ".PGM", ".txt", ".mp4"} - {".png", ".tif", ".tiff"}))
     def test_masks_are_png(self, images: Path, tmp_path: Path, suffix: str) -> None:
         """But a folder may be called as it likes."""
         out = tmp_path / f"mask{suffix}"
@@ -71,10 +75,10 @@ class TestPlan:
         for length in (26, 27):
             picture(images / f"{'x' * length}.png")
         for overlays, cut in ((False, 1), (True, 2)):
-            work = plan(scan([images]), tmp_path, overlays=overlays)
+            work = plan(scan([images]), tmp_path, wanted=Wanted(overlay=overlays))
             assert work.shortened == cut
             for target in work.targets:
-                name = overlay_path(target).name if overlays else target.name
+                name = overlay_name(target) if overlays else target.name
                 assert len(name) <= 30
 
     def test_what_exists_is_refused(self, images: Path, tmp_path: Path) -> None:
@@ -83,7 +87,7 @@ class TestPlan:
         picture(out / "b_overlay.jpg")
         assert len(plan(scan([images]), out).targets) == 3
         with pytest.raises(UsageError, match=r"b_overlay\.jpg: exists already"):
-            plan(scan([images]), out, overlays=True)
+            plan(scan([images]), out, wanted=Wanted(overlay=True))
         picture(out / "b.png")
         with pytest.raises(UsageError, match=r"out/b\.png: exists already; give --overwrite"):
             plan(scan([images]), out)
@@ -101,7 +105,10 @@ class TestPlan:
         picture(images / "a_overlay.jpg")
         with pytest.raises(UsageError, match="would overwrite an input image"):
             plan(
-                scan([images / "a.jpg", images / "a_overlay.jpg"]), images, overlays=True, **options
+                scan([images / "a.jpg", images / "a_overlay.jpg"]),
+                images,
+                wanted=Wanted(overlay=True),
+                **options,
             )
 
     def test_resume_leaves_what_is_there(self, images: Path, tmp_path: Path) -> None:
@@ -111,7 +118,7 @@ class TestPlan:
             earlier(out / name)
         work = plan(scan([images]), out, resume=True)
         assert (work.targets, work.done) == ((out / "deep/er/c.png",), 2)
-        work = plan(scan([images]), out, resume=True, overlays=True)
+        work = plan(scan([images]), out, resume=True, wanted=Wanted(overlay=True))
         assert [path.name for path in work.targets] == ["b.png", "c.png"]
 
     @pytest.mark.parametrize("damage", [b"", b"\0" * 500, b"\x89PNG\r\n", None])
@@ -130,7 +137,7 @@ class TestPlan:
         work = plan(scan([images]), out, resume=True)
         assert [path.name for path in work.targets] == ["b.png", "c.png"]
         assert (work.done, work.damaged) == (1, 1)
-        work = plan(scan([images]), out, resume=True, overlays=True)
+        work = plan(scan([images]), out, resume=True, wanted=Wanted(overlay=True))
         assert [path.name for path in work.targets] == ["a.png", "b.png", "c.png"]
         assert (work.done, work.damaged) == (0, 2)
 

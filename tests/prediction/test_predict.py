@@ -39,6 +39,7 @@ from densesiam_seg.prediction import batching
 from densesiam_seg.prediction import predict as prediction
 from densesiam_seg.prediction.plan import plan
 from densesiam_seg.prediction.predict import overall_error, predict_events
+from densesiam_seg.prediction.wanted import Wanted
 
 
 def files(folder: Path) -> set[str]:
@@ -53,12 +54,14 @@ def predict(
     out: Path,
     *,
     overlays: bool = False,
+    wanted: Wanted | None = None,
     overwrite: bool = False,
     resume: bool = False,
     **options: Any,
 ) -> list[Predicted]:
-    work = plan(scan(inputs), out, overlays=overlays, overwrite=overwrite, resume=resume)
-    return list(predict_events(segmenter, work, overlays=overlays, **options))
+    wanted = wanted or Wanted(overlay=overlays)
+    work = plan(scan(inputs), out, wanted=wanted, overwrite=overwrite, resume=resume)
+    return list(predict_events(segmenter, work, **options))
 
 
 def reasons(results: Sequence[Predicted]) -> list[str | None]:
