@@ -14,6 +14,7 @@ depends on the read-out:
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import numpy as np
 import torch
@@ -68,26 +69,29 @@ def grade(
     segmenter: Segmenter,
     scores: Tensor,
     mask: NDArray[np.integer],
+    kinds: Collection[str] = ("confidence", "entropy"),
     refinement: Refinement = AS_TRAINED,
     *,
     least: float | None = None,
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Confidence and entropy (H, W) of a mask made of scores (K, h, w), 0 to 255; band by band, as K H W is too much.
+) -> dict[str, NDArray[np.uint8]]:
+    """Maps (H, W) of these kinds, 0 to 255, of a mask made of scores (K, h, w); band by band, as K H W is too much.
 
     Confidence is here the probability of the cluster that the mask shows. Where it is below `least` the mask becomes
     `IGNORED`.
     """
-    sure, spread = np.empty(mask.shape, np.uint8), np.empty(mask.shape, np.uint8)
+    maps = {kind: np.empty(mask.shape, np.uint8) for kind in kinds}
     left = len(segmenter.left)
     for rows, part in bands(scores.detach().float(), *mask.shape):
         found = probabilities(segmenter, part[None], refinement)
         shown = torch.from_numpy(mask[rows].astype(np.int64)).to(found.device)
         own = found[0].gather(0, shown[None])[0]
-        sure[rows] = _bytes(own)
-        spread[rows] = _bytes(entropy(found, left)[0])
+        if "confidence" in maps:
+            maps["confidence"][rows] = _bytes(own)
+        if "entropy" in maps:
+            maps["entropy"][rows] = _bytes(entropy(found, left)[0])
         if least is not None:
             mask[rows][(own < least).cpu().numpy()] = IGNORED
-    return sure, spread
+    return maps
 
 
 def _bytes(shares: Tensor) -> NDArray[np.uint8]:

@@ -107,14 +107,15 @@ def overlay(
     image: NDArray[np.uint8], mask: NDArray[np.integer], colours: Sequence[Colour]
 ) -> NDArray[np.uint8]:
     """The mean of an image (H, W, 3) and its mask's colours; borders of clusters have the colours alone."""
-    colour = colourise(mask, colours)
-    tinted = np.empty_like(image)
+    tinted = np.empty(image.shape, np.uint8)
     # Band by band, as sums of a whole large picture would need a gigabyte.
     for top in range(0, len(image), BAND):
-        rows = slice(top, top + BAND)
-        tinted[rows] = (image[rows].astype(np.uint16) + colour[rows]) >> 1
-    border = borders(mask)
-    tinted[border] = colour[border]
+        rows, before = slice(top, top + BAND), max(top - 1, 0)
+        colour = colourise(mask[rows], colours)
+        band = (image[rows].astype(np.uint16) + colour) >> 1
+        border = borders(mask[before : top + BAND])[top - before :]
+        band[border] = colour[border]
+        tinted[rows] = band
     return tinted
 
 

@@ -67,9 +67,11 @@ def _tiff_is_whole(path: Path) -> bool:
             tiff = TiffFile(file, name=path.name)
             page = tiff.pages.first
             kind, samples = page.photometric, page.samplesperpixel
-            ends = [sum(each) for each in zip(page.dataoffsets, page.databytecounts, strict=True)]
+            data = zip(page.dataoffsets, page.databytecounts, strict=True)
+            ends = [sum(each) for each in data]
+            ends += [tag.valueoffset + tag.valuebytecount for tag in page.tags]
             size = tiff.filehandle.size
-            whole = len(ends) == np.prod(page.chunked) and all(page.databytecounts)
+            whole = len(page.dataoffsets) == np.prod(page.chunked) and all(page.databytecounts)
     except Exception:  # a damaged file makes it raise what it likes
         return False
     if samples != 1 or kind not in (_GREY, _PALETTE):

@@ -118,27 +118,29 @@ def _read(file: Any, orientation: int) -> Georeference | None:
     if transform.is_identity and not points and crs is None:
         return None
     turn = _turn(orientation, file.width, file.height)
+    back = np.linalg.inv(turn)
     moved = []
     for point in points:
-        column, row = ~turn * (point.col, point.row)
-        moved.append(type(point)(row, column, point.x, point.y, point.z))
+        column, row, _ = back @ (point.col, point.row, 1)
+        moved.append(type(point)(float(row), float(column), point.x, point.y, point.z))
     missing = _missing(file)
     if missing is not None:
         missing = turned(missing[..., None], orientation)[..., 0]
-    return Georeference(transform @ turn, crs, moved, missing)
+    stored = np.reshape(transform, (3, 3))
+    upright = type(transform)(*(stored @ turn).ravel()[:6].tolist())
+    return Georeference(upright, crs, moved, missing)
 
 
-def _turn(orientation: int, width: int, height: int) -> Any:
-    """Upright pixel coordinates → those of the stored pixels, of which there are `width` times `height`."""
-    from rasterio import Affine
-
+def _turn(orientation: int, width: int, height: int) -> NDArray[np.float64]:
+    """Upright pixel coordinates (x, y, 1) → those of the stored pixels, `width` × `height`: a matrix (3, 3)."""
     if orientation not in _TURNS:
-        return Affine.identity()
-    a, b, c, d, e, f = _TURNS[orientation]
+        return np.eye(3)
+    turn = np.array([*_TURNS[orientation], 0, 0, 1], np.float64).reshape(3, 3)
     across, down = (height, width) if orientation >= 5 else (width, height)
-    return (
-        Affine.scale(width, height) @ Affine(a, b, c, d, e, f) @ Affine.scale(1 / across, 1 / down)
+    matrix: NDArray[np.float64] = (
+        np.diag([width, height, 1]) @ turn @ np.diag([1 / across, 1 / down, 1])
     )
+    return matrix
 
 
 def _missing(file: Any) -> NDArray[np.bool_] | None:

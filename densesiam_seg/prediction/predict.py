@@ -6,9 +6,10 @@ Each core processes whole images, from the file to the mask; memory does not gro
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import TypeVar
 
 import numpy as np
@@ -52,6 +53,8 @@ from densesiam_seg.prediction.writing import Picture, Writer
 MAX_BATCH_SIZE = 1024
 LEFTOVER_SECONDS = 3600.0
 """Age from which on an unfinished file in a folder of masks is one that a killed process left."""
+LARGE = 2**20
+"""Pixels from which on images in tiles pass the network one after the other."""
 WAITING_FRAMES = 2
 """Frames per core that may wait for their turn; each is in memory."""
 
@@ -167,6 +170,7 @@ class _Job:
     refinement: Refinement
     lock: AbstractContextManager[object]
     closed: Mapping[Path, OutputError]
+    large: AbstractContextManager[object] = field(default_factory=Lock)
 
     def do(self, group: Group) -> dict[int, Predicted]:
         """The results of a group by the places of its images."""
@@ -211,7 +215,11 @@ class _Job:
 
     def tiled(self, pixels: Tensor, shown: tuple[int, int]) -> Tensor:
         """Pixels (3, h, w) → scores (K, h, w) of all tiles."""
-        return tiled_scores(self.segmenter, pixels, shown, self.refinement, lock=self.lock).cpu()
+        # One very large image at a time: its windows take more memory than other images together.
+        turn = self.large if shown[0] * shown[1] > LARGE else nullcontext()
+        with turn:
+            found = tiled_scores(self.segmenter, pixels, shown, self.refinement, lock=self.lock)
+        return found.cpu()
 
     def _write(self, place: int, scores: Tensor, size: tuple[int, int]) -> Predicted:
         """Scores (K, h, w) → the files of an image of that size (H, W)."""

@@ -31,9 +31,11 @@ STRIDE = 32
 """Of the coarsest stage: maps of windows that start at its multiples lie on the grid of their neighbours'."""
 WINDOW = 3 * 2**20
 """Pixels of a window, about: large ones have few borders, small ones take little memory."""
-OVERLAP = 4
+OVERLAP = 3
 """Neighbours share 1 / OVERLAP of a window, and at least `LEAST` strides: the network sees so far around."""
 LEAST = 2
+GROWTH = 0.35
+"""Of a window by which the others may become longer together to spare it."""
 VALUES = 2**26
 """Values of a map that are kept of an image, 256 MB; beyond, it is kept at a lower resolution."""
 
@@ -120,25 +122,25 @@ def _logits(
 def windows(size: tuple[int, int], step: int) -> Windows:
     """The windows of an image (H', W') whose sides are multiples of `step`, as theirs are."""
     shrink = min((WINDOW / (size[0] * size[1])) ** 0.5, 1.0)
-    least = 2 * LEAST * step
-    height, width = (min(max(_multiple(side * shrink, step), least), side) for side in size)
-    return Windows(
-        size, height, width, _starts(size[0], height, step), _starts(size[1], width, step)
-    )
+    (height, tops), (width, lefts) = (_spread(side, side * shrink, step) for side in size)
+    return Windows(size, height, width, tops, lefts)
+
+
+def _spread(whole: int, wanted: float, step: int) -> tuple[int, tuple[int, ...]]:
+    """The length of windows, about as `wanted`, and where they start: evenly spread, at multiples of `step`."""
+    overlap = max(_multiple(wanted / OVERLAP, step), LEAST * step)
+    fresh = max(wanted, 2 * overlap) - overlap
+    # A little longer ones are better than one more.
+    count = math.floor((whole - overlap) / fresh + 1 - GROWTH)
+    if count <= 1:
+        return whole, (0,)
+    own = step * math.ceil((whole + (count - 1) * overlap) / count / step)
+    last = (whole - own) // step
+    return own, tuple(step * round(last * index / (count - 1)) for index in range(count))
 
 
 def _multiple(length: float, step: int) -> int:
     return max(round(length / step), 1) * step
-
-
-def _starts(whole: int, own: int, step: int) -> tuple[int, ...]:
-    """Where windows start, at multiples of `step`, evenly spread, with enough overlap."""
-    if own == whole:
-        return (0,)
-    overlap = max(_multiple(own / OVERLAP, step), LEAST * step)
-    count = math.ceil((whole - overlap) / (own - overlap))
-    last = (whole - own) // step
-    return tuple(step * round(last * index / (count - 1)) for index in range(count))
 
 
 def _box(found: Windows, top: int, left: int) -> tuple[float, float, float, float]:

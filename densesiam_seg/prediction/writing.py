@@ -65,10 +65,11 @@ class Writer:
         OutputError.
         """
         mask = self.segmenter.mask(scores, *size)
-        grades: tuple[NDArray[np.uint8], ...] = ()
+        grades: Mapping[str, NDArray[np.uint8]] = {}
         if self.wanted.graded:
+            kinds = [each for each in ("confidence", "entropy") if each in files]
             least = self.wanted.min_confidence
-            grades = grade(self.segmenter, scores, mask, self.refinement, least=least)
+            grades = grade(self.segmenter, scores, mask, kinds, self.refinement, least=least)
         place = self._place(source, mask)
         written: list[Path] = []
         try:
@@ -103,7 +104,7 @@ class Writer:
         path: Path,
         picture: Picture,
         mask: Ids,
-        grades: tuple[NDArray[np.uint8], ...],
+        grades: Mapping[str, NDArray[np.uint8]],
         place: Georeference | None,
     ) -> None:
         """One file, by what it is (`Wanted.ends`)."""
@@ -118,11 +119,7 @@ class Writer:
                 ids = mask.astype(self._type, copy=False)
                 write_geotiff(path, ids, place, self.segmenter.palette, ids=True)
         else:
-            grey = (
-                grades[what == "entropy"]
-                if what in ("confidence", "entropy")
-                else _only(what, mask)
-            )
+            grey = grades[what] if what in grades else _only(what, mask)
             if place is None:
                 write_grey(path, grey)
             else:
@@ -135,6 +132,9 @@ class Writer:
     def _drawn(self, image: NDArray[np.uint8], mask: Ids) -> Image.Image:
         """The overlay; its legend names the clusters of this image, those that cover most first."""
         drawn = Image.fromarray(overlay(image, mask, self.segmenter.palette))
+        del (
+            image
+        )  # a large one takes hundreds of megabytes, and the legend makes a copy of the drawn one
         if not self.wanted.legend:
             return drawn
         clusters = self.segmenter.clusters

@@ -51,7 +51,9 @@ class TestPlan:
         with pytest.raises(UsageError, match="a file of another kind"):
             plan(scan([images]), tmp_path / "notes", overwrite=True)
 
-    @pytest.mark.parametrize("suffix", sorted({*SUFFIXES, ".PGM", ".txt", ".mp4"} - {".png", ".tif", ".tiff"}))
+    @pytest.mark.parametrize(
+        "suffix", sorted({*SUFFIXES, ".PGM", ".txt", ".mp4"} - {".png", ".tif", ".tiff"})
+    )
     def test_masks_are_png(self, images: Path, tmp_path: Path, suffix: str) -> None:
         """But a folder may be called as it likes."""
         out = tmp_path / f"mask{suffix}"
