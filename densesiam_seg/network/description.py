@@ -22,6 +22,7 @@ TEMPERATURE = 0.1
 """Divides the cosines of two places before the softmax that weighs them."""
 PAIRS = 2**30
 """Of places that are compared: all of an image with up to 32,768 of them."""
+GOLDEN = 0.6180339887498949
 
 Stages = Sequence[Tensor]
 """(B, S_i, h_i, w_i) each, of the images in one size."""
@@ -68,8 +69,8 @@ class Description(nn.Module):
         """
         with torch.autocast(self.axes.device.type, enabled=False):
             places = F.normalize(total, dim=1).flatten(2).mT[:, None].contiguous()
-            step = -(-(places.shape[2] ** 2) // PAIRS)
-            others = places[:, :, step // 2 :: step].contiguous() if step > 1 else places
+            count = places.shape[2]
+            others = places[:, :, _spread(count)] if count**2 > PAIRS else places
             alike = F.scaled_dot_product_attention(places, others, others, scale=1 / TEMPERATURE)
             return F.normalize(alike[:, 0].mT, dim=1).reshape(total.shape)
 
@@ -121,6 +122,12 @@ class Description(nn.Module):
             F.normalize((stage - mean) / deviation, dim=1)
             for stage, mean, deviation in zip(stages, *parts, strict=True)
         ]
+
+
+def _spread(count: int) -> Tensor:
+    """Some of `count` places, so many that `PAIRS` are compared: evenly spread, and never always the same columns."""
+    some = torch.arange(PAIRS // count, dtype=torch.float64)
+    return (some * GOLDEN % 1 * count).long()
 
 
 def _each(images: Sequence[Sequence[Stages]]) -> Iterator[list[Tensor]]:

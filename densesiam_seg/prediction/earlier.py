@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -69,9 +70,14 @@ def _tiff_is_whole(path: Path) -> bool:
             kind, samples = page.photometric, page.samplesperpixel
             data = zip(page.dataoffsets, page.databytecounts, strict=True)
             ends = [sum(each) for each in data]
-            ends += [tag.valueoffset + tag.valuebytecount for tag in page.tags]
+            # Tags that lie beyond the end are left out without a word.
+            form = tiff.tiff
+            file.seek(page.offset)
+            (tags,) = struct.unpack(form.tagnoformat, file.read(form.tagnosize))
+            ends.append(file.tell() + tags * form.tagsize + form.offsetsize)
             size = tiff.filehandle.size
             whole = len(page.dataoffsets) == np.prod(page.chunked) and all(page.databytecounts)
+            whole = whole and tags == len(page.tags)
     except Exception:  # a damaged file makes it raise what it likes
         return False
     if samples != 1 or kind not in (_GREY, _PALETTE):

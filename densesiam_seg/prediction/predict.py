@@ -58,6 +58,9 @@ LARGE = 2**20
 WAITING_FRAMES = 2
 """Frames per core that may wait for their turn; each is in memory."""
 
+NOTED_FRAMES = 512
+"""Frames whose files are noted at once (`io.outputs`)."""
+
 Item = TypeVar("Item")
 
 
@@ -270,21 +273,36 @@ class _Video:
         if closed is not None:
             self.failure = Predicted(self.source, None, closed)
             return
-        limit = self.job.decoding.max_pixels
+        work, limit = self.job.work, self.job.decoding.max_pixels
         try:
-            yield from frames(self.source, self.job.work.wanted.every, limit)
+            for count, item in enumerate(frames(self.source, work.wanted.every, limit)):
+                if work.noted and count % NOTED_FRAMES == 0:
+                    self._note(item[0])
+                yield item
         except ImageError as error:
             self.failure = Predicted(self.source, None, error)
+
+    def _note(self, first: int) -> None:
+        """Note the files of the frames to come, as nobody knows how many there are. Raises OutputError."""
+        work = self.job.work
+        numbers = range(first, first + NOTED_FRAMES * work.wanted.every, work.wanted.every)
+        files = (path for number in numbers for path in self._files(number).values())
+        note_outputs(work.targets[self.place], (path.name for path in files))
+
+    def _files(self, number: int) -> dict[str, Path]:
+        """Where the files of a frame lie, by what they are."""
+        wanted = self.job.work.wanted
+        folder = self.job.work.targets[self.place]
+        return wanted.files(folder / f"{frame_mask(number)}{wanted.suffix}")
 
     def do(self, item: tuple[int, NDArray[np.uint8]]) -> Predicted:
         """One frame → its files."""
         number, frame = item
         job, work = self.job, self.job.work
         source = frame_source(self.source, number)
-        mask = work.targets[self.place] / f"{frame_mask(number)}{work.wanted.suffix}"
-        files = work.wanted.files(mask)
+        files = self._files(number)
         if work.resume and all(path.is_file() and is_whole(path) for path in files.values()):
-            return Predicted(source, mask, files=files, kept=True)
+            return Predicted(source, list(files.values())[-1], files=files, kept=True)
         size = (frame.shape[0], frame.shape[1])
         pixels = torch.from_numpy(frame).movedim(-1, 0).contiguous()
         shown = shown_size(job.segmenter, size, work.wanted.tile)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from densesiam_seg.errors import UsageError
 from densesiam_seg.prediction.names import fitting_names, mask_names
 
 
@@ -72,3 +73,37 @@ class TestNames:
         found = fitting_names(sorted(names), 20)
         assert len(set(found)) == len(names)
         assert all(len(os.fsencode(part)) <= 20 for name in found for part in name.split("/"))
+
+
+class TestSeveralFiles:
+    """What any image writes is no other image's."""
+
+    ENDS = ("_confidence.png", ".png")
+
+    def test_a_mask_and_a_map(self) -> None:
+        names = ["a.jpg", "a_confidence.jpg", "b.jpg"]
+        assert mask_names(names, self.ENDS) == ["a.jpg", "a_confidence.jpg", "b"]
+
+    def test_pictures_of_clusters(self) -> None:
+        """`x` and `b_x` of `a_b` and `a`."""
+        assert mask_names(["a.jpg", "a_b.jpg"], ("_x.png", "_b_x.png")) == ["a.jpg", "a_b.jpg"]
+        assert mask_names(["a.jpg", "c.jpg"], ("_x.png", "_b_x.png")) == ["a", "c"]
+
+    def test_names_that_no_rule_tells_apart(self) -> None:
+        names = ["a.jpg", "a.png", "a.jpg_confidence.jpg", "a.jpg_confidence.png"]
+        names += ["a.jpg_confidence"]
+        with pytest.raises(UsageError, match="would both have this file"):
+            mask_names(names, self.ENDS)
+
+    @settings(max_examples=50)
+    @given(st.sets(st.from_regex(r"\A(d/)?[ab_]{1,4}[.][jp]\Z")))
+    def test_never_share_one(self, names: set[str]) -> None:
+        ends = ("_a.png", "_b.png", "_a_b.png", ".png")
+        found = mask_names(sorted(names), ends)
+        files = [name + end for name in found for end in ends]
+        assert len(set(files)) == len(files)
+
+
+def test_other_suffixes() -> None:
+    assert fitting_names(["a", "x" * 20], 16, ".tif")[0] == "a.tif"
+    assert len(fitting_names(["a", "x" * 20], 16, ".tif")[1]) == 16

@@ -155,3 +155,79 @@ class TestPlan:
             Image.new(mode, (5, 5)).save(tmp_path / "b.png")
             assert plan(scan([images]), tmp_path, resume=True).done == 1
         assert plan(scan([images]), tmp_path, overwrite=True).damaged == 0
+
+
+class TestFormats:
+    def test_a_name_says_which(self, images: Path, tmp_path: Path) -> None:
+        for name, form in (
+            ("m.png", "png"),
+            ("m.TIF", "tiff"),
+            ("m.tiff", "tiff"),
+            ("m.npy", "npy"),
+        ):
+            work = plan(scan([images / "a.jpg"]), tmp_path / name)
+            assert (work.wanted.form, work.files(0)) == (form, {"mask": tmp_path / name})
+        with pytest.raises(UsageError, match="--format png: the name in --out says tiff"):
+            plan(scan([images / "a.jpg"]), tmp_path / "m.tif", wanted=Wanted(form="png"))
+
+    def test_a_folder(self, images: Path, tmp_path: Path) -> None:
+        work = plan(scan([images]), tmp_path, wanted=Wanted(form="tiff", entropy=True))
+        assert work.files(0) == {
+            "entropy": tmp_path / "a_entropy.tif",
+            "mask": tmp_path / "a.tif",
+        }
+
+    def test_one_cluster_under_a_name_of_the_users_own(self, images: Path, tmp_path: Path) -> None:
+        wanted = Wanted(only={7: "sky"})
+        own = plan(scan([images / "a.jpg"]), tmp_path / "x.png", wanted=wanted)
+        assert own.files(0) == {"only 7": tmp_path / "x.png"}
+        folder = plan(scan([images / "a.jpg"]), tmp_path / "o", wanted=wanted)
+        assert folder.files(0) == {"only 7": tmp_path / "o" / "a_sky.png"}
+
+    def test_every_file_is_looked_at(self, images: Path, tmp_path: Path) -> None:
+        wanted = Wanted(confidence=True, npy=True)
+        for name in ("b_confidence.png", "b.npy"):
+            (tmp_path / name).touch()
+            with pytest.raises(UsageError, match=f"{name}: exists already"):
+                plan(scan([images]), tmp_path, wanted=wanted)
+            (tmp_path / name).unlink()
+
+    def test_names_of_the_longest_map_fit(
+        self, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(planning, "longest_name", lambda folder: 40)
+        picture(images / f"{'x' * 30}.png")
+        work = plan(scan([images]), tmp_path, wanted=Wanted(confidence=True))
+        assert work.shortened == 1
+        names = [path.name for place in range(4) for path in work.files(place).values()]
+        assert max(map(len, names)) == 40
+
+
+class TestVideos:
+    @pytest.fixture
+    def clip(self, images: Path) -> Path:
+        (images / "clip.mp4").write_text("looked at later")
+        return images / "clip.mp4"
+
+    def test_come_last_with_a_folder_each(self, images: Path, clip: Path, tmp_path: Path) -> None:
+        work = plan(scan([clip, images / "a.jpg"]), tmp_path / "out")
+        assert work.sources == (str(images / "a.jpg"), str(clip))
+        assert work.targets == (tmp_path / "out/a.png", tmp_path / "out/clip.mp4")
+        assert work.stills == 1
+        assert plan(scan([clip]), tmp_path / "o").failures == tmp_path / "o" / "failed.jsonl"
+
+    def test_are_taken_by_name_alone(self, images: Path, clip: Path) -> None:
+        found = scan([images])
+        assert len(found) == 3 and found.passed_over.others == {".mp4": 1}
+
+    def test_places_that_do_not_fit(self, images: Path, clip: Path, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match="a video has many frames"):
+            plan(scan([clip]), tmp_path / "m.png")
+        with pytest.raises(UsageError, match="is an input itself"):
+            plan(scan([clip]), images)
+        (tmp_path / "clip.mp4").mkdir()
+        earlier(tmp_path / "clip.mp4" / "frame_000003.png")
+        with pytest.raises(UsageError, match="holds frames already"):
+            plan(scan([clip]), tmp_path)
+        for options in ({"overwrite": True}, {"resume": True}):
+            assert len(plan(scan([clip]), tmp_path, **options).sources) == 1

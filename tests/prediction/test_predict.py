@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from photographs import centroids_of, junk, picture
 from PIL import Image
+from videos import damage, write_video
 
 from densesiam_seg.datasets.scenes import scene
 from densesiam_seg.errors import (
@@ -39,6 +40,7 @@ from densesiam_seg.prediction import batching
 from densesiam_seg.prediction import predict as prediction
 from densesiam_seg.prediction.plan import plan
 from densesiam_seg.prediction.predict import overall_error, predict_events
+from densesiam_seg.prediction.video import frames
 from densesiam_seg.prediction.wanted import Wanted
 
 
@@ -456,3 +458,132 @@ def test_each_page_has_a_mask_below_the_name_of_its_file(
     results = list(predict_events(segmenter, work))
     assert reasons(results) == [None] * 3
     assert mask_of(tmp_path / "out" / "stack.tif" / "3.png").shape == (30, 42)
+
+
+class TestMoreFiles:
+    WANTED = Wanted(overlay=True, confidence=True, npy=True)
+    ENDS = ("_overlay.jpg", "_confidence.png", ".npy", ".png")
+
+    def test_are_noted_and_resumed(
+        self, segmenter: Segmenter, images: Path, tmp_path: Path
+    ) -> None:
+        out = tmp_path / "out"
+        results = predict(segmenter, [images], out, wanted=self.WANTED)
+        assert files(out) == {
+            f"{stem}{end}" for stem in ("a", "b", "deep/er/c") for end in self.ENDS
+        }
+        assert set(results[0].files.values()) == {out / f"a{end}" for end in self.ENDS}
+        assert noted_outputs(out) == {f"{stem}{end}" for stem in "ab" for end in self.ENDS}
+        (out / "b.npy").write_bytes((out / "b.npy").read_bytes()[:-1])
+        work = plan(scan([images]), out, wanted=self.WANTED, resume=True)
+        assert (work.targets, work.done, work.damaged) == ((out / "b.png",), 2, 1)
+        list(predict_events(segmenter, work))
+        assert plan(scan([images]), out, wanted=self.WANTED, resume=True).done == 3
+
+    def test_too_many_clusters_for_pixels_without_one(
+        self, segmenter: Segmenter, images: Path, tmp_path: Path
+    ) -> None:
+        many = segmenter.with_centroids(centroids_of(300))
+        with pytest.raises(UsageError, match="--min-confidence: 255 is an id"):
+            predict(many, [images], tmp_path / "out", wanted=Wanted(min_confidence=0.5))
+        assert not (tmp_path / "out").exists()
+
+
+class TestTiles:
+    @pytest.fixture
+    def wide(self, tmp_path: Path) -> Path:
+        (tmp_path / "wide").mkdir()
+        Image.fromarray(scene(3, 0, 600)[0][:280]).save(tmp_path / "wide" / "a.png")
+        picture(tmp_path / "wide" / "b.png")
+        return tmp_path / "wide"
+
+    def test_above_their_size(self, segmenter: Segmenter, wide: Path, tmp_path: Path) -> None:
+        """The masks of other images do not change, nor do those of images that are not larger."""
+        plain, whole, tiled = (
+            predict(segmenter, [wide], tmp_path / str(tile), wanted=Wanted(tile=tile))
+            for tile in (0, 600, 300)
+        )
+        written = [
+            [result.mask.read_bytes() for result in each if result.mask]
+            for each in (plain, whole, tiled)
+        ]
+        assert written[1] == written[0] and written[2][1] == written[0][1]
+        assert written[2][0] != written[0][0]
+        assert tiled[0].mask is not None and mask_of(tiled[0].mask).shape == (280, 600)
+
+    def test_see_an_image_twice_as_large(
+        self, segmenter: Segmenter, wide: Path, tmp_path: Path
+    ) -> None:
+        """32 × 69 pixels as a whole, 64 × 128 in tiles, as their sides are multiples of 32."""
+        (result, _) = predict(segmenter, [wide], tmp_path / "out", wanted=Wanted(tile=300))
+        pixels = load_image(wide / "a.png")[None]
+        shown = torch.nn.functional.interpolate(pixels, (64, 128), mode="bilinear", antialias=True)
+        assert result.mask is not None
+        expected = segmenter.mask(segmenter.scores(shown)[0], 280, 600)
+        assert (mask_of(result.mask) == expected).mean() > 0.99
+
+    def test_larger_than_what_is_taken(
+        self, segmenter: Segmenter, wide: Path, tmp_path: Path
+    ) -> None:
+        work = plan(scan([wide]), tmp_path / "out", wanted=Wanted(tile=300))
+        results = list(predict_events(segmenter, work, decoding=Decoding(280 * 600 - 1)))
+        assert reasons(results) == ["too-large", None]
+
+
+class TestVideos:
+    def test_each_frame_has_a_mask(
+        self, segmenter: Segmenter, images: Path, tmp_path: Path
+    ) -> None:
+        """After those of the images; every third one here."""
+        clip, out = write_video(tmp_path / "clip.mkv", 10), tmp_path / "out"
+        results = predict(segmenter, [clip, images / "a.jpg"], out, wanted=Wanted(every=3))
+        names = [f"frame_{number:06}" for number in (0, 3, 6, 9)]
+        assert [result.image for result in results[1:]] == [f"{clip}/{name}" for name in names]
+        masks = [result.mask for result in results[1:]]
+        assert [mask.name for mask in masks if mask] == [f"{name}.png" for name in names]
+        assert {mask.parent.name for mask in masks if mask} == {"clip.mkv"}
+        assert overall_error(results) is None
+        for mask, (_, frame) in zip(masks, frames(str(clip), 3), strict=True):
+            assert mask is not None
+            np.testing.assert_array_equal(mask_of(mask), segmenter.predict(frame))
+
+    def test_are_noted(self, segmenter: Segmenter, tmp_path: Path) -> None:
+        """A later run does not take frames' masks for photographs."""
+        clip = write_video(tmp_path / "clip.mkv", 3)
+        predict(segmenter, [clip], tmp_path / "out", wanted=Wanted(overlay=True))
+        found = noted_outputs(tmp_path / "out" / "clip.mkv")
+        assert found >= {
+            f"frame_00000{n}{end}" for n in range(3) for end in ("_overlay.jpg", ".png")
+        }
+
+    def test_a_damaged_one(self, segmenter: Segmenter, tmp_path: Path) -> None:
+        """Its frames before the damage, then the failure."""
+        clip = damage(write_video(tmp_path / "clip.mp4", 90))
+        results = predict(segmenter, [clip], tmp_path / "out", wanted=Wanted(every=10))
+        assert reasons(results) == [None] * (len(results) - 1) + ["corrupt"]
+        assert 2 <= len(results) - 1 < 9 and isinstance(overall_error(results), PartialError)
+        (line,) = (tmp_path / "out" / "failed.jsonl").read_text().splitlines()
+        assert json.loads(line)["path"] == str(clip)
+
+    def test_no_video_at_all(self, segmenter: Segmenter, tmp_path: Path) -> None:
+        clip = junk(tmp_path / "clip.mp4")
+        assert isinstance(overall_error(predict(segmenter, [clip], tmp_path / "out")), ImageError)
+
+    def test_resumed(self, segmenter: Segmenter, tmp_path: Path) -> None:
+        clip, out = write_video(tmp_path / "clip.mkv", 5), tmp_path / "out"
+        predict(segmenter, [clip], out)
+        gone = out / "clip.mkv" / "frame_000002.png"
+        before = gone.read_bytes()
+        gone.unlink()
+        results = predict(segmenter, [clip], out, resume=True)
+        assert [result.kept for result in results] == [True, True, False, True, True]
+        assert gone.read_bytes() == before
+
+    def test_a_folder_that_cannot_be_made(
+        self, segmenter: Segmenter, images: Path, tmp_path: Path
+    ) -> None:
+        clip, out = write_video(images / "clip.mkv", 3), tmp_path / "out"
+        out.mkdir()
+        (out / "clip.mkv").touch()
+        results = predict(segmenter, [clip, images / "a.jpg"], out, overwrite=True)
+        assert reasons(results) == [None, "not-written"]
