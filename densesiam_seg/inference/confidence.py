@@ -50,7 +50,8 @@ def probabilities(
     if all(cluster.left for cluster in segmenter.clusters):
         return found
     into = torch.from_numpy(segmenter.grouping).to(found.device)
-    return torch.zeros_like(found).index_add_(1, into, found)
+    grouped: Tensor = torch.zeros_like(found).index_add(1, into, found)
+    return grouped
 
 
 def confidence(found: Tensor) -> Tensor:

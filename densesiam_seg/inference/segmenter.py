@@ -282,7 +282,7 @@ class Segmenter:
         with autocast(self.device, self.precision):
             dense = self.network.joined(local, logs)
         rows = max(ROWS_VALUES // (dense.shape[1] * dense.shape[-1]), 1)
-        return torch.cat([self.read_out(part) for part in dense.split(rows, -2)], -2)
+        return torch.cat([self.read_out(part) for part in torch.split(dense, rows, -2)], -2)
 
     @torch.inference_mode()
     def gist(self, images: Tensor) -> Tensor | None:

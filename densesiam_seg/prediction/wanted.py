@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 from densesiam_seg.errors import UsageError
-from densesiam_seg.pictures.masks import LARGEST_8_BIT
 
 Format: TypeAlias = Literal["png", "tiff", "npy"]
 SUFFIXES: Mapping[str, Format] = {".png": "png", ".tif": "tiff", ".tiff": "tiff", ".npy": "npy"}
@@ -113,6 +112,8 @@ class Wanted:
 
     def require_ids(self, clusters: int) -> None:
         """Raises UsageError where pixels without a cluster have no id, since 255 is one."""
+        from densesiam_seg.pictures.masks import LARGEST_8_BIT  # numpy comes with it
+
         if self.min_confidence is not None and clusters > LARGEST_8_BIT:
             raise UsageError(
                 f"--min-confidence: 255 is an id in masks of {clusters} clusters; at most {LARGEST_8_BIT} leave it free"

@@ -138,8 +138,9 @@ class Writer:
         if not self.wanted.legend:
             return drawn
         clusters = self.segmenter.clusters
-        # Row by row, as numpy makes wide integers of what it counts.
-        areas = sum(np.bincount(row, minlength=65536) for row in mask)[: len(clusters)]
+        areas = np.zeros(len(clusters), np.int64)
+        for row in mask:  # numpy makes wide integers of what it counts
+            areas += np.bincount(row, minlength=len(clusters))[: len(clusters)]
         shown = [clusters[id_] for id_ in np.argsort(-areas, kind="stable") if areas[id_]]
         return with_legend(drawn, [(cluster.name, cluster.colour) for cluster in shown])
 

@@ -105,7 +105,7 @@ def _mark(path: Path, orientation: int) -> None:
     """Write an orientation into the tags, which rasterio does not do."""
     from tifffile import TiffFile
 
-    with TiffFile(path, mode="r+b") as tiff:
+    with TiffFile(path, mode="r+") as tiff:
         tag = tiff.pages.first.tags.get(274)
         if tag is not None:
             tag.overwrite(orientation)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from photographs import picture
@@ -97,7 +98,7 @@ class TestPlan:
 
     @pytest.mark.parametrize("options", [{}, {"overwrite": True}, {"resume": True}])
     def test_an_input_is_never_overwritten(
-        self, images: Path, tmp_path: Path, options: dict[str, bool]
+        self, images: Path, tmp_path: Path, options: dict[str, Any]
     ) -> None:
         """Neither through a link nor by an overlay."""
         (tmp_path / "link").symlink_to(images)
@@ -229,5 +230,5 @@ class TestVideos:
         earlier(tmp_path / "clip.mp4" / "frame_000003.png")
         with pytest.raises(UsageError, match="holds frames already"):
             plan(scan([clip]), tmp_path)
-        for options in ({"overwrite": True}, {"resume": True}):
-            assert len(plan(scan([clip]), tmp_path, **options).sources) == 1
+        assert len(plan(scan([clip]), tmp_path, overwrite=True).sources) == 1
+        assert len(plan(scan([clip]), tmp_path, resume=True).sources) == 1

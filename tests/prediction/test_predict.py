@@ -166,7 +166,7 @@ class TestWhatCannotBeWritten:
         segmenter: Segmenter,
         images: Path,
         tmp_path: Path,
-        options: dict[str, bool],
+        options: dict[str, Any],
         overlays: bool,
     ) -> None:
         out = tmp_path / "out"

@@ -100,9 +100,12 @@ def test_a_legend_has_the_clusters_of_this_image(
     from densesiam_seg.prediction import writing
 
     seen: list[Any] = []
-    monkeypatch.setattr(
-        writing, "with_legend", lambda picture, legend: seen.append(legend) or picture
-    )
+
+    def note(picture: Image.Image, legend: Any) -> Image.Image:
+        seen.append(legend)
+        return picture
+
+    monkeypatch.setattr(writing, "with_legend", note)
     scores = torch.full((5, 1, 10), -9.0)
     scores[3, :, :7] = scores[2, :, 7:] = 9.0
     write(named, tmp_path, scores, legend=True)

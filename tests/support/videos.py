@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import av
 import numpy as np
@@ -21,12 +22,12 @@ def write_video(path: Path, count: int, codec: str = "mpeg4") -> Path:
     """A video of so many frames; the suffix says in which container."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=10)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"  # type: ignore[union-attr]
+        stream = cast("av.VideoStream", container.add_stream(codec, rate=10))
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         for number in range(count):
             picture = av.VideoFrame.from_ndarray(frame(number), format="rgb24")
-            container.mux(stream.encode(picture))  # type: ignore[union-attr]
-        container.mux(stream.encode(None))  # type: ignore[union-attr]
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
     return path
 
 
