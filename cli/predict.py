@@ -27,6 +27,7 @@ from densesiam_seg.config import MACHINE, RunConfig
 from densesiam_seg.errors import counted
 from densesiam_seg.events import Predicted
 from densesiam_seg.io.run_directory import RUNS, stamped_folders
+from densesiam_seg.prediction.wanted import TILE, Wanted, file_names
 
 if TYPE_CHECKING:
     from densesiam_seg.cli.console import Console
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from densesiam_seg.images.manifest import Manifest
     from densesiam_seg.naming.clusters import Cluster
     from densesiam_seg.prediction.plan import Plan
-    from densesiam_seg.prediction.wanted import Wanted
 
 
 @dataclass(frozen=True)
@@ -85,15 +85,13 @@ class FileOptions:
             "--tile",
             help="Above this longer side look for small things in tiles; 0: never.",
         ),
-    ] = 4096
+    ] = TILE
     every: Annotated[
         int, io_option("--every", help="Of videos take every Nth frame.", metavar="N")
     ] = 1
 
     def wanted(self, ids: Mapping[int, str]) -> Wanted:
         """What they mean; `ids` are those of `--only` with their names. Raises UsageError."""
-        from densesiam_seg.prediction.wanted import Wanted, file_names
-
         given = {each.name: getattr(self, each.name) for each in fields(self)}
         return Wanted(**given | {"only": file_names(ids)})
 

@@ -90,3 +90,11 @@ def test_without_av(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(video, "find_spec", lambda name: None if name == "av" else real(name))
     with pytest.raises(UsageError, match=r"a\.mp4: .*densesiam-seg\[video\]"):
         require_av("a.mp4")
+
+
+def test_a_frame_that_was_patched_up_is_none() -> None:
+    """FFmpeg fills what it cannot decode with what was there before."""
+    sound = {"is_corrupt": False, "width": 4, "height": 4}
+    video._require_sound("a.mp4", 3, SimpleNamespace(**sound), 16)
+    with pytest.raises(ImageError, match="frame 3 is damaged"):
+        video._require_sound("a.mp4", 3, SimpleNamespace(**sound | {"is_corrupt": True}), 16)
