@@ -18,11 +18,15 @@ from typer.core import TyperCommand, TyperGroup
 from densesiam_seg import __version__
 from densesiam_seg.cli import (
     clusters,
+    compare,
     demo,
     doctor,
     evaluate,
     export,
     predict,
+    report,
+    review,
+    serve,
     study,
     train,
     visualize,
@@ -113,6 +117,10 @@ named.command("merge", cls=_Command)(clusters.merge)
 named.command("name", cls=_Command)(clusters.name)
 named.command("undo", cls=_Command)(clusters.undo)
 app.add_typer(named, name="clusters", cls=_GroupWithDefault)
+app.command("serve", cls=_Command)(serve.command)
+app.command("report", cls=_Command)(report.command)
+app.command("review", cls=_Command)(review.command)
+app.command("compare", cls=_Command)(compare.command)
 app.command("export", cls=_Command)(export.command)
 app.command("study", cls=_Command)(study.command)
 app.command("demo", cls=_Command)(demo.command)

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from densesiam_seg.images.manifest import PassedOver, Skipped
     from densesiam_seg.inference.selection import Choice
     from densesiam_seg.naming.clusters import Cluster
+    from densesiam_seg.reporting.comparing import Compared
 
 
 class Console:
@@ -152,6 +153,31 @@ class Console:
             others = [" ".join(map(str, merged))] if any_merged else []
             table.add_row(str(cluster.id), name, share, *others)
         Terminal(highlight=False).print(table)
+
+    def comparison(self, found: Compared, limit: int) -> None:
+        """The table of clusters that correspond and the images where two models differ most, on stdout."""
+        terminal = Terminal(highlight=False)
+        table = Table()
+        for title in ("first", "second"):
+            table.add_column(title, overflow="fold")
+        for title in ("IoU", "share of pixels"):
+            table.add_column(title, justify="right")
+        for pair in found.pairs:
+            names = [f"{each.id} {one_line(each.name)}" for each in (pair.first, pair.second)]
+            shares = [f"{100 * value:.1f} %" for value in (pair.iou, pair.share)]
+            table.add_row(*map(Text, names), *shares)
+        terminal.print(table)
+        for which, only in (("first", found.only_first), ("second", found.only_second)):
+            if only:
+                names = [f"{each.id} {each.name}" for each in only]
+                print(one_line(f"only in the {which}: {', '.join(names)}"))
+        print(
+            f"agreement {100 * found.agreement:.1f} % of the pixels; "
+            f"normalised mutual information {found.information:.3f}"
+        )
+        print("least agreement:")
+        for each in found.differences[:limit]:
+            print(one_line(f"{100 * each.agreement:5.1f} %  {each.image}"))
 
     def scores(self, result: Evaluation) -> None:
         """The table of an evaluation on stdout, then what fixes its numbers, the means last."""

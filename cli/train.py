@@ -6,23 +6,38 @@ import os
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from densesiam_seg.backbones import WORDS
-from densesiam_seg.cli.options import RunOptions, require_model, seconds, steps_or_seconds
+from densesiam_seg.cli.options import (
+    RunOptions,
+    io_option,
+    require_model,
+    seconds,
+    steps_or_seconds,
+)
 from densesiam_seg.cli.settings import Settings, takes
 from densesiam_seg.config import PretrainConfig, TrainConfig, read_config
-from densesiam_seg.errors import UsageError
+from densesiam_seg.errors import DenseSiamError, UsageError
 from densesiam_seg.events import Event, Trained
 from densesiam_seg.io.lock import run_lock
 from densesiam_seg.io.run_directory import noting_failure, read_status
 
+if TYPE_CHECKING:
+    from densesiam_seg.cli.console import Console
+
+
+NoReport = Annotated[
+    bool,
+    io_option("--no-report", help="Write no report/index.html at the end.", hidden=True),
+]
+
 
 @takes(run=RunOptions, settings=Settings(TrainConfig))
-def train(run: RunOptions, settings: dict[str, Any]) -> None:
+def train(run: RunOptions, settings: dict[str, Any], no_report: NoReport = False) -> None:
     """Learn to segment from a folder of unlabelled images.
 
-    The run directory keeps the settings, records, checkpoints and the model.
+    The run directory keeps the settings, records, checkpoints, the model and a report.
     """
     given = _given("train", run, TrainConfig(), settings)
     _refuse_early(given)
@@ -30,7 +45,11 @@ def train(run: RunOptions, settings: dict[str, Any]) -> None:
     # Only now, as torch comes with it, which mistakes need not wait for.
     from densesiam_seg.training.train import training_events
 
-    _show("train", training_events(**given), run, "predict IMAGE --model {run} --out mask.png")
+    follow_up = "predict IMAGE --model {run} --out mask.png"
+    device = given.get("device", "auto")
+    _show(
+        "train", training_events(**given), run, follow_up, report_on=None if no_report else device
+    )
 
 
 @takes(run=RunOptions, settings=Settings(PretrainConfig))
@@ -94,26 +113,55 @@ def _refuse_early(given: dict[str, Any]) -> None:
             newest_sound(folder / "checkpoints")
 
 
-def _show(command: str, events: Iterable[Event], run: RunOptions, next_command: str) -> None:
-    """Draw a run, and say where its model lies and what to do with it."""
+def _show(
+    command: str,
+    events: Iterable[Event],
+    run: RunOptions,
+    next_command: str,
+    report_on: str | None = None,
+) -> None:
+    """Draw a run, and say where its model lies and what to do with it; `report_on` is the device of a report."""
     from densesiam_seg.cli.console import Console
 
     console = Console(quiet=run.quiet)
     done = console.follow(events)[-1]
     assert isinstance(done, Trained)
-    if run.json:
-        console.data(
-            {
-                "run": str(done.run),
-                "model": str(done.model),
-                "complete": done.complete,
-                "last_epoch": asdict(done.last) if done.last else None,
-                "passed_over": done.passed_over,
-            }
-        )
     if not done.complete:
         console.say(
             f"stopped by the time limit; go on with densesiam-seg {command} --resume --out {done.run}"
         )
     console.say(f"model: {done.model}")
+    page = _report(console, done.run, report_on) if report_on else None
+    if run.json:
+        console.data(
+            {
+                "run": str(done.run),
+                "model": str(done.model),
+                "report": str(page) if page else None,
+                "complete": done.complete,
+                "last_epoch": asdict(done.last) if done.last else None,
+                "passed_over": done.passed_over,
+            }
+        )
+    if page is not None:
+        console.say(f"report: {page}")
     console.say(f"next:  densesiam-seg {next_command.format(run=done.run)}")
+
+
+def _report(console: Console, run: Path, device: str) -> Path | None:
+    """Write the run's report. The run is saved, so a failure is only told, and a signal ends the program at once."""
+    from densesiam_seg.inference.segmenter import Segmenter
+    from densesiam_seg.reporting.report import Reported, plan_report, report_events
+
+    try:
+        order = plan_report(run, None, None)
+        segmenter = Segmenter.load(run, device=device)
+        done = console.follow(report_events(segmenter, order))[-1]
+    except Exception as error:
+        text = (
+            str(error) if isinstance(error, DenseSiamError) else f"{type(error).__name__}: {error}"
+        )
+        console.say(f"no report: {text}; densesiam-seg report {run} writes it later", warning=True)
+        return None
+    assert isinstance(done, Reported)
+    return done.page

@@ -7,6 +7,7 @@ densesiam_seg.train("images/", out="runs/mine", weights="runs/pre")
 segmenter = densesiam_seg.Segmenter.load("runs/mine")
 mask = segmenter.predict("img.jpg")                      # (H, W) cluster ids
 result = densesiam_seg.evaluate("camvid", "camvid/", segmenter)
+densesiam_seg.report("runs/mine")                        # what was found, as one HTML page
 """
 
 from __future__ import annotations
@@ -17,17 +18,19 @@ if TYPE_CHECKING:
     from densesiam_seg.evaluation.evaluate import evaluate as evaluate
     from densesiam_seg.inference.options import Refinement as Refinement
     from densesiam_seg.inference.segmenter import Segmenter as Segmenter
+    from densesiam_seg.reporting.report import report as report
     from densesiam_seg.training.train import pretrain as pretrain
     from densesiam_seg.training.train import train as train
 
 __version__ = "0.1.0"
-__all__ = ["Refinement", "Segmenter", "__version__", "evaluate", "pretrain", "train"]
+__all__ = ["Refinement", "Segmenter", "__version__", "evaluate", "pretrain", "report", "train"]
 
 _HOMES = {
     "Refinement": "inference.options",
     "Segmenter": "inference.segmenter",
     "evaluate": "evaluation.evaluate",
     "pretrain": "training.train",
+    "report": "reporting.report",
     "train": "training.train",
 }
 

@@ -17,6 +17,7 @@ import densesiam_seg
 from densesiam_seg.evaluation.evaluate import evaluate
 from densesiam_seg.inference.options import Refinement
 from densesiam_seg.inference.segmenter import Segmenter
+from densesiam_seg.reporting.report import report
 from densesiam_seg.training.train import pretrain, train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,7 +28,7 @@ ROOMS = {path.name: path for path in PACKAGE.iterdir() if (path / "__init__.py")
 
 def test_the_public_names() -> None:
     names: dict[str, object] = {"Refinement": Refinement, "Segmenter": Segmenter}
-    names |= {"evaluate": evaluate, "pretrain": pretrain, "train": train}
+    names |= {"evaluate": evaluate, "pretrain": pretrain, "report": report, "train": train}
     assert {*densesiam_seg.__all__} == {*names, "__version__"}
     assert all(getattr(densesiam_seg, name) is value for name, value in names.items())
     with pytest.raises(AttributeError, match="has no attribute 'predict'"):
@@ -38,7 +39,9 @@ def test_the_public_names_load_no_more_than_they_need() -> None:
     """FAISS and SciPy come with their first use; torchvision, and torch's compiler with it, with the first network."""
     code = (
         "import sys, densesiam_seg.training.train, densesiam_seg.evaluation.evaluate, densesiam_seg.cli.console;"
+        "import densesiam_seg.reporting.report, densesiam_seg.reporting.comparing;"
         "heavy = {'faiss', 'scipy', 'torchvision', 'torch._dynamo', 'torch._inductor', 'sympy', 'triton'};"
+        "heavy |= {'matplotlib', 'jinja2'};"
         "assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -73,7 +76,12 @@ def test_tests_mirror_rooms_and_files() -> None:
     tests = {path.relative_to(folder).as_posix() for path in folder.rglob("test_*.py")}
     tests = {name for name in tests if not name.startswith("faults/")}  # by fault, not by file
     assert modules - tests == set()
-    assert tests - modules - benchmarks <= {"test_package.py", "datasets/test_benchmarks.py"}
+    others = {
+        "test_package.py",
+        "datasets/test_benchmarks.py",
+        "serving/test_page.py",
+    }  # no modules
+    assert tests - modules - benchmarks <= others
 
 
 def test_rooms_are_small() -> None:

@@ -112,9 +112,17 @@ def suggest(folder: Path, suggestion: Mapping[str, object]) -> ClusterFile:
         return result
 
 
-def undo(folder: Path) -> tuple[str, ClusterFile]:
-    """Take the last edit back; returns its words too. Raises UsageError where there is none, else as `rename`."""
+def undo(folder: Path, *, seen: int | None = None) -> tuple[str, ClusterFile]:
+    """Take the last edit back; returns its words too. Raises UsageError where there is none, else as `rename`.
+
+    `seen` is the revision whose last edit is meant. BusyError is raised where others have edited since: the last edit
+    is then theirs.
+    """
     with _editing(folder) as (path, found):
+        if seen not in (None, found.revision):
+            raise BusyError(
+                f"{path}: edited by another program since; look at the clusters and undo again"
+            )
         if not found.history:
             raise UsageError(f"{path}: nothing to undo; no edit is kept that has not been undone")
         *earlier, last = found.history

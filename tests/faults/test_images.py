@@ -179,7 +179,9 @@ def size_of(path: Path) -> tuple[int, int]:
 def train(cli: Cli, run: Path, settings: dict[str, Any], *images: Path, **more: Any) -> Path:
     """A run of a step or two."""
     given = options({**settings, "epochs": 1, **more})
-    code, _, error = cli("train", *images, "--out", run, "--prior", "none", *given, "-q")
+    code, _, error = cli(
+        "train", "--no-report", *images, "--out", run, "--prior", "none", *given, "-q"
+    )
     assert code == 0, error
     return run
 
@@ -368,7 +370,7 @@ class TestGiants:
             given = options({**tiny_settings, "epochs": 1, "max_pixels": 500_000_000})
             run = tmp_path / "run"
             more = ("--prior", "none", "--out", run)
-            peak = peak_of("train", giant, image_folder, *given, *more)
+            peak = peak_of("train", "--no-report", giant, image_folder, *given, *more)
             assert peak < 3e9, f"{peak / 1e9:.2f} GB"
             assert read_records(run / "skipped.jsonl") == []
 

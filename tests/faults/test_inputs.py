@@ -37,25 +37,45 @@ COMMON: tuple[object, ...] = (
 SMALL = ("--clusters", 4, "--over-clusters", 6, "--epochs", 2)
 STAGES = ("--prior", "mixture", "--features", "stages", "--freeze")
 METHODS: dict[str, tuple[object, ...]] = {
-    "plain": ("train", "--prior", "none", "--region-start", 0, *SMALL),
-    "mixture": ("train", "--prior", "mixture", *SMALL),
-    "stages": ("train", *STAGES, *SMALL),
-    "pixsim": ("train", "--method", "pixsim", *SMALL),
-    "simsiam": ("train", "--method", "simsiam", *SMALL),
-    "picie": ("train", "--method", "picie", *SMALL),
-    "mdc": ("train", "--method", "mdc", *SMALL),
+    "plain": ("train", "--no-report", "--prior", "none", "--region-start", 0, *SMALL),
+    "mixture": ("train", "--no-report", "--prior", "mixture", *SMALL),
+    "stages": ("train", "--no-report", *STAGES, *SMALL),
+    "pixsim": ("train", "--no-report", "--method", "pixsim", *SMALL),
+    "simsiam": ("train", "--no-report", "--method", "simsiam", *SMALL),
+    "picie": ("train", "--no-report", "--method", "picie", *SMALL),
+    "mdc": ("train", "--no-report", "--method", "mdc", *SMALL),
     "pretrain": ("pretrain", "--categories", 5, "--grid", 2, "--epochs", 2),
     "pretrain of images": (
         *("pretrain", "--categories", 5, "--grid", 2, "--epochs", 1, "--image-weight", 1),
     ),
-    "plain, 0 epochs": ("train", "--prior", "none", *SMALL, "--epochs", 0),
-    "mixture, 0 epochs": ("train", "--prior", "mixture", *SMALL, "--epochs", 0),
-    "stages, 0 epochs": ("train", *STAGES, *SMALL, "--epochs", 0),
-    "picie, 0 epochs": ("train", "--method", "picie", *SMALL, "--epochs", 0),
-    "2 clusters": ("train", "--prior", "mixture", *SMALL, "--clusters", 2),
-    "batches of 1": ("train", "--prior", "none", "--region-start", 0, *SMALL, "--batch-size", 1),
-    "fast": ("train", "--preset", "fast", *SMALL, "--epochs", 1),
-    "paper": ("train", "--preset", "paper", *SMALL, "--batch-size", 1, "--epochs", 1),
+    "plain, 0 epochs": ("train", "--no-report", "--prior", "none", *SMALL, "--epochs", 0),
+    "mixture, 0 epochs": ("train", "--no-report", "--prior", "mixture", *SMALL, "--epochs", 0),
+    "stages, 0 epochs": ("train", "--no-report", *STAGES, *SMALL, "--epochs", 0),
+    "picie, 0 epochs": ("train", "--no-report", "--method", "picie", *SMALL, "--epochs", 0),
+    "2 clusters": ("train", "--no-report", "--prior", "mixture", *SMALL, "--clusters", 2),
+    "batches of 1": (
+        "train",
+        "--no-report",
+        "--prior",
+        "none",
+        "--region-start",
+        0,
+        *SMALL,
+        "--batch-size",
+        1,
+    ),
+    "fast": ("train", "--no-report", "--preset", "fast", *SMALL, "--epochs", 1),
+    "paper": (
+        "train",
+        "--no-report",
+        "--preset",
+        "paper",
+        *SMALL,
+        "--batch-size",
+        1,
+        "--epochs",
+        1,
+    ),
 }
 SETS: dict[str, list[Any]] = {
     "one image": [scene(0, 0, 64)[0]],
@@ -137,22 +157,22 @@ def test_little_to_learn_from(trials: Trials, program: Program, sets: Path, tmp_
 
 TOO_FEW: dict[str, tuple[tuple[object, ...], str, tuple[str, ...]]] = {
     # Options, images, and the numbers that are told.
-    "a batch of 13": (("train", "--batch-size", 13, *SMALL), "three images", ("3 ", "13")),
+    "a batch of 13": (("train", "--no-report", "--batch-size", 13, *SMALL), "three images", ("3 ", "13")),
     "a batch of 2 of one": (("pretrain", "--batch-size", 2), "one image", ("1 ", "2")),
     "the paper's batch": (
-        ("train", "--preset", "paper", *SMALL), "three images", ("3 ", "256"),
+        ("train", "--no-report", "--preset", "paper", *SMALL), "three images", ("3 ", "256"),
     ),
     "4096 clusters of a mixture": (
-        ("train", "--prior", "mixture", "--clusters", 4096), "three images", ("192", "4096"),
+        ("train", "--no-report", "--prior", "mixture", "--clusters", 4096), "three images", ("192", "4096"),
     ),
     "4096 clusters of stages": (
-        ("train", *STAGES, "--clusters", 4096), "three images", ("48", "4096"),
+        ("train", "--no-report", *STAGES, "--clusters", 4096), "three images", ("48", "4096"),
     ),
     "4096 clusters of picie": (
-        ("train", "--method", "picie", "--clusters", 4096), "three images", ("192", "4096"),
+        ("train", "--no-report", "--method", "picie", "--clusters", 4096), "three images", ("192", "4096"),
     ),
     "4096 clusters of mdc": (
-        ("train", "--method", "mdc", "--clusters", 4096), "three images", ("192", "4096"),
+        ("train", "--no-report", "--method", "mdc", "--clusters", 4096), "three images", ("192", "4096"),
     ),
 }  # fmt: skip
 

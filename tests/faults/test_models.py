@@ -634,7 +634,19 @@ def test_weights(trials: Trials, program: Program, tmp_path: Path, image: Path) 
 
 def trained(program: Program, image: Path, run: Path, *options: object) -> Child:
     return program(
-        *("train", image, "--out", run, "--device", "cpu", "--precision", "fp32", "--threads", 1),
+        *(
+            "train",
+            "--no-report",
+            image,
+            "--out",
+            run,
+            "--device",
+            "cpu",
+            "--precision",
+            "fp32",
+            "--threads",
+            1,
+        ),
         *("--workers", 0, "--cache", "none", "--image-size", 32, "--channels", 8, "--clusters", 5),
         *("--over-clusters", 6, "--prior", "none", "--epochs", 1, "--backbone", "resnet18"),
         *options,
@@ -699,11 +711,11 @@ def test_starts(
             shutil.copytree(run, place)
             for checkpoint in (place / "checkpoints").iterdir():
                 damage(checkpoint)
-            refused(program("train", "--resume", "--out", place), place)
+            refused(program("train", "--no-report", "--resume", "--out", place), place)
             assert not list(place.rglob("marker"))
             shutil.rmtree(place)
     with trials.trial("--resume of what was not touched"):
-        assert program("train", "--resume", "--out", run).wait() == 0
+        assert program("train", "--no-report", "--resume", "--out", run).wait() == 0
 
 
 def stopped_run(program: Program, folder: Path, image: Path) -> Path:

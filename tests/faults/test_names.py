@@ -81,14 +81,14 @@ class TestPermissions:
         shared.chmod(0o777)
         given = ("--prior", "none", *options({**tiny_settings, "epochs": 1}), "-q")
         # Once as ourselves: what is imported late may be closed to others too.
-        assert cli("train", folder, "--out", shared / "own", *given)[0] == 0
+        assert cli("train", "--no-report", folder, "--out", shared / "own", *given)[0] == 0
         assert cli("predict", folder, "--model", model, "--out", shared / "own-masks", "-q")[0] == 0
         (folder / "closed.png").chmod(0)
         (folder / "locked").chmod(0)
         bad = {"closed.png": "permission", "locked": "permission"}
         with trials.trial("train"):
             run = shared / "run"
-            code, _, error = as_nobody(cli, "train", folder, "--out", run, *given)
+            code, _, error = as_nobody(cli, "train", "--no-report", folder, "--out", run, *given)
             assert (code, len(error.splitlines())) == (0, 3)
             assert reasons(run / "skipped.jsonl") == bad
             assert json.loads((run / "run.json").read_text())["exit_code"] == 0
@@ -143,9 +143,9 @@ class TestPermissions:
         for arguments, code, name in (
             (("predict", folder, "--model", model, "--out", shared / "m"), 4, "model"),
             (("predict", shared / "l.txt", "--model", model, "--out", shared / "m"), 3, "input"),
-            (("train", shared / "l.txt", "--out", shared / "t", *given), 3, "input"),
-            (("train", folder, "--out", closed, *given), 5, "output"),
-            (("train", folder, "--out", shared / "closed", *given), 5, "output"),
+            (("train", "--no-report", shared / "l.txt", "--out", shared / "t", *given), 3, "input"),
+            (("train", "--no-report", folder, "--out", closed, *given), 5, "output"),
+            (("train", "--no-report", folder, "--out", shared / "closed", *given), 5, "output"),
         ):
             with trials.trial(arguments):
                 refused(as_nobody(cli, *arguments), code, name)
@@ -197,7 +197,9 @@ class TestLinks:
                 run = tmp_path / f"run{len(follow)}"
                 given = ("--prior", "none", *options({**tiny_settings, "epochs": 1}))
                 inputs = (folder, folder / "sub", folder / "a.png")
-                code, _, error = cli("train", *inputs, "--out", run, *given, *follow, "-q")
+                code, _, error = cli(
+                    "train", "--no-report", *inputs, "--out", run, *given, *follow, "-q"
+                )
                 assert code == 0, error
                 listed = json.loads((run / "dataset.json").read_text())
                 assert listed["names"] == [
@@ -296,7 +298,7 @@ class TestNames:
     ) -> None:
         folder, run = hostile(tmp_path), tmp_path / "run"
         given = ("--prior", "none", *options({**tiny_settings, "epochs": 1}))
-        code, _, error = cli("train", folder, "--out", run, *given)
+        code, _, error = cli("train", "--no-report", folder, "--out", run, *given)
         with trials.trial("all"):
             assert code == 0, error
             listed = json.loads((run / "dataset.json").read_text("ascii"))
@@ -311,7 +313,7 @@ class TestNames:
                 assert name in listed["names"]
                 assert skipped[f"bad/{name}"] == "not-an-image"
         with trials.trial("again"):
-            code, _, error = cli("train", "--resume", "--out", run)
+            code, _, error = cli("train", "--no-report", "--resume", "--out", run)
             assert code == 0, error
 
     @fault(
@@ -566,7 +568,7 @@ class TestImageLists:
             with trials.trial(("train", name)):
                 if not (trials.full or words or name == "BOM"):
                     continue
-                result = cli("train", listed, "--out", tmp_path / "run", *given)
+                result = cli("train", "--no-report", listed, "--out", tmp_path / "run", *given)
                 if words:
                     refused(result, 3, "input", words, "list.txt")
                     assert len(result[2]) < 20_000

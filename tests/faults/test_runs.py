@@ -267,7 +267,7 @@ def finite(tensors: dict[str, Any]) -> None:
 
 def real(programs: Programs, *words: str) -> subprocess.Popen[str]:
     """The program as a user starts it, in a process group of its own."""
-    command = [sys.executable, "-m", "densesiam_seg", "train", *words]
+    command = [sys.executable, "-m", "densesiam_seg", "train", "--no-report", *words]
     return subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=ROOT
     )

@@ -197,7 +197,7 @@ class TestSurroundings:
             with trials.trial(name):
                 run = tmp_path / name
                 done = start(
-                    around, "train", image_folder, "--out", run, "--prior", "none", "--json",
+                    around, "train", "--no-report", image_folder, "--out", run, "--prior", "none", "--json",
                     *options(settings),
                 )  # fmt: skip
                 assert done.returncode == around.code, done.stderr
@@ -345,7 +345,9 @@ class TestClock:
             made = []
             for seed, when in enumerate((first, second)):
                 set_clock(when)
-                code, told, error = cli("train", image_folder, *given, "--seed", seed)
+                code, told, error = cli(
+                    "train", "--no-report", image_folder, *given, "--seed", seed
+                )
                 assert code == 0, error
                 made.append(json.loads(told)["run"])
                 # The clock of the disk is the same.
@@ -355,7 +357,7 @@ class TestClock:
                 link = here / "runs" / "train" / "latest"
                 assert link.resolve() == Path(made[1]).resolve()
             with trials.trial((first, second, "--resume")):
-                code, told, error = cli("train", "--resume", "--json", "-q")
+                code, told, error = cli("train", "--no-report", "--resume", "--json", "-q")
                 assert code == 0, error
                 assert json.loads(told)["run"] == made[1]
             with trials.trial((first, second, "predict")):

@@ -96,6 +96,14 @@ class TestMerge:
 
 
 class TestUndo:
+    def test_not_of_an_edit_that_was_not_seen(self, folder: Path) -> None:
+        seen = rename(folder, {"0": "sky"}).revision
+        rename(folder, {"1": "road"})
+        with pytest.raises(BusyError, match="another program"):
+            undo(folder, seen=seen)
+        assert names(folder)[:2] == ["sky", "road"]
+        assert undo(folder, seen=2)[0] == "rename 1=road"
+
     def test_each_edit_is_taken_back(self, folder: Path) -> None:
         states = [read_clusters(folder / "clusters.json").clusters]
         rename(folder, {"0": "sky"})

@@ -50,11 +50,13 @@ class Programs:
         """A run in `out`."""
         given = options({**self.settings, **settings})
         where = ("--out", self.path(str(out)))
-        return slim(["train", self.images, *where, *OFTEN, *given, *more], *prepare)
+        return slim(["train", "--no-report", self.images, *where, *OFTEN, *given, *more], *prepare)
 
     def resume(self, out: str | Path, *prepare: Call) -> Work:
         """The same run, going on."""
-        return slim(["train", "--resume", "--out", self.path(str(out)), *OFTEN], *prepare)
+        return slim(
+            ["train", "--no-report", "--resume", "--out", self.path(str(out)), *OFTEN], *prepare
+        )
 
     def again(self, out: str | Path, *prepare: Call, **settings: Any) -> Work:
         """What a user does after a sudden end: go on; where nothing had begun, give the first command again."""

@@ -20,7 +20,7 @@ if __name__ == "__main__":
     from densesiam_seg.cli.app import main
 
     # Not of torch before it is needed, as the slim backbones would have it.
-    if sys.argv[1:] and sys.argv[1] in ("train", "predict", "evaluate"):
+    if sys.argv[1:] and sys.argv[1] in ("train", "predict", "evaluate", "serve"):
         from slim import slim_resnets
 
         slim = slim_resnets()  # kept, as it would end with its last name
