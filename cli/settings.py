@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -106,8 +107,13 @@ class _Fields:
         return self.group(**given)
 
 
-def takes(**groups: Settings | type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """A command whose parameters of these names are groups of options: `Settings`, or a dataclass of options."""
+def takes(
+    *, rare: Sequence[str] = (), **groups: Settings | type[Any]
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A command whose parameters of these names are groups of options: `Settings`, or a dataclass of options.
+
+    Options for the `rare` parameters are shown by `--help-all` alone.
+    """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         expanded = {
@@ -129,12 +135,21 @@ def takes(**groups: Settings | type[Any]) -> Callable[[Callable[..., None]], Cal
             flat += parts.get(each.name) or [
                 _parameter(each.name, hints.get(each.name), each.default)
             ]
+        flat = [_hidden(each) if each.name in rare else each for each in flat]
         command.__doc__ = function.__doc__
         command.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]
         command.__annotations__ = {each.name: each.annotation for each in flat}
         return command
 
     return decorate
+
+
+def _hidden(parameter: inspect.Parameter) -> inspect.Parameter:
+    """The same option, left out of `--help`."""
+    kind, option = get_args(parameter.annotation)
+    option = copy(option)  # other commands show it
+    option.hidden = True
+    return parameter.replace(annotation=Annotated[kind, option])
 
 
 def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:

@@ -40,11 +40,15 @@ class Progress:
 
 @dataclass(frozen=True)
 class Predicted:
-    """One image is done: where its mask lies, or why there is none."""
+    """One image (or frame) is done: where its mask lies, or why there is none."""
 
     image: str
     mask: Path | None
     error: ImageError | OutputError | None = None
+    files: Mapping[str, Path] = field(default_factory=dict)
+    """All that was written for it, by what it is: mask, overlay, confidence, entropy, npy, `only ID`."""
+    kept: bool = False
+    """Whether it was there already, from an earlier run."""
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from densesiam_seg.exporting.dataset import Labels, labels_of
 from densesiam_seg.exporting.masks import LAYOUTS, export_masks, plan_masks
 from densesiam_seg.images.decoding import Decoding
 from densesiam_seg.images.scan import scan
-from densesiam_seg.inference.predict import mask_names
 from densesiam_seg.naming.clusters import Cluster, grouping, name_clusters
 from densesiam_seg.pictures.masks import write_mask
+from densesiam_seg.prediction.names import mask_names
 
 NAMES = [
     "sky",
