@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SOURCES := densesiam_seg cli datasets tests benchmarks
 
-.PHONY: demo test test-wheel faults format docs site camvid accuracy bench clean
+.PHONY: demo test test-wheel test-readers faults format docs site camvid accuracy bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/densesiam-seg demo --out demo --overwrite
@@ -24,6 +24,15 @@ test: $(VENV)/.installed-test
 # The wheel in an empty environment; fetches torch once more, so that it is not part of `make test`.
 test-wheel: $(VENV)/.installed-test
 	$(BIN)/pytest -m slow tests/test_package.py
+
+# Exports, read by the programs that they are for; these pull packages that would get in each other's way elsewhere.
+test-readers: .venv-readers/.installed
+	.venv-readers/bin/python -P -m pytest -rs tests/exporting/test_readers.py
+
+.venv-readers/.installed: pyproject.toml
+	test -x .venv-readers/bin/python || $(PYTHON) -m venv .venv-readers
+	.venv-readers/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test,readers]'
+	touch $@
 
 # Every fault of docs/faults.md as often as it is meant to be tried; `make test` tries each a few times.
 # FAULTS="--page docs/faults.md" writes the page, FAULTS="-k kill" chooses cases.
@@ -72,4 +81,4 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) .venv-readers build *.egg-info

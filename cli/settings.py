@@ -10,7 +10,14 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
-from densesiam_seg.config import RunConfig, Setting, require_valid, settings_of, with_settings
+from densesiam_seg.config import (
+    RunConfig,
+    Setting,
+    require_valid,
+    settings_of,
+    spelled_out,
+    with_settings,
+)
 from densesiam_seg.errors import UsageError
 from densesiam_seg.presets import changed_by_presets
 
@@ -40,11 +47,12 @@ class Settings:
         if declared.short:
             names.append(declared.short)
         choices = get_origin(hint) is Literal
-        kind = str if choices or declared.takes_auto else hint
+        kind = str if choices or declared.auto is not None else hint
         default = self.config.__dataclass_fields__[name].default
         told = declared.help
         if hint is not bool:
-            known = "auto" if declared.takes_auto else default
+            # Where the word is the same as to leave the option out.
+            known = "auto" if declared.auto == {} else default
             told += f" Default: {'by preset' if by_preset else known}."
         return Annotated[
             kind | None,
@@ -61,9 +69,10 @@ class Settings:
     def build(self, given: dict[str, Any]) -> dict[str, Any]:
         declared = dict(settings_of(self.config))
         for name, value in given.items():
-            if declared[name].takes_auto:
+            if declared[name].auto is not None and value != "auto":
                 given[name] = number_or_auto(f"--{name.replace('_', '-')}", value)
-        given = {name: value for name, value in given.items() if value is not None}
+        said = {name: value for name, value in given.items() if value is not None}
+        given = spelled_out(self.config, said)
         for name, value in given.items():
             require_valid(self.config, name, value)
         return given

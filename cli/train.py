@@ -56,7 +56,7 @@ def train(run: RunOptions, settings: dict[str, Any], no_report: NoReport = False
 def pretrain(run: RunOptions, settings: dict[str, Any]) -> None:
     """Learn dense features from unlabelled images, for `train --weights RUN` and for other programs.
 
-    The run directory is like that of `train`; its model shows pseudo categories, and `export --backbone` writes its
+    The run directory is like that of `train`; its model shows pseudo categories, and `export backbone` writes its
     backbone as a plain state dict of torchvision or timm.
     """
     given = _given("pretrain", run, PretrainConfig(), settings)

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from densesiam_seg.clustering.resizing import area_mean
+
 GIST = 8
 """Channels of the gist: luminance, two chromaticities and contrast of both halves; the same for a whole image."""
 OWN = 10
@@ -56,7 +58,7 @@ def appearance(images: Tensor, size: tuple[int, int], within: Surroundings | Non
     # The training loop calls this under autocast, which may round the logarithms' arguments.
     with torch.autocast(images.device.type, enabled=False):
         # Two cells a side for each place, so that windows have a centre; a place's value is the mean of its four cells.
-        cells = F.interpolate(images.float(), (2 * height, 2 * width), mode="area")
+        cells = area_mean(images.float(), (2 * height, 2 * width))
         luminance = cells.mean(1, keepdim=True)
         red, green, blue = (cells + DARK).log().unbind(1)
         colour = torch.stack((red - green, blue - green), 1)
@@ -91,8 +93,16 @@ def gist_of(images: Tensor, size: tuple[int, int]) -> Tensor:
 def _gist(maps: Tensor) -> Tensor:
     """Maps (B, C, h, w) → the means of their upper and of their lower half, at every place: (B, 2C, h, w)."""
     height = maps.shape[-2]
-    halves = maps[..., : -(-height // 2), :], maps[..., height // 2 :, :]
-    means = torch.cat([half.mean((-2, -1), keepdim=True) for half in halves], 1)
+    if torch.compiler.is_exporting():
+        # Of parts whose height is half a symbol torch must know whether it is 1; of weights it need not.
+        rows = torch.arange(height, device=maps.device)
+        upper, lower = 2 * rows < height, 2 * rows >= height - 1
+        weights = torch.stack((upper, lower)).to(maps.dtype)
+        weights = weights / weights.sum(1, keepdim=True)
+        means = (weights @ maps.mean(3).mT).flatten(1)[..., None, None]
+    else:
+        halves = maps[..., : -(-height // 2), :], maps[..., height // 2 :, :]
+        means = torch.cat([half.mean((-2, -1), keepdim=True) for half in halves], 1)
     return means.expand(-1, -1, *maps.shape[-2:])
 
 

@@ -152,6 +152,13 @@ class _PillowImage:
         self.orientation = _orientation(image)
         """1 to 8, as in EXIF."""
         self.height, self.width = _upright_size(image)
+        self.ordinary = (
+            _layout(image) == image.mode
+            and image.mode in ("L", "RGB")
+            and (self.orientation, pages) == (1, 1)
+            and "transparency" not in image.info
+        )
+        """Whether every program shows it alike: 8-bit grey or RGB, one page, upright, without alpha."""
         self._file, self._image = file, image
 
     def draft(self, side: int) -> None:

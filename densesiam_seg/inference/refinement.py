@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from densesiam_seg.clustering.resizing import resized, scaled
 from densesiam_seg.inference.options import Refinement
 
 RADIUS = 10
@@ -47,17 +48,17 @@ def refined(
     found = []
     for scale, mirrored in how.passes:
         size = [max(round(side * scale), 1) for side in images.shape[-2:]]
-        shown = _at(images, size, antialias=True)
+        shown = resized(images, size, antialias=True)
         found.append(scores_of(shown.flip(-1)).flip(-1) if mirrored else scores_of(shown))
     height, width = (max(scores.shape[axis] for scores in found) for axis in (-2, -1))
-    mean = torch.stack([_at(scores, (height, width)) for scores in found]).mean(0)
+    mean = torch.stack([resized(scores, (height, width)) for scores in found]).mean(0)
     if how.refine in ("auto", "none"):
         return mean
     guides = images[:count]
     if zoom > 1:
         # A network that reads an image larger than its size does so for small things; edges are those of its size.
-        size = [max(round(side / zoom), 1) for side in images.shape[-2:]]
-        guides = F.interpolate(guides, size, mode="bilinear", antialias=True)
+        size = [scaled(side, 1, zoom) for side in images.shape[-2:]]
+        guides = resized(guides, size, antialias=True)
     return sharpened(guides, mean[:count], how.refine)
 
 
@@ -69,16 +70,21 @@ def sharpened(images: Tensor, scores: Tensor, refine: str) -> Tensor:
     size = (max(int(height * shrink), 1), max(int(width * shrink), 1))
     results = []
     for image, own in zip(images, scores, strict=True):
-        guide = _at(image[None].to(scores.device).float().div_(255.0), size)
+        guide = resized(image[None].to(scores.device).float().div_(255.0), size)
         if refine == "guided":
             results.append(guided_filter(guide, own[None]))
         else:
-            results.append(pamr(guide, _at(own[None], size)))
+            results.append(pamr(guide, resized(own[None], size)))
     return torch.cat(results)
 
 
 def guided_filter(
-    guide: Tensor, maps: Tensor, radius: int | None = None, epsilon: float = EPSILON
+    guide: Tensor,
+    maps: Tensor,
+    radius: int | None = None,
+    epsilon: float = EPSILON,
+    *,
+    box: Callable[[Tensor, int], Tensor] | None = None,
 ) -> Tensor:
     """Maps (B, K, h, w) as smooth functions of a colour guide (B, 3, H, W) in [0, 1], at the guide's size.
 
@@ -86,21 +92,21 @@ def guided_filter(
     to each side, a map is a linear function of the colour, a = (Σ + εU)⁻¹ cov(I, p) and b = mean p - a · mean I; a
     pixel's value is that of the mean function of the windows that hold it. All means are box filters. Where the guide
     is larger than the maps, the functions are found at the maps' size and applied at the guide's (He and Sun, Fast
-    Guided Filter, 2015).
+    Guided Filter, 2015). `box` computes the means of windows, by default `box_mean`.
     """
     size = maps.shape[-2:]
-    radius = radius or max(round(min(size) / RADIUS), 1)
+    mean = box or box_mean
+    radius = radius or window(size)
     guide = guide - guide.mean((-2, -1), keepdim=True)
-    small = _at(guide, size, antialias=True)
-    colour, own = box_mean(small, radius), box_mean(maps, radius)
+    small = resized(guide, size, antialias=True)
+    colour, own = mean(small, radius), mean(maps, radius)
     products = small[:, :, None] * small[:, None]
-    covariance = box_mean(products.flatten(1, 2), radius).view_as(products)
+    covariance = mean(products.flatten(1, 2), radius).view_as(products)
     covariance = covariance - colour[:, :, None] * colour[:, None]
     ridge = epsilon * torch.eye(3, device=guide.device).view(1, 3, 3, 1, 1)
     inverse = _inverse(covariance + ridge)
     shared = [
-        box_mean(maps * small[:, each, None], radius) - own * colour[:, each, None]
-        for each in range(3)
+        mean(maps * small[:, each, None], radius) - own * colour[:, each, None] for each in range(3)
     ]
     result = own
     filtered = torch.zeros(*maps.shape[:2], *guide.shape[-2:], device=maps.device)
@@ -109,8 +115,13 @@ def guided_filter(
         for column in range(3):
             slope.addcmul_(inverse[:, row, column, None], shared[column])
         result = torch.addcmul(result, slope, colour[:, row, None], value=-1)
-        filtered.addcmul_(_at(box_mean(slope, radius), guide.shape[-2:]), guide[:, row, None])
-    return filtered.add_(_at(box_mean(result, radius), guide.shape[-2:]))
+        filtered.addcmul_(resized(mean(slope, radius), guide.shape[-2:]), guide[:, row, None])
+    return filtered.add_(resized(mean(result, radius), guide.shape[-2:]))
+
+
+def window(size: Sequence[int]) -> int:
+    """Radius of the guided filter's windows in maps of that size."""
+    return scaled(torch.sym_min(*size), 1, RADIUS)
 
 
 def box_mean(maps: Tensor, radius: int) -> Tensor:
@@ -176,10 +187,3 @@ def _neighbours(maps: Tensor, dilations: Sequence[int]) -> Iterator[Tensor]:
                 if down or right:
                     top, left = reach + down, reach + right
                     yield padded[..., top : top + height, left : left + width]
-
-
-def _at(maps: Tensor, size: Sequence[int], *, antialias: bool = False) -> Tensor:
-    """Maps (B, K, h, w) at another size, bilinearly."""
-    if tuple(maps.shape[-2:]) == tuple(size):
-        return maps
-    return F.interpolate(maps, tuple(size), mode="bilinear", antialias=antialias)

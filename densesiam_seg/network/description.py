@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from densesiam_seg.clustering.resizing import resized
+
 PYRAMID_STAGES = 2
 """Of a pyramid the two coarsest stages are read, at strides 16 and 32; of a plain transformer the last one."""
 TEMPERATURE = 0.1
@@ -139,7 +141,6 @@ def _each(images: Sequence[Sequence[Stages]]) -> Iterator[list[Tensor]]:
 
 def _at(maps: Tensor, size: Sequence[int]) -> Tensor:
     """Maps (B, C, h, w) at another size, bilinearly."""
-    if maps.shape[-2:] == tuple(size):
-        return maps
-    smaller = maps.shape[-1] > size[1]
-    return F.interpolate(maps, tuple(size), mode="bilinear", antialias=smaller)
+    # Antialiasing changes nothing where maps are enlarged, and an exported program does not know whether they are.
+    smaller = torch.compiler.is_exporting() or maps.shape[-1] > size[1]
+    return resized(maps, size, antialias=smaller)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from densesiam_seg.backbones import TIMM, TORCHVISION
+from densesiam_seg.clustering.resizing import resized, scaled
 from densesiam_seg.errors import UsageError
 from densesiam_seg.network.architecture import Features
 from densesiam_seg.network.description import PYRAMID_STAGES, Description
@@ -162,9 +163,8 @@ class Encoder(nn.Module):
         """What the description reads of normalised images (B, 3, H, W): the stages of each size, the smallest first."""
         found = []
         for size in range(1, self.zoom):
-            sides = [max(round(side * size / self.zoom), 1) for side in images.shape[-2:]]
-            smaller = F.interpolate(images, sides, mode="bilinear", antialias=True)
-            found.append(self.coarsest_stages(smaller))
+            sides = [scaled(side, size, self.zoom) for side in images.shape[-2:]]
+            found.append(self.coarsest_stages(resized(images, sides, antialias=True)))
         return [*found, self.coarsest_stages(images)]
 
     def coarsest_stages(self, images: Tensor) -> list[Tensor]:

@@ -119,36 +119,37 @@ class DenseSiam(nn.Module):
         """
         return self.joined(*self.parts(images))
 
+    @property
+    def finer(self) -> bool:
+        """Whether clusters are of appearance beside a description, and are read on a finer grid than that."""
+        mixture = self.mixture
+        return self.encoder.description is not None and mixture is not None and mixture.fitted
+
     def parts(
-        self, images: Tensor, around: Surroundings | None = None
+        self, images: Tensor, around: Surroundings | None = None, finer: bool | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """What `joined` makes `dense` of: the encoder's local features, and log-posteriors where there is a mixture.
 
-        Of tiles, which see what is `around` them, both can be put together before they are joined.
+        Of tiles, which see what is `around` them, both can be put together before they are joined. A program that is
+        exported has no tensors to ask for `finer`, so that it is told.
         """
         local = self.encoder.local(images)
         if self.mixture is None:
             return local, None
         height, width = local.shape[-2:]
-        finer = FINER if self._refines else 1
-        size = (finer * height, finer * width)
+        factor = FINER if (self.finer if finer is None else finer) else 1
+        size = (factor * height, factor * width)
         return local, self.log_posteriors(denormalise(images.float()), size, around)
 
-    def joined(self, local: Tensor, logs: Tensor | None) -> Tensor:
+    def joined(self, local: Tensor, logs: Tensor | None, finer: bool | None = None) -> Tensor:
         """The `parts` of whole images → `dense`."""
         features = self.encoder.settled(local)
         if logs is None:
             return features
         features = features.float()
-        if self._refines:
+        if self.finer if finer is None else finer:
             features = F.interpolate(features, logs.shape[-2:], mode="bilinear")
         return torch.cat((features, logs), 1)
-
-    @property
-    def _refines(self) -> bool:
-        """Whether clusters are of appearance beside a description, and are read on a finer grid than that."""
-        mixture = self.mixture
-        return self.encoder.description is not None and mixture is not None and mixture.fitted
 
     def log_posteriors(
         self, images: Tensor, size: Sequence[int], around: Surroundings | None = None

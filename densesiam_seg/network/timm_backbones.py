@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from densesiam_seg.backbones import TIMM
+from densesiam_seg.clustering.resizing import opaque, resized, scaled
 from densesiam_seg.errors import UsageError
 from densesiam_seg.views.photometric import MEAN, STD
 
@@ -65,11 +65,11 @@ class TimmBackbone(nn.Module):
         Sides that are no multiples of the patch (or of a pyramid's largest stride) are resized to the nearest ones, so
         that the maps cover the image and nothing else; padding would leave an empty border.
         """
-        sides = [max(round(side / self.multiple), 1) * self.multiple for side in images.shape[-2:]]
-        if sides != list(images.shape[-2:]):
-            images = F.interpolate(images, sides, mode="bilinear", antialias=True)
+        sides = [
+            opaque(scaled(side, 1, self.multiple)) * self.multiple for side in images.shape[-2:]
+        ]
         stages = self.plain.forward_intermediates(
-            self._renormalised(images),
+            self._renormalised(resized(images, sides, antialias=True)),
             indices=self.indices,
             norm=self.one_stride,
             intermediates_only=True,
@@ -85,6 +85,32 @@ class TimmBackbone(nn.Module):
             for values in (MEAN, STD, self.mean, self.deviation)
         )
         return (images * deviation + mean - own_mean) / own_deviation
+
+    def pad_constantly(self) -> None:
+        """Put constants in place of paddings that are computed from the maps' sides, for a program that is exported.
+
+        TensorFlow's `same` padding depends on what a side leaves over a stride; here that is nothing, as sides are
+        multiples of them all.
+        """
+        from timm.layers import Conv2dSame
+
+        same = [name for name, each in self.plain.named_modules() if isinstance(each, Conv2dSame)]
+        for name in same:
+            layer = self.plain.get_submodule(name)
+            sides = zip(layer.kernel_size, layer.dilation, layer.stride, strict=True)
+            down, right = (max((k - 1) * d + 1 - step, 0) for k, d, step in sides)
+            padding = (right // 2, right - right // 2, down // 2, down - down // 2)
+            plain = nn.Conv2d(
+                layer.in_channels,
+                layer.out_channels,
+                layer.kernel_size,
+                layer.stride,
+                dilation=layer.dilation,
+                groups=layer.groups,
+                bias=layer.bias is not None,
+            )
+            plain.weight, plain.bias = layer.weight, layer.bias
+            self.plain.set_submodule(name, nn.Sequential(nn.ZeroPad2d(padding), plain))
 
     def fetch(self) -> None:
         """Take over the weights that timm publishes under this name; raises whatever timm and the Hub's library do."""

@@ -21,7 +21,7 @@ def test_the_backbone(
     cli: Cli, model_folder: Path, segmenter: Segmenter, tmp_path: Path, suffix: str
 ) -> None:
     path = tmp_path / f"b{suffix}"
-    code, out, error = cli("export", model_folder, "--backbone", "--out", path, "--json")
+    code, out, error = cli("export", "backbone", model_folder, "--out", path, "--json")
     assert (code, json.loads(out)) == (0, {"file": str(path), "backbone": "resnet18"})
     assert error.splitlines()[0] == f"backbone (resnet18): {path}"
     assert f"--weights {path}" in error.splitlines()[1]
@@ -36,12 +36,12 @@ def test_a_backbone_of_timm(cli: Cli, tmp_path: Path) -> None:
     architecture = Architecture("timm:test_vit", channels=4, clusters=2, over_clusters=0)
     card = ModelCard(architecture, 32, clusters=2)
     model = Segmenter(build_network(architecture, 0), card, device="cpu").save(tmp_path / "m")
-    code, _, error = cli("export", model, "--backbone", "-o", tmp_path / "b.pth")
+    code, _, error = cli("export", "backbone", model, "-o", tmp_path / "b.pth")
     assert (code, "timm.create_model('test_vit').load_state_dict" in error) == (0, True)
 
 
 def test_a_second_time(cli: Cli, model_folder: Path, tmp_path: Path) -> None:
-    arguments = ("export", model_folder, "--backbone", "-q", "-o", tmp_path / "b.pth")
+    arguments = ("export", "backbone", model_folder, "-q", "-o", tmp_path / "b.pth")
     assert cli(*arguments) == (0, "", "")
     refused(cli(*arguments), 2, "usage", "exists already; give --overwrite")
     assert cli(*arguments, "--overwrite") == (0, "", "")
@@ -49,14 +49,13 @@ def test_a_second_time(cli: Cli, model_folder: Path, tmp_path: Path) -> None:
 
 def test_refusals(cli: Cli, model_folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "b.pth"
-    refused(cli("export", model_folder, "-o", path), 2, "usage", "give --backbone")
-    command = ("export", tmp_path / "none", "--backbone", "-o")
-    found = cli("export", model_folder, "--backbone", "-o", tmp_path / "b.onnx")
+    command = ("export", "backbone", tmp_path / "none", "-o")
+    found = cli("export", "backbone", model_folder, "-o", tmp_path / "b.onnx")
     refused(found, 2, "usage", "give a name ending in .safetensors or .pth")
     refused(cli(*command, path), 4, "model", "no model here")
     (tmp_path / "none" / "checkpoints").mkdir(parents=True)
     refused(cli(*command, path), 4, "model", "this run has not finished")
     assert not path.exists()
     path.touch()
-    found = cli("export", model_folder, "--backbone", "-o", path / "b.pth")
+    found = cli("export", "backbone", model_folder, "-o", path / "b.pth")
     refused(found, 5, "output", "cannot be written")

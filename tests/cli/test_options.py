@@ -110,7 +110,7 @@ DAMAGED = {
     "visualize": "visualize {run} {image} --out {out}.png",
     "evaluate": "evaluate {data}/scenes.toml --root {data} --model {run}",
     "probe": "probe {run} --dataset {data}/scenes.toml --root {data}",
-    "export": "export {run} --backbone --out {out}.pth",
+    "export backbone": "export backbone {run} --out {out}.pth",
     "init from": "train {image} --init-from {run} --out {out}",
     "weights": "train {image} --weights {run} --out {out}",
     "weights file": "train {image} --weights {run}/model.safetensors --out {out}",

@@ -98,7 +98,7 @@ class TestSizes:
                 assert backbone(torch.randn(1, 3, *size))[0].shape[-2:] == grid
 
     def test_a_multiple_is_left_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.delattr("densesiam_seg.network.timm_backbones.F.interpolate")
+        monkeypatch.delattr("densesiam_seg.clustering.resizing.F.interpolate")
         backbone = TimmBackbone("vit_small_patch16_dinov3").eval()
         with torch.no_grad():
             assert backbone(torch.randn(1, 3, 32, 64))[0].shape == (1, 24, 2, 4)

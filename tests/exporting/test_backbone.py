@@ -12,7 +12,7 @@ import torchvision
 from torch import Tensor
 
 from densesiam_seg.errors import OutputError, UsageError
-from densesiam_seg.inference.export import export_backbone, require_export_target
+from densesiam_seg.exporting.backbone import export_backbone, require_export_target
 from densesiam_seg.inference.model_card import ModelCard
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.tensors import read_safetensors

@@ -1,4 +1,4 @@
-"""`export`: a model's backbone as a plain state dict of torchvision or timm, for programs elsewhere."""
+"""`export backbone`: a model's backbone as a plain state dict of torchvision or timm, for programs elsewhere."""
 
 from __future__ import annotations
 
