@@ -63,7 +63,8 @@ def entropy(found: Tensor, left: int) -> Tensor:
     """Probabilities (B, K, h, w) of `left` clusters → their entropy over its largest value, 0 to 1, (B, h, w)."""
     if left < 2:
         return torch.zeros_like(found[:, 0])
-    return torch.special.entr(found).sum(1) / math.log(left)
+    total: Tensor = torch.special.entr(found).sum(1)
+    return total / math.log(left)
 
 
 def grade(
