@@ -9,6 +9,7 @@ Axes: K clusters.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -108,6 +109,12 @@ def left(clusters: Sequence[Cluster]) -> list[Cluster]:
     return [replace(each, share=shares.get(each.id)) for each in clusters if each.left]
 
 
+def is_flat(clusters: Sequence[Cluster]) -> bool:
+    """Whether each cluster that is merged is so into one that is shown."""
+    into = [each.merged_into for each in clusters if each.merged_into is not None]
+    return all(root < len(clusters) and clusters[root].left for root in into)
+
+
 def merged_into(clusters: Sequence[Cluster], root: int) -> list[Cluster]:
     """The clusters that are shown as `root`, itself left out."""
     return [each for each in clusters if each.merged_into == root]
@@ -119,12 +126,13 @@ def chosen(
     """The ids that are meant by ids and names, several with commas between them, once each, in their order.
 
     A cluster that is merged into another means the other. Raises UsageError, naming the option `what`, for one that is
-    unknown.
+    unknown, and for a name that several clusters have which are shown.
     """
     table = grouping(clusters)
     # A name is that of a cluster that is shown before it is that of one that is merged.
     ids = {each.name: each.id for each in sorted(clusters, key=lambda each: each.left)}
     ids |= {str(each.id): each.id for each in clusters}
+    shown = Counter(each.name for each in clusters if each.left)
     # A name may hold a comma itself.
     parts = [part for text in named for part in ([text] if text in ids else text.split(","))]
     found = []
@@ -134,6 +142,8 @@ def chosen(
                 f"{what} {part}: no such cluster; give ids from 0 to {len(clusters) - 1} or names of the model's "
                 f"{CLUSTERS}"
             )
+        if shown[part] > 1 and part != str(ids[part]):
+            raise UsageError(f"{what} {part}: several clusters have this name; give ids")
         found.append(int(table[ids[part]]))
     return tuple(dict.fromkeys(found))
 
@@ -163,12 +173,13 @@ def read_clusters(
         raise ModelError(f"{path}: not a list of clusters ({error}); mend or retrain") from error
     wanted = len(clusters) if count is None else count
     ids = [cluster.id for cluster in clusters]
-    if not wanted or ids != list(range(wanted)) or not all(map(_is_sound, clusters)):
+    if not wanted:
+        raise ModelError(f"{path}: lists no clusters; mend or retrain")
+    if ids != list(range(wanted)) or not all(map(_is_sound, clusters)):
         raise ModelError(
             f"{path}: must list the clusters 0 to {wanted - 1} with names, RGB colours and shares from 0 to 1; mend it"
         )
-    into = [each.merged_into for each in clusters if each.merged_into is not None]
-    if any(root >= wanted or not clusters[root].left for root in into):
+    if not is_flat(clusters):
         raise ModelError(f"{path}: a cluster is merged into one that is itself merged; mend it")
     _require_members(path, clusters, merged)
     if not _is_history(found):

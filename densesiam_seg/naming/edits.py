@@ -21,6 +21,8 @@ from densesiam_seg.naming.clusters import (
     NamedBy,
     chosen,
     cluster_of,
+    is_flat,
+    name_clusters,
     read_clusters,
     write_clusters,
 )
@@ -42,6 +44,10 @@ def rename(folder: Path, names: Mapping[str, str]) -> ClusterFile:
         for old, name in names.items():
             # Each alone, since a present name may hold a comma.
             for root in chosen(found, [old], what="rename"):
+                if root in new:
+                    raise UsageError(
+                        f"rename {old}={name}: cluster {root} is named twice; give one name"
+                    )
                 new[root] = _sound_name(name)
         return _renamed(found, new)
 
@@ -88,7 +94,8 @@ def regroup(
 ) -> ClusterFile:
     """Show each cluster as the one that `groups` (K) names, itself or another, in place of all earlier merges.
 
-    `names` are those of the clusters that are shown. `what` are the words of the edit in the history, and
+    `names` are those of the clusters that are shown. Of clusters that would be shown with one name those that are shown
+    anew are unnamed: a merge may have passed on their name. `what` are the words of the edit in the history, and
     `suggestion=…` replaces that of the file. Raises as `rename`.
     """
 
@@ -99,7 +106,8 @@ def regroup(
             replace(each, merged_into=None if root == each.id else root)
             for each, root in zip(found, groups, strict=True)
         ]
-        return _named(result, names or {}, named_by)
+        named = _named(result, names or {}, named_by)
+        return _apart(named, [each.id for each in found if each.left], names or {})
 
     return _edit(folder, what, regrouped, **more)
 
@@ -124,13 +132,15 @@ def undo(folder: Path, *, seen: int | None = None) -> tuple[str, ClusterFile]:
                 f"{path}: edited by another program since; look at the clusters and undo again"
             )
         if not found.history:
-            raise UsageError(f"{path}: nothing to undo; no edit is kept that has not been undone")
+            raise UsageError(f"{path}: nothing to undo; no edit is left")
         *earlier, last = found.history
         try:
             before = {each.id: each for each in map(cluster_of, last["before"])}
             clusters = tuple(before.get(each.id, each) for each in found.clusters)
         except (AttributeError, TypeError) as error:
             raise ModelError(f"{path}: its history is damaged ({error}); delete it") from error
+        if not is_flat(clusters):
+            raise ModelError(f"{path}: its history is damaged (merges of merges); delete it")
         result = replace(
             found, clusters=clusters, revision=found.revision + 1, history=tuple(earlier)
         )
@@ -201,6 +211,22 @@ def _named(
         replace(each, name=names[each.id], named_by=named_by) if each.id in names else each
         for each in clusters
     ]
+
+
+def _apart(
+    clusters: Sequence[Cluster], before: Sequence[int], names: Mapping[int, str]
+) -> list[Cluster]:
+    """No two that are shown have one name: it stays with one in `names`, else with one that was shown `before`."""
+    order = sorted(clusters, key=lambda each: (each.id not in names, each.id not in before))
+    seen: set[str] = set()
+    double = []
+    for each in order:
+        if each.left and each.name in seen:
+            double.append(each.id)
+        elif each.left:
+            seen.add(each.name)
+    unnamed = name_clusters(len(clusters))
+    return _named(clusters, {each: unnamed[each].name for each in double}, None)
 
 
 def _sound_name(name: str) -> str:

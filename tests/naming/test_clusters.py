@@ -106,6 +106,11 @@ class TestFile:
         path.write_text('[{"id": 0, "name": "a", "colour": [1, 2, 3], "share": 1}]')
         assert read_clusters(path, 1) == ClusterFile((Cluster(0, "a", (1, 2, 3), 1),))
 
+    def test_none_at_all(self, path: Path) -> None:
+        path.write_text("[]")
+        with pytest.raises(ModelError, match="lists no clusters"):
+            read_clusters(path)
+
     def test_the_oldest_edits_are_forgotten(self, path: Path) -> None:
         history = tuple({"edit": f"{n}" * 2**18, "before": []} for n in range(10))
         write_clusters(path, ClusterFile(MERGED, 10, history))
@@ -154,6 +159,12 @@ class TestChosen:
     def test_unknown_ones(self, named: str) -> None:
         with pytest.raises(UsageError, match=r"no such cluster; give ids from 0 to 4 or names"):
             chosen(self.CLUSTERS, [named])
+
+    def test_a_name_that_several_show(self) -> None:
+        twice = (*self.CLUSTERS[:4], replace(self.CLUSTERS[4], name="sky"))
+        assert chosen(twice, ["0", "4"]) == (0, 4)
+        with pytest.raises(UsageError, match="several clusters"):
+            chosen(twice, ["sky"])
 
     def test_merged_ones_mean_what_shows_them(self) -> None:
         """A name that is left wins over the same name of a merged one."""

@@ -54,6 +54,12 @@ class TestRename:
             rename(folder, {"2": "fine", "0": name})
         assert (folder / "clusters.json").read_bytes() == before
 
+    def test_two_names_for_one_are_refused(self, folder: Path) -> None:
+        merge(folder, ["2", "3"])
+        for twice in ({"2": "a", "cluster_02": "b"}, {"2": "a", "3": "b"}):
+            with pytest.raises(UsageError, match="twice"):
+                rename(folder, twice)
+
     def test_the_present_name_is_no_edit(self, folder: Path) -> None:
         rename(folder, {"0": "sky"})
         assert rename(folder, {"0": "sky"}).revision == 1
@@ -119,13 +125,41 @@ class TestUndo:
             undo(folder)
         assert read_clusters(folder / "clusters.json").revision == 6
 
-    @pytest.mark.parametrize("entry", ["x", {"id": 0}, {"id": 0, "name": 7, "colour": [1, 2, 3]}])
+    @pytest.mark.parametrize(
+        "entry",
+        [
+            "x",
+            {"id": 0},
+            {"id": 0, "name": 7, "colour": [1, 2, 3]},
+            {"id": 0, "name": "a", "colour": [1, 2, 3], "merged_into": 6},
+            {"id": 0, "name": "a", "colour": [1, 2, 3], "merged_into": 2},
+        ],
+    )
     def test_a_damaged_history(self, folder: Path, entry: object) -> None:
         history = ({"edit": "x", "before": [entry]},)
-        content = ClusterFile(tuple(name_clusters(6)), 1, history)
-        write_clusters(folder / "clusters.json", content)
-        with pytest.raises(ModelError):
+        merged = merge(folder, ["1", "2"]).clusters
+        write_clusters(folder / "clusters.json", ClusterFile(merged, 1, history))
+        with pytest.raises(ModelError, match="history is damaged"):
             undo(folder)
+        assert read_clusters(folder / "clusters.json").clusters == merged
+
+
+def test_no_name_is_shown_twice_after_merges_are_replaced(folder: Path) -> None:
+    rename(folder, {"3": "road", "1": "sky"})
+    merge(folder, ["5", "3"], "road")
+    merge(folder, ["0", "1"])  # 0 takes on the name of 1
+    assert names(folder) == ["sky", "sky", "cluster_02", "road", "cluster_04", "road"]
+    found = regroup(folder, "cut", [0, 1, 2, 3, 4, 5])
+    assert names(folder) == [
+        *("sky", "cluster_01", "cluster_02"),
+        *("cluster_03", "cluster_04", "road"),
+    ]
+    assert [each.named_by for each in found.clusters][::5] == ["user", "user"]
+    assert found.clusters[3].named_by is None
+    undo(folder)
+    regroup(folder, "name", [0, 1, 2, 3, 4, 5], {4: "sky"}, "labels")
+    assert names(folder)[0] == "cluster_00"
+    assert names(folder)[4] == "sky"
 
 
 def test_a_suggestion_is_kept_through_edits(folder: Path) -> None:
