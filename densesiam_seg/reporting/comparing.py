@@ -30,7 +30,7 @@ from densesiam_seg.naming.clusters import Cluster
 from densesiam_seg.pictures.masks import Colour, overlay
 from densesiam_seg.pictures.sheet import fitted
 from densesiam_seg.reporting.pictures import address, masked
-from densesiam_seg.reporting.templates import render
+from densesiam_seg.reporting.templates import css_colour, render
 
 SIDE = 480
 """Pixels of the longer side at which masks are compared."""
@@ -222,8 +222,8 @@ def write_comparison(
         names=names,
         found=found,
         looks=looks,
-        colour=lambda rgb: "#{:02x}{:02x}{:02x}".format(*rgb),
-        second_colour=lambda cluster: "#{:02x}{:02x}{:02x}".format(*colours[cluster.id]),
+        colour=css_colour,
+        second_colours=colours,
         file_name=lambda source: Path(source).name,
     )
     make_folder(path.parent)

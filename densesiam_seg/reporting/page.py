@@ -17,7 +17,6 @@ from densesiam_seg.errors import counted
 from densesiam_seg.evaluation.evaluate import Evaluation
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.naming.clusters import Cluster, merged_into
-from densesiam_seg.pictures.masks import Colour
 from densesiam_seg.reporting.charts import (
     confusion_picture,
     health_chart,
@@ -28,7 +27,7 @@ from densesiam_seg.reporting.pictures import Shown
 from densesiam_seg.reporting.review import Look
 from densesiam_seg.reporting.run_files import RunFiles
 from densesiam_seg.reporting.survey import Survey
-from densesiam_seg.reporting.templates import render
+from densesiam_seg.reporting.templates import css_colour, render
 
 NEIGHBOURS = 3
 RARE = 0.1
@@ -170,6 +169,7 @@ def report_page(contents: Contents) -> str:
         title=run.name,
         contents=contents,
         cards=contents.cards,
+        learned=len(segmenter.clusters),
         seen=_seen(contents),
         facts=_facts(contents, in_use),
         colour=css_colour,
@@ -191,11 +191,6 @@ def report_page(contents: Contents) -> str:
         model=_model(segmenter),
         scores=_scores(contents.evaluation, segmenter),
     )
-
-
-def css_colour(colour: Colour) -> str:
-    """`#rrggbb`."""
-    return "#{:02x}{:02x}{:02x}".format(*colour)
 
 
 def _seen(contents: Contents) -> str:

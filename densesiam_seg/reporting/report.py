@@ -32,6 +32,7 @@ STRIP = 5
 LOOKS = 12
 """Images to look at first."""
 REMEDY = "give images: densesiam-seg report RUN IMAGES"
+NOVELTY_REMEDY = "densesiam-seg review has --reference for images to compare with"
 
 Images = str | Path | Sequence[str | Path]
 
@@ -166,7 +167,7 @@ def report_events(
     assert survey is not None
     known: Reference | None = survey.reference() if order.of_training else None
     if not order.of_training:
-        known = yield from reference_events(segmenter, order.run)
+        known = yield from reference_events(segmenter, order.run, remedy=NOVELTY_REMEDY)
     for scored in segmenter_events(segmenter, task) if task else ():
         if isinstance(scored, Evaluation):
             evaluation = scored

@@ -93,12 +93,15 @@ def review_events(
 
 
 def reference_events(
-    segmenter: Segmenter, run: RunFiles, given: Sequence[str] | None = None
+    segmenter: Segmenter,
+    run: RunFiles,
+    given: Sequence[str] | None = None,
+    remedy: str = REMEDY,
 ) -> Generator[Notice | Progress, None, Reference | None]:
     """Describe some training images, or those given; returns the `Reference`, or None with a warning."""
     if given is None:
         try:
-            manifest = run.training_images(REMEDY)
+            manifest = run.training_images(remedy)
         except InputError as error:
             yield Notice(f"novelty is left out: {error}", warning=True)
             return None
@@ -108,7 +111,7 @@ def reference_events(
     known = Reference(*found)
     if not known.usable:
         yield Notice(
-            f"novelty is left out: only {len(known.sources)} images to compare with could be read; {REMEDY}",
+            f"novelty is left out: only {len(known.sources)} images to compare with could be read; {remedy}",
             warning=True,
         )
         return None

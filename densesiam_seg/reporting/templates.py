@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import densesiam_seg
 from densesiam_seg.errors import UsageError, counted, one_line
+from densesiam_seg.pictures.masks import Colour
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -89,6 +90,11 @@ def _safe(text: str) -> Any:
     from markupsafe import Markup
 
     return Markup(text)
+
+
+def css_colour(colour: Colour) -> str:
+    """`#rrggbb`."""
+    return "#{:02x}{:02x}{:02x}".format(*colour)
 
 
 def percent(share: float | None) -> str:

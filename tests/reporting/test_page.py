@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from densesiam_seg.inference.segmenter import Segmenter
-from densesiam_seg.reporting.page import cards_of, css_colour, page_file
+from densesiam_seg.reporting.page import cards_of, page_file
 from densesiam_seg.reporting.run_files import read_run
 from densesiam_seg.reporting.survey import Survey
 
@@ -61,10 +61,6 @@ def test_merged_clusters_are_one_card(segmenter: Segmenter) -> None:
     assert [card.cluster.id for card in cards] == [0, 1, 2]
     assert [[each.id for each in card.members] for card in cards] == [[], [3, 4], []]
     assert cards[1].to_dict()["members"] == [3, 4]
-
-
-def test_colours() -> None:
-    assert css_colour((1, 171, 255)) == "#01abff"
 
 
 def test_where_the_page_goes(run: Path, model_folder: Path, tmp_path: Path) -> None:

@@ -12,7 +12,13 @@ from densesiam_seg import __version__
 from densesiam_seg.errors import UsageError
 from densesiam_seg.reporting import templates
 from densesiam_seg.reporting.review import Reviewed
-from densesiam_seg.reporting.templates import GENERATOR, percent, render, require_page_target
+from densesiam_seg.reporting.templates import (
+    GENERATOR,
+    css_colour,
+    percent,
+    render,
+    require_page_target,
+)
 
 HOSTILE = '"><script>alert(1)</script><a href="http://x">\x1b[2J\u202e\udcff{{ 7 * 7 }}'
 
@@ -25,6 +31,10 @@ def test_what_is_printed_is_escaped_and_visible() -> None:
     assert page.words.count(shown) == 1 and shown + " – densesiam-seg" in page.words
     assert "1,234" in page.text and __version__ in page.text
     assert text.encode("utf-8").startswith(b"<!DOCTYPE html>") and GENERATOR in text[:4096]
+
+
+def test_colours() -> None:
+    assert css_colour((1, 171, 255)) == "#01abff"
 
 
 def test_the_policy_of_a_page() -> None:
