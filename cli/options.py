@@ -182,7 +182,7 @@ class ReadoutOptions:
         list[str] | None,
         recipe_option(
             "--fit-images",
-            help="Images for kmeans, merge and auto; default those of the training run.",
+            help="Images for kmeans, merge and auto; default the training's.",
         ),
     ] = None
     over_clusters: Annotated[
@@ -225,7 +225,7 @@ class RefineOptions:
         recipe_option(
             "--scales",
             metavar="FACTOR,…",
-            help="Average the scores of each image at these scales, such as 0.75,1,1.25.",
+            help="Average the scores at several scales, such as 0.75,1,1.25.",
         ),
     ] = None
     refine: Annotated[

@@ -108,8 +108,7 @@ class RunConfig:
     )
     backbone: str = setting(
         "resnet18",
-        "A model of torchvision (resnet18 …, convnext_tiny …, swin_t …) or of timm as timm:NAME (installed too; the "
-        "extra [timm] is no longer needed).",
+        "A model of torchvision (resnet18 …, convnext_tiny …, swin_t …) or of timm as timm:NAME.",
         RECIPE,
         common=True,
     )
@@ -224,7 +223,7 @@ class TrainConfig(RunConfig):
 
     clusters: int = setting(
         27,
-        "Clusters K to learn. auto: many, of which as many are left as choose_clusters finds.",
+        f"Clusters K to learn. auto: {FINE_CLUSTERS}, of which as many are shown as are recommended without labels.",
         RECIPE,
         least=2,
         most=4096,

@@ -258,6 +258,11 @@ class TestHelp:
         for each in (command, *command.params):
             assert shown(Text.from_markup(each.help).plain) in page, each.name
 
+    @pytest.mark.parametrize("name", [name for name in OPTIONS if name != "study"])
+    def test_two_screens_hold_it(self, cli: Cli, monkeypatch: Patch, name: str) -> None:
+        monkeypatch.setenv("COLUMNS", "120")
+        assert len(cli(*name.split(), "--help")[1].strip().splitlines()) <= 48
+
     def test_brackets_stay(self) -> None:
         def command(value: Annotated[str, typer.Option(help=WRITTEN)] = "") -> None:
             """Takes [extras]."""
