@@ -210,6 +210,27 @@ def _lines(values: Sequence[str]) -> str:
     return "[\n" + ",\n".join(values) + "\n]" if values else "[]"
 
 
+def carried_over(clusters: Sequence[Cluster], path: Path, *, merges: bool) -> tuple[Cluster, ...]:
+    """Clusters that were trained on, with the names and colours of an earlier file, and with its `merges`.
+
+    As they are where there is no sound file of as many.
+    """
+    try:
+        earlier = read_clusters(path, len(clusters)).clusters
+    except ModelError:
+        return tuple(clusters)
+    return tuple(
+        replace(
+            new,
+            name=old.name,
+            colour=old.colour,
+            named_by=old.named_by,
+            merged_into=old.merged_into if merges else None,
+        )
+        for new, old in zip(clusters, earlier, strict=True)
+    )
+
+
 def cluster_of(entry: Any) -> Cluster:
     """A cluster of its entry in `clusters.json`. Raises TypeError or ModelError for one that cannot be."""
     found = _cluster(entry)

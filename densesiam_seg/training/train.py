@@ -38,6 +38,7 @@ from densesiam_seg.io.run_directory import (
     write_status,
 )
 from densesiam_seg.io.signals import stop_requests
+from densesiam_seg.naming.clusters import CLUSTERS, carried_over
 from densesiam_seg.naming.cuts import cut_to
 from densesiam_seg.naming.edits import suggest
 from densesiam_seg.network.encoder import require_backbone
@@ -308,8 +309,12 @@ def _finish(run: Run, training: Training) -> Iterator[Event]:
     }
     model = run.folder / "model"
     segmenter = segmenter_of(training, range(len(training.store)), facts)
+    chooses = isinstance(training.config, TrainConfig) and training.config.choose_clusters
+    if training.config.learns_clusters():
+        # A run that stopped early has a model, whose clusters may have got names since.
+        segmenter.clusters = carried_over(segmenter.clusters, model / CLUSTERS, merges=not chooses)
     segmenter.save(model)
-    if isinstance(training.config, TrainConfig) and training.config.choose_clusters:
+    if chooses:
         yield from _choose_clusters(run, training, segmenter)
     complete = training.step >= training.total_steps
     status: Status = "done" if complete else "stopped"

@@ -14,6 +14,7 @@ from densesiam_seg.errors import ModelError, UsageError
 from densesiam_seg.naming.clusters import (
     Cluster,
     ClusterFile,
+    carried_over,
     chosen,
     grouping,
     left,
@@ -129,6 +130,19 @@ class TestFile:
             read_clusters(path, 5, merged=False)
         message = str(caught.value)
         assert str(path) in message and "; " in message and len(message.splitlines()) == 1
+
+
+def test_what_is_carried_over_to_a_model_that_was_trained_on(tmp_path: Path) -> None:
+    path = tmp_path / "clusters.json"
+    new = name_clusters(5, [0.2] * 5)
+    assert carried_over(new, path, merges=True) == tuple(new)
+    old = [replace(each, name=f"n{each.id}", colour=(1, 2, 3), share=0.0) for each in new]
+    old[4] = replace(old[4], merged_into=1, named_by="user")
+    write_clusters(path, ClusterFile(tuple(old)))
+    found = carried_over(new, path, merges=True)
+    assert found == tuple(replace(each, share=0.2) for each in old)
+    assert carried_over(new, path, merges=False)[4] == replace(found[4], merged_into=None)
+    assert carried_over(new[:3], path, merges=True) == tuple(new[:3])
 
 
 class TestChosen:

@@ -51,7 +51,7 @@ from densesiam_seg.io.run_directory import RUN_NAMES, read_status
 from densesiam_seg.methods.densesiam import DenseSiamMethod
 from densesiam_seg.methods.method import Objective
 from densesiam_seg.naming.clusters import read_clusters
-from densesiam_seg.naming.edits import undo
+from densesiam_seg.naming.edits import merge, rename, undo
 from densesiam_seg.training import loop, setup
 from densesiam_seg.training import train as running
 from densesiam_seg.training.checkpoint import TENSORS, load_checkpoint, save_checkpoint
@@ -535,6 +535,15 @@ class TestTimeLimit:
         assert Segmenter.load(run, device="cpu").card.training["steps"] == 2
         assert end(runs.resume(max_time=3600)).complete
         same_end(run, reference)
+
+    def test_names_that_its_clusters_got_stay(self, runs: TinyRuns) -> None:
+        end(runs.begin(max_time=0))
+        rename(runs.path / "model", {"1": "sky"})
+        merge(runs.path / "model", ["0", "2"])
+        assert end(runs.resume(max_time=3600)).complete
+        clusters = Segmenter.load(runs.path, device="cpu").clusters
+        assert [each.name for each in clusters[:2]] == ["cluster_00", "sky"]
+        assert clusters[1].named_by == "user" and clusters[2].merged_into == 0
 
     def test_at_an_epochs_end_the_epoch_is_whole(
         self, runs: TinyRuns, reference: Path, monkeypatch: pytest.MonkeyPatch
