@@ -67,4 +67,5 @@ def entropy(found: Tensor, left: int) -> Tensor:
     """Probabilities (B, K, h, w) of `left` clusters → their entropy over its largest value, 0 to 1, (B, h, w)."""
     if left < 2:
         return torch.zeros_like(found[:, 0])
-    return torch.special.entr(found).sum(1) / math.log(left)
+    spread: Tensor = torch.special.entr(found).sum(1) / math.log(left)
+    return spread
