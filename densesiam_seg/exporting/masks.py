@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -234,7 +234,7 @@ def _samples(
     clusters: Sequence[Cluster],
     segmenter: Segmenter | None,
     refinement: Refinement,
-) -> Iterator[Any]:
+) -> Generator[Predicted, None, list[Any]]:
     """Write all samples; returns what `Layout.finish` needs of those that went well."""
     job = _Job(work, layout, grouping(clusters), segmenter, refinement)
     if segmenter is None:
