@@ -1,8 +1,8 @@
 """docs/photographs.jpg: photographs above, below them the same with a model's masks over them.
 
 The photographs are those that come with scikit-image and scikit-learn (chelsea.png, rocket.jpg and astronaut.png are in
-the public domain; china.jpg and flower.jpg, by danielbuechele and vultilion, are CC BY 2.0); the model is that of a plain
-`densesiam-seg train` on the 113 photographs of COCO's training sample:
+the public domain; china.jpg and flower.jpg, by danielbuechele and vultilion, are CC BY 2.0); the model is that of a
+plain `densesiam-seg train` on the 113 photographs of COCO's training sample:
 
     python -P benchmarks/photographs.py RUN china.jpg chelsea.png … --out docs/photographs.jpg
 """

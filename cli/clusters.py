@@ -1,4 +1,4 @@
-"""`densesiam-seg clusters`: list, name and merge a model's clusters."""
+"""`densesiam-seg clusters`: list, name, merge and count a model's clusters."""
 
 from __future__ import annotations
 
@@ -8,12 +8,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from densesiam_seg.cli.options import DATASETS, Json, Quiet, RunArgument, io_option
+from densesiam_seg.cli.options import (
+    DATASETS,
+    IMAGES,
+    Json,
+    Quiet,
+    RunArgument,
+    io_option,
+    recipe_option,
+)
 from densesiam_seg.cli.settings import checked, takes
-from densesiam_seg.config import RunConfig
+from densesiam_seg.config import FINE_CLUSTERS, RunConfig
 from densesiam_seg.errors import UsageError
 
 if TYPE_CHECKING:
+    from densesiam_seg.cli.console import Console
+    from densesiam_seg.inference.suggesting import Suggested
     from densesiam_seg.naming.clusters import Cluster, ClusterFile
 
 ClustersArgument = Annotated[
@@ -70,6 +80,66 @@ def merge(
 
     found = edits.merge(_folder(run), clusters, name)
     _edited(found, "merged", run, json=json, quiet=quiet)
+
+
+@takes(settings=checked("seed", "device", "precision"))
+def suggest(
+    run: RunArgument,
+    images: Annotated[list[str] | None, IMAGES] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    *,
+    settings: RunConfig,
+) -> None:
+    """Recommend a number of clusters, by scores that need no labels, and keep it in clusters.json.
+
+    Looks at up to 200 of IMAGES, by default those the model was trained on. `clusters cut` shows as many.
+    """
+    from densesiam_seg.cli.console import Console
+
+    console = Console(quiet=quiet)
+    found = _suggested(run, images, console, settings)
+    if json:
+        console.data(found.best.to_dict())
+    else:
+        console.suggestion(found.best)
+        console.say(f"next:  densesiam-seg clusters cut {run} -k {found.best.chosen}")
+        if found.best.counts[-1] == found.best.learned < FINE_CLUSTERS:
+            console.say(
+                f"all {found.best.learned} clusters are in use, so that there may be more to find: "
+                f"train --clusters auto learns {FINE_CLUSTERS}"
+            )
+    if found.error is not None:
+        raise found.error
+
+
+def cut(
+    run: RunArgument,
+    clusters: Annotated[
+        int, recipe_option("--clusters", "-k", help="Clusters to show, at most those learned.")
+    ],
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show fewer clusters, or more again, without training: densesiam-seg clusters cut RUN -k 12.
+
+    Those that share the most places are merged, in place of all earlier merges, by the tree that `clusters suggest`
+    kept (made now where there is none).
+    """
+    from densesiam_seg.cli.console import Console
+    from densesiam_seg.clustering.suggestion import tree_of
+    from densesiam_seg.naming.clusters import CLUSTERS, read_clusters
+    from densesiam_seg.naming.cuts import cut_to, require_count
+
+    folder = _folder(run)
+    kept = read_clusters(folder / CLUSTERS)
+    require_count(clusters, len(kept.clusters))
+    tree = tree_of(kept.suggestion, len(kept.clusters))
+    if tree is None:
+        found = _suggested(run, None, Console(quiet=quiet), RunConfig())
+        tree = tree_of(found.best.to_dict(), len(kept.clusters))
+        assert tree is not None
+    _edited(cut_to(folder, clusters, tree), "cut", run, json=json, quiet=quiet)
 
 
 def undo(run: RunArgument, json: Json = False, quiet: Quiet = False) -> None:
@@ -135,6 +205,27 @@ def name(
         without = " ".join(map(str, found.unnamed))
         console.say(f"without a name, as these masks do not have them: {without}")
     _edited(edited, "named", run, json=json, quiet=quiet)
+
+
+def _suggested(
+    run: Path, images: list[str] | None, console: Console, settings: RunConfig
+) -> Suggested:
+    """What is recommended for some images, by default those of the training; kept in the model's `clusters.json`."""
+    folder = _folder(run)
+    from densesiam_seg.images.scan import scan
+    from densesiam_seg.inference.readout import training_images
+    from densesiam_seg.inference.segmenter import Segmenter
+    from densesiam_seg.inference.suggesting import Suggested, suggestion_events
+    from densesiam_seg.naming import edits
+
+    manifest = scan(images) if images else training_images(run, "name some after the run")
+    if images:
+        console.passed_over(manifest.passed_over)
+    segmenter = Segmenter.load(folder, device=settings.device, precision=settings.precision)
+    (found,) = console.follow(suggestion_events(segmenter, manifest, seed=settings.seed))
+    assert isinstance(found, Suggested)
+    edits.suggest(folder, found.best.to_dict())
+    return found
 
 
 def _folder(run: Path) -> Path:

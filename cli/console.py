@@ -33,7 +33,11 @@ from densesiam_seg.events import (
 )
 from densesiam_seg.io.files import replace_text, to_json
 
+SHOWN_COUNTS = 12
+"""Up to so many clusters each number has a row in the table of a suggestion, beyond it every fourth."""
+
 if TYPE_CHECKING:
+    from densesiam_seg.clustering.suggestion import Suggestion
     from densesiam_seg.evaluation.evaluate import Evaluation
     from densesiam_seg.evaluation.metrics import Scores
     from densesiam_seg.images.decoding import Notes
@@ -153,6 +157,23 @@ class Console:
             others = [" ".join(map(str, merged))] if any_merged else []
             table.add_row(str(cluster.id), name, share, *others)
         Terminal(highlight=False).print(table)
+
+    def suggestion(self, found: Suggestion) -> None:
+        """The scores of the numbers of clusters that are worth a look on stdout, and the one that is recommended."""
+        table = Table()
+        table.add_column("clusters", justify="right")
+        for name in found.scores:
+            table.add_column(name, justify="right")
+        for place, count in enumerate(found.counts):
+            if count > SHOWN_COUNTS and count % 4 and abs(count - found.chosen) > 1:
+                continue
+            scores = [each[place] for each in found.scores.values()]
+            values = ["–" if value is None else f"{value:.3f}" for value in scores]
+            style = "bold" if count == found.chosen else None
+            table.add_row(str(count), *values, style=style)
+        terminal = Terminal(highlight=False)
+        terminal.print(table)
+        terminal.print(f"recommended: {found.chosen} clusters")
 
     def comparison(self, found: Compared, limit: int) -> None:
         """The table of clusters that correspond and the images where two models differ most, on stdout."""

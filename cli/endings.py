@@ -17,7 +17,7 @@ def end(
     console: Console, failed: Sequence[ImageError], done: int, skipped: Sequence[Skipped] = ()
 ) -> None:
     """Warn of the images that failed beside `done` others; raises the error that the command ends with, if any."""
-    from densesiam_seg.inference.predict import overall_error
+    from densesiam_seg.prediction.predict import overall_error
 
     results = [Predicted(error.path, None, error) for error in failed]
     if len(results) + done > 1:

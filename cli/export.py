@@ -102,7 +102,7 @@ def _show(
     json: bool,
 ) -> None:
     """Tell what was exported; raises the error that the command ends with."""
-    from densesiam_seg.inference.predict import overall_error
+    from densesiam_seg.prediction.predict import overall_error
 
     failed = [result for result in results if result.error is not None]
     done = [result.image for result in results if result.error is None]

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
-from densesiam_seg.config import RunConfig, Setting, require_valid, settings_of, with_settings
+from densesiam_seg.config import (
+    RunConfig,
+    Setting,
+    require_valid,
+    settings_of,
+    spelled_out,
+    with_settings,
+)
 from densesiam_seg.errors import UsageError
 from densesiam_seg.presets import changed_by_presets
 
@@ -39,11 +47,12 @@ class Settings:
         if declared.short:
             names.append(declared.short)
         choices = get_origin(hint) is Literal
-        kind = str if choices or declared.takes_auto else hint
+        kind = str if choices or declared.auto is not None else hint
         default = self.config.__dataclass_fields__[name].default
         told = declared.help
         if hint is not bool:
-            known = "auto" if declared.takes_auto else default
+            # Where the word is the same as to leave the option out.
+            known = "auto" if declared.auto == {} else default
             told += f" Default: {'by preset' if by_preset else known}."
         return Annotated[
             kind | None,
@@ -60,9 +69,10 @@ class Settings:
     def build(self, given: dict[str, Any]) -> dict[str, Any]:
         declared = dict(settings_of(self.config))
         for name, value in given.items():
-            if declared[name].takes_auto:
+            if declared[name].auto is not None and value != "auto":
                 given[name] = number_or_auto(f"--{name.replace('_', '-')}", value)
-        given = {name: value for name, value in given.items() if value is not None}
+        said = {name: value for name, value in given.items() if value is not None}
+        given = spelled_out(self.config, said)
         for name, value in given.items():
             require_valid(self.config, name, value)
         return given
@@ -97,8 +107,13 @@ class _Fields:
         return self.group(**given)
 
 
-def takes(**groups: Settings | type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """A command whose parameters of these names are groups of options: `Settings`, or a dataclass of options."""
+def takes(
+    *, rare: Sequence[str] = (), **groups: Settings | type[Any]
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A command whose parameters of these names are groups of options: `Settings`, or a dataclass of options.
+
+    Options for the `rare` parameters are shown by `--help-all` alone.
+    """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         expanded = {
@@ -120,12 +135,21 @@ def takes(**groups: Settings | type[Any]) -> Callable[[Callable[..., None]], Cal
             flat += parts.get(each.name) or [
                 _parameter(each.name, hints.get(each.name), each.default)
             ]
+        flat = [_hidden(each) if each.name in rare else each for each in flat]
         command.__doc__ = function.__doc__
         command.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]
         command.__annotations__ = {each.name: each.annotation for each in flat}
         return command
 
     return decorate
+
+
+def _hidden(parameter: inspect.Parameter) -> inspect.Parameter:
+    """The same option, left out of `--help`."""
+    kind, option = get_args(parameter.annotation)
+    option = copy(option)  # other commands show it
+    option.hidden = True
+    return parameter.replace(annotation=Annotated[kind, option])
 
 
 def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:

@@ -115,9 +115,9 @@ def _show(
     json: bool,
 ) -> None:
     """Write the sheet and tell of it; raises the error that the command ends with."""
-    from densesiam_seg.inference.predict import overall_error
     from densesiam_seg.io.files import make_folder, replace_file
     from densesiam_seg.pictures.masks import encode_png
+    from densesiam_seg.prediction.predict import overall_error
 
     failed = [result for result in results if result.error is not None]
     if len(results) > 1:

@@ -25,6 +25,8 @@ MACHINE = "Machine"
 FILES = "Input and output"
 
 Value = TypeVar("Value")
+FINE_CLUSTERS = 54
+"""Clusters that are learned where their number is to be found (docs/clusters.md)."""
 _BAND = r"\s*0*[1-9]\d{0,4}\s*"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -41,8 +43,8 @@ class Setting:
     """A second option such as -k."""
     common: bool = False
     """Whether `--help` shows it; `--help-all` shows all."""
-    takes_auto: bool = False
-    """Whether the option takes the word `auto`, which is the same as to leave it out."""
+    auto: Mapping[str, Any] | None = None
+    """The settings that the word `auto` stands for; empty: the same as to leave it out. None: no such word."""
 
     def range(self) -> str:
         """Its bounds in words, empty where there are none."""
@@ -86,7 +88,7 @@ class RunConfig:
         common=True,
     )
     batch_size: int = setting(
-        256, "Images per step.", RECIPE, least=1, short="-b", common=True, takes_auto=True
+        256, "Images per step.", RECIPE, least=1, short="-b", common=True, auto={}
     )
     image_size: int = setting(
         320,
@@ -150,7 +152,7 @@ class RunConfig:
         least=-1,
         most=1024,
         short="-j",
-        takes_auto=True,
+        auto={},
     )
     threads: int = setting(
         0, "Processor threads of the network; 0: all cores.", MACHINE, least=0, most=1024
@@ -221,7 +223,19 @@ class TrainConfig(RunConfig):
     """Every setting that training depends on. The defaults are the paper's recipe (DenseSiam, section 4)."""
 
     clusters: int = setting(
-        27, "Clusters K to learn.", RECIPE, least=2, most=4096, short="-k", common=True
+        27,
+        "Clusters K to learn. auto: many, of which as many are left as choose_clusters finds.",
+        RECIPE,
+        least=2,
+        most=4096,
+        short="-k",
+        common=True,
+        auto={"clusters": FINE_CLUSTERS, "choose_clusters": True},
+    )
+    choose_clusters: bool = setting(
+        False,
+        "After training merge the clusters to as many as `clusters suggest` recommends; `clusters undo` shows all.",
+        RECIPE,
     )
     method: Literal["densesiam", "pixsim", "simsiam", "picie", "mdc"] = setting(
         "densesiam",
@@ -416,12 +430,27 @@ def _hints(config: Any) -> dict[str, Any]:
 def with_settings(base: Config, settings: Mapping[str, Any]) -> Config:
     """`base` with the named settings changed. Raises UsageError for an unknown name or a value out of range."""
     known = {each.name for each in fields(base)}
+    settings = spelled_out(type(base), settings)
     for name in settings:
         if name not in known:
             raise UsageError(
                 f"unknown setting {name!r}; the settings are {', '.join(sorted(known))}"
             )
     return replace(base, **settings)
+
+
+def spelled_out(config: type[RunConfig], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with what it stands for in place of each `auto`, and what is said beside it on top."""
+    declared = dict(settings_of(config))
+    meant = {
+        name: declared[name].auto
+        for name, value in settings.items()
+        if value == "auto" and name in declared
+    }
+    found = {name: value for name, value in settings.items() if meant.get(name) is None}
+    for meaning in meant.values():
+        found = {**(meaning or {}), **found}
+    return found
 
 
 def read_config(path: Path, base: RunConfig | None = None) -> dict[str, Any]:

@@ -30,12 +30,14 @@ from densesiam_seg.evaluation.protocol import PROTOCOLS, MasksOf, masks_made_by,
 from densesiam_seg.events import Event, Notice, Progress, Trained
 from densesiam_seg.images.decode import load_image
 from densesiam_seg.images.scan import scan
-from densesiam_seg.inference.predict import plan, predict_events
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.files import replace_file, replace_text
 from densesiam_seg.io.run_directory import new_run_folder, write_status
 from densesiam_seg.pictures.masks import colourise, encode_png
 from densesiam_seg.pictures.sheet import comparison
+from densesiam_seg.prediction.plan import plan
+from densesiam_seg.prediction.predict import predict_events
+from densesiam_seg.prediction.wanted import Wanted
 from densesiam_seg.training.train import training_events
 
 SIDE = 192
@@ -89,8 +91,8 @@ def demo_events(
     learned = _last(segmenter_events(segmenter, task))
     baseline = _last(scoring_events(task, baseline_masks, [reading], task.side(segmenter)))
 
-    work = plan(scan([data / "images" / "val"]), folder / "masks", overlays=True)
-    list(predict_events(segmenter, work, overlays=True))
+    work = plan(scan([data / "images" / "val"]), folder / "masks", wanted=Wanted(overlay=True))
+    list(predict_events(segmenter, work))
     picture = folder / "demo.png"
     ways = [(masks_made_by(segmenter), learned.matching), (baseline_masks, baseline.matching)]
     rows = [_row(index, task, segmenter, ways) for index in range(PICTURED)]

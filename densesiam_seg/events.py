@@ -40,11 +40,15 @@ class Progress:
 
 @dataclass(frozen=True)
 class Predicted:
-    """One image is done: where its mask lies, or why there is none."""
+    """One image (or frame) is done: where its mask lies, or why there is none."""
 
     image: str
     mask: Path | None
     error: ImageError | OutputError | None = None
+    files: Mapping[str, Path] = field(default_factory=dict)
+    """All that was written for it, by what it is: mask, overlay, confidence, entropy, npy, `only ID`."""
+    kept: bool = False
+    """Whether it was there already, from an earlier run."""
 
 
 @dataclass(frozen=True)
@@ -111,13 +115,17 @@ class EpochRecord:
             facts.append(f"{self.disjoint} pairs of views without overlap")
         return f"epoch {self.epoch + 1}: {', '.join(facts)}"
 
-    def collapsed(self) -> bool:
-        """True when most clusters are unused, one has almost everything, or all projections point the same way."""
+    def collapsed(self, *, spare: bool = False) -> bool:
+        """True when most clusters are unused, one has almost everything, or all projections point the same way.
+
+        `spare`: there are more clusters than are wanted, so that some may be unused.
+        """
         if self.spread is not None:
             return self.spread < COLLAPSED
         if not self.shares:
             return False
-        return self.clusters_in_use < len(self.shares) / 2 or max(self.shares) > 0.9
+        unused = self.clusters_in_use < len(self.shares) / 2 and not spare
+        return unused or max(self.shares) > 0.9
 
 
 @dataclass(frozen=True)

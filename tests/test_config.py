@@ -13,12 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from densesiam_seg.config import (
+    FINE_CLUSTERS,
     PretrainConfig,
     RunConfig,
     TrainConfig,
     read_config,
     settings_of,
     settings_table,
+    spelled_out,
     with_settings,
 )
 from densesiam_seg.errors import InputError, UsageError
@@ -34,6 +36,7 @@ TRAIN: dict[str, Any] = COMMON | {
     "image_size": 320, "schedule": "constant", "epochs": 10, "clusters": 27, "method": "densesiam",
     "over_clusters": 128, "replay": "epoch", "features": "fpn", "prior": "none", "image_weight": 0.0,
     "over_cluster_weight": 1.0, "segmentation_weight": 1.0, "balance": "inverse", "region_start": 0.8,
+    "choose_clusters": False,
 }  # fmt: skip
 PRETRAIN: dict[str, Any] = COMMON | {
     "image_size": 224, "schedule": "cosine", "epochs": 100, "features": "res5", "categories": 128,
@@ -68,6 +71,34 @@ def test_names_and_defaults() -> None:
 def test_the_docs_have_the_table_of_settings() -> None:
     docs = Path(__file__).parents[1] / "docs" / "settings.md"
     assert docs.read_text(encoding="utf-8") == settings_table()
+
+
+class TestAuto:
+    def test_what_the_word_stands_for(self) -> None:
+        """The number that is learned is what is saved."""
+        found = with_settings(TrainConfig(), {"clusters": "auto", "batch_size": "auto"})
+        assert (found.clusters, found.choose_clusters) == (FINE_CLUSTERS, True)
+        assert found.batch_size == TrainConfig().batch_size
+        assert "auto" not in spelled_out(TrainConfig, {"clusters": "auto"}).values()
+
+    def test_what_is_said_beside_it_wins(self) -> None:
+        chosen = {"choose_clusters": False, "clusters": "auto"}
+        assert spelled_out(TrainConfig, chosen) == {
+            "choose_clusters": False,
+            "clusters": FINE_CLUSTERS,
+        }
+
+    def test_other_words_stay(self) -> None:
+        """`auto` is a value of its own where a setting is a word."""
+        chosen = {"weights": "auto", "device": "auto", "nonsense": "auto"}
+        assert spelled_out(TrainConfig, chosen) == chosen
+        refused(TrainConfig(), {"clusters": "some"}, "clusters")
+
+    def test_in_a_file(self, tmp_path: Path) -> None:
+        """Options win over a file by name, so that the word stays as it is written."""
+        file = tmp_path / "settings.toml"
+        file.write_text('clusters = "auto"\n', encoding="utf-8")
+        assert read_config(file) == {"clusters": "auto"}
 
 
 class TestRanges:

@@ -56,3 +56,8 @@ def test_an_epoch_tells_what_is_known() -> None:
 )
 def test_collapsed(shares: list[float], spread: float | None, collapsed: bool) -> None:
     assert epoch(shares, spread).collapsed() is collapsed
+
+
+def test_unused_clusters_are_no_collapse_where_some_are_to_spare() -> None:
+    assert not epoch([0.4, 0.6, 0.0, 0.0, 0.0], None).collapsed(spare=True)
+    assert epoch([0.91, 0.09, 0.0, 0.0, 0.0], None).collapsed(spare=True)

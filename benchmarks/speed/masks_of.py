@@ -15,14 +15,15 @@ from densesiam_seg.datasets.reader import samples
 from densesiam_seg.evaluation.evaluate import BATCH, evaluate
 from densesiam_seg.evaluation.protocol import PROTOCOLS, prepare_sample
 from densesiam_seg.images.scan import scan
-from densesiam_seg.inference.batching import images_together
 from densesiam_seg.inference.model_card import ModelCard
-from densesiam_seg.inference.predict import plan, predict_events
 from densesiam_seg.inference.segmenter import Segmenter, working_size
 from densesiam_seg.io.devices import available_cores
 from densesiam_seg.io.parallel import on_own_cores
 from densesiam_seg.network.architecture import Architecture
 from densesiam_seg.network.model import build_network
+from densesiam_seg.prediction.batching import images_together
+from densesiam_seg.prediction.plan import plan
+from densesiam_seg.prediction.predict import predict_events
 
 IMAGES = 101
 SIZE = (480, 360)

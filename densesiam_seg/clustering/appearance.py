@@ -11,6 +11,8 @@ and exposure, which change the look of a material.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -30,10 +32,27 @@ FLAT = 0.01
 """Added to contrasts before the logarithm."""
 
 
-def appearance(images: Tensor, size: tuple[int, int]) -> Tensor:
+@dataclass(frozen=True)
+class Surroundings:
+    """The image that a tile is cut from: its gist (1, GIST, 1, 1), and the tile's top, left, bottom and right in it.
+
+    Those are as y and x, from -1 to 1.
+    """
+
+    gist: Tensor
+    box: tuple[float, float, float, float]
+
+    def mirrored(self) -> Surroundings:
+        """Those of the mirrored tile in the mirrored image."""
+        top, left, bottom, right = self.box
+        return Surroundings(self.gist, (top, -right, bottom, -left))
+
+
+def appearance(images: Tensor, size: tuple[int, int], within: Surroundings | None = None) -> Tensor:
     """RGB images (B, 3, H, W) in [0, 1] → (B, D, h, w) of that size, float32: the gist, then the place's own channels.
 
-    y and x run from -1 to 1 over the image, whatever its shape.
+    y and x run from -1 to 1 over the image, whatever its shape. Tiles have the gist of the image that they lie
+    `within`, and its positions.
     """
     height, width = size
     # The training loop calls this under autocast, which may round the logarithms' arguments.
@@ -53,8 +72,22 @@ def appearance(images: Tensor, size: tuple[int, int]) -> Tensor:
         )
         both = [each for pair in zip(near, around, strict=True) for each in pair]
         places = F.avg_pool2d(torch.cat(both, 1), 2)
-        gist = _gist(F.avg_pool2d(torch.cat(near, 1), 2))
-        return torch.cat((gist, places, position(len(images), size, places.device)), 1)
+        where = position(len(images), size, places.device)
+        if within is None:
+            gist = _gist(F.avg_pool2d(torch.cat(near, 1), 2))
+        else:
+            gist = within.gist.expand(len(images), -1, *size)
+            top, left, bottom, right = within.box
+            low, high = (
+                where.new_tensor(ends).view(2, 1, 1) for ends in ((top, left), (bottom, right))
+            )
+            where = torch.lerp(low, high, (where + 1) / 2)
+        return torch.cat((gist, places, where), 1)
+
+
+def gist_of(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """The gist (B, GIST, 1, 1) of images (B, 3, H, W) whose maps have that size."""
+    return appearance(images, size)[:, :GIST, :1, :1]
 
 
 def _gist(maps: Tensor) -> Tensor:

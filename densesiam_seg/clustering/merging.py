@@ -114,6 +114,64 @@ def merge_tree(centres: NDArray[np.floating], counts: Ids, touching: Contacts) -
     return tree
 
 
+def overlap_tree(overlap: Numbers, empty: NDArray[np.bool_]) -> tuple[Ids, Numbers]:
+    """Merges (K - 1, 2) of clusters that share places, the most alike first; rows are as `merge_tree` has them.
+
+    Beside it (K - 1,) how many times as often as by chance the two of each merge share a place.
+
+    `overlap` (K, K) has the sum over all places of the product of each two clusters' probabilities. The two join whose
+    sum is largest beside the product of both masses: they are taken for each other most often in comparison with
+    chance (average linkage, as all three quantities add up). Clusters that no place belongs to, the `empty` (K,), join
+    before any others.
+    """
+    total = len(overlap)
+    shared = overlap.astype(np.float64)
+    masses = np.maximum(shared.sum(1), np.finfo(np.float64).tiny)
+    nodes, alive, waits = np.arange(total), np.ones(total, bool), empty.copy()
+    tree, lifts = np.empty((total - 1, 2), np.int64), np.empty(total - 1)
+    for step in range(total - 1):
+        lift = shared / masses / masses[:, None]
+        if waits.any():
+            # Of a pair one at least is empty.
+            lift = np.where(waits | waits[:, None], lift, -1.0)
+        lift[~alive] = lift[:, ~alive] = -2.0
+        np.fill_diagonal(lift, -2.0)
+        keep, drop = sorted(divmod(int(lift.argmax()), total))
+        tree[step] = sorted((nodes[keep], nodes[drop]))
+        lifts[step] = shared[keep, drop] / masses[keep] / masses[drop] * masses.sum(where=alive)
+        shared[keep] += shared[drop]
+        shared[:, keep] += shared[:, drop]
+        masses[keep] += masses[drop]
+        nodes[keep], alive[drop] = total + step, False
+        waits[keep] &= waits[drop]
+        waits[drop] = False
+    return tree, lifts
+
+
+def random_tree(count: int, draw: np.random.Generator) -> Ids:
+    """Merges (K - 1, 2) of any two nodes that are left."""
+    nodes = list(range(count))
+    tree = np.empty((count - 1, 2), np.int64)
+    for step in range(count - 1):
+        pair = sorted(draw.choice(len(nodes), 2, replace=False).tolist(), reverse=True)
+        tree[step] = sorted(nodes.pop(place) for place in pair)
+        nodes.append(count + step)
+    return tree
+
+
+def tables(tree: Ids, counts: Sequence[int]) -> Ids:
+    """The group of each cluster, 0 to k - 1, where the tree is cut to each of so many: (len(counts), K)."""
+    total = len(tree) + 1
+    node = np.arange(total)
+    found = np.empty((len(counts), total), np.int64)
+    for left in range(total, 0, -1):
+        for place in np.flatnonzero(np.equal(counts, left)):
+            found[place] = np.unique(node, return_inverse=True)[1]
+        if left > 1:
+            node[np.isin(node, tree[total - left])] = 2 * total - left
+    return found
+
+
 def cut(tree: Ids, clusters: int) -> Groups:
     """The groups that are left where all but the last K - 1 merges are done, by their first over-cluster."""
     total = len(tree) + 1

@@ -32,9 +32,7 @@ from densesiam_seg.images.decoding import Decoding
 from densesiam_seg.images.labels import load_label
 from densesiam_seg.images.manifest import Manifest
 from densesiam_seg.images.opening import SUFFIXES
-from densesiam_seg.inference.batching import Group, groups
 from densesiam_seg.inference.options import AS_TRAINED, Refinement
-from densesiam_seg.inference.predict import fitting_names, mask_names
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.files import (
     concerns_one_file,
@@ -52,6 +50,8 @@ from densesiam_seg.io.parallel import device_lock, on_own_cores
 from densesiam_seg.io.signals import stop_requests
 from densesiam_seg.naming.clusters import Cluster, grouping
 from densesiam_seg.pictures.masks import LARGEST_8_BIT
+from densesiam_seg.prediction.batching import Group, groups
+from densesiam_seg.prediction.names import fitting_names, mask_names
 
 LAYOUTS: dict[str, type[Layout]] = {
     layout.name(): layout

@@ -75,9 +75,8 @@ class MaskNetwork(nn.Module):
     def scores(self, image: Tensor) -> Tensor:
         """Scores (1, K, n, m) of the read-out; a head's are probabilities where edges are sharpened."""
         shown = normalise(image.float() / 255.0)
-        features = self.network.encoder(shown)
-        if self.network.mixture is not None:
-            features = self.network.joined(features, shown, self.finer)
+        local, logs = self.network.parts(shown, finer=self.finer)
+        features = self.network.joined(local, logs, self.finer)
         if not self.reads_head:
             return self.nearest(features[:, : self.width])
         scores: Tensor = self.network.scores(features).float()

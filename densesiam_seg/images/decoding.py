@@ -23,6 +23,10 @@ _TOLD = {
     "unused": ("{} a value for no data or a mask that is not used, so all pixels are shown", ""),
     "alpha": ("{} an alpha that ends below its range, its brightest value is taken as opaque", ""),
     "clipped": ("{} values a little beyond their range, clipped", ""),
+    "georeference": (
+        "{} a place on earth, which only TIFF masks keep",
+        "--format tiff writes these",
+    ),
     "scaled": (
         "{} floats of no known range, scaled by each image's own brightest values",
         "train --stretch takes one range for all",

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from densesiam_seg.clustering.appearance import Surroundings
 from densesiam_seg.clustering.kmeans import Centroids, unit_features
 from densesiam_seg.clustering.merging import Merges, cut, is_tree
 from densesiam_seg.config import RunConfig
@@ -59,6 +60,9 @@ MAX_ASPECT = 8
 """The longer side of a network input is at most this many times the working size."""
 DECODE_FACTOR = 2
 """A file's sides are decoded to at least this many times the working size, as for training."""
+
+ROWS_VALUES = 2**24
+"""Features that a read-out takes at once of a large image, 64 MB."""
 
 
 class Segmenter:
@@ -263,6 +267,31 @@ class Segmenter:
         images = images.to(self.device).contiguous(memory_format=torch.channels_last)
         with autocast(self.device, self.precision):
             return self.network.dense(images)
+
+    @torch.inference_mode()
+    def parts(self, images: Tensor, around: Surroundings | None = None) -> tuple[Tensor, ...]:
+        """A tile, uint8 (1, 3, H, W) → its local features and log-posteriors, for `joined_logits`."""
+        shown = self.normalised(images).contiguous(memory_format=torch.channels_last)
+        with autocast(self.device, self.precision):
+            local, logs = self.network.parts(shown, around)
+        return (local,) if logs is None else (local, logs)
+
+    @torch.inference_mode()
+    def joined_logits(self, local: Tensor, logs: Tensor | None = None) -> Tensor:
+        """The parts of all tiles side by side, (1, C, h, w) → what `logits` would give of the whole image."""
+        with autocast(self.device, self.precision):
+            dense = self.network.joined(local, logs)
+        rows = max(ROWS_VALUES // (dense.shape[1] * dense.shape[-1]), 1)
+        return torch.cat([self.read_out(part) for part in torch.split(dense, rows, -2)], -2)
+
+    @torch.inference_mode()
+    def gist(self, images: Tensor) -> Tensor | None:
+        """What a mixture knows of a whole image, uint8 (1, 3, H, W), for its tiles; None where there is none."""
+        if self.network.mixture is None:
+            return None
+        shown = self.normalised(images).contiguous(memory_format=torch.channels_last)
+        with autocast(self.device, self.precision):
+            return self.network.gist(shown)
 
     def learned(self, features: Tensor) -> Tensor:
         """The encoder's own channels of `features`."""

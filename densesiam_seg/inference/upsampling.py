@@ -55,17 +55,22 @@ def places(source: int, target: int, device: torch.device | None = None) -> Plac
     return low, (low + 1).clamp(max=source - 1), position - low
 
 
-def _dense(logits: Tensor, height: int, width: int) -> Tensor:
-    """On an accelerator: every pixel is interpolated, and nothing waits for the processor."""
-    clusters, source, _ = logits.shape
-    dtype = torch.uint8 if clusters <= LARGEST_8_BIT else torch.int32
-    mask = torch.empty((height, width), dtype=dtype, device=logits.device)
-    low, high, fraction = places(source, height, logits.device)
+def bands(scores: Tensor, height: int, width: int) -> Iterator[tuple[slice, Tensor]]:
+    """Bands of rows of an image, and scores (K, h, w) upsampled there, (K, n, W): all of them at once would not fit."""
+    clusters, source, _ = scores.shape
+    low, high, fraction = places(source, height, scores.device)
     at_once = max(TILE // (clusters * width), 1)
     for top in range(0, height, at_once):
-        rows = slice(top, top + at_once)
-        stretched = torch.lerp(logits[:, low[rows]], logits[:, high[rows]], fraction[rows, None])
-        full = F.interpolate(stretched[None], (stretched.shape[1], width), mode="bilinear")[0]
+        rows = slice(top, min(top + at_once, height))
+        stretched = torch.lerp(scores[:, low[rows]], scores[:, high[rows]], fraction[rows, None])
+        yield rows, F.interpolate(stretched[None], (stretched.shape[1], width), mode="bilinear")[0]
+
+
+def _dense(logits: Tensor, height: int, width: int) -> Tensor:
+    """On an accelerator: every pixel is interpolated, and nothing waits for the processor."""
+    dtype = torch.uint8 if len(logits) <= LARGEST_8_BIT else torch.int32
+    mask = torch.empty((height, width), dtype=dtype, device=logits.device)
+    for rows, full in bands(logits, height, width):
         mask[rows] = full.argmax(0)
     return mask
 

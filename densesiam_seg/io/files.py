@@ -33,7 +33,28 @@ FILE_SUFFIXES = frozenset(
     | {".dib", ".gif", ".avif", ".heic", ".heif", ".hif", ".jp2", ".j2k", ".jxl", ".pgm", ".ppm"}
     | {".pbm", ".pnm", ".tga", ".exr", ".psd", ".ico", ".svg", ".pdf", ".eps", ".dcm", ".nii"}
     | {".npy", ".npz", ".mat", ".h5", ".hdf5", ".parquet", ".json", ".jsonl", ".csv", ".tsv"}
-    | {".mp4", ".txt", ".xml", ".yaml", ".yml", ".toml", ".zip", ".tar", ".gz", ".tgz", ".7z"}
+    | {
+        ".mp4",
+        ".m4v",
+        ".mkv",
+        ".avi",
+        ".mov",
+        ".webm",
+        ".html",
+        ".htm",
+        ".md",
+        ".log",
+        ".txt",
+        ".xml",
+        ".yaml",
+        ".yml",
+        ".toml",
+        ".zip",
+        ".tar",
+        ".gz",
+        ".tgz",
+        ".7z",
+    }
     | {".pth", ".pt", ".ckpt", ".onnx", ".safetensors", ".pkl"}
 )
 """Suffixes by which people mean a file: pictures, arrays, tables, archives, weights. No folder is created so."""

@@ -22,6 +22,9 @@ PYRAMID_STAGES = 2
 """Of a pyramid the two coarsest stages are read, at strides 16 and 32; of a plain transformer the last one."""
 TEMPERATURE = 0.1
 """Divides the cosines of two places before the softmax that weighs them."""
+PAIRS = 2**30
+"""Of places that are compared: all of an image with up to 32,768 of them."""
+GOLDEN = 0.6180339887498949
 
 Stages = Sequence[Tensor]
 """(B, S_i, h_i, w_i) each, of the images in one size."""
@@ -47,6 +50,10 @@ class Description(nn.Module):
 
     def forward(self, sizes: Sequence[Stages], grid: tuple[int, int]) -> Tensor:
         """The stages of images read in several sizes → (B, C, h, w) of a grid of that size."""
+        return self.smoothed(self.projected(sizes, grid))
+
+    def projected(self, sizes: Sequence[Stages], grid: tuple[int, int]) -> Tensor:
+        """The first part of `forward`, place by place: the stages on their principal axes, (B, C, h, w)."""
         # Autocast would round differences of like vectors, and not every operation has half a precision.
         with torch.autocast(self.axes.device.type, enabled=False):
             axes = torch.split(self.axes, self.stages, 1)
@@ -55,8 +62,18 @@ class Description(nn.Module):
                 for level, own in zip(self._normalised(stages), axes, strict=True):
                     # Linear, so that it may come before the interpolation, where there are fewer places.
                     total = total + _at(F.conv2d(level, own[:, :, None, None]), grid)
+            return total
+
+    def smoothed(self, total: Tensor) -> Tensor:
+        """The second part: `projected` places (B, C, h, w) → each the mean of those of its image that are like it.
+
+        In very large images these are some of the places, evenly spread.
+        """
+        with torch.autocast(self.axes.device.type, enabled=False):
             places = F.normalize(total, dim=1).flatten(2).mT[:, None].contiguous()
-            alike = F.scaled_dot_product_attention(places, places, places, scale=1 / TEMPERATURE)
+            count = places.shape[2]
+            others = places[:, :, _spread(count)] if count**2 > PAIRS else places
+            alike = F.scaled_dot_product_attention(places, others, others, scale=1 / TEMPERATURE)
             return F.normalize(alike[:, 0].mT, dim=1).reshape(total.shape)
 
     @torch.no_grad()
@@ -107,6 +124,12 @@ class Description(nn.Module):
             F.normalize((stage - mean) / deviation, dim=1)
             for stage, mean, deviation in zip(stages, *parts, strict=True)
         ]
+
+
+def _spread(count: int) -> Tensor:
+    """Some of `count` places, so many that `PAIRS` are compared: evenly spread, and never always the same columns."""
+    some = torch.arange(PAIRS // count, dtype=torch.float64)
+    return (some * GOLDEN % 1 * count).long()
 
 
 def _each(images: Sequence[Sequence[Stages]]) -> Iterator[list[Tensor]]:

@@ -139,11 +139,18 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) → features (B, C, h, w)."""
+        return self.settled(self.local(images))
+
+    def local(self, images: Tensor) -> Tensor:
+        """The part of `forward` that sees only what is near a place: of tiles it can be put together again."""
         if self.description is None:
             return self.dense(self.backbone(images))
         sizes = self.described_stages(images)
-        features: Tensor = self.description(sizes, self.grid(sizes[0]))
-        return features
+        return self.description.projected(sizes, self.grid(sizes[0]))
+
+    def settled(self, local: Tensor) -> Tensor:
+        """The part that compares the places of a whole image: `local` → features (B, C, h, w)."""
+        return local if self.description is None else self.description.smoothed(local)
 
     def dense(self, stages: tuple[Tensor, ...]) -> Tensor:
         """The backbone's stages → features (B, C, h, w)."""

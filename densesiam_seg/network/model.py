@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densesiam_seg.clustering.appearance import appearance
+from densesiam_seg.clustering.appearance import Surroundings, appearance, gist_of
 from densesiam_seg.clustering.mixture import Mixture, smoothed
 from densesiam_seg.io.randomness import Stream, torch_seed
 from densesiam_seg.network.architecture import Architecture
@@ -117,31 +117,55 @@ class DenseSiam(nn.Module):
 
         Where there is a mixture its log-posteriors follow them, so that there are C + K channels.
         """
-        features: Tensor = self.encoder(images)
-        return features if self.mixture is None else self.joined(features, images, self.finer)
+        return self.joined(*self.parts(images))
 
     @property
     def finer(self) -> bool:
-        """Whether clusters are of appearance too, which is read on a finer grid than the description's."""
-        described = self.encoder.description is not None
-        return described and self.mixture is not None and self.mixture.fitted
+        """Whether clusters are of appearance beside a description, and are read on a finer grid than that."""
+        mixture = self.mixture
+        return self.encoder.description is not None and mixture is not None and mixture.fitted
 
-    def joined(self, features: Tensor, images: Tensor, finer: bool) -> Tensor:
-        """Features of normalised images and the mixture's log-posteriors behind them, on a `finer` grid or their own.
+    def parts(
+        self, images: Tensor, around: Surroundings | None = None, finer: bool | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """What `joined` makes `dense` of: the encoder's local features, and log-posteriors where there is a mixture.
 
-        A program that is exported has no tensors to ask for `finer`, so that it is told.
+        Of tiles, which see what is `around` them, both can be put together before they are joined. A program that is
+        exported has no tensors to ask for `finer`, so that it is told.
         """
+        local = self.encoder.local(images)
+        if self.mixture is None:
+            return local, None
+        height, width = local.shape[-2:]
+        factor = FINER if (self.finer if finer is None else finer) else 1
+        size = (factor * height, factor * width)
+        return local, self.log_posteriors(denormalise(images.float()), size, around)
+
+    def joined(self, local: Tensor, logs: Tensor | None, finer: bool | None = None) -> Tensor:
+        """The `parts` of whole images → `dense`."""
+        features = self.encoder.settled(local)
+        if logs is None:
+            return features
         features = features.float()
-        if finer:
-            features = F.interpolate(features, scale_factor=FINER, mode="bilinear")
-        logs = self.log_posteriors(denormalise(images.float()), features.shape[-2:])
+        if self.finer if finer is None else finer:
+            features = F.interpolate(features, logs.shape[-2:], mode="bilinear")
         return torch.cat((features, logs), 1)
 
-    def log_posteriors(self, images: Tensor, size: Sequence[int]) -> Tensor:
+    def log_posteriors(
+        self, images: Tensor, size: Sequence[int], around: Surroundings | None = None
+    ) -> Tensor:
         """Of the mixture's clusters in RGB images (B, 3, H, W) in [0, 1], as maps (B, K, h, w) of that size."""
         assert self.mixture is not None
-        logs: Tensor = self.mixture(appearance(images, (size[0], size[1])))
+        logs: Tensor = self.mixture(appearance(images, (size[0], size[1]), around))
         return logs
+
+    def gist(self, images: Tensor) -> Tensor | None:
+        """What the mixture knows of whole normalised images (B, 3, H, W), for their tiles; None where there is none."""
+        logs = self.parts(images)[1]
+        if logs is None:
+            return None
+        height, width = logs.shape[-2:]
+        return gist_of(denormalise(images.float()), (height, width))
 
     def scores(self, dense: Tensor) -> Tensor:
         """What `dense` returned → cluster logits (B, K, h, w): z, or log-posteriors of z and mixture together.

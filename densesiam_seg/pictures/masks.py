@@ -1,4 +1,4 @@
-"""Predicted masks: palettes, PNG files, overlays.
+"""Predicted masks: palettes, files, overlays.
 
 Axes: H W image.
 """
@@ -40,21 +40,45 @@ def palette(count: int) -> list[Colour]:
 
 
 def write_mask(path: Path, mask: NDArray[np.integer], colours: Sequence[Colour]) -> None:
-    """Write ids (H, W) as a PNG, whole or not at all: 8-bit with a palette for up to 255 clusters, else 16-bit grey.
+    """Write ids (H, W), whole or not at all: 8-bit with a palette for up to 255 clusters, else 16-bit grey.
 
-    Its name is put on the disk by the caller's `sync_folders`, once for many masks. Raises OutputError.
+    The name's suffix says whether as PNG, TIFF or as an array of NumPy. It is put on the disk by the caller's
+    `sync_folders`, once for many masks. Raises OutputError.
     """
     if len(colours) > LARGEST_8_BIT:
-        picture = Image.fromarray(mask.astype(np.uint16))
+        ids: NDArray[np.integer] = mask.astype(np.uint16, copy=False)
     else:
-        picture = Image.fromarray(mask.astype(np.uint8, copy=False))
+        ids = mask.astype(np.uint8, copy=False)
+    if path.suffix.lower() == ".npy":
+        write_array(path, ids)
+        return
+    picture = Image.fromarray(ids)
+    if ids.dtype == np.uint8:
         # All 256 entries, so that readers find a colour for the id of ignored pixels too.
         entries = np.zeros((256, 3), np.uint8)
         entries[: len(colours)] = colours
         picture.putpalette(entries.tobytes())
+    _write(path, picture)
+
+
+def write_grey(path: Path, values: NDArray[np.uint8]) -> None:
+    """Write 8-bit grey values (H, W) as PNG or TIFF, as `write_mask` does."""
+    _write(path, Image.fromarray(values))
+
+
+def write_array(path: Path, values: NDArray[np.integer]) -> None:
+    """Write an array as `.npy`, as `write_mask` does."""
     with replacing(path, sync_name=False) as file:
-        # Of zlib's ways, run lengths are the fastest for ids, and hardly larger.
-        picture.save(file, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
+        np.lib.format.write_array(file, np.ascontiguousarray(values), allow_pickle=False)
+
+
+def _write(path: Path, picture: Image.Image) -> None:
+    with replacing(path, sync_name=False) as file:
+        if path.suffix.lower() in (".tif", ".tiff"):
+            picture.save(file, "TIFF", compression="tiff_adobe_deflate")
+        else:
+            # Of zlib's ways, run lengths are the fastest for ids, and hardly larger.
+            picture.save(file, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
 
 
 def encode_png(picture: Image.Image) -> bytes:
@@ -83,14 +107,15 @@ def overlay(
     image: NDArray[np.uint8], mask: NDArray[np.integer], colours: Sequence[Colour]
 ) -> NDArray[np.uint8]:
     """The mean of an image (H, W, 3) and its mask's colours; borders of clusters have the colours alone."""
-    colour = colourise(mask, colours)
-    tinted = np.empty_like(image)
+    tinted = np.empty(image.shape, np.uint8)
     # Band by band, as sums of a whole large picture would need a gigabyte.
     for top in range(0, len(image), BAND):
-        rows = slice(top, top + BAND)
-        tinted[rows] = (image[rows].astype(np.uint16) + colour[rows]) >> 1
-    border = borders(mask)
-    tinted[border] = colour[border]
+        rows, before = slice(top, top + BAND), max(top - 1, 0)
+        colour = colourise(mask[rows], colours)
+        band = (image[rows].astype(np.uint16) + colour) >> 1
+        border = borders(mask[before : top + BAND])[top - before :]
+        band[border] = colour[border]
+        tinted[rows] = band
     return tinted
 
 

@@ -19,6 +19,8 @@ GAP = 6
 LINE = 22
 SWATCH = 17
 """From the left of a square of colour to the name that it belongs to."""
+READABLE = 1200
+"""Longer side up to which a picture is looked at in its own size; text grows with larger ones."""
 NARROWEST = 120
 """Of a column, so that its titles can be read; less only where pictures of any shape are to be smaller."""
 BACKGROUND = (250, 250, 250)
@@ -78,6 +80,24 @@ def sheet(rows: Sequence[Sequence[Tile]], legend: Legend = (), *, side: int = 19
     return page
 
 
+def with_legend(picture: Image.Image, legend: Legend) -> Image.Image:
+    """A picture in its own size with names and their colours below it, larger where the picture is."""
+    scale = max(round(max(picture.size) / READABLE), 1)
+    width = max(picture.width, NARROWEST)
+    lines = _legend_lines(legend, width // scale)
+    page = Image.new(
+        "RGB", (width, picture.height + (2 * GAP + len(lines) * LINE) * scale), BACKGROUND
+    )
+    page.paste(picture, (0, 0))
+    draw = ImageDraw.Draw(page)
+    for line, entries in enumerate(lines):
+        top = picture.height + (GAP + line * LINE) * scale
+        for left, name, colour in entries:
+            room = width - (GAP + left) * scale
+            _write(draw, left * scale, top, name, colour, room, scale)
+    return page
+
+
 def fitted(size: Sequence[int], side: int) -> tuple[int, int]:
     """H, W of a picture of `size` (H, W) when its longer side becomes `side`."""
     height, width = size
@@ -86,13 +106,20 @@ def fitted(size: Sequence[int], side: int) -> tuple[int, int]:
 
 
 def _write(
-    draw: ImageDraw.ImageDraw, left: int, top: int, text: str, colour: Colour | None, room: int
+    draw: ImageDraw.ImageDraw,
+    left: int,
+    top: int,
+    text: str,
+    colour: Colour | None,
+    room: int,
+    scale: int = 1,
 ) -> None:
-    """One line of at most `room` pixels, after a square of `colour`."""
+    """One line of at most `room` pixels, after a square of `colour`; everything `scale` times as large."""
     if colour is not None:
-        draw.rectangle((left, top + 3, left + 12, top + 15), fill=colour)
-        left, room = left + SWATCH, room - SWATCH
-    font = ImageFont.load_default(14)
+        corners = (left, top + 3 * scale, left + 13 * scale - 1, top + 16 * scale - 1)
+        draw.rectangle(corners, fill=colour)
+        left, room = left + SWATCH * scale, room - SWATCH * scale
+    font = ImageFont.load_default(14 * scale)
     whole = shown = _drawable(text)
     while shown and font.getlength(shown) > room:
         whole = whole[:-1]

@@ -38,6 +38,9 @@ LIMIT = 20
 PICTURED = 24
 """Images on the page."""
 
+ALONE = (125, 125, 125)
+"""The colour of clusters of the second model that correspond to none."""
+
 Joint = NDArray[np.int64]
 
 
@@ -198,11 +201,9 @@ def write_comparison(
 ) -> None:
     """Write the page: the pairs, and the images where the models differ most. Raises OutputError.
 
-    Clusters of the second model have the colours of those that they correspond to.
+    Clusters of the second model have the colours of those that they correspond to, and grey where there is none.
     """
-    colours = list(second.palette)
-    for pair in found.pairs:
-        colours[pair.second.id] = pair.first.colour
+    colours = matched_colours(found.pairs, len(second.clusters))
     lock = device_lock(first.device)
     models = ((first, first.palette), (second, colours))
 
@@ -227,6 +228,14 @@ def write_comparison(
     )
     make_folder(path.parent)
     replace_text(path, page)
+
+
+def matched_colours(pairs: Sequence[Pair], clusters: int) -> list[Colour]:
+    """The colours of the second model's clusters by id."""
+    colours: list[Colour] = [ALONE] * clusters
+    for pair in pairs:
+        colours[pair.second.id] = pair.first.colour
+    return colours
 
 
 def _pictures(

@@ -30,6 +30,8 @@ STEPS = 8
 """Places of a crop along its own side."""
 COVERED = 0.65
 """The share of a crop that its cluster has at best: enough to see it, with something around it."""
+LEAST_COVERED = 0.1
+"""The share of a crop that its cluster has at least, or there would be nothing to see."""
 LEAST = 0.003
 """Share of an image below which a cluster gives no crop."""
 
@@ -156,12 +158,13 @@ def _crops(
         means = F.avg_pool2d(maps, side, step)
         cover, sureness = means[:, 0], means[:, 1] / means[:, 0].clamp(min=1e-6)
         # A larger part of the image shows more of what is around.
-        framed = (1 - (cover - COVERED).abs()) * (cover > 0) * share**0.25
+        framed = (1 - (cover - COVERED).abs()) * share**0.25
         for kind, value in enumerate((sureness, 1 - sureness)):
-            scores, where = (value * framed).flatten(1).max(1)
+            rated = torch.where(cover >= LEAST_COVERED, value * framed, -1.0)
+            scores, where = rated.flatten(1).max(1)
             for row, (score, index) in enumerate(zip(scores.tolist(), where.tolist(), strict=True)):
                 held = best[kind][row]
-                if held is None or score > held.score:
+                if score >= 0 and (held is None or score > held.score):
                     top, left = (int(at) * step for at in divmod(index, cover.shape[-1]))
                     window = inside[row, top : top + side, left : left + side].bool().numpy()
                     box = (top / ids.shape[0], left / ids.shape[1])

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from densesiam_seg.errors import counted
 from densesiam_seg.evaluation.evaluate import Evaluation
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.naming.clusters import Cluster, merged_into
@@ -169,6 +170,7 @@ def report_page(contents: Contents) -> str:
         title=run.name,
         contents=contents,
         cards=contents.cards,
+        seen=_seen(contents),
         facts=_facts(contents, in_use),
         colour=css_colour,
         commands=_commands(run, contents.cards),
@@ -194,6 +196,17 @@ def report_page(contents: Contents) -> str:
 def css_colour(colour: Colour) -> str:
     """`#rrggbb`."""
     return "#{:02x}{:02x}{:02x}".format(*colour)
+
+
+def _seen(contents: Contents) -> str:
+    """How many images of how many, and of which."""
+    count = len(contents.survey.sources)
+    of = (
+        f"{count:,} of {contents.there:,} images"
+        if count < contents.there
+        else counted(count, "image")
+    )
+    return f"{of} of the training" if contents.of_training else of
 
 
 def _facts(contents: Contents, in_use: int) -> list[tuple[str, str]]:

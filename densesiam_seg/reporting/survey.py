@@ -20,11 +20,11 @@ from densesiam_seg.clustering.kmeans import unit_features
 from densesiam_seg.errors import ImageError, InputError
 from densesiam_seg.events import Progress
 from densesiam_seg.images.decoding import Decoding
-from densesiam_seg.inference.batching import Group, groups
 from densesiam_seg.inference.options import AS_TRAINED, Refinement
 from densesiam_seg.inference.refinement import refined
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.parallel import device_lock, on_own_cores
+from densesiam_seg.prediction.batching import Group, groups
 from densesiam_seg.reporting.novelty import REFERENCE, Reference
 from densesiam_seg.reporting.observing import Crop, Observation, observe
 

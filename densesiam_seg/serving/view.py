@@ -12,18 +12,15 @@ from threading import BoundedSemaphore
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
-from torch.nn import functional as F
 
 from densesiam_seg.errors import ModelError
 from densesiam_seg.images.decode import image_size, load_reduced
 from densesiam_seg.images.decoding import Decoding
 from densesiam_seg.images.manifest import Manifest
+from densesiam_seg.inference.confidence import grade
 from densesiam_seg.inference.model_card import CONFIG
-from densesiam_seg.inference.options import AS_TRAINED
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.inference.upsampling import upsample_argmax
 from densesiam_seg.naming import edits
@@ -124,7 +121,8 @@ class View:
         found = self._masks.get(index)
         now = copy.copy(self.segmenter)
         now.clusters = self._clusters().clusters
-        return _sure(now, found.scores, *found.ids.shape)
+        maps = grade(now, found.scores, now.grouping[found.ids], ("confidence",))
+        return maps["confidence"]
 
     def _clusters(self) -> ClusterFile:
         self._require_same_model()
@@ -162,12 +160,3 @@ def fitting(size: tuple[int, int], longest: int) -> tuple[int, int]:
     """Height and width, made smaller where the longer of them exceeds `longest`."""
     scale = min(1.0, longest / max(size))
     return max(round(size[0] * scale), 1), max(round(size[1] * scale), 1)
-
-
-def _sure(segmenter: Segmenter, scores: Tensor, height: int, width: int) -> NDArray[np.uint8]:
-    """Scores (K, h, w) → probability (H, W) of the likeliest cluster, with all that are merged into it, 0 to 255."""
-    averaged = not AS_TRAINED.settled(segmenter.card.refine).plain and segmenter.centroids is None
-    own = scores if averaged else scores.softmax(0)
-    shown = torch.zeros_like(own).index_add_(0, torch.from_numpy(segmenter.grouping), own)
-    found = F.interpolate(shown.amax(0)[None, None], (height, width), mode="bilinear")[0, 0]
-    return (255 * found).round().clamp(0, 255).to(torch.uint8).numpy()

@@ -16,11 +16,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import densesiam_seg
 from densesiam_seg.backbones import WORDS
+from densesiam_seg.config import TrainConfig, spelled_out
 from densesiam_seg.errors import StoppedError, UsageError, one_line
 from densesiam_seg.events import EpochRecord, Event, Notice, Progress, Started, StepRecord, Trained
 from densesiam_seg.images.scan import scan
+from densesiam_seg.inference.segmenter import Segmenter
+from densesiam_seg.inference.suggesting import Suggested, suggestion_events
 from densesiam_seg.io.devices import pick_device
 from densesiam_seg.io.files import output_error, remove_leftovers
 from densesiam_seg.io.lock import run_lock
@@ -33,11 +38,13 @@ from densesiam_seg.io.run_directory import (
     write_status,
 )
 from densesiam_seg.io.signals import stop_requests
+from densesiam_seg.naming.cuts import cut_to
+from densesiam_seg.naming.edits import suggest
 from densesiam_seg.network.encoder import require_backbone
 from densesiam_seg.presets import Preset
 from densesiam_seg.training.checkpoint import KEEP, save_checkpoint, space_needed
 from densesiam_seg.training.loop import Training
-from densesiam_seg.training.recipes import Command, begun, choose_settings
+from densesiam_seg.training.recipes import CONFIGS, Command, begun, choose_settings
 from densesiam_seg.training.request import Request, anywhere, repeatable
 from densesiam_seg.training.setup import Beginning, Run, fresh, has_begun, numerics, resumed
 from densesiam_seg.training.snapshot import draw_clusters, segmenter_of
@@ -135,7 +142,7 @@ def run_events(
             "--resume goes on with the same run; leave out --init-from, --overwrite and --preset"
         )
     rhythm = Rhythm(checkpoint_every, checkpoint_steps)
-    settings = dict(anywhere(settings))
+    settings = dict(anywhere(spelled_out(CONFIGS[command], settings)))
     inputs = [images] if isinstance(images, str | Path) else images
     place = Path(out) if out else None
     if resume:
@@ -265,7 +272,7 @@ def _fit(
             if rhythm.due(time.monotonic() - saved[0], training.step - saved[1]):
                 saved = save()
     save()
-    yield _finish(run, training)
+    yield from _finish(run, training)
 
 
 def _after_epoch(run: Run, training: Training, record: EpochRecord) -> Iterator[Event]:
@@ -276,7 +283,7 @@ def _after_epoch(run: Run, training: Training, record: EpochRecord) -> Iterator[
             "lower --learning-rate or give larger batches"
         )
         yield Notice(text, warning=True)
-    elif record.collapsed():
+    elif record.collapsed(spare=getattr(training.config, "choose_clusters", False)):
         text = (
             f"clusters are collapsing: {record.clusters_in_use} of {len(record.shares)} in use, the largest has "
             f"{100 * max(record.shares):.0f} % of the pixels; try fewer --clusters or --balance inverse"
@@ -289,8 +296,8 @@ def _after_epoch(run: Run, training: Training, record: EpochRecord) -> Iterator[
         yield Notice(f"picture: {path}")
 
 
-def _finish(run: Run, training: Training) -> Trained:
-    """Save the model and how the run ended."""
+def _finish(run: Run, training: Training) -> Iterator[Event]:
+    """Save the model and how the run ended; the last event is `Trained`."""
     facts = {
         "command": run.command,
         "version": densesiam_seg.__version__,
@@ -300,9 +307,34 @@ def _finish(run: Run, training: Training) -> Trained:
         "seed": training.config.seed,
     }
     model = run.folder / "model"
-    segmenter_of(training, range(len(training.store)), facts).save(model)
+    segmenter = segmenter_of(training, range(len(training.store)), facts)
+    segmenter.save(model)
+    if isinstance(training.config, TrainConfig) and training.config.choose_clusters:
+        yield from _choose_clusters(run, training, segmenter)
     complete = training.step >= training.total_steps
     status: Status = "done" if complete else "stopped"
     write_status(run.folder, status, reason="" if complete else "time limit", exit_code=0)
     passed_over = asdict(training.store.manifest.passed_over)
-    return Trained(run.folder, model, training.last_epoch, complete, passed_over)
+    yield Trained(run.folder, model, training.last_epoch, complete, passed_over)
+
+
+def _choose_clusters(run: Run, training: Training, segmenter: Segmenter) -> Iterator[Event]:
+    """Merge the clusters of the saved model to as many as are recommended; what is recommended is kept there."""
+    events = suggestion_events(segmenter, training.store.manifest, seed=training.config.seed)
+    for event in events:
+        if isinstance(event, Suggested):
+            model, found = run.folder / "model", event.best
+            suggest(model, found.to_dict())
+            cut_to(model, found.chosen, np.array(found.tree))
+            yield Notice(
+                f"{found.chosen} of {segmenter.card.clusters} clusters are recommended and shown; another number: "
+                f"densesiam-seg clusters cut {run.folder} -k N, all: clusters undo {run.folder}"
+            )
+        else:
+            yield event
+        if run.stop:
+            raise StoppedError(
+                "stopped while the number of clusters was sought; go on with "
+                f"densesiam-seg {run.command} --resume --out {run.folder}",
+                run.stop.number,
+            )

@@ -34,7 +34,8 @@ RUN = (
 OPTIONS = {
     "": "--version --debug --install-completion --show-completion",
     "train": f"{RUN} --no-report",
-    "predict": "images --model/-m --follow-links --out/-o --overlay --overwrite --resume --json --quiet/-q "
+    "predict": "images --model/-m --follow-links --out/-o --format --overlay --legend --confidence --entropy "
+    "--min-confidence --only --npy --tile --every --overwrite --resume --json --quiet/-q --help-all "
     "--batch-size/-b --readout --clusters/-k --fit-images --over-clusters --flip --scales --refine --seed --device "
     "--precision --max-pixels --page --bands",
     "evaluate": "dataset --root --model/-m --split --list --allow-missing --allow-outside --out/-o --overwrite "
@@ -59,6 +60,8 @@ OPTIONS = {
     "clusters rename": "run names --json --quiet/-q",
     "clusters merge": "run clusters --as --json --quiet/-q",
     "clusters name": "run --from --images --dataset --classes --json --quiet/-q --device --precision",
+    "clusters suggest": "run images --json --quiet/-q --seed --device --precision",
+    "clusters cut": "run --clusters/-k --json --quiet/-q",
     "clusters undo": "run --json --quiet/-q",
     "serve": "run images --port --no-browser --follow-links --quiet/-q --device --precision --max-pixels --page "
     "--bands",
@@ -69,6 +72,9 @@ OPTIONS = {
     "doctor": "--json",
 }
 """Frozen, so that a change of the command line is deliberate; without the settings of `train` and `pretrain`."""
+
+LONG = {*RUNS, "predict"}
+"""Commands whose rare options are shown by `--help-all` alone."""
 
 PROBE = """
 import contextlib, io, json, os, sys
@@ -104,6 +110,10 @@ MISTAKES = {
     "predict": "Missing argument 'images'",
     "predict x --batch-size some": "--batch-size some",
     "predict x --scales big": "--scales big",
+    "predict x --format jpg": "--format jpg: give png or tiff",
+    "predict x --min-confidence 2": "--min-confidence 2: must be 0 to 1",
+    "predict x --tile 100": "--tile 100: must be at least 256",
+    "predict x --every 0": "--every 0",
     "predict x --seed 9223372036854775808": "seed = 9223372036854775808",
     "evaluate camvid": "Missing option '--root'",
     "evaluate camvid --root x --refine crf": "--refine crf",
@@ -124,6 +134,9 @@ MISTAKES = {
     "study shapes camvid --root x": "'shapes'",
     "clusters rename x 7": "rename 7: give a cluster, =,",
     "clusters rename x 7=a 7=b": "named twice",
+    "clusters cut x": "Missing option '--clusters'",
+    "clusters cut x -k some": "'--clusters'",
+    "train x -k some": "--clusters some",
     "clusters split x": "unexpected extra argument",
     "demo --epochs 0": "'--epochs'",
     "doctor --json more": "unexpected extra argument",
@@ -199,6 +212,7 @@ class TestStart:
         for call in ("--help", "-h", ""):
             assert all(name.split()[0] in found[call][1] for name in OPTIONS if name), call
         assert found["complete"][1].split() == ["train"]
+        assert len(found["predict --help"][1].splitlines()) <= 60
         for name, config in RUNS.items():
             assert len(found[f"{name} --help"][1].splitlines()) <= 80
             settings = {f"--{each.replace('_', '-')}" for each in vars(config())}
@@ -240,7 +254,7 @@ class TestHelp:
     def test_every_text_is_rendered_whole(self, cli: Cli, monkeypatch: Patch, name: str) -> None:
         monkeypatch.setenv("COLUMNS", "600")  # no line is broken, as metavars stand beside
         command = commands()[name]
-        page = shown(cli(*name.split(), "--help-all" if name in RUNS else "--help")[1])
+        page = shown(cli(*name.split(), "--help-all" if name in LONG else "--help")[1])
         for each in (command, *command.params):
             assert shown(Text.from_markup(each.help).plain) in page, each.name
 

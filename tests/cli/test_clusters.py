@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from photographs import junk
 from PIL import Image
 from program import Cli, refused
 
+from densesiam_seg.images.scan import scan
 from densesiam_seg.inference.segmenter import Segmenter
 
 
@@ -107,3 +109,51 @@ def test_refusals(cli: Cli, model: Path) -> None:
     refused(cli("clusters", "rename", model, "9=sky"), 2, "usage", "9: no such cluster")
     (model / "model.safetensors").write_bytes(b"x")
     refused(cli("clusters", "rename", model, "1=sky"), 4, "model", "model.safetensors")
+
+
+class TestNumber:
+    def test_suggested_and_cut(self, cli: Cli, model: Path, image_folder: Path) -> None:
+        code, out, error = cli("clusters", "suggest", model, image_folder)
+        assert code == 0 and "recommended: " in out and "cut" in error
+        found = json.loads(cli("clusters", "suggest", model, image_folder, "--json", "-q")[1])
+        assert found["counts"] == [2, 3, 4, 5] and found["chosen"] in found["counts"]
+        kept = json.loads((model / "clusters.json").read_text(encoding="utf-8"))
+        assert kept["suggestion"] == found and kept["revision"] == 0
+        code, out, error = cli("clusters", "cut", model, "-k", 3, "--json")
+        assert code == 0 and "3 of 5" in error
+        assert len(json.loads(out)["clusters"]) == 3
+        assert len(set(Segmenter.load(model, device="cpu").grouping.tolist())) == 3
+        assert cli("clusters", "undo", model, "-q") == (0, "", "")
+        assert len(set(Segmenter.load(model, device="cpu").grouping.tolist())) == 5
+
+    def test_a_cut_looks_for_itself_where_nothing_is_kept(
+        self, cli: Cli, model: Path, image_folder: Path, tmp_path: Path
+    ) -> None:
+        refused(cli("clusters", "cut", model, "-k", 3), 3, "input", "name some")
+        run = tmp_path / "run"
+        run.mkdir()
+        model.rename(run / "model")
+        (run / "dataset.json").write_text(json.dumps(scan([image_folder]).to_dict()))
+        assert cli("clusters", "cut", run, "-k", 3, "-q") == (0, "", "")
+        kept = json.loads((run / "model" / "clusters.json").read_text(encoding="utf-8"))
+        assert kept["suggestion"]["counts"] == [2, 3, 4, 5]
+
+    def test_a_tree_of_another_model_is_not_used(self, cli: Cli, model: Path) -> None:
+        file = model / "clusters.json"
+        content = json.loads(file.read_text(encoding="utf-8"))
+        file.write_text(json.dumps(content | {"suggestion": {"tree": [[0, 1]]}}))
+        refused(cli("clusters", "cut", model, "-k", 3), 3, "input", "name some")
+
+    def test_refusals(self, cli: Cli, model: Path, image_folder: Path, tmp_path: Path) -> None:
+        refused(cli("clusters", "cut", model, "-k", 6), 2, "usage", "5 clusters", "auto")
+        refused(cli("clusters", "cut", model, "-k", 0), 2, "usage", "1 to 5")
+        refused(cli("clusters", "suggest", model, tmp_path / "x"), 3, "input", "x")
+        refused(cli("clusters", "suggest", tmp_path / "x"), 4, "model", "no model here")
+
+    def test_images_that_cannot_be_read(
+        self, cli: Cli, model: Path, image_folder: Path, tmp_path: Path
+    ) -> None:
+        """The others are counted, and the exit code tells it."""
+        code, out, error = cli("clusters", "suggest", model, image_folder, junk(tmp_path / "a.png"))
+        assert code == 9 and "recommended" in out
+        assert "1 of 13" in error and "a.png" in error

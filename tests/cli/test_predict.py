@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from program import Cli, Patch, refused
+from videos import cut, write_video
 
 from densesiam_seg.inference.options import Refinement
 from densesiam_seg.inference.segmenter import Segmenter
@@ -122,6 +123,87 @@ class TestMasks:
         assert predict(images, "-o", out, "--overwrite") == (0, "", f"3 masks written: {out}\n")
 
 
+class TestMoreFiles:
+    def test_beside_the_mask_and_in_json(self, predict: Cli, images: Path, tmp_path: Path) -> None:
+        out = tmp_path / "out"
+        options = ("--legend", "--confidence", "--entropy", "--npy", "--format", "tiff")
+        code, text, _ = predict(images / "01.png", "-o", out, *options, "--json")
+        assert code == 0
+        kinds = {"mask": ".tif", "npy": ".npy", "overlay": "_overlay.jpg"}
+        kinds |= {"confidence": "_confidence.tif", "entropy": "_entropy.tif"}
+        expected = {kind: str(out / f"01{end}") for kind, end in kinds.items()}
+        assert json.loads(text)["masks"] == [{"image": str(images / "01.png"), **expected}]
+        assert files(out) == {f"01{end}" for end in kinds.values()}
+        again = predict(images / "01.png", "-o", out, *options)
+        refused(again, 2, "usage", "exists already; give --overwrite")
+        assert predict(images / "01.png", "-o", out, *options, "--overwrite")[0] == 0
+
+    def test_single_clusters(
+        self, predict: Cli, images: Path, tmp_path: Path, segmenter: Segmenter
+    ) -> None:
+        """By id and by name; where --out names a file it is that of the only one."""
+        out = tmp_path / "out"
+        code, text, error = predict(images, "-o", out, "--only", "3,cluster_01", "--json")
+        assert (code, error) == (0, f"3 masks written: {out}\n")
+        found = json.loads(text)["masks"][0]["only"]
+        assert found == {"3": str(out / "00_cluster_03.png"), "1": str(out / "00_cluster_01.png")}
+        assert len(files(out)) == 6
+        own = tmp_path / "sky.png"
+        assert predict(images / "01.png", "-o", own, "--only", "3")[0] == 0
+        with Image.open(own) as picture:
+            mask = segmenter.predict(images / "01.png")
+            np.testing.assert_array_equal(np.asarray(picture), 255 * (mask == 3))
+
+    def test_names_of_a_fresh_read_out(self, predict: Cli, images: Path, tmp_path: Path) -> None:
+        readout = ("--readout", "kmeans", "-k", "9", "--fit-images", images)
+        code, _, _ = predict(images / "01.png", "-o", tmp_path / "o", *readout, "--only", "8")
+        assert code == 0 and files(tmp_path / "o") == {"01_cluster_08.png"}
+
+    def test_pixels_below_a_confidence(self, predict: Cli, images: Path, tmp_path: Path) -> None:
+        mask = tmp_path / "m.png"
+        assert predict(images / "01.png", "-o", mask, "--min-confidence", "1")[0] == 0
+        assert (mask_of(mask) == 255).mean() > 0.9
+
+    def test_an_array(
+        self, predict: Cli, images: Path, tmp_path: Path, segmenter: Segmenter
+    ) -> None:
+        assert predict(images / "01.png", "-o", tmp_path / "m.npy")[0] == 0
+        found = np.load(tmp_path / "m.npy")
+        np.testing.assert_array_equal(found, segmenter.predict(images / "01.png"))
+
+    def test_a_geotiff_without_rasterio(
+        self, predict: Cli, tmp_path: Path, monkeypatch: Patch
+    ) -> None:
+        from densesiam_seg.prediction import georeference
+
+        monkeypatch.setattr(georeference, "find_spec", lambda name: None)
+        monkeypatch.setattr(georeference, "is_georeferenced", lambda source: True)
+        (tmp_path / "a.tif").touch()
+        found = predict(tmp_path / "a.tif", "-o", tmp_path / "m.tif")
+        refused(found, 2, "usage", "densesiam-seg[geo]")
+
+
+class TestVideos:
+    def test_frames_and_damage(self, predict: Cli, tmp_path: Path) -> None:
+        clip, out = write_video(tmp_path / "my clip.mkv", 90), tmp_path / "out"
+        assert predict(clip, "-o", out, "--every", "40")[0] == 0
+        names = {f"my clip.mkv/frame_0000{n}.png" for n in ("00", "40", "80")}
+        assert files(out) == names
+        refused(predict(clip, "-o", out), 2, "usage", "holds frames already")
+        code, _, error = predict(clip, "-o", out, "--every", "40", "--resume")
+        assert (code, error) == (0, f"0 masks written, 3 kept: {out}\n")
+        cut(clip, 0.7)
+        code, text, error = predict(clip, "-o", tmp_path / "o", "--every", "40", "--json")
+        assert code == 9 and error.splitlines()[-1].startswith("error[partial]: 1 of ")
+        assert [each["image"] for each in json.loads(text)["failed"]] == [str(clip)]
+        refused(predict(clip, "-o", tmp_path / "m.png"), 2, "usage", "many frames")
+
+    def test_training_takes_none(self, cli: Cli, tmp_path: Path) -> None:
+        clip = write_video(tmp_path / "clip.mp4", 3)
+        found = cli("train", clip, "-o", tmp_path / "run", "--device", "cpu")
+        assert found[0] == 3 and "is not a JPEG" in found[2]
+
+
 class TestWhatElseIsThere:
     def test_is_told_in_one_line_and_in_json(
         self, predict: Cli, images: Path, tmp_path: Path
@@ -228,7 +310,12 @@ class TestRefusals:
         refused(found, 2, "usage", "would overwrite an input image")
         assert (images / "01.png").read_bytes() == before
         refused(predict(images, "-o", tmp_path / "m.png"), 2, "usage", "give a folder")
-        refused(predict(images, "-o", tmp_path / "m.jpg"), 2, "usage", "masks are PNG")
+        for name in ("m.jpg", "m.bmp", "m.webm", "m.zip"):
+            refused(predict(images, "-o", tmp_path / name), 2, "usage", "masks are PNG")
+        found = predict(images, "-o", tmp_path / "m.tif", "--format", "png")
+        refused(found, 2, "usage", "--format png: the name in --out says tiff")
+        assert predict(images, "-o", tmp_path / "results.v2")[0] == 0
+        assert files(tmp_path / "results.v2") == {"00.png", "01.png", "deep/02.png"}
         (tmp_path / "00_overlay.jpg").touch()
         found = predict(images / "00.jpg", "-o", tmp_path, "--overlay")
         refused(found, 2, "usage", "00_overlay.jpg: exists already")
@@ -241,6 +328,11 @@ class TestRefusals:
             (("-k", "3"), "belong to --readout kmeans"),
             (("--over-clusters", "9"), "belongs to --readout merge"),
             (("-b", "all"), "--batch-size all"),
+            (("--only", "sky"), "--only sky: no such cluster"),
+            (("--format", "bmp"), "--format bmp"),
+            (("--min-confidence", "-1"), "--min-confidence -1"),
+            (("--tile", "5"), "--tile 5"),
+            (("--every", "0"), "--every 0"),
             (("-b", "0"), "--batch-size 0: must be 1 to 1024"),
             (("--device", "foo"), "--device foo"),
             (("--precision", "foo"), "precision = 'foo'"),

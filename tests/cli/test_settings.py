@@ -98,3 +98,26 @@ def test_number_or_auto(text: str | None, expected: int | None) -> None:
 def test_another_text_is_refused_with_the_options_name(text: str) -> None:
     with pytest.raises(UsageError, match="--workers"):
         number_or_auto("--workers", text)
+
+
+def test_rare_options_are_hidden_in_one_command_alone() -> None:
+    """And go on working there."""
+    found: list[Group] = []
+
+    def command(group: Group) -> None:
+        found.append(group)
+
+    one, other = takes(rare=("two",), group=Group)(command), takes(group=Group)(command)
+    hidden = []
+    for each in (one, other):
+        program: Any = typer.main.get_command(_app(each))
+        hidden.append({option.name: option.hidden for option in program.params[:2]})
+    assert hidden == [{"one": False, "two": True}, {"one": False, "two": False}]
+    called(one, "--two", "x")
+    assert found == [Group(1, "x")]
+
+
+def _app(command: Any) -> typer.Typer:
+    app = typer.Typer()
+    app.command()(command)
+    return app

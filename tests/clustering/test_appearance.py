@@ -15,7 +15,9 @@ from densesiam_seg.clustering.appearance import (
     FLAT,
     GIST,
     NEAR,
+    Surroundings,
     appearance,
+    gist_of,
     position,
 )
 
@@ -110,3 +112,28 @@ def test_autocast_rounds_nothing() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         found = appearance(images, (4, 4))
     assert torch.equal(found, appearance(images, (4, 4)))
+
+
+class TestTiles:
+    WHOLE = noise(64, 64)[:1]
+
+    def test_positions_are_those_of_the_whole(self) -> None:
+        whole = appearance(self.WHOLE, (16, 16))
+        gist = gist_of(self.WHOLE, (16, 16))
+        around = Surroundings(gist, (-1, 0, 0, 1))
+        tile = appearance(self.WHOLE[..., :32, 32:], (8, 8), around)
+        torch.testing.assert_close(tile[:, :GIST], whole[:, :GIST, :8, 8:])
+        torch.testing.assert_close(tile[:, -2:], whole[:, -2:, :8, 8:])
+        # Windows reach 4 cells, 2 places.
+        inside = (..., slice(0, 5), slice(3, 8))
+        torch.testing.assert_close(tile[:, GIST:][inside], whole[:, GIST:, :8, 8:][inside])
+
+    def test_mirrored(self) -> None:
+        around = Surroundings(gist_of(self.WHOLE, (16, 16)), (-1, 0, 0, 1))
+        tile = self.WHOLE[..., :32, 32:]
+        own, mirrored = (
+            appearance(tile, (8, 8), around),
+            appearance(tile.flip(-1), (8, 8), around.mirrored()).flip(-1),
+        )
+        torch.testing.assert_close(mirrored[:, -2], own[:, -2])
+        torch.testing.assert_close(mirrored[:, -1], -own[:, -1])

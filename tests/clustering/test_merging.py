@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -20,6 +20,9 @@ from densesiam_seg.clustering.merging import (
     is_partition,
     is_tree,
     merge_tree,
+    overlap_tree,
+    random_tree,
+    tables,
 )
 
 
@@ -122,6 +125,69 @@ class TestMergeTree:
         tree = merge_tree(centres_of(count), np.ones(count, np.int64), nothing(count))
         assert tree.tolist() == [[0, 1]][: count - 1]
         assert tree.shape == (count - 1, 2)
+
+
+def overlap_of(count: int, seed: int) -> NDArray[np.float64]:
+    """Of the random probabilities of 300 places."""
+    likely = np.random.default_rng(seed).dirichlet(np.full(count, 0.3), 300)
+    shared: NDArray[np.float64] = likely.T @ likely
+    return shared
+
+
+class TestOverlapTree:
+    @pytest.mark.parametrize("seed", range(3))
+    def test_the_most_shared_in_comparison_with_chance_join(self, seed: int) -> None:
+        """As a slow reference has it, from the parts' own sums."""
+        overlap = overlap_of(9, seed)
+        groups: list[tuple[int, ...]] = [(k,) for k in range(9)]
+        tree, lifts = overlap_tree(overlap, np.zeros(9, bool))
+        while len(groups) > 1:
+
+            def lift(pair: tuple[tuple[int, ...], ...]) -> float:
+                one, two = map(list, pair)
+                together = overlap[np.ix_(one, two)].sum()
+                return float(together / overlap[one].sum() / overlap[two].sum())
+
+            best = max(combinations(groups, 2), key=lift)
+            assert lifts[9 - len(groups)] == pytest.approx(lift(best) * overlap.sum())
+            groups = [each for each in groups if each not in best] + [best[0] + best[1]]
+            assert set(cut(tree, len(groups))) == {tuple(sorted(each)) for each in groups}
+
+    def test_empty_ones_join_first(self) -> None:
+        """1 joins 2 and 3 joins 0, which share the most with them, though 0 and 2 share more."""
+        overlap = np.array([[9, 0, 8, 0.1], [0, 1, 0.2, 0], [8, 0.2, 9, 0], [0.1, 0, 0, 1]])
+        tree, _ = overlap_tree(overlap, np.array([False, True, False, True]))
+        assert cut(tree, 2) == ((0, 3), (1, 2))
+        assert cut(overlap_tree(overlap, np.zeros(4, bool))[0], 3) != cut(tree, 3)
+
+    def test_nothing_shared_and_nothing_there(self) -> None:
+        for overlap in (np.eye(4), np.zeros((4, 4))):
+            assert is_tree(overlap_tree(overlap, np.zeros(4, bool))[0])
+            assert is_tree(overlap_tree(overlap, np.ones(4, bool))[0])
+
+    def test_what_is_given_stays_as_it_is(self) -> None:
+        overlap, empty = overlap_of(5, 0), np.array([True, False, False, True, False])
+        overlap_tree(overlap, empty)
+        np.testing.assert_array_equal(overlap, overlap_of(5, 0))
+        assert empty.tolist() == [True, False, False, True, False]
+
+    def test_few(self) -> None:
+        assert overlap_tree(np.eye(2), np.zeros(2, bool))[0].tolist() == [[0, 1]]
+
+
+class TestTables:
+    @given(st.integers(2, 12), st.integers(0, 99))
+    def test_they_are_the_cuts(self, count: int, seed: int) -> None:
+        tree = random_tree(count, np.random.default_rng(seed))
+        assert is_tree(tree)
+        counts = [*range(1, count + 1)]
+        for clusters, group in zip(counts, tables(tree, counts), strict=True):
+            groups = {tuple(np.flatnonzero(group == k).tolist()) for k in range(clusters)}
+            assert groups == set(cut(tree, clusters))
+
+    def test_random_ones_differ(self) -> None:
+        draw = np.random.default_rng(0)
+        assert len({random_tree(6, draw).tobytes() for _ in range(20)}) > 15
 
 
 class TestCut:

@@ -22,9 +22,10 @@ from densesiam_seg.exporting import masks as module
 from densesiam_seg.exporting.masks import MARKER, ExportPlan, export_masks, plan_masks
 from densesiam_seg.images.decoding import Decoding
 from densesiam_seg.images.scan import scan
-from densesiam_seg.inference.predict import plan, predict_events
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.naming.clusters import name_clusters
+from densesiam_seg.prediction.plan import plan
+from densesiam_seg.prediction.predict import predict_events
 
 
 @pytest.fixture

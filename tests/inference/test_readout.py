@@ -190,7 +190,7 @@ class TestAuto:
         for clusters in (None, 4):
             read = load_with_readout(tmp_path, "auto", clusters, **CPU)
             assert read.card.readout == "head"
-        with pytest.raises(InputError, match="the read-out needs images"):
+        with pytest.raises(InputError, match="images are needed"):
             load_with_readout(tmp_path, "auto", 5, **CPU)
 
     def test_a_head_of_another_number_is_left_out(self, run: Path) -> None:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from densesiam_seg.network import description
 from densesiam_seg.network.description import TEMPERATURE, Description
 
 SIZES = ((4, 6), (8, 12))
@@ -103,3 +104,14 @@ def test_more_channels_than_axes_are_zeros() -> None:
     description.fit(images, (4, 6))
     found = description(images[0], (4, 6))
     assert not found[:, 8:].any() and found[:, :8].any()
+
+
+def test_very_many_places_are_compared_with_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evenly spread ones; of an image with a few kinds of places it makes no difference."""
+    kinds = torch.randn(1, 4, 3, generator=torch.Generator().manual_seed(0))
+    total = kinds[..., torch.arange(96) % 3].reshape(1, 4, 8, 12)
+    described = Description((5, 3), 4)
+    whole = described.smoothed(total)
+    for step in (2, 3):
+        monkeypatch.setattr(description, "PAIRS", 96 * 96 // step)
+        torch.testing.assert_close(described.smoothed(total), whole, atol=0.05, rtol=0)

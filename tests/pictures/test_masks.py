@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from densesiam_seg.pictures import masks
 from densesiam_seg.pictures.masks import (
     Colour,
     colourise,
@@ -17,6 +18,7 @@ from densesiam_seg.pictures.masks import (
     encode_png,
     overlay,
     palette,
+    write_grey,
     write_mask,
 )
 
@@ -109,3 +111,44 @@ class TestPictures:
         picture = Image.open(io.BytesIO(encode(Image.new("RGB", (20, 10), (200, 100, 50)))))
         assert (picture.format, picture.size) == (name, (20, 10))
         assert np.abs(np.asarray(picture).astype(int) - [200, 100, 50]).max() <= 3
+
+
+class TestOtherFiles:
+    IDS = np.arange(6000).reshape(60, 100) % 7
+
+    @pytest.mark.parametrize("name", ["m.tif", "m.TIFF"])
+    def test_a_tiff_with_its_colours(self, tmp_path: Path, name: str) -> None:
+        write_mask(tmp_path / name, self.IDS, palette(7))
+        with Image.open(tmp_path / name) as picture:
+            assert (picture.mode, picture.info["compression"]) == ("P", "tiff_adobe_deflate")
+            np.testing.assert_array_equal(np.asarray(picture), self.IDS)
+            np.testing.assert_array_equal(
+                np.asarray(picture.convert("RGB")), colourise(self.IDS, palette(7))
+            )
+
+    @pytest.mark.parametrize(("count", "kind"), [(7, np.uint8), (300, np.uint16)])
+    def test_arrays_and_deep_tiffs(self, tmp_path: Path, count: int, kind: type) -> None:
+        write_mask(tmp_path / "m.npy", self.IDS, palette(count))
+        found = np.load(tmp_path / "m.npy")
+        assert found.dtype == kind
+        np.testing.assert_array_equal(found, self.IDS)
+        write_mask(tmp_path / "m.tif", self.IDS, palette(count))
+        with Image.open(tmp_path / "m.tif") as picture:
+            np.testing.assert_array_equal(np.asarray(picture), self.IDS)
+
+    @pytest.mark.parametrize("name", ["m.png", "m.tif"])
+    def test_grey(self, tmp_path: Path, name: str) -> None:
+        write_grey(tmp_path / name, self.IDS.astype(np.uint8))
+        with Image.open(tmp_path / name) as picture:
+            assert picture.mode == "L"
+            np.testing.assert_array_equal(np.asarray(picture), self.IDS)
+
+
+def test_an_overlay_of_many_bands_is_that_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Borders between two bands too."""
+    draw = np.random.default_rng(0)
+    image = draw.integers(0, 256, (60, 40, 3), np.uint8)
+    mask = np.repeat(draw.integers(0, 5, (20, 40)), 3, 0)
+    whole = overlay(image, mask, palette(5))
+    monkeypatch.setattr(masks, "BAND", 7)
+    np.testing.assert_array_equal(overlay(image, mask, palette(5)), whole)

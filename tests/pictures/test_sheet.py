@@ -17,6 +17,7 @@ from densesiam_seg.pictures.sheet import (
     comparison,
     fitted,
     sheet,
+    with_legend,
 )
 
 RED, GREEN, BLUE = (200, 0, 0), (0, 200, 0), (0, 0, 200)
@@ -155,3 +156,24 @@ def test_an_entry_without_a_colour_is_text_alone() -> None:
     assert places[:, 0].min() >= LINE + GAP + 150 + GAP
     colours = {colour for _, colour in comparison(("x",), picture, [("a", None)]).getcolors() or []}
     assert colours >= {RED, BACKGROUND, INK}
+
+
+class TestLegendBelow:
+    ENTRIES = (("sky", (10, 20, 200)), ("road", (200, 30, 30)))
+
+    @pytest.mark.parametrize(("size", "scale"), [((300, 200), 1), ((2400, 1600), 2)])
+    def test_the_picture_keeps_its_size(self, size: tuple[int, int], scale: int) -> None:
+        """Names are below it, in one line that grows with it."""
+        picture = Image.new("RGB", size, (0, 90, 0))
+        page = with_legend(picture, self.ENTRIES)
+        assert page.width == size[0]
+        assert page.height == size[1] + scale * (2 * GAP + LINE)
+        assert page.crop((0, 0, *size)).tobytes() == picture.tobytes()
+        below = np.asarray(page)[size[1] :]
+        for _, colour in self.ENTRIES:
+            assert (below == colour).all(2).sum() == (13 * scale) ** 2
+
+    def test_narrow_pictures(self) -> None:
+        """There is room for a name, on a line of its own."""
+        page = with_legend(Image.new("RGB", (20, 10)), self.ENTRIES)
+        assert page.size == (NARROWEST, 10 + 2 * GAP + LINE)

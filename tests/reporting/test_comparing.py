@@ -13,10 +13,13 @@ from pages import read_page
 from densesiam_seg.errors import ImageError, InputError
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.reporting.comparing import (
+    ALONE,
     Compared,
+    Pair,
     compare_events,
     compared,
     joint_of,
+    matched_colours,
     pairs_of,
     write_comparison,
 )
@@ -44,6 +47,7 @@ def test_pairs_have_most_pixels_in_common() -> None:
     assert pairs_of(joint) == [(0, 1), (1, 0)]
     assert pairs_of(joint.T) == [(0, 1), (1, 0)]
     assert sorted(pairs_of(np.array([[5, 0], [0, 4], [1, 3]]))) == [(0, 0), (1, 1)]
+    assert sorted(pairs_of(np.array([[0, 5], [0, 0], [4, 0]]))) == [(0, 1), (2, 0)]
     assert pairs_of(np.array([[5, 0], [4, 0]])) == [(0, 0)], "a pair without a pixel is none"
 
 
@@ -94,6 +98,12 @@ def test_bad_images(segmenter: Segmenter, paths: list[str], tmp_path: Path) -> N
         list(compare_events(segmenter, segmenter, [str(bad)]))
     with pytest.raises(InputError, match="none of the 2"):
         list(compare_events(segmenter, segmenter, [str(bad), str(bad)]))
+
+
+def test_clusters_of_a_pair_have_one_colour(segmenter: Segmenter) -> None:
+    first, other = segmenter.clusters[3], segmenter.clusters[1]
+    colours = matched_colours([Pair(first, other, 1.0, 0.5)], 3)
+    assert colours == [ALONE, first.colour, ALONE]
 
 
 def test_the_page(segmenter: Segmenter, paths: list[str], tmp_path: Path) -> None:

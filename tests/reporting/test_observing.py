@@ -88,6 +88,24 @@ def test_crops_show_the_cluster_where_it_is_surest_and_where_it_is_least_sure(
     assert surest.box[:2] != least.box[:2]
 
 
+def test_a_crop_is_never_mostly_of_others(segmenter: Segmenter) -> None:
+    """A thin frame of pixels that are unsure lies around a sure square."""
+    scores = torch.full((5, SIDE, SIDE), -20.0)
+    scores[0] = np.log(0.9)
+    ring, core = slice(48, 112), slice(50, 110)
+    for square, probability in ((ring, 0.52), (core, 0.95)):
+        scores[1, square, square] = np.log(probability)
+        scores[0, square, square] = np.log(1 - probability)
+    found = observe(segmenter, 0, scores, torch.ones(8), PLAIN)
+    assert all(crop.inside.mean() >= 0.1 for crop in found.doubtful)
+    for rows, clusters in ((5, {0, 1}), (1, {0})):
+        line = torch.full((5, SIDE, SIDE), -20.0)
+        line[0], line[1, 80 : 80 + rows] = np.log(0.9), np.log(0.6)
+        line[0, 80 : 80 + rows] = np.log(0.4)
+        thin = observe(segmenter, 0, line, torch.ones(8), PLAIN)
+        assert {crop.cluster for crop in thin.doubtful} == clusters
+
+
 def test_what_is_hardly_there_gives_no_crop(segmenter: Segmenter) -> None:
     scores = torch.zeros(5, SIDE, SIDE)
     scores[0] = 1

@@ -38,6 +38,13 @@ def test_the_largest_first_with_flags(segmenter: Segmenter) -> None:
     assert [card.flags for card in cards] == flags
 
 
+def test_rare_is_a_tenth_of_an_equal_share(segmenter: Segmenter) -> None:
+    """Of five clusters that is 2 %."""
+    shares = np.tile([0.651, 0.3, 0.021, 0.019, 0.009], (3, 1))
+    cards = cards_of(segmenter, survey(shares=shares, sureness=np.ones(5)))
+    assert [card.flags for card in cards] == [(), (), (), ("rare",), ("rare",)]
+
+
 def test_what_a_cluster_is_confused_with(segmenter: Segmenter) -> None:
     first, second, *_ = cards_of(segmenter, survey())
     assert [each.cluster.id for each in first.neighbours] == [1, 2, 3]

@@ -59,6 +59,7 @@ def test_what_is_on_the_page(own: Path, segmenter: Segmenter) -> None:
     assert len(page.images) == 2 * 5 + crops + 2 * len(found.findings) and crops >= 2 * len(used)
     assert page.tags.count("svg") == 2
     assert all(card.cluster.name in page.text for card in found.cards)
+    assert "seen in 12 images of the training." in page.text
     for words in (
         "my run",
         "epochs",
@@ -144,7 +145,7 @@ def test_a_few_of_many(own: Path) -> None:
     order = plan_report(own, None, None, 4)
     assert len(order.sources) == 4 and order.there == 12
     found, page, told = made(order, own)
-    assert found.images == 4 and "4 images of the training" in page.text and "of 12" in page.text
+    assert found.images == 4 and "seen in 4 of 12 images of the training." in page.text
     assert told == ["looked at 4 of 12 images, evenly spread; --limit N takes more"]
 
 

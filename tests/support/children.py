@@ -286,7 +286,7 @@ def _main() -> None:
     _pipe, folder = int(sys.argv[1]), Path(sys.argv[2])
     for name in (
         *("faiss", "timm", "densesiam_seg.cli.console", "densesiam_seg.training.train"),
-        *("densesiam_seg.inference.predict", "densesiam_seg.inference.readout"),
+        *("densesiam_seg.prediction.predict", "densesiam_seg.inference.readout"),
         *("densesiam_seg.evaluation.probe", "sabotage"),
     ):
         importlib.import_module(name)

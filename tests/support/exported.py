@@ -16,9 +16,9 @@ from densesiam_seg.exporting.dataset import Labels, labels_of
 from densesiam_seg.exporting.masks import LAYOUTS, export_masks, plan_masks
 from densesiam_seg.images.decoding import Decoding
 from densesiam_seg.images.scan import scan
-from densesiam_seg.inference.predict import mask_names
 from densesiam_seg.naming.clusters import Cluster, grouping, name_clusters
 from densesiam_seg.pictures.masks import write_mask
+from densesiam_seg.prediction.names import mask_names
 
 NAMES = [
     "sky",
@@ -114,11 +114,10 @@ def write_photos(folder: Path, clusters: Sequence[Cluster], masks: Path) -> dict
         if count <= 255 and index % 2 == 0:
             mask[:3, :5] = 255
         found[name] = mask
-    for name, target in zip(FILES, mask_names(sorted(FILES)), strict=True):
-        assert name
-        (masks / target).parent.mkdir(parents=True, exist_ok=True)
     for name, target in zip(sorted(FILES), mask_names(sorted(FILES)), strict=True):
-        write_mask(masks / target, found[name], [each.colour for each in clusters])
+        path = masks / f"{target}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_mask(path, found[name], [each.colour for each in clusters])
     return found
 
 

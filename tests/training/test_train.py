@@ -31,6 +31,8 @@ from tiny_runs import (
     warnings_of,
 )
 
+from densesiam_seg import config
+from densesiam_seg.config import TrainConfig
 from densesiam_seg.errors import (
     BusyError,
     InputError,
@@ -40,7 +42,7 @@ from densesiam_seg.errors import (
     StoppedError,
     UsageError,
 )
-from densesiam_seg.events import EpochRecord, Event, Progress, StepRecord, Trained
+from densesiam_seg.events import EpochRecord, Event, Notice, Progress, StepRecord, Trained
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.environment import environment
 from densesiam_seg.io.lock import LOCK, run_lock
@@ -48,6 +50,8 @@ from densesiam_seg.io.records import read_records
 from densesiam_seg.io.run_directory import RUN_NAMES, read_status
 from densesiam_seg.methods.densesiam import DenseSiamMethod
 from densesiam_seg.methods.method import Objective
+from densesiam_seg.naming.clusters import read_clusters
+from densesiam_seg.naming.edits import undo
 from densesiam_seg.training import loop, setup
 from densesiam_seg.training import train as running
 from densesiam_seg.training.checkpoint import TENSORS, load_checkpoint, save_checkpoint
@@ -752,3 +756,38 @@ def test_what_is_no_model_is_refused(runs: TinyRuns) -> None:
     with pytest.raises(ModelError, match="no model here"):
         end(runs.begin(init_from=runs.images))
     assert not runs.path.exists()
+
+
+class TestChosenClusters:
+    """`clusters auto` learns many and shows as many as are recommended."""
+
+    @pytest.fixture(autouse=True)
+    def _few(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        meaning = {"clusters": 6, "choose_clusters": True}
+        declared = TrainConfig.__dataclass_fields__["clusters"].metadata["setting"]
+        monkeypatch.setattr(
+            config, "settings_of", lambda _: [("clusters", replace(declared, auto=meaning))]
+        )
+
+    def test_the_model_shows_what_is_recommended(self, runs: TinyRuns) -> None:
+        *events, last = runs.begin(epochs=1, clusters="auto")
+        assert isinstance(last, Trained)
+        file = read_clusters(last.model / "clusters.json")
+        assert file.suggestion is not None
+        chosen = file.suggestion["chosen"]
+        assert sum(each.left for each in file.clusters) == chosen < len(file.clusters) == 6
+        assert any(isinstance(each, Notice) and f"{chosen} of 6" in each.text for each in events)
+        _, undone = undo(last.model)
+        assert all(each.left for each in undone.clusters)
+        settings = tomllib.loads((last.run / "config.toml").read_text(encoding="utf-8"))
+        assert (settings["clusters"], settings["choose_clusters"]) == (6, True)
+
+    def test_a_run_that_goes_on_chooses_too(self, runs: TinyRuns) -> None:
+        whole = end(runs.begin(clusters="auto")).run
+        events = runs.begin("part", clusters="auto")
+        with pytest.raises(StoppedError) as caught:
+            for event in events:
+                if isinstance(event, Progress) and event.what.startswith("comparing"):
+                    os.kill(os.getpid(), signal.SIGTERM)
+        assert "--resume" in str(caught.value)
+        same_end(end(runs.resume("part", clusters="auto")).run, whole)

@@ -10,9 +10,9 @@ from photographs import junk, picture
 from PIL import Image
 
 from densesiam_seg.images.decoding import Decoding
-from densesiam_seg.inference import batching
-from densesiam_seg.inference.batching import Group, groups, images_together
 from densesiam_seg.inference.segmenter import Segmenter
+from densesiam_seg.prediction import batching
+from densesiam_seg.prediction.batching import Group, groups, images_together
 
 
 def pictures(folder: Path, sizes: list[tuple[int, int]]) -> list[str]:
@@ -74,3 +74,12 @@ def test_fewer_images_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> 
     """A quarter of 1 GiB holds 2**18 pixels of 1 KiB: two images of 320x320."""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**30, 2**37))
     assert images_together(torch.device("cuda"), (320, 320)) == 2
+
+
+def test_large_images_have_groups_of_their_own(segmenter: Segmenter, tmp_path: Path) -> None:
+    """In tiles; also where one at a time is asked for."""
+    paths = pictures(tmp_path, [(20, 30), (20, 40), (20, 30), (0, 0)])
+    for size in (1, 2, None):
+        found = list(groups(segmenter, paths, size, Decoding(), tile=30))
+        assert [group for group in found if group.tiled] == [Group((1,), 1, (20, 40))]
+        assert sorted(place for group in found for place in group.places) == [0, 1, 2, 3]

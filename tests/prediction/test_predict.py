@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 from photographs import centroids_of, junk, picture
 from PIL import Image
+from videos import damage, write_video
 
 from densesiam_seg.datasets.scenes import scene
 from densesiam_seg.errors import (
@@ -35,21 +32,16 @@ from densesiam_seg.events import Predicted
 from densesiam_seg.images.decode import load_image
 from densesiam_seg.images.decoding import Decoding
 from densesiam_seg.images.manifest import Skipped
-from densesiam_seg.images.opening import SUFFIXES
 from densesiam_seg.images.scan import each_page, scan
-from densesiam_seg.inference import batching
-from densesiam_seg.inference import predict as prediction
 from densesiam_seg.inference.options import Refinement
-from densesiam_seg.inference.predict import (
-    fitting_names,
-    mask_names,
-    overall_error,
-    overlay_path,
-    plan,
-    predict_events,
-)
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.outputs import OUTPUTS, noted_outputs
+from densesiam_seg.prediction import batching
+from densesiam_seg.prediction import predict as prediction
+from densesiam_seg.prediction.plan import plan
+from densesiam_seg.prediction.predict import overall_error, predict_events
+from densesiam_seg.prediction.video import frames
+from densesiam_seg.prediction.wanted import Wanted
 
 
 def files(folder: Path) -> set[str]:
@@ -64,12 +56,14 @@ def predict(
     out: Path,
     *,
     overlays: bool = False,
+    wanted: Wanted | None = None,
     overwrite: bool = False,
     resume: bool = False,
     **options: Any,
 ) -> list[Predicted]:
-    work = plan(scan(inputs), out, overlays=overlays, overwrite=overwrite, resume=resume)
-    return list(predict_events(segmenter, work, overlays=overlays, **options))
+    wanted = wanted or Wanted(overlay=overlays)
+    work = plan(scan(inputs), out, wanted=wanted, overwrite=overwrite, resume=resume)
+    return list(predict_events(segmenter, work, **options))
 
 
 def reasons(results: Sequence[Predicted]) -> list[str | None]:
@@ -89,211 +83,6 @@ def threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    """Three images, one of them in a sub-folder."""
-    folder = tmp_path / "images"
-    picture(folder / "a.jpg", 20, 30)
-    picture(folder / "b.png", 31, 17)
-    picture(folder / "deep" / "er" / "c.webp", 8, 9)
-    return folder
-
-
-class TestNames:
-    @pytest.mark.parametrize(
-        ("names", "expected"),
-        [
-            (["a.jpg", "b.png"], ["a.png", "b.png"]),
-            (["d/a.jpg", "d/e/a.jpg", "a.jpg"], ["d/a.png", "d/e/a.png", "a.png"]),
-            (["a.jpg", "a.png", "b.png"], ["a.jpg.png", "a.png.png", "b.png"]),
-            (["a.b.jpg", "a.c.jpg"], ["a.b.png", "a.c.png"]),
-            (["a", "a.jpg"], ["a.png", "a.jpg.png"]),
-            (["a.jpg", "a.png/b.jpg"], ["a.jpg.png", "a.png/b.png"]),
-            (["x.jpg", "x.png", "x.jpg.jpg"], ["x.jpg.png", "x.png.png", "x.jpg.jpg.png"]),
-            ([".hidden.jpg", ".jpg"], [".hidden.png", ".jpg.png"]),
-        ],
-    )
-    def test_stems_are_kept_unless_two_images_share_one(
-        self, names: list[str], expected: list[str]
-    ) -> None:
-        assert mask_names(names) == expected
-
-    @settings(max_examples=50)
-    @given(st.sets(st.from_regex(r"\A(d/)?[ab.]{0,4}[ab][ab.]?\Z")))
-    def test_no_two_masks_share_a_name(self, names: set[str]) -> None:
-        assert len(set(mask_names(sorted(names)))) == len(names)
-
-    def test_long_names_are_cut_and_get_a_digest(self) -> None:
-        """SHA-256 of the whole name; 16 bytes here, of which the digest and the suffix take 13."""
-        digest = hashlib.sha256(b"x" * 13 + b".png").hexdigest()
-        names = ["x" * 12 + ".png", "x" * 13 + ".png", "dd/e.png"]
-        assert fitting_names(names, 16) == [names[0], f"xxx-{digest[:8]}.png", "dd/e.png"]
-
-    @pytest.mark.parametrize(
-        ("stem", "kept"), [("木" * 9, "木"), ("xe\u0301" + "x" * 20, "x"), ("\u0301" * 20, "")]
-    )
-    def test_letters_stay_whole(self, stem: str, kept: str) -> None:
-        """With their accents."""
-        (name,) = fitting_names([f"{stem}.png"], 16)
-        assert name.startswith(f"{kept}-") and len(name) == len(kept) + 13
-
-    def test_long_folders_are_cut_too(self) -> None:
-        (name,) = fitting_names(["d" * 30 + "/e/a.png"], 16)
-        assert [len(part) for part in name.split("/")] == [16, 1, 5]
-
-    def test_equal_digests_are_made_longer(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        ends = {"a": "1" * 64, "b": "1" * 8 + "2" * 56}
-        monkeypatch.setattr(
-            hashlib, "sha256", lambda name: SimpleNamespace(hexdigest=lambda: ends[chr(name[40])])
-        )
-        names = [f"{'x' * 40}{end}.png" for end in "ab"]
-        one, other = fitting_names(names, 30)
-        assert one == "x" * 17 + "-" + "1" * 8 + ".png"
-        assert other == "x" * 9 + "-" + "1" * 8 + "2" * 8 + ".png"
-
-    @settings(max_examples=50)
-    @given(st.sets(st.from_regex(r"\A[xé]{1,20}(/[xé]{1,20})?\.png\Z")))
-    def test_no_two_of_them_are_the_same(self, names: set[str]) -> None:
-        found = fitting_names(sorted(names), 20)
-        assert len(set(found)) == len(names)
-        assert all(len(os.fsencode(part)) <= 20 for name in found for part in name.split("/"))
-
-    def test_overlays_lie_beside_their_masks(self) -> None:
-        assert overlay_path(Path("o/a.jpg.png")) == Path("o/a.jpg_overlay.jpg")
-
-
-def earlier(path: Path) -> None:
-    """A mask or an overlay of an earlier run."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("P" if path.suffix == ".png" else "RGB", (30, 20)).save(path)
-
-
-class TestPlan:
-    def test_a_folder_keeps_sub_folders(self, images: Path, tmp_path: Path) -> None:
-        out = tmp_path / "out"
-        work = plan(scan([images]), out)
-        assert work.folder == out
-        assert work.targets == (out / "a.png", out / "b.png", out / "deep/er/c.png")
-        assert work.sources == tuple(str(images / n) for n in ("a.jpg", "b.png", "deep/er/c.webp"))
-        assert (work.done, work.failures) == (0, out / "failed.jsonl")
-        assert not out.exists()
-
-    def test_one_image(self, images: Path, tmp_path: Path) -> None:
-        """The mask's own name, or a folder, also one that is called .png."""
-        one = scan([images / "a.jpg"])
-        assert plan(one, tmp_path / "new" / "m.PNG").targets == (tmp_path / "new" / "m.PNG",)
-        assert plan(one, tmp_path / "o").targets == (tmp_path / "o" / "a.png",)
-        (tmp_path / "o.png").mkdir()
-        assert plan(one, tmp_path / "o.png").targets == (tmp_path / "o.png" / "a.png",)
-
-    def test_places_that_do_not_fit(self, images: Path, tmp_path: Path) -> None:
-        with pytest.raises(UsageError, match="there are 3 images; give a folder"):
-            plan(scan([images]), tmp_path / "mask.png")
-        (tmp_path / "notes").write_text("mine")
-        with pytest.raises(UsageError, match="a file of another kind"):
-            plan(scan([images]), tmp_path / "notes", overwrite=True)
-
-    @pytest.mark.parametrize("suffix", sorted({*SUFFIXES, ".npy", ".PGM", ".txt"} - {".png"}))
-    def test_masks_are_png(self, images: Path, tmp_path: Path, suffix: str) -> None:
-        """But a folder may be called as it likes."""
-        out = tmp_path / f"mask{suffix}"
-        with pytest.raises(UsageError, match="masks are PNG"):
-            plan(scan([images / "a.jpg"]), out)
-        out.mkdir()
-        assert plan(scan([images / "a.jpg"]), out).targets == (out / "a.png",)
-        assert plan(scan([images / "a.jpg"]), tmp_path / "v1.2").folder == tmp_path / "v1.2"
-
-    def test_every_name_has_a_mask_of_its_own(self, images: Path, tmp_path: Path) -> None:
-        (images / "hard.jpg").hardlink_to(images / "a.jpg")
-        (images / "soft.jpg").symlink_to("a.jpg")
-        targets = plan(scan([images], merge=False), tmp_path).targets
-        assert [path.stem for path in targets] == ["a", "b", "c", "hard", "soft"]
-
-    def test_names_of_the_longest_kind(
-        self, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """The longest part of an overlay's name is its end."""
-        monkeypatch.setattr(prediction, "longest_name", lambda folder: 30)
-        for length in (26, 27):
-            picture(images / f"{'x' * length}.png")
-        for overlays, cut in ((False, 1), (True, 2)):
-            work = plan(scan([images]), tmp_path, overlays=overlays)
-            assert work.shortened == cut
-            for target in work.targets:
-                name = overlay_path(target).name if overlays else target.name
-                assert len(name) <= 30
-
-    def test_what_exists_is_refused(self, images: Path, tmp_path: Path) -> None:
-        """Other files in the folder are no hindrance."""
-        out = tmp_path / "out"
-        picture(out / "b_overlay.jpg")
-        assert len(plan(scan([images]), out).targets) == 3
-        with pytest.raises(UsageError, match=r"b_overlay\.jpg: exists already"):
-            plan(scan([images]), out, overlays=True)
-        picture(out / "b.png")
-        with pytest.raises(UsageError, match=r"out/b\.png: exists already; give --overwrite"):
-            plan(scan([images]), out)
-        assert len(plan(scan([images]), out, overwrite=True).targets) == 3
-
-    @pytest.mark.parametrize("options", [{}, {"overwrite": True}, {"resume": True}])
-    def test_an_input_is_never_overwritten(
-        self, images: Path, tmp_path: Path, options: dict[str, bool]
-    ) -> None:
-        """Neither through a link nor by an overlay."""
-        (tmp_path / "link").symlink_to(images)
-        for out in (images, tmp_path / "link"):
-            with pytest.raises(UsageError, match=r"b\.png: would overwrite an input image"):
-                plan(scan([images]), out, **options)
-        picture(images / "a_overlay.jpg")
-        with pytest.raises(UsageError, match="would overwrite an input image"):
-            plan(
-                scan([images / "a.jpg", images / "a_overlay.jpg"]), images, overlays=True, **options
-            )
-
-    def test_resume_leaves_what_is_there(self, images: Path, tmp_path: Path) -> None:
-        """A mask without its overlay is made again."""
-        out = tmp_path / "out"
-        for name in ("a.png", "a_overlay.jpg", "b.png"):
-            earlier(out / name)
-        work = plan(scan([images]), out, resume=True)
-        assert (work.targets, work.done) == ((out / "deep/er/c.png",), 2)
-        work = plan(scan([images]), out, resume=True, overlays=True)
-        assert [path.name for path in work.targets] == ["b.png", "c.png"]
-
-    @pytest.mark.parametrize("damage", [b"", b"\0" * 500, b"\x89PNG\r\n", None])
-    def test_resume_makes_what_is_not_whole_again(
-        self, images: Path, tmp_path: Path, damage: bytes | None
-    ) -> None:
-        """As a power cut leaves it: empty, zeros, a part; also the overlay alone."""
-        out = tmp_path / "out"
-        for name in ("a.png", "a_overlay.jpg", "b.png", "b_overlay.jpg"):
-            earlier(out / name)
-        for name in ("a_overlay.jpg", "b.png"):
-            whole = (out / name).read_bytes()
-            (out / name).write_bytes(whole[:-1] if damage is None else damage[: len(whole)])
-            if name == "a_overlay.jpg" and damage and damage[0]:
-                (out / name).write_bytes(b"\xff\xd8")
-        work = plan(scan([images]), out, resume=True)
-        assert [path.name for path in work.targets] == ["b.png", "c.png"]
-        assert (work.done, work.damaged) == (1, 1)
-        work = plan(scan([images]), out, resume=True, overlays=True)
-        assert [path.name for path in work.targets] == ["a.png", "b.png", "c.png"]
-        assert (work.done, work.damaged) == (0, 2)
-
-    def test_resume_leaves_other_peoples_files(self, images: Path, tmp_path: Path) -> None:
-        (tmp_path / "b.png").write_text("my notes")
-        with pytest.raises(UsageError, match=r"b\.png: exists already and is no mask"):
-            plan(scan([images]), tmp_path, resume=True)
-        for mode in ("RGB", "RGBA", "LA"):
-            Image.new(mode, (5, 5)).save(tmp_path / "b.png")
-            with pytest.raises(UsageError, match=r"b\.png: exists already and is no mask"):
-                plan(scan([images]), tmp_path, resume=True)
-        for mode in ("P", "L", "I;16"):
-            Image.new(mode, (5, 5)).save(tmp_path / "b.png")
-            assert plan(scan([images]), tmp_path, resume=True).done == 1
-        assert plan(scan([images]), tmp_path, overwrite=True).damaged == 0
 
 
 class TestPredict:
@@ -377,7 +166,7 @@ class TestWhatCannotBeWritten:
         segmenter: Segmenter,
         images: Path,
         tmp_path: Path,
-        options: dict[str, bool],
+        options: dict[str, Any],
         overlays: bool,
     ) -> None:
         out = tmp_path / "out"
@@ -669,3 +458,132 @@ def test_each_page_has_a_mask_below_the_name_of_its_file(
     results = list(predict_events(segmenter, work))
     assert reasons(results) == [None] * 3
     assert mask_of(tmp_path / "out" / "stack.tif" / "3.png").shape == (30, 42)
+
+
+class TestMoreFiles:
+    WANTED = Wanted(overlay=True, confidence=True, npy=True)
+    ENDS = ("_overlay.jpg", "_confidence.png", ".npy", ".png")
+
+    def test_are_noted_and_resumed(
+        self, segmenter: Segmenter, images: Path, tmp_path: Path
+    ) -> None:
+        out = tmp_path / "out"
+        results = predict(segmenter, [images], out, wanted=self.WANTED)
+        assert files(out) == {
+            f"{stem}{end}" for stem in ("a", "b", "deep/er/c") for end in self.ENDS
+        }
+        assert set(results[0].files.values()) == {out / f"a{end}" for end in self.ENDS}
+        assert noted_outputs(out) == {f"{stem}{end}" for stem in "ab" for end in self.ENDS}
+        (out / "b.npy").write_bytes((out / "b.npy").read_bytes()[:-1])
+        work = plan(scan([images]), out, wanted=self.WANTED, resume=True)
+        assert (work.targets, work.done, work.damaged) == ((out / "b.png",), 2, 1)
+        list(predict_events(segmenter, work))
+        assert plan(scan([images]), out, wanted=self.WANTED, resume=True).done == 3
+
+    def test_too_many_clusters_for_pixels_without_one(
+        self, segmenter: Segmenter, images: Path, tmp_path: Path
+    ) -> None:
+        many = segmenter.with_centroids(centroids_of(300))
+        with pytest.raises(UsageError, match="--min-confidence: 255 is an id"):
+            predict(many, [images], tmp_path / "out", wanted=Wanted(min_confidence=0.5))
+        assert not (tmp_path / "out").exists()
+
+
+class TestTiles:
+    @pytest.fixture
+    def wide(self, tmp_path: Path) -> Path:
+        (tmp_path / "wide").mkdir()
+        Image.fromarray(scene(3, 0, 600)[0][:280]).save(tmp_path / "wide" / "a.png")
+        picture(tmp_path / "wide" / "b.png")
+        return tmp_path / "wide"
+
+    def test_above_their_size(self, segmenter: Segmenter, wide: Path, tmp_path: Path) -> None:
+        """The masks of other images do not change, nor do those of images that are not larger."""
+        plain, whole, tiled = (
+            predict(segmenter, [wide], tmp_path / str(tile), wanted=Wanted(tile=tile))
+            for tile in (0, 600, 300)
+        )
+        written = [
+            [result.mask.read_bytes() for result in each if result.mask]
+            for each in (plain, whole, tiled)
+        ]
+        assert written[1] == written[0] and written[2][1] == written[0][1]
+        assert written[2][0] != written[0][0]
+        assert tiled[0].mask is not None and mask_of(tiled[0].mask).shape == (280, 600)
+
+    def test_see_an_image_twice_as_large(
+        self, segmenter: Segmenter, wide: Path, tmp_path: Path
+    ) -> None:
+        """32 × 69 pixels as a whole, 64 × 128 in tiles, as their sides are multiples of 32."""
+        (result, _) = predict(segmenter, [wide], tmp_path / "out", wanted=Wanted(tile=300))
+        pixels = load_image(wide / "a.png")[None]
+        shown = torch.nn.functional.interpolate(pixels, (64, 128), mode="bilinear", antialias=True)
+        assert result.mask is not None
+        expected = segmenter.mask(segmenter.scores(shown)[0], 280, 600)
+        assert (mask_of(result.mask) == expected).mean() > 0.99
+
+    def test_larger_than_what_is_taken(
+        self, segmenter: Segmenter, wide: Path, tmp_path: Path
+    ) -> None:
+        work = plan(scan([wide]), tmp_path / "out", wanted=Wanted(tile=300))
+        results = list(predict_events(segmenter, work, decoding=Decoding(280 * 600 - 1)))
+        assert reasons(results) == ["too-large", None]
+
+
+class TestVideos:
+    def test_each_frame_has_a_mask(
+        self, segmenter: Segmenter, images: Path, tmp_path: Path
+    ) -> None:
+        """After those of the images; every third one here."""
+        clip, out = write_video(tmp_path / "clip.mkv", 10), tmp_path / "out"
+        results = predict(segmenter, [clip, images / "a.jpg"], out, wanted=Wanted(every=3))
+        names = [f"frame_{number:06}" for number in (0, 3, 6, 9)]
+        assert [result.image for result in results[1:]] == [f"{clip}/{name}" for name in names]
+        masks = [result.mask for result in results[1:]]
+        assert [mask.name for mask in masks if mask] == [f"{name}.png" for name in names]
+        assert {mask.parent.name for mask in masks if mask} == {"clip.mkv"}
+        assert overall_error(results) is None
+        for mask, (_, frame) in zip(masks, frames(str(clip), 3), strict=True):
+            assert mask is not None
+            np.testing.assert_array_equal(mask_of(mask), segmenter.predict(frame))
+
+    def test_are_noted(self, segmenter: Segmenter, tmp_path: Path) -> None:
+        """A later run does not take frames' masks for photographs."""
+        clip = write_video(tmp_path / "clip.mkv", 3)
+        predict(segmenter, [clip], tmp_path / "out", wanted=Wanted(overlay=True))
+        found = noted_outputs(tmp_path / "out" / "clip.mkv")
+        assert found >= {
+            f"frame_00000{n}{end}" for n in range(3) for end in ("_overlay.jpg", ".png")
+        }
+
+    def test_a_damaged_one(self, segmenter: Segmenter, tmp_path: Path) -> None:
+        """Its frames before the damage, then the failure."""
+        clip = damage(write_video(tmp_path / "clip.mp4", 90))
+        results = predict(segmenter, [clip], tmp_path / "out", wanted=Wanted(every=10))
+        assert reasons(results) == [None] * (len(results) - 1) + ["corrupt"]
+        assert 2 <= len(results) - 1 < 9 and isinstance(overall_error(results), PartialError)
+        (line,) = (tmp_path / "out" / "failed.jsonl").read_text().splitlines()
+        assert json.loads(line)["path"] == str(clip)
+
+    def test_no_video_at_all(self, segmenter: Segmenter, tmp_path: Path) -> None:
+        clip = junk(tmp_path / "clip.mp4")
+        assert isinstance(overall_error(predict(segmenter, [clip], tmp_path / "out")), ImageError)
+
+    def test_resumed(self, segmenter: Segmenter, tmp_path: Path) -> None:
+        clip, out = write_video(tmp_path / "clip.mkv", 5), tmp_path / "out"
+        predict(segmenter, [clip], out)
+        gone = out / "clip.mkv" / "frame_000002.png"
+        before = gone.read_bytes()
+        gone.unlink()
+        results = predict(segmenter, [clip], out, resume=True)
+        assert [result.kept for result in results] == [True, True, False, True, True]
+        assert gone.read_bytes() == before
+
+    def test_a_folder_that_cannot_be_made(
+        self, segmenter: Segmenter, images: Path, tmp_path: Path
+    ) -> None:
+        clip, out = write_video(images / "clip.mkv", 3), tmp_path / "out"
+        out.mkdir()
+        (out / "clip.mkv").touch()
+        results = predict(segmenter, [clip, images / "a.jpg"], out, overwrite=True)
+        assert reasons(results) == [None, "not-written"]

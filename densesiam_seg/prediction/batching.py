@@ -26,20 +26,28 @@ MEMORY_SHARE = 0.25
 
 @dataclass(frozen=True)
 class Group:
-    """Indices of images in their list, at most `full`; a smaller group is filled up with repetitions."""
+    """Indices of images in their list, at most `full`; a smaller group is filled up with repetitions.
+
+    `tiled`: the size (H, W) of an image that is looked at in tiles, and has a group of its own.
+    """
 
     places: tuple[int, ...]
     full: int
+    tiled: tuple[int, int] | None = None
 
 
 def groups(
-    segmenter: Segmenter, paths: Sequence[str], batch_size: int | None, decoding: Decoding
+    segmenter: Segmenter,
+    paths: Sequence[str],
+    batch_size: int | None,
+    decoding: Decoding,
+    tile: int = 0,
 ) -> Iterator[Group]:
     """Every place of `paths` in one group; `batch_size` None: `images_together`.
 
-    Images that cannot be read have a group of their own.
+    Images that cannot be read have a group of their own, as have those with a side above `tile`, if that is not 0.
     """
-    if batch_size == 1:
+    if batch_size == 1 and not tile:
         # No header need be read.
         yield from (Group((place,), 1) for place in range(len(paths)))
         return
@@ -47,9 +55,14 @@ def groups(
         by_size: dict[tuple[int, int], list[int]] = {}
         for place, path in enumerate(paths[start : start + WINDOW], start):
             try:
-                size = working_size(*image_size(path, decoding), segmenter.shown_side)
+                own = image_size(path, decoding)
             except ImageError:
                 size = (0, 0)
+            else:
+                if tile and max(own) > tile:
+                    yield Group((place,), 1, own)
+                    continue
+                size = working_size(*own, segmenter.shown_side)
             by_size.setdefault(size, []).append(place)
         for size, places in by_size.items():
             full = batch_size or images_together(segmenter.device, size)

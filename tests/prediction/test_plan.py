@@ -1,0 +1,234 @@
+"""What each image becomes, and what is refused before any work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from photographs import picture
+from PIL import Image
+
+from densesiam_seg.errors import UsageError
+from densesiam_seg.images.opening import SUFFIXES
+from densesiam_seg.images.scan import scan
+from densesiam_seg.prediction import plan as planning
+from densesiam_seg.prediction.plan import plan
+from densesiam_seg.prediction.wanted import Wanted
+
+
+def overlay_name(mask: Path) -> str:
+    return mask.stem + "_overlay.jpg"
+
+
+def earlier(path: Path) -> None:
+    """A mask or an overlay of an earlier run."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("P" if path.suffix == ".png" else "RGB", (30, 20)).save(path)
+
+
+class TestPlan:
+    def test_a_folder_keeps_sub_folders(self, images: Path, tmp_path: Path) -> None:
+        out = tmp_path / "out"
+        work = plan(scan([images]), out)
+        assert work.folder == out
+        assert work.targets == (out / "a.png", out / "b.png", out / "deep/er/c.png")
+        assert work.sources == tuple(str(images / n) for n in ("a.jpg", "b.png", "deep/er/c.webp"))
+        assert (work.done, work.failures) == (0, out / "failed.jsonl")
+        assert not out.exists()
+
+    def test_one_image(self, images: Path, tmp_path: Path) -> None:
+        """The mask's own name, or a folder, also one that is called .png."""
+        one = scan([images / "a.jpg"])
+        assert plan(one, tmp_path / "new" / "m.PNG").targets == (tmp_path / "new" / "m.PNG",)
+        assert plan(one, tmp_path / "o").targets == (tmp_path / "o" / "a.png",)
+        (tmp_path / "o.png").mkdir()
+        assert plan(one, tmp_path / "o.png").targets == (tmp_path / "o.png" / "a.png",)
+
+    def test_places_that_do_not_fit(self, images: Path, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match="there are 3 images; give a folder"):
+            plan(scan([images]), tmp_path / "mask.png")
+        (tmp_path / "notes").write_text("mine")
+        with pytest.raises(UsageError, match="a file of another kind"):
+            plan(scan([images]), tmp_path / "notes", overwrite=True)
+
+    @pytest.mark.parametrize(
+        "suffix", sorted({*SUFFIXES, ".PGM", ".txt", ".mp4"} - {".png", ".tif", ".tiff"})
+    )
+    def test_masks_are_png(self, images: Path, tmp_path: Path, suffix: str) -> None:
+        """But a folder may be called as it likes."""
+        out = tmp_path / f"mask{suffix}"
+        with pytest.raises(UsageError, match="masks are PNG"):
+            plan(scan([images / "a.jpg"]), out)
+        out.mkdir()
+        assert plan(scan([images / "a.jpg"]), out).targets == (out / "a.png",)
+        assert plan(scan([images / "a.jpg"]), tmp_path / "v1.2").folder == tmp_path / "v1.2"
+
+    def test_every_name_has_a_mask_of_its_own(self, images: Path, tmp_path: Path) -> None:
+        (images / "hard.jpg").hardlink_to(images / "a.jpg")
+        (images / "soft.jpg").symlink_to("a.jpg")
+        targets = plan(scan([images], merge=False), tmp_path).targets
+        assert [path.stem for path in targets] == ["a", "b", "c", "hard", "soft"]
+
+    def test_names_of_the_longest_kind(
+        self, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The longest part of an overlay's name is its end."""
+        monkeypatch.setattr(planning, "longest_name", lambda folder: 30)
+        for length in (26, 27):
+            picture(images / f"{'x' * length}.png")
+        for overlays, cut in ((False, 1), (True, 2)):
+            work = plan(scan([images]), tmp_path, wanted=Wanted(overlay=overlays))
+            assert work.shortened == cut
+            for target in work.targets:
+                name = overlay_name(target) if overlays else target.name
+                assert len(name) <= 30
+
+    def test_what_exists_is_refused(self, images: Path, tmp_path: Path) -> None:
+        """Other files in the folder are no hindrance."""
+        out = tmp_path / "out"
+        picture(out / "b_overlay.jpg")
+        assert len(plan(scan([images]), out).targets) == 3
+        with pytest.raises(UsageError, match=r"b_overlay\.jpg: exists already"):
+            plan(scan([images]), out, wanted=Wanted(overlay=True))
+        picture(out / "b.png")
+        with pytest.raises(UsageError, match=r"out/b\.png: exists already; give --overwrite"):
+            plan(scan([images]), out)
+        assert len(plan(scan([images]), out, overwrite=True).targets) == 3
+
+    @pytest.mark.parametrize("options", [{}, {"overwrite": True}, {"resume": True}])
+    def test_an_input_is_never_overwritten(
+        self, images: Path, tmp_path: Path, options: dict[str, Any]
+    ) -> None:
+        """Neither through a link nor by an overlay."""
+        (tmp_path / "link").symlink_to(images)
+        for out in (images, tmp_path / "link"):
+            with pytest.raises(UsageError, match=r"b\.png: would overwrite an input image"):
+                plan(scan([images]), out, **options)
+        picture(images / "a_overlay.jpg")
+        with pytest.raises(UsageError, match="would overwrite an input image"):
+            plan(
+                scan([images / "a.jpg", images / "a_overlay.jpg"]),
+                images,
+                wanted=Wanted(overlay=True),
+                **options,
+            )
+
+    def test_resume_leaves_what_is_there(self, images: Path, tmp_path: Path) -> None:
+        """A mask without its overlay is made again."""
+        out = tmp_path / "out"
+        for name in ("a.png", "a_overlay.jpg", "b.png"):
+            earlier(out / name)
+        work = plan(scan([images]), out, resume=True)
+        assert (work.targets, work.done) == ((out / "deep/er/c.png",), 2)
+        work = plan(scan([images]), out, resume=True, wanted=Wanted(overlay=True))
+        assert [path.name for path in work.targets] == ["b.png", "c.png"]
+
+    @pytest.mark.parametrize("damage", [b"", b"\0" * 500, b"\x89PNG\r\n", None])
+    def test_resume_makes_what_is_not_whole_again(
+        self, images: Path, tmp_path: Path, damage: bytes | None
+    ) -> None:
+        """As a power cut leaves it: empty, zeros, a part; also the overlay alone."""
+        out = tmp_path / "out"
+        for name in ("a.png", "a_overlay.jpg", "b.png", "b_overlay.jpg"):
+            earlier(out / name)
+        for name in ("a_overlay.jpg", "b.png"):
+            whole = (out / name).read_bytes()
+            (out / name).write_bytes(whole[:-1] if damage is None else damage[: len(whole)])
+            if name == "a_overlay.jpg" and damage and damage[0]:
+                (out / name).write_bytes(b"\xff\xd8")
+        work = plan(scan([images]), out, resume=True)
+        assert [path.name for path in work.targets] == ["b.png", "c.png"]
+        assert (work.done, work.damaged) == (1, 1)
+        work = plan(scan([images]), out, resume=True, wanted=Wanted(overlay=True))
+        assert [path.name for path in work.targets] == ["a.png", "b.png", "c.png"]
+        assert (work.done, work.damaged) == (0, 2)
+
+    def test_resume_leaves_other_peoples_files(self, images: Path, tmp_path: Path) -> None:
+        (tmp_path / "b.png").write_text("my notes")
+        with pytest.raises(UsageError, match=r"b\.png: exists already and is no mask"):
+            plan(scan([images]), tmp_path, resume=True)
+        for mode in ("RGB", "RGBA", "LA"):
+            Image.new(mode, (5, 5)).save(tmp_path / "b.png")
+            with pytest.raises(UsageError, match=r"b\.png: exists already and is no mask"):
+                plan(scan([images]), tmp_path, resume=True)
+        for mode in ("P", "L", "I;16"):
+            Image.new(mode, (5, 5)).save(tmp_path / "b.png")
+            assert plan(scan([images]), tmp_path, resume=True).done == 1
+        assert plan(scan([images]), tmp_path, overwrite=True).damaged == 0
+
+
+class TestFormats:
+    def test_a_name_says_which(self, images: Path, tmp_path: Path) -> None:
+        for name, form in (
+            ("m.png", "png"),
+            ("m.TIF", "tiff"),
+            ("m.tiff", "tiff"),
+            ("m.npy", "npy"),
+        ):
+            work = plan(scan([images / "a.jpg"]), tmp_path / name)
+            assert (work.wanted.form, work.files(0)) == (form, {"mask": tmp_path / name})
+        with pytest.raises(UsageError, match="--format png: the name in --out says tiff"):
+            plan(scan([images / "a.jpg"]), tmp_path / "m.tif", wanted=Wanted(form="png"))
+
+    def test_a_folder(self, images: Path, tmp_path: Path) -> None:
+        work = plan(scan([images]), tmp_path, wanted=Wanted(form="tiff", entropy=True))
+        assert work.files(0) == {
+            "entropy": tmp_path / "a_entropy.tif",
+            "mask": tmp_path / "a.tif",
+        }
+
+    def test_one_cluster_under_a_name_of_the_users_own(self, images: Path, tmp_path: Path) -> None:
+        wanted = Wanted(only={7: "sky"})
+        own = plan(scan([images / "a.jpg"]), tmp_path / "x.png", wanted=wanted)
+        assert own.files(0) == {"only 7": tmp_path / "x.png"}
+        folder = plan(scan([images / "a.jpg"]), tmp_path / "o", wanted=wanted)
+        assert folder.files(0) == {"only 7": tmp_path / "o" / "a_sky.png"}
+
+    def test_every_file_is_looked_at(self, images: Path, tmp_path: Path) -> None:
+        wanted = Wanted(confidence=True, npy=True)
+        for name in ("b_confidence.png", "b.npy"):
+            (tmp_path / name).touch()
+            with pytest.raises(UsageError, match=f"{name}: exists already"):
+                plan(scan([images]), tmp_path, wanted=wanted)
+            (tmp_path / name).unlink()
+
+    def test_names_of_the_longest_map_fit(
+        self, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(planning, "longest_name", lambda folder: 40)
+        picture(images / f"{'x' * 30}.png")
+        work = plan(scan([images]), tmp_path, wanted=Wanted(confidence=True))
+        assert work.shortened == 1
+        names = [path.name for place in range(4) for path in work.files(place).values()]
+        assert max(map(len, names)) == 40
+
+
+class TestVideos:
+    @pytest.fixture
+    def clip(self, images: Path) -> Path:
+        (images / "clip.mp4").write_text("looked at later")
+        return images / "clip.mp4"
+
+    def test_come_last_with_a_folder_each(self, images: Path, clip: Path, tmp_path: Path) -> None:
+        work = plan(scan([clip, images / "a.jpg"]), tmp_path / "out")
+        assert work.sources == (str(images / "a.jpg"), str(clip))
+        assert work.targets == (tmp_path / "out/a.png", tmp_path / "out/clip.mp4")
+        assert work.stills == 1
+        assert plan(scan([clip]), tmp_path / "o").failures == tmp_path / "o" / "failed.jsonl"
+
+    def test_are_taken_by_name_alone(self, images: Path, clip: Path) -> None:
+        found = scan([images])
+        assert len(found) == 3 and found.passed_over.others == {".mp4": 1}
+
+    def test_places_that_do_not_fit(self, images: Path, clip: Path, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match="a video has many frames"):
+            plan(scan([clip]), tmp_path / "m.png")
+        with pytest.raises(UsageError, match="is an input itself"):
+            plan(scan([clip]), images)
+        (tmp_path / "clip.mp4").mkdir()
+        earlier(tmp_path / "clip.mp4" / "frame_000003.png")
+        with pytest.raises(UsageError, match="holds frames already"):
+            plan(scan([clip]), tmp_path)
+        assert len(plan(scan([clip]), tmp_path, overwrite=True).sources) == 1
+        assert len(plan(scan([clip]), tmp_path, resume=True).sources) == 1
