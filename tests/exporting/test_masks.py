@@ -16,6 +16,7 @@ from exported import FILES, odd_clusters, write_photos
 from image_files import noise, saved
 from PIL import Image
 
+from densesiam_seg.datasets.scenes import scene
 from densesiam_seg.errors import ImageError, OutputError, StoppedError, UsageError
 from densesiam_seg.events import Predicted
 from densesiam_seg.exporting import masks as module
@@ -26,6 +27,7 @@ from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.naming.clusters import name_clusters
 from densesiam_seg.prediction.plan import plan
 from densesiam_seg.prediction.predict import predict_events
+from densesiam_seg.prediction.wanted import Wanted
 
 
 @pytest.fixture
@@ -77,6 +79,21 @@ class TestPredicted:
             seen |= set(np.unique(wanted).tolist())
         assert 3 not in seen and len(seen) > 1
 
+    def test_large_images_are_read_in_tiles(
+        self, merged: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(module, "TILE", 256)
+        (tmp_path / "photos").mkdir()
+        saved(tmp_path / "photos", "large.png", scene(0, 0, 600)[0])
+        manifest = scan([tmp_path / "photos"], merge=False)
+        by_predict = tmp_path / "predicted"
+        list(predict_events(merged, plan(manifest, by_predict, wanted=Wanted(tile=256))))
+        work = planned(tmp_path / "photos", masks=None)
+        list(export_masks(work, merged.clusters, merged, merged.new_decoding()))
+        wanted = np.asarray(Image.open(by_predict / "large.png"))
+        np.testing.assert_array_equal(ids(work.out, "large"), wanted)
+        assert (wanted != merged.predict(tmp_path / "photos/large.png")).any()
+
     def test_masks_of_before_follow_a_merge(
         self, segmenter: Segmenter, merged: Segmenter, photos: Path
     ) -> None:
@@ -88,6 +105,20 @@ class TestPredicted:
         for stem in work.stems:
             wanted = np.asarray(Image.open(photos.parent / "after" / f"{stem}.png"))
             np.testing.assert_array_equal(ids(work.out, stem), wanted)
+
+    def test_masks_that_are_tiff(self, segmenter: Segmenter, photos: Path) -> None:
+        manifest = scan([photos], merge=False)
+        masks = photos.parent / "tiff"
+        list(predict_events(segmenter, plan(manifest, masks, wanted=Wanted(form="tiff"))))
+        work = planned(photos, masks=masks)
+        assert all(
+            e.error is None
+            for e in export_masks(work, segmenter.clusters, None, Decoding())
+            if isinstance(e, Predicted)
+        )
+        np.testing.assert_array_equal(
+            ids(work.out, "alpha"), segmenter.predict(photos / "alpha.png")
+        )
 
 
 class TestFailures:

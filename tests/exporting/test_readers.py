@@ -51,7 +51,7 @@ def by_datumaro(root: Path, format: str, e: Exported, *, images: bool) -> dict[s
     dm = pytest.importorskip("datumaro")
     data = dm.Dataset.import_from(str(root), format)
     names = [label.name for label in data.categories()[dm.AnnotationType.label]]
-    found = {}
+    found: dict[str, Mask] = {}
     for item in data:
         size = e.size(item.id)
         mask = np.full(size, -1, np.int64)
