@@ -9,6 +9,7 @@ known. Filters whose size depends on them are written as products with matrices 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ def scaled(side: int, numerator: int, denominator: int) -> int:
     whole, rest = (side * numerator) // denominator, (side * numerator) % denominator
     rounded = whole + (2 * rest + whole % 2 + denominator - 1) // (2 * denominator)
     if torch.compiler.is_exporting():
-        return torch.sym_max(rounded, 1)  # type: ignore[no-any-return]
+        return cast("int", torch.sym_max(rounded, 1))
     return max(rounded, 1)
 
 

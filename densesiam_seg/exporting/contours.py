@@ -30,17 +30,51 @@ _INWARD = np.array([(0, 1), (-1, 0), (0, -1), (1, 0)])
 """The direction from each side into the pixel."""
 
 
-def outlines(mask: NDArray[np.integer]) -> list[tuple[int, Polygon]]:
-    """The value and the polygon of each region of a mask (H, W), in the order of their uppermost, leftmost pixels."""
+def outlines(mask: NDArray[np.integer], most: int | None = None) -> list[tuple[int, Polygon]]:
+    """The value and the polygon of each region of a mask (H, W), in the order of their uppermost, leftmost pixels.
+
+    A region whose polygon would have more than `most` corners is cut into halves, as often as it takes.
+    """
     if mask.size == 0:
         return []
     sides = _Sides(mask)
     lines = _Lines(sides)
     found = []
     for start in lines.outer:
-        value = int(mask.ravel()[sides.pixel[start]])
-        found.append((value, _places(sides, lines.walk(start))))
+        value, walked = int(mask.ravel()[sides.pixel[start]]), lines.walk(start)
+        places = _places(sides, walked)
+        if most is None or len(places) <= most:
+            found.append((value, places))
+        else:
+            found += [(value, part) for part in _halves(*_region(sides, walked), most)]
     return found
+
+
+def _region(sides: _Sides, walked: list[int]) -> tuple[NDArray[np.bool_], int, int]:
+    """The pixels of a region by the sides of its line, in the box around it; the box's upper row and left column."""
+    order = np.array([side for side in walked if side >= 0])
+    starts, ends = (np.unique(sides.pixel[order[sides.side[order] == k]]) for k in (_LEFT, _RIGHT))
+    rows, first = np.divmod(starts, sides.width)
+    last = ends % sides.width
+    top, left = int(rows.min()), int(first.min())
+    pixels = np.zeros((int(rows.max()) - top + 1, int(last.max()) - left + 1), bool)
+    for row, begin, end in zip(rows - top, first - left, last - left, strict=True):
+        pixels[row, begin : end + 1] = True
+    return pixels, top, left
+
+
+def _halves(pixels: NDArray[np.bool_], top: int, left: int, most: int) -> list[Polygon]:
+    """The polygons of both halves of a region, which is cut across its longer side."""
+    height, width = pixels.shape
+    down, right = (height // 2, width) if height >= width else (height, width // 2)
+    parts = [(0, 0, pixels[:down, :right])]
+    parts.append((down, 0, pixels[down:]) if right == width else (0, right, pixels[:, right:]))
+    return [
+        places + np.array([left + column, top + row])
+        for row, column, part in parts
+        for value, places in outlines(part.astype(np.int8), most)
+        if value
+    ]
 
 
 class _Sides:

@@ -57,14 +57,13 @@ class Labels:
         """Whether mask files need 16 bits."""
         return self.entries[-1].number >= LARGEST_8_BIT
 
-    def numbered(self, mask: Ids) -> NDArray[np.uint8 | np.uint16]:
+    def numbered(self, mask: Ids) -> NDArray[Any]:
         """A sample's mask of cluster ids as it is written to a file of 8 or 16 bits."""
         kind, ignored = (np.uint16, IGNORED_16) if self.deep else (np.uint8, IGNORED)
         table = np.full(self.clusters + 1, ignored, kind)  # its last entry is that of -1
         for label in self.entries:
             table[label.cluster] = label.number
-        found: NDArray[np.uint8 | np.uint16] = table[mask]
-        return found
+        return table[mask]
 
     def colours(self) -> NDArray[np.uint8]:
         """Colours (K + 1, 3) by cluster id, the last one black for pixels of none."""

@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,8 @@ from densesiam_seg.naming.clusters import Cluster, grouping
 from densesiam_seg.pictures.masks import LARGEST_8_BIT
 from densesiam_seg.prediction.batching import Group, groups
 from densesiam_seg.prediction.names import fitting_names, mask_names
+from densesiam_seg.prediction.tiles import load_large, shown_size, tiled_scores
+from densesiam_seg.prediction.wanted import TILE
 
 LAYOUTS: dict[str, type[Layout]] = {
     layout.name(): layout
@@ -113,10 +116,17 @@ def plan_masks(
     stems = fitting_names(names, longest_name(out) - _SPARE)
     written = None
     if masks is not None:
-        written = tuple(masks / name for name in fitting_names(names, longest_name(masks)))
+        fitting = fitting_names(names, longest_name(masks))
+        written = tuple(_written(masks / name) for name in fitting)
     return ExportPlan(
         out, kind, sources, tuple(stem.removesuffix(".png") for stem in stems), written
     )
+
+
+def _written(mask: Path) -> Path:
+    """Where predict wrote a mask: a PNG, or a TIFF where it was told so."""
+    other = mask.with_suffix(".tif")
+    return other if not os.path.exists(mask) and os.path.exists(other) else mask  # noqa: PTH110
 
 
 def _require_place(out: Path, layout: type[Layout], *, overwrite: bool) -> None:
@@ -234,13 +244,13 @@ def _samples(
     clusters: Sequence[Cluster],
     segmenter: Segmenter | None,
     refinement: Refinement,
-) -> Iterator[Any]:
+) -> Generator[Predicted, None, list[Any]]:
     """Write all samples; returns what `Layout.finish` needs of those that went well."""
     job = _Job(work, layout, grouping(clusters), segmenter, refinement)
     if segmenter is None:
         every: Iterator[Group] = (Group((place,), 1) for place in range(len(work.sources)))
     else:
-        every = groups(segmenter, work.sources, None, layout.decoding)
+        every = groups(segmenter, work.sources, None, layout.decoding, TILE)
 
     def until_stopped() -> Iterator[Group]:
         for group in every:
@@ -280,6 +290,7 @@ class _Job:
     ) -> None:
         self.work, self.layout, self.table = work, layout, table
         self.segmenter, self.refinement = segmenter, refinement
+        self.large = Lock()
         self.lock: AbstractContextManager[object] | None = (
             None if segmenter is None else device_lock(segmenter.device)
         )
@@ -295,6 +306,11 @@ class _Job:
         by_shape: dict[torch.Size, list[tuple[int, Tensor, tuple[int, int]]]] = {}
         for place in group.places:
             source = self.work.sources[place]
+            if group.tiled is not None:
+                results[place] = self._add(
+                    place, partial(self._tiled, segmenter, source, group.tiled)
+                )
+                continue
             try:
                 image, size = segmenter.read(source, decoding=self.layout.decoding)
             except ImageError as error:
@@ -312,6 +328,16 @@ class _Job:
                 mask = segmenter.mask(own, *size).astype(np.int32)
                 results[place] = self._add(place, partial(np.asarray, mask))
         return results
+
+    def _tiled(self, segmenter: Segmenter, source: str, size: tuple[int, int]) -> Ids:
+        """The mask of an image (H, W) that is so large that `predict` reads it in tiles. Raises ImageError."""
+        shown = shown_size(segmenter, size, TILE)
+        assert shown is not None and self.lock is not None
+        # One at a time: its windows take more memory than other images together.
+        with self.large:
+            pixels = load_large(source, segmenter, shown, self.layout.decoding)
+            scores = tiled_scores(segmenter, pixels, shown, self.refinement, lock=self.lock)
+            return segmenter.mask(scores.cpu(), *size).astype(np.int32)
 
     def _add(self, place: int, mask_of: Callable[[], Ids]) -> tuple[Predicted, Any]:
         source = self.work.sources[place]

@@ -33,6 +33,10 @@ from densesiam_seg.views.photometric import normalise
 class MaskNetwork(nn.Module):
     """A model with its read-out, edge filter and merges: an image and the size of a mask → mask and scores."""
 
+    weight: Tensor
+    bias: Tensor
+    grouping: Tensor
+
     def __init__(self, segmenter: Segmenter, refine: str) -> None:
         """`refine` is none, guided or pamr. The segmenter is on the processor, in single precision."""
         super().__init__()

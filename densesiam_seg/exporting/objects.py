@@ -13,6 +13,9 @@ from densesiam_seg.exporting.contours import outlines
 from densesiam_seg.exporting.dataset import Layout, Sample
 from densesiam_seg.io.files import to_json
 
+MOST_CORNERS = 998
+"""Of a polygon of YOLO: ultralytics closes it, resamples it to 1,000 places, and keeps all corners of fewer."""
+
 
 class Coco(Layout):
     """`images/` and `annotations.json`: for each image one annotation a cluster, a compressed run length.
@@ -86,7 +89,7 @@ class Yolo(Layout):
         height, width = sample.mask.shape
         digits = len(str(max(height, width))) + 2
         lines = []
-        for cluster, places in outlines(sample.mask):
+        for cluster, places in outlines(sample.mask, MOST_CORNERS):
             if cluster in numbers:
                 shares = (places / [width, height]).ravel().tolist()
                 text = " ".join(f"{share:.{digits}f}" for share in shares)

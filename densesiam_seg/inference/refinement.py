@@ -8,6 +8,7 @@ Both edge filters are linear in the scores and the same for every cluster, so sc
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -121,7 +122,7 @@ def guided_filter(
 
 def window(size: Sequence[int]) -> int:
     """Radius of the guided filter's windows in maps of that size."""
-    return scaled(torch.sym_min(*size), 1, RADIUS)
+    return scaled(cast("int", torch.sym_min(*size)), 1, RADIUS)
 
 
 def box_mean(maps: Tensor, radius: int) -> Tensor:

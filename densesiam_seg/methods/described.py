@@ -203,8 +203,10 @@ class Described(Method):
         known = self._kept.get(index)
         if known is None:
             assert image is not None
-            views, look = self._stages(image[None])
-            known = self._joined(self._described(views, _coarser(look)), look)
+            # As before the first step, where no step's precision is set: a run that goes on finds the same.
+            with torch.autocast(next(self.network.parameters()).device.type, enabled=False):
+                views, look = self._stages(image[None])
+                known = self._joined(self._described(views, _coarser(look)), look)
             self._keep(index, known)
         return known
 

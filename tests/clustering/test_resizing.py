@@ -40,5 +40,5 @@ def test_the_matrices_of_exported_programs() -> None:
             (triangles, {"mode": "bilinear", "antialias": True}),
         ):
             rows, columns = weights(13, height, here), weights(7, width, here)
-            wanted = F.interpolate(maps, (height, width), **options)  # type: ignore[arg-type]
+            wanted = F.interpolate(maps, (height, width), **options)
             torch.testing.assert_close(rows @ maps @ columns.mT, wanted)

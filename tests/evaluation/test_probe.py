@@ -94,12 +94,25 @@ def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe_module, "STEPS", 100)
 
 
+class MeanColours(nn.AvgPool2d):
+    """An encoder whose features are the mean colours of 4×4 pixels."""
+
+    width, zoom, description = 3, 1, None
+
+    def local(self, images: Tensor) -> Tensor:
+        """All there is."""
+        found: Tensor = self(images)
+        return found
+
+    def settled(self, local: Tensor) -> Tensor:
+        """The same."""
+        return local
+
+
 @pytest.fixture(scope="module")
 def clear(segmenter: Segmenter) -> Segmenter:
-    """A model whose features are the mean colours of 4×4 pixels."""
     network = copy.deepcopy(segmenter.network)
-    network.encoder = cast(Any, nn.AvgPool2d(4))
-    network.encoder.width, network.encoder.zoom = 3, 1
+    network.encoder = cast(Any, MeanColours(4))
     return Segmenter(network, segmenter.card, device="cpu", precision="fp32")
 
 

@@ -64,3 +64,14 @@ def test_filled_again(seed: int) -> None:
 
 def test_an_empty_mask() -> None:
     assert outlines(np.zeros((0, 4), np.uint8)) == []
+
+
+@pytest.mark.parametrize("most", [4, 12, 40])
+def test_regions_of_too_many_corners_are_cut(most: int) -> None:
+    mask = np.random.default_rng(1).integers(0, 3, (17, 23))
+    times = np.zeros(mask.shape, int)
+    for value, places in outlines(mask, most):
+        region = filled(places, *mask.shape)
+        assert len(places) <= most and (mask[region] == value).all()
+        times += region
+    assert (times == 1).all()

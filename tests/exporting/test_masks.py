@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -17,6 +16,7 @@ from exported import FILES, odd_clusters, write_photos
 from image_files import noise, saved
 from PIL import Image
 
+from densesiam_seg.datasets.scenes import scene
 from densesiam_seg.errors import ImageError, OutputError, StoppedError, UsageError
 from densesiam_seg.events import Predicted
 from densesiam_seg.exporting import masks as module
@@ -27,12 +27,17 @@ from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.naming.clusters import name_clusters
 from densesiam_seg.prediction.plan import plan
 from densesiam_seg.prediction.predict import predict_events
+from densesiam_seg.prediction.wanted import Wanted
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     write_photos(tmp_path / "photos", odd_clusters(), tmp_path / "masks")
     return tmp_path / "photos"
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
 def planned(
@@ -57,10 +62,8 @@ class TestPredicted:
     def merged(self, segmenter: Segmenter) -> Segmenter:
         clusters = list(segmenter.clusters)
         clusters[3] = replace(clusters[3], merged_into=0)
-        other = Segmenter(
-            segmenter.network, segmenter.card, clusters, device="cpu", precision="fp32"
-        )
-        return other
+        network, card = segmenter.network, segmenter.card
+        return Segmenter(network, card, clusters, device="cpu", precision="fp32")
 
     def test_they_are_those_of_predict(self, merged: Segmenter, photos: Path) -> None:
         manifest = scan([photos], merge=False)
@@ -76,6 +79,21 @@ class TestPredicted:
             seen |= set(np.unique(wanted).tolist())
         assert 3 not in seen and len(seen) > 1
 
+    def test_large_images_are_read_in_tiles(
+        self, merged: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(module, "TILE", 256)
+        (tmp_path / "photos").mkdir()
+        saved(tmp_path / "photos", "large.png", scene(0, 0, 600)[0])
+        manifest = scan([tmp_path / "photos"], merge=False)
+        by_predict = tmp_path / "predicted"
+        list(predict_events(merged, plan(manifest, by_predict, wanted=Wanted(tile=256))))
+        work = planned(tmp_path / "photos", masks=None)
+        list(export_masks(work, merged.clusters, merged, merged.new_decoding()))
+        wanted = np.asarray(Image.open(by_predict / "large.png"))
+        np.testing.assert_array_equal(ids(work.out, "large"), wanted)
+        assert (wanted != merged.predict(tmp_path / "photos/large.png")).any()
+
     def test_masks_of_before_follow_a_merge(
         self, segmenter: Segmenter, merged: Segmenter, photos: Path
     ) -> None:
@@ -87,6 +105,20 @@ class TestPredicted:
         for stem in work.stems:
             wanted = np.asarray(Image.open(photos.parent / "after" / f"{stem}.png"))
             np.testing.assert_array_equal(ids(work.out, stem), wanted)
+
+    def test_masks_that_are_tiff(self, segmenter: Segmenter, photos: Path) -> None:
+        manifest = scan([photos], merge=False)
+        masks = photos.parent / "tiff"
+        list(predict_events(segmenter, plan(manifest, masks, wanted=Wanted(form="tiff"))))
+        work = planned(photos, masks=masks)
+        assert all(
+            e.error is None
+            for e in export_masks(work, segmenter.clusters, None, Decoding())
+            if isinstance(e, Predicted)
+        )
+        np.testing.assert_array_equal(
+            ids(work.out, "alpha"), segmenter.predict(photos / "alpha.png")
+        )
 
 
 class TestFailures:
@@ -117,7 +149,7 @@ class TestFailures:
         shutil.rmtree(photos.parent / "masks")
         (photos.parent / "masks").mkdir()
         assert all(event.error for event in run(planned(photos)))
-        assert sorted(os.listdir(photos.parent)) == ["masks", "photos"]
+        assert names_in(photos.parent) == ["masks", "photos"]
 
     @pytest.mark.parametrize(("out", "layout"), [("out", "coco"), ("out.zip", "cvat")])
     def test_a_full_disk_leaves_nothing(
@@ -133,7 +165,7 @@ class TestFailures:
         monkeypatch.setattr(os, "fsync", full)
         with pytest.raises(OutputError, match="No space left"):
             run(work)
-        assert sorted(os.listdir(photos.parent)) == ["masks", "photos"]
+        assert names_in(photos.parent) == ["masks", "photos"]
 
     def test_a_signal_leaves_nothing(self, photos: Path) -> None:
         events = export_masks(planned(photos), odd_clusters(), None, Decoding())
@@ -141,7 +173,7 @@ class TestFailures:
             next(event for event in events if isinstance(event, Predicted))
             os.kill(os.getpid(), signal.SIGTERM)
             list(events)
-        assert sorted(os.listdir(photos.parent)) == ["masks", "photos"]
+        assert names_in(photos.parent) == ["masks", "photos"]
 
 
 class TestPlaces:
@@ -195,7 +227,7 @@ class TestPlaces:
         assert {name.split("/")[0] for name in names} == {
             *("ImageSets", "SegmentationClass", "labelmap.txt", "labels.json")
         }
-        assert sorted(os.listdir(photos.parent)) == ["masks", "out.zip", "photos"]
+        assert names_in(photos.parent) == ["masks", "out.zip", "photos"]
 
     def test_copies_are_no_photographs_for_a_later_run(self, photos: Path) -> None:
         run(planned(photos, "photos/export"))
@@ -210,16 +242,6 @@ class TestPlaces:
         work = planned(tmp_path / "photos", layout="labelme")
         assert [event.error for event in run(work)] == [None]
         assert (work.out / f"{work.stems[0]}.json").is_file()
-
-
-def test_the_card_of_hf_is_a_table(tmp_path: Path) -> None:
-    photos = tmp_path / "photos"
-    write_photos(photos, odd_clusters(), tmp_path / "masks")
-    run(planned(photos, layout="hf"))
-    text = (photos.parent / "out/README.md").read_text("utf-8")
-    assert text.startswith("---\n") and "| 7 | \\| | 8 |" in text
-    rows = (photos.parent / "out/train/metadata.jsonl").read_text("utf-8").splitlines()
-    assert len([json.loads(row) for row in rows]) == len(FILES)
 
 
 def test_every_cluster_may_be_left_alone(tmp_path: Path) -> None:

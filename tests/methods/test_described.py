@@ -154,6 +154,23 @@ def test_only_the_layer_learns(method: Described, store: ImageStore) -> None:
     assert learning == {"projector.0.weight", "projector.0.bias"}
 
 
+@pytest.mark.parametrize("fitted", [True, False])
+def test_places_that_were_not_kept_are_the_same_within_a_step(
+    method: Described, store: ImageStore, fitted: bool
+) -> None:
+    """A run that goes on, or one of many images, computes them in the middle of a step, in that step's precision."""
+    assert method.network.mixture is not None
+    if not fitted:
+        method.network.mixture.load_state_dict(Mixture(2).state_dict())
+        method._kept.clear()
+    images = images_of(store)[:2]
+    kept = [method._places(image, index) for index, image in enumerate(images)]
+    method._kept.clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        method.objective(images, (0, 1), 0)
+    assert all(torch.equal(method._kept[index], each) for index, each in enumerate(kept))
+
+
 def state_of(method: Described) -> Mapping[str, Tensor]:
     return {name: value.clone() for name, value in method.state().items()}
 
