@@ -98,7 +98,7 @@ def suggest(
     from densesiam_seg.cli.console import Console
 
     console = Console(quiet=quiet)
-    found = _suggested(run, images, console, settings)
+    found = _suggested(run, images, console, settings, "name some after the run")
     if json:
         console.data(found.best.to_dict())
     else:
@@ -136,7 +136,8 @@ def cut(
     require_count(clusters, len(kept.clusters))
     tree = tree_of(kept.suggestion, len(kept.clusters))
     if tree is None:
-        found = _suggested(run, None, Console(quiet=quiet), RunConfig())
+        remedy = f"name some first: densesiam-seg clusters suggest {run} IMAGES"
+        found = _suggested(run, None, Console(quiet=quiet), RunConfig(), remedy)
         tree = tree_of(found.best.to_dict(), len(kept.clusters))
         assert tree is not None
     _edited(cut_to(folder, clusters, tree), "cut", run, json=json, quiet=quiet)
@@ -208,9 +209,12 @@ def name(
 
 
 def _suggested(
-    run: Path, images: list[str] | None, console: Console, settings: RunConfig
+    run: Path, images: list[str] | None, console: Console, settings: RunConfig, remedy: str
 ) -> Suggested:
-    """What is recommended for some images, by default those of the training; kept in the model's `clusters.json`."""
+    """What is recommended for some images, by default those of the training; kept in the model's `clusters.json`.
+
+    `remedy` is what to do where these have moved.
+    """
     folder = _folder(run)
     from densesiam_seg.images.scan import scan
     from densesiam_seg.inference.readout import training_images
@@ -218,7 +222,7 @@ def _suggested(
     from densesiam_seg.inference.suggesting import Suggested, suggestion_events
     from densesiam_seg.naming import edits
 
-    manifest = scan(images) if images else training_images(run, "name some after the run")
+    manifest = scan(images) if images else training_images(run, remedy)
     if images:
         console.passed_over(manifest.passed_over)
     segmenter = Segmenter.load(folder, device=settings.device, precision=settings.precision)

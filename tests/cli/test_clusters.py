@@ -129,7 +129,7 @@ class TestNumber:
     def test_a_cut_looks_for_itself_where_nothing_is_kept(
         self, cli: Cli, model: Path, image_folder: Path, tmp_path: Path
     ) -> None:
-        refused(cli("clusters", "cut", model, "-k", 3), 3, "input", "name some")
+        refused(cli("clusters", "cut", model, "-k", 3), 3, "input", f"suggest {model} IMAGES")
         run = tmp_path / "run"
         run.mkdir()
         model.rename(run / "model")
@@ -142,7 +142,7 @@ class TestNumber:
         file = model / "clusters.json"
         content = json.loads(file.read_text(encoding="utf-8"))
         file.write_text(json.dumps(content | {"suggestion": {"tree": [[0, 1]]}}))
-        refused(cli("clusters", "cut", model, "-k", 3), 3, "input", "name some")
+        refused(cli("clusters", "cut", model, "-k", 3), 3, "input", f"suggest {model} IMAGES")
 
     def test_refusals(self, cli: Cli, model: Path, image_folder: Path, tmp_path: Path) -> None:
         refused(cli("clusters", "cut", model, "-k", 6), 2, "usage", "5 clusters", "auto")
