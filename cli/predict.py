@@ -227,8 +227,8 @@ def _show(
         )
     kept = f", {kept_count} kept" if kept_count else ""
     if done or kept_count:
-        one = len(done) == len(work.targets) == 1 and not work.wanted.only
-        where = done[0].mask if one else work.folder
+        one = work.single or (len(work.targets) == 1 and not work.wanted.only)
+        where = done[0].mask if done and one else work.folder
         console.say(f"{len(done)} {'mask' if len(done) == 1 else 'masks'} written{kept}: {where}")
     error = overall_error(results, skipped, work.done)
     if error is not None:

@@ -9,17 +9,15 @@ import json
 import os
 import zipfile
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from densesiam_seg.errors import ImageError, OutputError, StoppedError, UsageError
 from densesiam_seg.events import Notice, Predicted
@@ -47,13 +45,13 @@ from densesiam_seg.io.files import (
     temporary_name,
 )
 from densesiam_seg.io.outputs import note_outputs
-from densesiam_seg.io.parallel import device_lock, on_own_cores
+from densesiam_seg.io.parallel import on_own_cores
 from densesiam_seg.io.signals import stop_requests
 from densesiam_seg.naming.clusters import Cluster, grouping
 from densesiam_seg.pictures.masks import LARGEST_8_BIT
-from densesiam_seg.prediction.batching import Group, groups
+from densesiam_seg.prediction.batching import Group, groups, in_order
 from densesiam_seg.prediction.names import fitting_names, mask_names
-from densesiam_seg.prediction.tiles import load_large, shown_size, tiled_scores
+from densesiam_seg.prediction.scoring import Scored, Scorer
 from densesiam_seg.prediction.wanted import TILE
 
 LAYOUTS: dict[str, type[Layout]] = {
@@ -246,11 +244,13 @@ def _samples(
     refinement: Refinement,
 ) -> Generator[Predicted, None, list[Any]]:
     """Write all samples; returns what `Layout.finish` needs of those that went well."""
-    job = _Job(work, layout, grouping(clusters), segmenter, refinement)
-    if segmenter is None:
-        every: Iterator[Group] = (Group((place,), 1) for place in range(len(work.sources)))
-    else:
+    scorer = None
+    every: Iterator[Group] = (Group((place,), 1) for place in range(len(work.sources)))
+    if segmenter is not None:
+        # As in `predict` at its defaults, whose masks these are.
+        scorer = Scorer(segmenter, layout.decoding, refinement, TILE)
         every = groups(segmenter, work.sources, None, layout.decoding, TILE)
+    job = _Job(work, layout, grouping(clusters), scorer)
 
     def until_stopped() -> Iterator[Group]:
         for group in every:
@@ -261,83 +261,39 @@ def _samples(
         if stop:
             raise StoppedError("stopped; nothing was written", stop.number)
 
-    found: dict[int, Any] = {}
-    waiting: dict[int, Predicted] = {}
-    shown = 0
+    found: list[Any] = []
     with stop_requests() as stop, closing(on_own_cores(job.do, until_stopped())) as results:
-        for of_group in results:
-            for place, (event, result) in of_group.items():
-                waiting[place] = event
-                if event.error is None:
-                    found[place] = result
-            while shown in waiting:
-                yield waiting.pop(shown)
-                shown += 1
+        for event, result in in_order(results):
+            yield event
+            if event.error is None:
+                found.append(result)
         go_on()
-    return [found[place] for place in sorted(found)]
+    return found
 
 
+@dataclass(frozen=True)
 class _Job:
     """What is done with each group of images, in several threads at once."""
 
-    def __init__(
-        self,
-        work: ExportPlan,
-        layout: Layout,
-        table: np.ndarray[Any, np.dtype[np.int64]],
-        segmenter: Segmenter | None,
-        refinement: Refinement,
-    ) -> None:
-        self.work, self.layout, self.table = work, layout, table
-        self.segmenter, self.refinement = segmenter, refinement
-        self.large = Lock()
-        self.lock: AbstractContextManager[object] | None = (
-            None if segmenter is None else device_lock(segmenter.device)
-        )
+    work: ExportPlan
+    layout: Layout
+    table: NDArray[np.int64]
+    """The cluster that each is shown as."""
+    scorer: Scorer | None
 
     def do(self, group: Group) -> dict[int, tuple[Predicted, Any]]:
         """The results of a group by the places of its images."""
-        if self.segmenter is None:
+        if self.scorer is None:
             return {place: self._add(place, partial(self._read, place)) for place in group.places}
-        return self._predict(self.segmenter, group)
+        found = self.scorer.of_group(self.work.sources, group)
+        return {place: self._add(place, partial(self._mask, each)) for place, each in found}
 
-    def _predict(self, segmenter: Segmenter, group: Group) -> dict[int, tuple[Predicted, Any]]:
-        results: dict[int, tuple[Predicted, Any]] = {}
-        by_shape: dict[torch.Size, list[tuple[int, Tensor, tuple[int, int]]]] = {}
-        for place in group.places:
-            source = self.work.sources[place]
-            if group.tiled is not None:
-                results[place] = self._add(
-                    place, partial(self._tiled, segmenter, source, group.tiled)
-                )
-                continue
-            try:
-                image, size = segmenter.read(source, decoding=self.layout.decoding)
-            except ImageError as error:
-                results[place] = (Predicted(source, None, error), None)
-            else:
-                by_shape.setdefault(image.shape, []).append((place, image, size))
-        for ready in by_shape.values():
-            images = [image for _, image, _ in ready]
-            # As in `predict`, whose masks these are: a batch is always full.
-            images += images[-1:] * (group.full - len(images))
-            assert self.lock is not None
-            with self.lock:
-                scores = segmenter.scores(torch.cat(images), self.refinement, len(ready)).cpu()
-            for own, (place, _, size) in zip(scores, ready, strict=False):
-                mask = segmenter.mask(own, *size).astype(np.int32)
-                results[place] = self._add(place, partial(np.asarray, mask))
-        return results
-
-    def _tiled(self, segmenter: Segmenter, source: str, size: tuple[int, int]) -> Ids:
-        """The mask of an image (H, W) that is so large that `predict` reads it in tiles. Raises ImageError."""
-        shown = shown_size(segmenter, size, TILE)
-        assert shown is not None and self.lock is not None
-        # One at a time: its windows take more memory than other images together.
-        with self.large:
-            pixels = load_large(source, segmenter, shown, self.layout.decoding)
-            scores = tiled_scores(segmenter, pixels, shown, self.refinement, lock=self.lock)
-            return segmenter.mask(scores.cpu(), *size).astype(np.int32)
+    def _mask(self, found: Scored | ImageError) -> Ids:
+        """The mask that is predicted. Raises ImageError."""
+        if isinstance(found, ImageError):
+            raise found
+        assert self.scorer is not None
+        return self.scorer.segmenter.mask(found.scores, *found.size).astype(np.int32)
 
     def _add(self, place: int, mask_of: Callable[[], Ids]) -> tuple[Predicted, Any]:
         source = self.work.sources[place]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from densesiam_seg.errors import ImageError
 from densesiam_seg.images.decode import image_size
@@ -22,6 +24,8 @@ PIXEL_BYTES = 2**10
 """Most memory of a network's forward pass per pixel."""
 MEMORY_SHARE = 0.25
 """Of a GPU's free memory."""
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -79,3 +83,47 @@ def images_together(device: torch.device, size: tuple[int, int]) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         pixels = min(pixels, int(MEMORY_SHARE * free) // PIXEL_BYTES)
     return min(max(pixels // max(size[0] * size[1], 1), 1), most)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images of a group that have one shape, uint8 (B, 3, h, w); beyond those of `places` they are repetitions."""
+
+    images: Tensor
+    places: tuple[int, ...]
+    sizes: tuple[tuple[int, int], ...]
+    """H and W of each image itself."""
+
+
+def read_batches(
+    segmenter: Segmenter, sources: Sequence[str], group: Group, decoding: Decoding
+) -> tuple[list[Batch], dict[int, ImageError]]:
+    """The images of a group, and why some of them, by place, cannot be read."""
+    # All of one shape, unless a file has changed since its header was read.
+    by_shape: dict[torch.Size, list[tuple[int, Tensor, tuple[int, int]]]] = {}
+    failed: dict[int, ImageError] = {}
+    for place in group.places:
+        try:
+            image, size = segmenter.read(sources[place], decoding=decoding)
+        except ImageError as error:
+            failed[place] = error
+        else:
+            by_shape.setdefault(image.shape, []).append((place, image, size))
+    batches: list[Batch] = []
+    for ready in by_shape.values():
+        places, images, sizes = zip(*ready, strict=True)
+        # The last bits of a forward pass may depend on the size of its batch, so that is always the same.
+        filled = torch.cat([*images, *images[-1:] * (group.full - len(images))])
+        batches.append(Batch(filled, places, sizes))
+    return batches, failed
+
+
+def in_order(results: Iterable[dict[int, Result]]) -> Iterator[Result]:
+    """Results of groups by the places of their images → results in the order of the places."""
+    waiting: dict[int, Result] = {}
+    next_place = 0
+    for found in results:
+        waiting |= found
+        while next_place in waiting:
+            yield waiting.pop(next_place)
+            next_place += 1

@@ -6,16 +6,14 @@ Each core processes whole images, from the file to the mask; memory does not gro
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import Lock
 from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from densesiam_seg.errors import (
     DenseSiamError,
@@ -40,24 +38,21 @@ from densesiam_seg.io.files import (
     sync_folders,
 )
 from densesiam_seg.io.outputs import note_outputs
-from densesiam_seg.io.parallel import device_lock, on_own_cores
+from densesiam_seg.io.parallel import on_own_cores
 from densesiam_seg.io.records import Records
 from densesiam_seg.io.signals import StopRequest, stop_requests
-from densesiam_seg.prediction.batching import Group, groups
+from densesiam_seg.prediction.batching import Group, groups, in_order
 from densesiam_seg.prediction.earlier import is_whole
 from densesiam_seg.prediction.plan import Plan
-from densesiam_seg.prediction.tiles import load_large, shown_size, tiled_scores
+from densesiam_seg.prediction.scoring import Scored, Scorer
 from densesiam_seg.prediction.video import frame_mask, frame_source, frames
 from densesiam_seg.prediction.writing import Picture, Writer
 
 MAX_BATCH_SIZE = 1024
 LEFTOVER_SECONDS = 3600.0
 """Age from which on an unfinished file in a folder of masks is one that a killed process left."""
-LARGE = 2**20
-"""Pixels from which on images in tiles pass the network one after the other."""
 WAITING_FRAMES = 2
 """Frames per core that may wait for their turn; each is in memory."""
-
 NOTED_FRAMES = 512
 """Frames whose files are noted at once (`io.outputs`)."""
 
@@ -94,7 +89,7 @@ def predict_events(
             work.failures.unlink(missing_ok=True)
         except OSError as error:
             raise output_error(work.failures, error) from error
-    job = _Job(segmenter, work, decoding, refinement, device_lock(segmenter.device), closed)
+    job = _Job(work, Scorer(segmenter, decoding, refinement, work.wanted.tile), closed)
     with stop_requests() as stop, closing(_results(job, batch_size, stop)) as found:
         for result in found:
             if result.error is not None and work.failures is not None:
@@ -117,10 +112,10 @@ def _results(
 
     work = job.work
     stills = work.sources[: work.stills]
-    tile = work.wanted.tile
-    every = groups(job.segmenter, stills, batch_size, job.decoding, tile)
+    scorer = job.scorer
+    every = groups(scorer.segmenter, stills, batch_size, scorer.decoding, scorer.tile)
     with closing(on_own_cores(job.do, until_stopped(every))) as found:
-        yield from _in_order(found)
+        yield from in_order(found)
     for place in range(len(stills), len(work.sources)):
         video = _Video(job, place)
         every_frame = until_stopped(video.frames())
@@ -167,84 +162,46 @@ def _prepare_folders(work: Plan) -> dict[Path, OutputError]:
 class _Job:
     """What is done with each group of images, in several threads at once."""
 
-    segmenter: Segmenter
     work: Plan
-    decoding: Decoding
-    refinement: Refinement
-    lock: AbstractContextManager[object]
+    scorer: Scorer
     closed: Mapping[Path, OutputError]
-    large: AbstractContextManager[object] = field(default_factory=Lock)
 
     def do(self, group: Group) -> dict[int, Predicted]:
         """The results of a group by the places of its images."""
+        sources, targets = self.work.sources, self.work.targets
         results: dict[int, Predicted] = {}
-        # All of one shape, unless a file has changed since its header was read.
-        by_shape: dict[torch.Size, list[tuple[int, Tensor, tuple[int, int]]]] = {}
         for place in group.places:
-            source = self.work.sources[place]
-            closed = self.closed.get(self.work.targets[place].parent)
+            closed = self.closed.get(targets[place].parent)
             if closed is not None:
-                results[place] = Predicted(source, None, closed)
-                continue
-            try:
-                if group.tiled is not None:
-                    results[place] = self._do_large(place, group.tiled)
-                    continue
-                image, size = self.segmenter.read(source, decoding=self.decoding)
-            except ImageError as error:
-                results[place] = Predicted(source, None, error)
-            else:
-                by_shape.setdefault(image.shape, []).append((place, image, size))
-        for ready in by_shape.values():
-            images = [image for _, image, _ in ready]
-            # The last bits of a forward pass may depend on the size of its batch, so that is always the same.
-            images += images[-1:] * (group.full - len(images))
-            batch = torch.cat(images)
-            with self.lock:
-                logits = self.segmenter.scores(batch, self.refinement, len(ready)).cpu()
-            for scores, (place, _, size) in zip(logits, ready, strict=False):
-                results[place] = self._write(place, scores, size)
+                results[place] = Predicted(sources[place], None, closed)
+        left = tuple(place for place in group.places if place not in results)
+        for place, found in self.scorer.of_group(sources, replace(group, places=left)):
+            results[place] = self._write(place, found)
         return results
 
-    def _do_large(self, place: int, size: tuple[int, int]) -> Predicted:
-        """An image (H, W) in tiles. Raises ImageError where it cannot be read."""
+    def _write(self, place: int, found: Scored | ImageError) -> Predicted:
+        """The files of an image, if it could be read."""
         source = self.work.sources[place]
-        shown = shown_size(self.segmenter, size, self.work.wanted.tile)
-        assert shown is not None
-        pixels = load_large(source, self.segmenter, shown, self.decoding)
-        scores = self.tiled(pixels, shown)
-        del pixels
-        return self._write(place, scores, size)
-
-    def tiled(self, pixels: Tensor, shown: tuple[int, int]) -> Tensor:
-        """Pixels (3, h, w) → scores (K, h, w) of all tiles."""
-        # One very large image at a time: its windows take more memory than other images together.
-        turn = self.large if shown[0] * shown[1] > LARGE else nullcontext()
-        with turn:
-            found = tiled_scores(self.segmenter, pixels, shown, self.refinement, lock=self.lock)
-        return found.cpu()
-
-    def _write(self, place: int, scores: Tensor, size: tuple[int, int]) -> Predicted:
-        """Scores (K, h, w) → the files of an image of that size (H, W)."""
-        source = self.work.sources[place]
+        if isinstance(found, ImageError):
+            return Predicted(source, None, found)
 
         def picture() -> NDArray[np.uint8]:
-            return load_image(source, self.decoding).permute(1, 2, 0).numpy()
+            return load_image(source, self.scorer.decoding).permute(1, 2, 0).numpy()
 
-        return self.write(self.work.files(place), source, picture, scores, size)
+        return self.write(self.work.files(place), source, picture, found)
 
     def write(
         self,
         files: Mapping[str, Path],
         source: str,
         picture: Picture,
-        scores: Tensor,
-        size: tuple[int, int],
+        found: Scored,
     ) -> Predicted:
         """The files of an image or frame. Raises OutputError where others would fare no better."""
-        writer = Writer(self.segmenter, self.work.wanted, self.decoding, self.refinement)
+        of = self.scorer
+        writer = Writer(of.segmenter, self.work.wanted, of.decoding, of.refinement)
         try:
-            writer.write(files, source, picture, scores, size)
+            writer.write(files, source, picture, found.scores, found.size)
         except ImageError as error:
             return Predicted(source, None, error)
         except OutputError as error:
@@ -273,7 +230,7 @@ class _Video:
         if closed is not None:
             self.failure = Predicted(self.source, None, closed)
             return
-        work, limit = self.job.work, self.job.decoding.max_pixels
+        work, limit = self.job.work, self.job.scorer.decoding.max_pixels
         try:
             for count, item in enumerate(frames(self.source, work.wanted.every, limit)):
                 if work.noted and count % NOTED_FRAMES == 0:
@@ -303,27 +260,8 @@ class _Video:
         files = self._files(number)
         if work.resume and all(path.is_file() and is_whole(path) for path in files.values()):
             return Predicted(source, list(files.values())[-1], files=files, kept=True)
-        size = (frame.shape[0], frame.shape[1])
         pixels = torch.from_numpy(frame).movedim(-1, 0).contiguous()
-        shown = shown_size(job.segmenter, size, work.wanted.tile)
-        if shown is not None:
-            scores = job.tiled(pixels, shown)
-        else:
-            image, _ = job.segmenter.read(pixels)
-            with job.lock:
-                scores = job.segmenter.scores(image, job.refinement)[0].cpu()
-        return job.write(files, source, lambda: frame, scores, size)
-
-
-def _in_order(results: Iterable[dict[int, Predicted]]) -> Iterator[Predicted]:
-    """Results of groups by the places of their images → results in the order of the places."""
-    waiting: dict[int, Predicted] = {}
-    next_place = 0
-    for found in results:
-        waiting |= found
-        while next_place in waiting:
-            yield waiting.pop(next_place)
-            next_place += 1
+        return job.write(files, source, lambda: frame, job.scorer.of_pixels(pixels))
 
 
 def overall_error(

@@ -47,7 +47,7 @@ class Wanted:
 
     def __post_init__(self) -> None:
         if self.form not in (None, *get_args(Format)):
-            raise UsageError(f"--format {self.form}: give png or tiff")
+            raise UsageError(f"--format {self.form}: give png, tiff or npy")
         least = self.min_confidence
         if least is not None and not (math.isfinite(least) and 0 <= least <= 1):
             raise UsageError(f"--min-confidence {least:g}: must be 0 to 1")
@@ -126,7 +126,7 @@ def file_names(clusters: Mapping[int, str]) -> dict[int, str]:
     taken = set(_TAKEN)
     for id_, name in clusters.items():
         safe = _safe(name)
-        if not safe or safe.casefold() in taken:
+        while not safe or safe.casefold() in taken:
             safe = f"{safe}-{id_}".lstrip("-")
         taken.add(safe.casefold())
         found[id_] = safe

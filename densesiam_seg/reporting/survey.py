@@ -24,7 +24,7 @@ from densesiam_seg.inference.options import AS_TRAINED, Refinement
 from densesiam_seg.inference.refinement import refined
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.parallel import device_lock, on_own_cores
-from densesiam_seg.prediction.batching import Group, groups
+from densesiam_seg.prediction.batching import Group, groups, read_batches
 from densesiam_seg.reporting.novelty import REFERENCE, Reference
 from densesiam_seg.reporting.observing import Crop, Observation, observe
 
@@ -172,24 +172,15 @@ class _Look:
         self.lock = device_lock(segmenter.device)
 
     def at(self, group: Group) -> list[tuple[int, Observation | ImageError]]:
-        results: list[tuple[int, Observation | ImageError]] = []
-        by_shape: dict[torch.Size, list[tuple[int, Tensor]]] = {}
-        for place in group.places:
-            try:
-                image, _ = self.segmenter.read(self.sources[place], decoding=self.decoding)
-            except ImageError as error:
-                results.append((place, error))
-            else:
-                by_shape.setdefault(image.shape, []).append((place, image))
-        for ready in by_shape.values():
-            images = [image for _, image in ready]
-            # As `predict` does it: the last bits of a forward pass may depend on the size of its batch.
-            images += images[-1:] * (group.full - len(images))
+        batches, failed = read_batches(self.segmenter, self.sources, group, self.decoding)
+        results: list[tuple[int, Observation | ImageError]] = [*failed.items()]
+        for batch in batches:
+            count = len(batch.places)
             with self.lock, torch.inference_mode():
-                scores, described = seen(self.segmenter, torch.cat(images), self.how, len(ready))
+                scores, described = seen(self.segmenter, batch.images, self.how, count)
             results += [
                 (place, observe(self.segmenter, place, own.cpu(), means.cpu(), self.how))
-                for (place, _), own, means in zip(ready, scores, described, strict=False)
+                for place, own, means in zip(batch.places, scores, described, strict=False)
             ]
         return results
 

@@ -149,7 +149,8 @@ class TestMoreFiles:
         assert found == {"3": str(out / "00_cluster_03.png"), "1": str(out / "00_cluster_01.png")}
         assert len(files(out)) == 6
         own = tmp_path / "sky.png"
-        assert predict(images / "01.png", "-o", own, "--only", "3")[0] == 0
+        code, _, error = predict(images / "01.png", "-o", own, "--only", "3")
+        assert (code, error) == (0, f"1 mask written: {own}\n")
         with Image.open(own) as picture:
             mask = segmenter.predict(images / "01.png")
             np.testing.assert_array_equal(np.asarray(picture), 255 * (mask == 3))

@@ -12,7 +12,13 @@ from PIL import Image
 from densesiam_seg.images.decoding import Decoding
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.prediction import batching
-from densesiam_seg.prediction.batching import Group, groups, images_together
+from densesiam_seg.prediction.batching import (
+    Group,
+    groups,
+    images_together,
+    in_order,
+    read_batches,
+)
 
 
 def pictures(folder: Path, sizes: list[tuple[int, int]]) -> list[str]:
@@ -83,3 +89,20 @@ def test_large_images_have_groups_of_their_own(segmenter: Segmenter, tmp_path: P
         found = list(groups(segmenter, paths, size, Decoding(), tile=30))
         assert [group for group in found if group.tiled] == [Group((1,), 1, (20, 40))]
         assert sorted(place for group in found for place in group.places) == [0, 1, 2, 3]
+
+
+def test_batches_are_full_and_of_one_shape(segmenter: Segmenter, tmp_path: Path) -> None:
+    """Also where a file has changed since its header was read, or is no image."""
+    paths = pictures(tmp_path, [(48, 64), (64, 48), (0, 0), (96, 128)])
+    batches, failed = read_batches(segmenter, paths, Group((0, 1, 2, 3), 4), Decoding())
+    assert list(failed) == [2]
+    wide, high = batches
+    assert (wide.places, wide.sizes) == ((0, 3), ((48, 64), (96, 128)))
+    assert (high.places, high.sizes) == ((1,), ((64, 48),))
+    assert wide.images.shape == (4, 3, 32, 42) and high.images.shape == (4, 3, 42, 32)
+    assert torch.equal(wide.images[1], wide.images[3])
+
+
+def test_in_the_order_of_places() -> None:
+    found = in_order(iter([{1: "b", 3: "d"}, {0: "a"}, {2: "c"}]))
+    assert list(found) == ["a", "b", "c", "d"]

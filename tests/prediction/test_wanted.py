@@ -75,6 +75,16 @@ class TestNamesOfClusters:
             7: "7",
         }
 
+    def test_are_each_once_whatever_ids_are_in_them(self) -> None:
+        names = {0: "a b", 1: "a-b-3", 3: "a/b", 4: "overlay", 5: "overlay-4"}
+        assert file_names(names) == {
+            0: "a-b",
+            1: "a-b-3",
+            3: "a-b-3-3",
+            4: "overlay-4",
+            5: "overlay-4-5",
+        }
+
     def test_are_short(self) -> None:
         (name,) = file_names({0: "é" * 500}).values()
         assert len(name.encode()) == 60
