@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from densesiam_seg.io.files import replacing
+from densesiam_seg.io.files import replace_file, replacing
 
 Colour = tuple[int, int, int]
 BAND = 256
@@ -68,17 +68,24 @@ def write_grey(path: Path, values: NDArray[np.uint8]) -> None:
 
 def write_array(path: Path, values: NDArray[np.integer]) -> None:
     """Write an array as `.npy`, as `write_mask` does."""
+    values = np.ascontiguousarray(values)
     with replacing(path, sync_name=False) as file:
-        np.lib.format.write_array(file, np.ascontiguousarray(values), allow_pickle=False)
+        # `np.save` does not say what the system said where the disk takes no more.
+        header = np.lib.format.header_data_from_array_1_0(values)
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(values.data)
 
 
 def _write(path: Path, picture: Image.Image) -> None:
+    if path.suffix.lower() in (".tif", ".tiff"):
+        # Into memory first: on a full disk libtiff would print, and raise an error of its own.
+        buffer = io.BytesIO()
+        picture.save(buffer, "TIFF", compression="tiff_adobe_deflate")
+        replace_file(path, buffer.getvalue(), sync_name=False)
+        return
     with replacing(path, sync_name=False) as file:
-        if path.suffix.lower() in (".tif", ".tiff"):
-            picture.save(file, "TIFF", compression="tiff_adobe_deflate")
-        else:
-            # Of zlib's ways, run lengths are the fastest for ids, and hardly larger.
-            picture.save(file, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
+        # Of zlib's ways, run lengths are the fastest for ids, and hardly larger.
+        picture.save(file, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
 
 
 def encode_png(picture: Image.Image) -> bytes:

@@ -53,9 +53,8 @@ def fitting_names(names: Sequence[str], longest: int, end: str = ".png") -> list
     taken: set[str] = set()
     for stem in names:
         name = found = stem + end
-        if (
-            len(os.fsencode(name)) > longest
-        ):  # a path that is as short as that has no part that is longer
+        # A path that is as short as that has no part that is longer.
+        if len(os.fsencode(name)) > longest:
             digits = 8
             while (found := _cut(name, end, longest, digits)) in taken:
                 digits *= 2

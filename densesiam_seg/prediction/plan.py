@@ -74,10 +74,10 @@ def plan(
     sources = [sources[index] for index in order]
     names = [manifest.names[index] for index in order]
     single = out.suffix.lower() in SUFFIXES and not os.path.isdir(out)  # noqa: PTH112
-    wanted = (wanted or Wanted()).settled(SUFFIXES[out.suffix.lower()]) if single else wanted
     wanted = wanted or Wanted()
     shortened = 0
     if single:
+        wanted = wanted.settled(SUFFIXES[out.suffix.lower()])
         _require_single(out, sources)
         folder, targets = out.parent, [out]
     else:

@@ -61,8 +61,7 @@ class Writer:
     ) -> None:
         """Scores (K, h, w) → the files of an image of that size (H, W), its mask last.
 
-        Where one cannot be written the others go too. Raises ImageError and
-        OutputError.
+        Where one cannot be written the others go too. Raises ImageError and OutputError.
         """
         mask = self.segmenter.mask(scores, *size)
         grades: Mapping[str, NDArray[np.uint8]] = {}
@@ -132,9 +131,8 @@ class Writer:
     def _drawn(self, image: NDArray[np.uint8], mask: Ids) -> Image.Image:
         """The overlay; its legend names the clusters of this image, those that cover most first."""
         drawn = Image.fromarray(overlay(image, mask, self.segmenter.palette))
-        del (
-            image
-        )  # a large one takes hundreds of megabytes, and the legend makes a copy of the drawn one
+        # A large one takes hundreds of megabytes, and the legend makes a copy of the drawn one.
+        del image
         if not self.wanted.legend:
             return drawn
         clusters = self.segmenter.clusters
