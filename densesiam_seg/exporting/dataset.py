@@ -20,7 +20,7 @@ from densesiam_seg.errors import UsageError
 from densesiam_seg.images.decoding import Decoding, page_of
 from densesiam_seg.images.opening import opened
 from densesiam_seg.images.pixels import rgb_planes
-from densesiam_seg.io.files import make_folder, open_regular, replace_file
+from densesiam_seg.io.files import make_folder, open_regular, replace_file, to_json
 from densesiam_seg.naming.clusters import Cluster
 from densesiam_seg.pictures.masks import LARGEST_8_BIT, Colour
 
@@ -177,6 +177,10 @@ class Layout(ABC):
     def put_text(self, name: str, text: str) -> None:
         """The same for text, in UTF-8."""
         self.put(name, text.encode("utf-8"))
+
+    def put_classes(self) -> None:
+        """`classes.json`: each class with its cluster."""
+        self.put_text("classes.json", to_json(self.labels.listed(), indent=1) + "\n")
 
     def put_image(self, sample: Sample, name: str, *, jpeg: bool = False) -> str:
         """Write an image below the folder; returns its name, with the suffix of what it is.

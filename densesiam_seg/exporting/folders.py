@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 
 from densesiam_seg.exporting.dataset import Layout, Sample
-from densesiam_seg.io.files import to_json
 
 
 class Mmseg(Layout):
@@ -28,7 +27,7 @@ class Mmseg(Layout):
         names = tuple(label.name for label in self.labels.entries)
         colours = [list(label.colour) for label in self.labels.entries]
         self.put_text("dataset_config.py", _CONFIG.format(names=names, colours=colours))
-        self.put_text("classes.json", to_json(self.labels.listed(), indent=1) + "\n")
+        self.put_classes()
 
 
 _CONFIG = """# For a config of mmsegmentation 1.x; data_root is the folder of this file.
@@ -68,7 +67,7 @@ class LightlyTrain(Layout):
         names = {str(label.number): label.name for label in self.labels.entries}
         content = {"train": folders, "val": folders, "classes": names}
         self.put_text("data.json", json.dumps(content, ensure_ascii=False, indent=1) + "\n")
-        self.put_text("classes.json", to_json(self.labels.listed(), indent=1) + "\n")
+        self.put_classes()
 
 
 class HuggingFace(Layout):
@@ -100,7 +99,7 @@ class HuggingFace(Layout):
         )
         ignored = 65535 if self.labels.deep else 255
         self.put_text("README.md", _CARD.format(count=len(found), table=table, ignored=ignored))
-        self.put_text("classes.json", to_json(self.labels.listed(), indent=1) + "\n")
+        self.put_classes()
 
 
 def _cell(name: str) -> str:

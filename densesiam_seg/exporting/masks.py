@@ -5,8 +5,10 @@ Axes: K clusters, H W image.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import unicodedata
 import zipfile
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -70,6 +72,8 @@ LAYOUTS: dict[str, type[Layout]] = {
 }
 MARKER = ".densesiam-seg-export.json"
 """In a folder that an export wrote: its format, and what lies in the folder."""
+_ILLEGIBLE = ("Cc", "Cs", "Zl", "Zp")
+"""Unicode's categories of control characters, surrogates, and what separates lines."""
 _SPARE = len(".json")
 """Bytes of a file's name that its suffix may take beyond a mask's."""
 
@@ -111,7 +115,7 @@ def plan_masks(
         raise UsageError(f"--masks {masks}: no such folder; give one that predict wrote")
     _require_place(out, kind, overwrite=overwrite)
     _require_apart(out, [*sources, *([] if masks is None else [str(masks)])])
-    stems = fitting_names(names, longest_name(out) - _SPARE)
+    stems = fitting_names([_legible(name) for name in names], longest_name(out) - _SPARE)
     written = None
     if masks is not None:
         fitting = fitting_names(names, longest_name(masks))
@@ -119,6 +123,14 @@ def plan_masks(
     return ExportPlan(
         out, kind, sources, tuple(stem.removesuffix(".png") for stem in stems), written
     )
+
+
+def _legible(name: str) -> str:
+    """A name that lists in UTF-8 can hold: with `_` for bytes that are no text and for ends of lines, and a digest."""
+    found = "".join("_" if unicodedata.category(c) in _ILLEGIBLE else c for c in name)
+    if found == name:
+        return name
+    return f"{found}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}"
 
 
 def _written(mask: Path) -> Path:

@@ -11,7 +11,6 @@ import numpy as np
 
 from densesiam_seg.exporting.contours import outlines
 from densesiam_seg.exporting.dataset import Layout, Sample
-from densesiam_seg.io.files import to_json
 
 MOST_CORNERS = 998
 """Of a polygon of YOLO: ultralytics closes it, resamples it to 1,000 places, and keeps all corners of fewer."""
@@ -67,7 +66,7 @@ class Coco(Layout):
             ],
         }
         self.put_text("annotations.json", json.dumps(content, ensure_ascii=False) + "\n")
-        self.put_text("classes.json", to_json(self.labels.listed(), indent=1) + "\n")
+        self.put_classes()
 
 
 class Yolo(Layout):
@@ -103,7 +102,7 @@ class Yolo(Layout):
         # No split is made; ultralytics wants both.
         text = f"path: .\ntrain: images/train\nval: images/train\nnames:\n{names}"
         self.put_text("data.yaml", text)
-        self.put_text("classes.json", to_json(self.labels.listed(), indent=1) + "\n")
+        self.put_classes()
 
 
 def yaml_text(text: str) -> str:

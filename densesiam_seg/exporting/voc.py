@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from PIL import Image
 
 from densesiam_seg.exporting.dataset import Layout, Sample, png
-from densesiam_seg.io.files import to_json
 
 BACKGROUND = "background"
 _LISTS = "ImageSets/Segmentation"
@@ -49,7 +48,7 @@ class Voc(Layout):
         for subset in ("train", "val", "trainval"):
             self.put_text(f"{self.root}/{_LISTS}/{subset}.txt", names)
         self.put_text(f"{self.root}/labelmap.txt", label_map(self))
-        self.put_text("classes.json", to_json(self.labels.listed(), indent=1) + "\n")
+        self.put_classes()
 
 
 class Cvat(Layout):

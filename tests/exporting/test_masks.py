@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import signal
+import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +22,7 @@ from densesiam_seg.datasets.scenes import scene
 from densesiam_seg.errors import ImageError, OutputError, StoppedError, UsageError
 from densesiam_seg.events import Predicted
 from densesiam_seg.exporting import masks as module
-from densesiam_seg.exporting.masks import MARKER, ExportPlan, export_masks, plan_masks
+from densesiam_seg.exporting.masks import LAYOUTS, MARKER, ExportPlan, export_masks, plan_masks
 from densesiam_seg.images.decoding import Decoding
 from densesiam_seg.images.scan import scan
 from densesiam_seg.inference.segmenter import Segmenter
@@ -232,6 +234,23 @@ class TestPlaces:
     def test_copies_are_no_photographs_for_a_later_run(self, photos: Path) -> None:
         run(planned(photos, "photos/export"))
         assert len(scan([photos], merge=False)) == len(FILES)
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes")
+    @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "cvat"])
+    def test_names_that_are_no_text(self, tmp_path: Path, layout: str) -> None:
+        """The digest is that of the name's bytes without its suffix."""
+        folder = tmp_path / "photos"
+        folder.mkdir()
+        (tmp_path / "masks").mkdir()
+        for name in (b"b\xe4d.png", b"two\nlines.png", "👩\u200d🌾.png".encode()):
+            Image.new("RGB", (4, 3)).save(folder / os.fsdecode(name))
+            Image.new("L", (4, 3)).save(tmp_path / "masks" / os.fsdecode(name))
+        work = planned(folder, layout=layout)
+        digests = [hashlib.sha256(name).hexdigest()[:8] for name in (b"b\xe4d", b"two\nlines")]
+        wanted = {f"b_d-{digests[0]}", f"two_lines-{digests[1]}", "👩\u200d🌾"}
+        assert set(work.stems) == wanted
+        assert all(event.error is None for event in run(work))
+        assert wanted <= {path.stem for path in work.out.rglob("*.*")}
 
     def test_a_long_name(self, tmp_path: Path) -> None:
         name = "ä" * 120
