@@ -110,7 +110,7 @@ MISTAKES = {
     "predict": "Missing argument 'images'",
     "predict x --batch-size some": "--batch-size some",
     "predict x --scales big": "--scales big",
-    "predict x --format jpg": "--format jpg: give png or tiff",
+    "predict x --format jpg": "--format jpg: give png, tiff or npy",
     "predict x --min-confidence 2": "--min-confidence 2: must be 0 to 1",
     "predict x --tile 100": "--tile 100: must be at least 256",
     "predict x --every 0": "--every 0",

@@ -50,7 +50,7 @@ class Programs:
         """A run in `out`."""
         given = options({**self.settings, **settings})
         where = ("--out", self.path(str(out)))
-        return slim(["train", "--no-report", self.images, *where, *OFTEN, *given, *more], *prepare)
+        return slim(["train", self.images, "--no-report", *where, *OFTEN, *given, *more], *prepare)
 
     def resume(self, out: str | Path, *prepare: Call) -> Work:
         """The same run, going on."""
