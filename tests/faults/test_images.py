@@ -370,7 +370,7 @@ class TestGiants:
             given = options({**tiny_settings, "epochs": 1, "max_pixels": 500_000_000})
             run = tmp_path / "run"
             more = ("--prior", "none", "--out", run)
-            peak = peak_of("train", "--no-report", giant, image_folder, *given, *more)
+            peak = peak_of("train", giant, image_folder, "--no-report", *given, *more)
             assert peak < 3e9, f"{peak / 1e9:.2f} GB"
             assert read_records(run / "skipped.jsonl") == []
 
