@@ -9,6 +9,7 @@ import typer
 
 from densesiam_seg.cli.endings import end
 from densesiam_seg.cli.options import (
+    DATASETS,
     IMAGES,
     FollowLinks,
     Json,
@@ -55,7 +56,7 @@ def command(
         str | None,
         typer.Option(
             "--dataset",
-            help="Score the model too: coco-stuff, cityscapes, potsdam, camvid, or your own .toml.",
+            help=f"Score the model too: {DATASETS}",
             rich_help_panel=SCORES,
         ),
     ] = None,

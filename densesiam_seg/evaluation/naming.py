@@ -140,7 +140,7 @@ def name_clusters_by(segmenter: Segmenter, evaluation: Evaluation) -> Naming:
     counts, names = evaluation.counts, evaluation.scores.names
     classes = np.array(evaluation.matching.cluster_to_class)
     found: dict[int, str] = {}
-    table = segmenter.grouping.copy()
+    table = segmenter.grouping
     for number, name in enumerate(names):
         members = np.flatnonzero((classes == number) & (counts[number] > 0))
         if len(members):

@@ -182,7 +182,7 @@ def masks_made_by(segmenter: Segmenter, refinement: Refinement = AS_TRAINED) -> 
     def masks_of(images: Tensor, protocol: Protocol, sizes: Sequence[Size]) -> list[list[Mask]]:
         return [[grouping[mask] for mask in masks] for masks in learned(images, protocol, sizes)]
 
-    return learned if all(each.left for each in segmenter.clusters) else masks_of
+    return masks_of if segmenter.merged else learned
 
 
 def read_masks(segmenter: Segmenter, read_outs: Sequence[ReadOut]) -> MasksOf:

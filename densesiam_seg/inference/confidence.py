@@ -47,7 +47,7 @@ def probabilities(
         found = found / found.sum(1, keepdim=True).clamp(min=1e-12)
     else:
         found = scores.softmax(1)
-    if all(cluster.left for cluster in segmenter.clusters):
+    if not segmenter.merged:
         return found
     into = torch.from_numpy(segmenter.grouping).to(found.device)
     grouped: Tensor = torch.zeros_like(found).index_add(1, into, found)

@@ -173,6 +173,11 @@ class Segmenter:
         return left(self.clusters)
 
     @property
+    def merged(self) -> bool:
+        """Whether a cluster is merged into another."""
+        return not all(cluster.left for cluster in self.clusters)
+
+    @property
     def grouping(self) -> NDArray[np.int64]:
         """The id (K,) under which masks show each cluster."""
         return grouping(self.clusters)
@@ -201,7 +206,7 @@ class Segmenter:
     def mask(self, scores: Tensor, height: int, width: int) -> NDArray[np.integer]:
         """Scores (K, h, w) of one image → the mask (H, W): the largest cluster, under the id that shows it."""
         mask: NDArray[np.integer] = upsample_argmax(scores, height, width).cpu().numpy()
-        if all(cluster.left for cluster in self.clusters):
+        if not self.merged:
             return mask
         return np.take(self.grouping.astype(mask.dtype), mask)
 

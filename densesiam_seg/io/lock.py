@@ -34,12 +34,12 @@ else:
 
 
 @contextmanager
-def run_lock(folder: Path) -> Iterator[None]:
+def run_lock(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
     """Hold `<folder>/.lock` for this process; its death, however sudden, frees the lock.
 
-    Raises BusyError, naming the holder, when another process (or another part of this one) holds it, and OutputError
-    when the folder cannot be written. The file itself is never deleted: a process that waited for a deleted file would
-    lock something that others no longer see.
+    Raises BusyError, naming the holder, when another process (or another part of this one) has not freed it after
+    `wait` seconds, and OutputError when the folder cannot be written. The file itself is never deleted: a process that
+    waited for a deleted file would lock something that others no longer see.
     """
     path = folder / LOCK
     try:
@@ -51,7 +51,7 @@ def run_lock(folder: Path) -> Iterator[None]:
         # A forked process shares the lock, and would hold it beyond a sudden death of this one.
         os.register_at_fork(after_in_child=lambda: _close(held))
     try:
-        _take(handle, path)
+        _take(handle, path, time.monotonic() + wait)
         yield
     finally:
         _close(held)
@@ -63,9 +63,9 @@ def _close(held: list[int]) -> None:
         os.close(held.pop())
 
 
-def _take(handle: int, path: Path) -> None:
+def _take(handle: int, path: Path, until: float) -> None:
     try:
-        _lock(handle)
+        _wait_for(handle, until)
         os.ftruncate(handle, 0)
         os.lseek(handle, 0, os.SEEK_SET)
         os.write(handle, f"{os.getpid()} {socket.gethostname()}\n".encode())
@@ -75,6 +75,18 @@ def _take(handle: int, path: Path) -> None:
         raise BusyError(
             f"{path.parent}: in use by {_holder(handle)}; wait for it or choose another --out"
         ) from None
+
+
+def _wait_for(handle: int, until: float) -> None:
+    """Lock the file, trying again until that time. Raises OSError."""
+    while True:
+        try:
+            _lock(handle)
+            return
+        except OSError as error:
+            if error.errno not in _REFUSED or time.monotonic() >= until:
+                raise
+            time.sleep(_PAUSE)
 
 
 def _holder(handle: int) -> str:

@@ -6,7 +6,6 @@ programs may edit at once. It keeps the entries that it changes, for `undo`.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -176,26 +175,8 @@ def _edit(
 def _editing(folder: Path) -> Iterator[tuple[Path, ClusterFile]]:
     """The file of clusters and its contents, while no one else edits it. Raises BusyError after `WAIT_SECONDS`."""
     path = folder / CLUSTERS
-    with _patient_lock(folder):
+    with run_lock(folder, wait=WAIT_SECONDS):
         yield path, read_clusters(path)
-
-
-@contextmanager
-def _patient_lock(folder: Path) -> Iterator[None]:
-    until = time.monotonic() + WAIT_SECONDS
-    while True:
-        lock = run_lock(folder)
-        try:
-            lock.__enter__()
-            break
-        except BusyError:
-            if time.monotonic() > until:
-                raise
-            time.sleep(0.02)
-    try:
-        yield
-    finally:
-        lock.__exit__(None, None, None)
 
 
 def _into(cluster: Cluster, table: Mapping[int, int]) -> int | None:
