@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from densesiam_seg.errors import ImageError, OutputError, StoppedError, UsageError
+from densesiam_seg.errors import ImageError, OutputError, UsageError
 from densesiam_seg.events import Notice, Predicted
 from densesiam_seg.exporting.dataset import IGNORED, IGNORED_16, UNLABELLED, Ids, Layout, Sample
 from densesiam_seg.exporting.folders import HuggingFace, LightlyTrain, Mmseg
@@ -264,22 +264,14 @@ def _samples(
         every = groups(segmenter, work.sources, None, layout.decoding, TILE)
     job = _Job(work, layout, grouping(clusters), scorer)
 
-    def until_stopped() -> Iterator[Group]:
-        for group in every:
-            go_on()
-            yield group
-
-    def go_on() -> None:
-        if stop:
-            raise StoppedError("stopped; nothing was written", stop.number)
-
+    text = "stopped; nothing was written"
     found: list[Any] = []
-    with stop_requests() as stop, closing(on_own_cores(job.do, until_stopped())) as results:
+    with stop_requests() as stop, closing(on_own_cores(job.do, stop.until(every, text))) as results:
         for event, result in in_order(results):
             yield event
             if event.error is None:
                 found.append(result)
-        go_on()
+        stop.require_none(text)
     return found
 
 

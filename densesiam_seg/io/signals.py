@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TypeVar
 
+from densesiam_seg.errors import StoppedError
+
+Item = TypeVar("Item")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -27,6 +31,17 @@ class StopRequest:
             # What is on the disk is whole at every moment, so leaving here loses only this step.
             os._exit(128 + number)
         self.number = number
+
+    def require_none(self, text: str) -> None:
+        """Raises StoppedError with that text when a signal has asked to stop."""
+        if self:
+            raise StoppedError(text, self.number)
+
+    def until(self, items: Iterable[Item], text: str) -> Iterator[Item]:
+        """The items, as long as none has asked to stop. Raises StoppedError with that text."""
+        for item in items:
+            self.require_none(text)
+            yield item
 
 
 @contextmanager

@@ -5,11 +5,10 @@ Each core processes whole images, from the file to the mask; memory does not gro
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,7 +20,6 @@ from densesiam_seg.errors import (
     InputError,
     OutputError,
     PartialError,
-    StoppedError,
     UsageError,
 )
 from densesiam_seg.events import Predicted
@@ -49,14 +47,13 @@ from densesiam_seg.prediction.video import frame_mask, frame_source, frames
 from densesiam_seg.prediction.writing import Picture, Writer
 
 MAX_BATCH_SIZE = 1024
+STOPPED = "stopped; finish with --resume"
 LEFTOVER_SECONDS = 3600.0
 """Age from which on an unfinished file in a folder of masks is one that a killed process left."""
 WAITING_FRAMES = 2
 """Frames per core that may wait for their turn; each is in memory."""
 NOTED_FRAMES = 512
 """Frames whose files are noted at once (`io.outputs`)."""
-
-Item = TypeVar("Item")
 
 
 def predict_events(
@@ -103,22 +100,15 @@ def _results(
     job: _Job, batch_size: int | None, stop: StopRequest
 ) -> Generator[Predicted, None, None]:
     """What becomes of the images, then of each video's frames. Raises StoppedError between two of them."""
-
-    def until_stopped(items: Iterable[Item]) -> Iterator[Item]:
-        for item in items:
-            if stop:
-                raise StoppedError("stopped; finish with --resume", stop.number)
-            yield item
-
     work = job.work
     stills = work.sources[: work.stills]
     scorer = job.scorer
     every = groups(scorer.segmenter, stills, batch_size, scorer.decoding, scorer.tile)
-    with closing(on_own_cores(job.do, until_stopped(every))) as found:
+    with closing(on_own_cores(job.do, stop.until(every, STOPPED))) as found:
         yield from in_order(found)
     for place in range(len(stills), len(work.sources)):
         video = _Video(job, place)
-        every_frame = until_stopped(video.frames())
+        every_frame = stop.until(video.frames(), STOPPED)
         with closing(
             on_own_cores(video.do, every_frame, max_waiting=WAITING_FRAMES)
         ) as found_frames:
