@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 def counted(number: int, what: str, several: str = "") -> str:
@@ -22,6 +22,18 @@ class DenseSiamError(Exception):
 
     exit_code: int = 1
     name: ClassVar[str] = "bug"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """So that any of them can be sent to another process, whatever its constructor takes."""
+        return _rebuilt, (type(self), self.args, vars(self))
+
+
+def _rebuilt(
+    kind: type[DenseSiamError], arguments: tuple[Any, ...], members: dict[str, Any]
+) -> DenseSiamError:
+    error = kind.__new__(kind, *arguments)
+    vars(error).update(members)
+    return error
 
 
 class UsageError(DenseSiamError):

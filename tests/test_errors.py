@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ from densesiam_seg.errors import (
     DenseSiamError,
     ImageError,
     InputError,
+    NumericError,
     StoppedError,
+    UsageError,
     looked_for,
     one_line,
 )
@@ -60,3 +63,19 @@ def test_where_a_relative_path_begins(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     assert looked_for("a/b") == f" in the current folder {Path.cwd()}"
     assert looked_for(tmp_path / "a") == ""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        UsageError("no"),
+        ImageError("a.png", "truncated", "is truncated"),
+        NumericError("no", step=3, files=["a"]),
+        StoppedError("stopped", 15),
+    ],
+)
+def test_errors_can_be_sent_to_other_processes(error: DenseSiamError) -> None:
+    sent = pickle.loads(pickle.dumps(error))
+    assert type(sent) is type(error)
+    assert (str(sent), vars(sent)) == (str(error), vars(error))
+    assert sent.exit_code == error.exit_code

@@ -11,13 +11,20 @@ import torch
 
 from densesiam_seg.errors import UsageError
 
+RANK, SIZE = "LOCAL_RANK", "LOCAL_WORLD_SIZE"
+"""What a launcher sets: the number of this process on its machine, from 0, and how many it started there."""
+
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is the first CUDA device, else Apple's MPS, else the processor. Raises UsageError for one not present."""
+    """`auto` is a CUDA device, else Apple's MPS, else the processor. Raises UsageError for one not present.
+
+    Of several CUDA devices each of the processes that a launcher started on this machine has its own.
+    """
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        other = "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else other
+    if name == "cuda" and torch.cuda.is_available() and _local(RANK, 0):
+        return torch.device("cuda", _local(RANK, 0) % torch.cuda.device_count())
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -69,17 +76,22 @@ def make_repeatable(device: torch.device) -> None:
 
 
 def available_cores() -> int:
-    """Processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Processor cores that this process may use: its share where a launcher started several on this machine."""
+    known = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+    return max(cores // max(_local(SIZE, 1), 1), 1)
+
+
+def _local(name: str, otherwise: int) -> int:
+    text = os.environ.get(name, "")
+    return int(text) if text.isdecimal() else otherwise
 
 
 def free_memory() -> int:
-    """Bytes of available memory; 4 GiB where the system does not report it."""
+    """Bytes of available memory, this process's share of them; 4 GiB where the system does not report it."""
     try:
         text = Path("/proc/meminfo").read_text(encoding="ascii")
     except (OSError, ValueError):
         text = ""
     found = re.search(r"^MemAvailable:\s*(\d+) kB", text, re.MULTILINE)
-    return int(found[1]) * 1024 if found else 4 * 2**30
+    return (int(found[1]) * 1024 if found else 4 * 2**30) // max(_local(SIZE, 1), 1)

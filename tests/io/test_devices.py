@@ -141,3 +141,13 @@ def test_free_memory_is_what_the_system_says(
 ) -> None:
     monkeypatch.setattr(Path, "read_text", Mock(side_effect=[content]))
     assert free_memory() == expected
+
+
+def test_processes_of_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    cores, memory = available_cores(), free_memory()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert available_cores() == max(cores // 2, 1)
+    assert free_memory() < 0.75 * memory
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1000")
+    assert available_cores() == 1
