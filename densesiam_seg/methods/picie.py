@@ -135,7 +135,8 @@ class PiCIE(Method):
         stored = self.labels[list(indices)]
         labels = stored.to(self.device, torch.int64, non_blocking=True).unbind(1)
         own = [centroid_logits(*pair) for pair in zip(units, self.centroids, strict=True)]
-        losses = [pseudo_label_loss(z, y, balance) for z, y in zip(own, labels, strict=True)]
+        pairs = zip(own, labels, strict=True)
+        losses = [pseudo_label_loss(z, y, balance, self.group) for z, y in pairs]
         total = within = torch.stack(losses).mean()
         parts = {"within": within.detach()}
         others = labels[0]
@@ -143,8 +144,8 @@ class PiCIE(Method):
             of_1 = centroid_logits(units[1], self.centroids[0])
             of_2 = centroid_logits(units[0], self.centroids[1])
             across = 0.5 * (
-                pseudo_label_loss(of_2, labels[1], balance)
-                + pseudo_label_loss(of_1, labels[0], balance)
+                pseudo_label_loss(of_2, labels[1], balance, self.group)
+                + pseudo_label_loss(of_1, labels[0], balance, self.group)
             )
             total = 0.5 * within + 0.5 * across
             parts["across"] = across.detach()

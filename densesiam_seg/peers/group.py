@@ -73,6 +73,15 @@ class Group:
             dist.all_reduce(total)
         return total
 
+    def mean(self, values: Tensor, weight: float) -> Tensor:
+        """The mean over all processes, each of which counts by its weight."""
+        if self.alone:
+            return values
+        import torch
+
+        sums = self.total(torch.cat((values.flatten() * weight, values.new_tensor([weight]))))
+        return (sums[:-1] / sums[-1]).view(values.shape)
+
     def largest(self, values: Sequence[int]) -> list[int]:
         """Of each number the largest that any process has."""
         if self.alone:
