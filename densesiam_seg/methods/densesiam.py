@@ -66,9 +66,7 @@ class DenseSiamMethod(Method):
             if config.follows_prior():
                 prior = prior_shares(network, images, views.geometry, features.shape[-1])
         regions = epoch >= config.region_epoch()
-        return objective(
-            network, features, config, regions=regions, prior=prior, group=self.group
-        )
+        return objective(network, features, config, regions=regions, prior=prior, group=self.group)
 
 
 def objective(

@@ -17,7 +17,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import TypeAlias, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from densesiam_seg.clustering.appearance import appearance
@@ -32,6 +32,7 @@ from densesiam_seg.methods.losses import label_counts, prior_loss
 from densesiam_seg.methods.method import Method, Objective, Terms, weighted
 from densesiam_seg.methods.mixture_prior import LIGHTS
 from densesiam_seg.network.model import FINER, DenseSiam
+from densesiam_seg.peers.group import ALONE, Group
 from densesiam_seg.views.photometric import normalise
 
 IMAGES = 500
@@ -60,9 +61,10 @@ Result = TypeVar("Result")
 class Described(Method):
     """Training of the K-way layer over the description of a frozen backbone."""
 
-    def __init__(self, network: DenseSiam, config: TrainConfig) -> None:
+    def __init__(self, network: DenseSiam, config: TrainConfig, *, group: Group = ALONE) -> None:
         self.network = network
         self.config = config
+        self.group = group
         clusters = config.clusters
         self._state = {
             "prepared": torch.tensor(-1),  # the last epoch that was prepared
@@ -73,6 +75,10 @@ class Described(Method):
         self._kept: dict[int, Tensor] = {}
         """By image: appearance and description in all views, (V, D + C, h, w), half precision."""
         self._budget = MEMORY_SHARE * free_memory()
+
+    def trained(self) -> nn.Module:
+        """The K-way layer alone."""
+        return self.network.projector
 
     def prepare(self, store: ImageStore, epoch: int) -> Iterator[int]:
         """Before the first epoch the description is fitted, and clusters of it and of appearance.

@@ -4,8 +4,8 @@ Axes: B images, K clusters, C channels, h w feature size, N places sampled in ea
 prediction, both (2B, K, h, w), or rows (2B, N, K) of places: those of both views, view 1 first.
 The stop-gradient is applied where `target` is assigned and nowhere else.
 
-Where a `group` of processes shares a batch, each has the images of its part, and the mean of their losses, by numbers of
-images, is the loss of the batch.
+Where a `group` of processes shares a batch, each has the images of its part, and the mean of their losses, by their
+numbers of images, is the loss of the batch.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from densesiam_seg.io.randomness import Stream, generator
 from densesiam_seg.methods.losses import label_counts, pseudo_label_loss
 from densesiam_seg.methods.method import Method, Objective, diverged, sound_features
 from densesiam_seg.network.model import DenseSiam
+from densesiam_seg.peers.group import ALONE, Group
 from densesiam_seg.views.pair import first_view, view_pair
 
 CLUSTERING_IMAGES = 256
@@ -47,10 +48,17 @@ class PiCIE(Method):
     """Pseudo-labels of both views, learned within a view and across; MDC is view 1 alone."""
 
     def __init__(
-        self, network: DenseSiam, config: TrainConfig, device: torch.device, precision: torch.dtype
+        self,
+        network: DenseSiam,
+        config: TrainConfig,
+        device: torch.device,
+        precision: torch.dtype,
+        *,
+        group: Group = ALONE,
     ) -> None:
         self.network = network
         self.config = config
+        self.group = group
         self.device = device
         self.precision = precision
         self.views = 2 if config.method == "picie" else 1

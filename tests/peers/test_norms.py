@@ -12,7 +12,6 @@ from densesiam_seg.peers.group import ALONE, Group
 from densesiam_seg.peers.norms import share_statistics
 
 
-
 def network() -> nn.Sequential:
     with torch.random.fork_rng():
         torch.manual_seed(0)
