@@ -202,6 +202,7 @@ def _show(
     json: bool,
 ) -> None:
     """Draw a prediction; raises the error that the command ends with."""
+    from densesiam_seg.packed.members import as_shown
     from densesiam_seg.prediction.predict import overall_error
 
     skipped = manifest.skipped
@@ -216,8 +217,8 @@ def _show(
     if json:
         console.data(
             {
-                "masks": [{"image": r.image, **_listed(r)} for r in done],
-                "failed": [{"image": r.image, "message": str(r.error)} for r in failed],
+                "masks": [{"image": as_shown(r.image), **_listed(r)} for r in done],
+                "failed": [{"image": as_shown(r.image), "message": str(r.error)} for r in failed],
                 "skipped": [asdict(item) for item in skipped],
                 "kept": kept_count,
                 "shortened": work.shortened,

@@ -5,12 +5,13 @@ Axes: B images, S side of the stored square (two or three times the view's side)
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableSequence, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, overload
 
 import numpy as np
 import torch
@@ -104,7 +105,7 @@ class ImageStore:
                 self.file, self._squares = path, known.squares
                 self._settle(known.aspects, known.skipped, known.notes)
                 return
-        aspects: list[float] = []
+        aspects = array("d")
         skipped: list[Skipped] = []
         keep = self._place()
         if keep == "disk":
@@ -128,7 +129,7 @@ class ImageStore:
 
         With `pinned` they lie in memory that a GPU copies from by itself.
         """
-        flat = [index for group in groups for index in group]
+        flat = (index for group in groups for index in group)
         decoded = self._decode(flat) if self._squares is None else None
 
         def gather(group: tuple[int, ...]) -> Batch:
@@ -157,13 +158,16 @@ class ImageStore:
             return "ram"
         return "disk" if needed <= DISK_SHARE * free_space(self.caches) else "none"
 
-    def _settle(self, aspects: list[float], skipped: list[Skipped], notes: list[str]) -> None:
+    def _settle(self, aspects: Sequence[float], skipped: list[Skipped], notes: list[str]) -> None:
         self.notes = notes
         self.manifest = self.manifest.without(skipped)
         self.aspects = torch.tensor(aspects)
 
     def _decode_all(
-        self, take: Callable[[int, Tensor], None], aspects: list[float], skipped: list[Skipped]
+        self,
+        take: Callable[[int, Tensor], None],
+        aspects: MutableSequence[float],
+        skipped: list[Skipped],
     ) -> Iterator[int]:
         """Decode every image once: call `take` with its number and square, or list it as skipped where that fails."""
         names = self.manifest.names
@@ -177,7 +181,7 @@ class ImageStore:
                 aspects.append(aspect)
             yield done
 
-    def _decode(self, indices: Sequence[int]) -> Iterator[tuple[Tensor, float] | ImageError]:
+    def _decode(self, indices: Iterable[int]) -> Iterator[tuple[Tensor, float] | ImageError]:
         def load(index: int) -> tuple[Tensor, float] | ImageError:
             path = self.manifest.path(index)
             try:
@@ -188,7 +192,8 @@ class ImageStore:
                 return error
             except MemoryError as error:
                 raise WorkerError(
-                    f"{path}: memory ran out while it was read; give fewer --workers or a smaller --max-pixels"
+                    f"{self.manifest.shown(index)}: memory ran out while it was read; "
+                    "give fewer --workers or a smaller --max-pixels"
                 ) from error
 
         try:
@@ -196,7 +201,7 @@ class ImageStore:
         except HungError as error:
             assert isinstance(error.item, int)
             raise WorkerError(
-                f"{self.manifest.path(error.item)}: has not been read after {PATIENCE:.0f} s; "
+                f"{self.manifest.shown(error.item)}: has not been read after {PATIENCE:.0f} s; "
                 "look after the disk or network it lies on, then go on with --resume"
             ) from error
 
@@ -267,7 +272,30 @@ def _sound(decoded: tuple[Tensor, float] | ImageError) -> Tensor:
     return decoded[0]
 
 
-def epoch_batches(images: int, batch_size: int, *, seed: int, epoch: int) -> list[tuple[int, ...]]:
+class EpochBatches(Sequence[tuple[int, ...]]):
+    """Batches of positions, cut from one array when they are asked for: an epoch needs no object for each image."""
+
+    def __init__(self, order: NDArray[np.int64], batch_size: int) -> None:
+        """`order`: all positions, whole batches of them."""
+        assert len(order) % batch_size == 0, "whole batches"
+        self._order = order.reshape(-1, batch_size)
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    @overload
+    def __getitem__(self, place: int) -> tuple[int, ...]: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> EpochBatches: ...
+
+    def __getitem__(self, place: int | slice) -> tuple[int, ...] | EpochBatches:
+        if isinstance(place, slice):
+            return EpochBatches(self._order[place].reshape(-1), self._order.shape[1])
+        return tuple(self._order[place].tolist())
+
+
+def epoch_batches(images: int, batch_size: int, *, seed: int, epoch: int) -> EpochBatches:
     """Positions of each full batch of an epoch; the incomplete last batch is dropped."""
-    order = generator(seed, Stream.ORDER, epoch).permutation(images).tolist()
-    return [tuple(order[i : i + batch_size]) for i in range(0, images - batch_size + 1, batch_size)]
+    order = generator(seed, Stream.ORDER, epoch).permutation(images)
+    return EpochBatches(order[: images - images % batch_size], batch_size)

@@ -136,7 +136,7 @@ def added(manifest: Manifest, folder: Path) -> list[str]:
         now = scan(request.images, follow_links=request.follow_links, out=folder, pages=pages)
     except InputError:  # there is nothing any more, which `Manifest.changed` tells
         return []
-    known = {manifest.path(index) for index in range(len(manifest))}
+    known = {manifest.shown(index) for index in range(len(manifest))}
     known |= {str(Path(manifest.root, item.path)) for item in manifest.skipped}
-    found = [now.path(index) for index in range(len(now))]
+    found = (now.shown(index) for index in range(len(now)))
     return [path for path in found if path not in known]
