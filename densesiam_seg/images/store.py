@@ -294,6 +294,11 @@ class EpochBatches(Sequence[tuple[int, ...]]):
             return EpochBatches(self._order[place].reshape(-1), self._order.shape[1])
         return tuple(self._order[place].tolist())
 
+    def part(self, places: range) -> EpochBatches:
+        """Of every batch those places."""
+        order = self._order[:, places.start : places.stop]
+        return EpochBatches(order.reshape(-1), len(places))
+
 
 def epoch_batches(images: int, batch_size: int, *, seed: int, epoch: int) -> EpochBatches:
     """Positions of each full batch of an epoch; the incomplete last batch is dropped."""
