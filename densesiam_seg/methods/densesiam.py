@@ -51,7 +51,7 @@ class DenseSiamMethod(Method):
     def prepare(self, store: ImageStore, epoch: int) -> Iterator[int]:
         """Before the first epoch the mixture is fitted; the network's state keeps it."""
         if epoch == 0 and self.network.mixture is not None:
-            yield from fit_mixture(self.network, store, self.config.seed)
+            yield from fit_mixture(self.network, store, self.config.seed, group=self.group)
 
     def objective(self, images: Tensor, indices: Sequence[int], epoch: int) -> Objective:
         """Losses of one of those batches; the region loss joins in the last epochs."""

@@ -369,7 +369,7 @@ def _finish(run: Run, training: Training) -> Iterator[Event]:
         "seed": training.config.seed,
     }
     model = run.folder / "model"
-    segmenter = segmenter_of(training, range(len(training.store)), facts)
+    segmenter = segmenter_of(training, range(len(training.store)), facts, group=run.group)
     if run.group.first:
         yield from _saved(run, training, segmenter)
     run.group.gathered(None)
