@@ -133,7 +133,7 @@ def command(
         io_option(
             "--shard",
             metavar="I/N",
-            help="Only part I (from 0) of N; run again, it does what is missing. By default a launcher's.",
+            help="Part I of N alone, counted from 0.",
         ),
     ] = None,
     json: Json = False,
