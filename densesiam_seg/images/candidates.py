@@ -79,8 +79,11 @@ class Candidates:
     hidden: int = 0
     outputs: int = 0
 
-    def add(self, name: str) -> str:
-        """Take a file, or the images in a tar; returns why it is skipped instead, or nothing."""
+    def add(self, name: str, *, no_tar: bool = False) -> str:
+        """Take a file, or the images in a tar; returns why it is skipped instead, or nothing.
+
+        With `no_tar` the suffix has been looked at already.
+        """
         path = self.root + name
         try:
             found = os.stat(path)  # noqa: PTH116
@@ -88,9 +91,9 @@ class Candidates:
             return self.refuse(path, error)
         if not stat.S_ISREG(found.st_mode):
             return self._skip(path, "not-regular", "is not a regular file; remove it")
-        if is_tar(name):
+        if not no_tar and is_tar(name):
             return self._add_tar(name, found)
-        if program := decompressor(name):
+        if not no_tar and (program := decompressor(name)):
             remedy = f"make a plain tar of it: {program} {name[name.rfind('/') + 1 :]}"
             return self._skip(path, "compressed", f"is a compressed tar; {remedy}")
         time = found.st_mtime_ns // 1_000_000
@@ -120,7 +123,9 @@ class Candidates:
     def add_image(self, name: str) -> None:
         """Take a file if its suffix is an image's, else count it."""
         suffix = _suffix(name)
-        if suffix in SUFFIXES or is_tar(name) or decompressor(name):
+        if suffix in SUFFIXES:
+            self.add(name, no_tar=True)
+        elif is_tar(name) or decompressor(name):
             self.add(name)
         elif name[name.rfind("/") + 1 :].lower() in SYSTEM_FILES:
             self.system[name[name.rfind("/") + 1 :]] += 1
