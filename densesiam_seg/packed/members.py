@@ -29,6 +29,8 @@ _LARGE_READ = 1 << 20
 """Bytes from which it is worth asking whether a file has them."""
 _PLACE = re.compile(r"\.tar/@([0-9]{1,18})\+([0-9]{1,18})/(?=.)", re.IGNORECASE | re.DOTALL)
 
+_ABOVE = re.compile(r"\.tar(?=/)", re.IGNORECASE)
+
 
 @dataclass(frozen=True)
 class Member:
@@ -69,6 +71,14 @@ def file_of(path: str) -> str:
     """The file on the disk that holds what a path means."""
     member = member_of(path)
     return path if member is None else member.tar
+
+
+def tar_above(path: str) -> str:
+    """The tar in which a path lies that names a member as people do, `/data/x.tar/a/7.jpg`; empty for any other."""
+    for found in _ABOVE.finditer(path):
+        if os.path.isfile(path[: found.end()]):  # noqa: PTH113
+            return path[: found.end()]
+    return ""
 
 
 def plain_name(name: str) -> str:

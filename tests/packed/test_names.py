@@ -24,7 +24,7 @@ def test_it_reads_as_a_tuple_does(listed: list[str], part: slice) -> None:
     assert list(names) == listed
     assert [names[place] for place in range(-len(listed), len(listed))] == [*listed, *listed]
     assert tuple(names[part]) == expected[part]
-    assert names == expected and not names != expected
+    assert names == expected
     assert hash(names) == hash(expected)
     assert names == Names(iter(listed))
     assert [name in names for name in (*listed, "not there")] == [*(True for _ in listed), False]

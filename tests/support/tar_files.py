@@ -14,6 +14,7 @@ def write_tar(
     form: int = tarfile.PAX_FORMAT,
 ) -> Path:
     """A tar of files in the order that is given."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     pairs = members.items() if isinstance(members, Mapping) else members
     with tarfile.open(path, "w", format=form, encoding="utf-8", errors="surrogateescape") as tar:
         for name, content in pairs:
@@ -21,6 +22,20 @@ def write_tar(
             entry.size = len(content)
             tar.addfile(entry, io.BytesIO(content))
     return path
+
+
+def pack(tar: Path, *files: Path) -> Path:
+    """A tar of files under their own names."""
+    return write_tar(tar, {file.name: file.read_bytes() for file in files})
+
+
+def pack_in_two(folder: Path, out: Path) -> Path:
+    """The files of a folder in two tars, `a.tar` and `b.tar`, in the order of their names; returns the folder `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    names = sorted(folder.iterdir())
+    pack(out / "a.tar", *names[: len(names) // 2])
+    pack(out / "b.tar", *names[len(names) // 2 :])
+    return out
 
 
 def header(name: str, size: int | bytes = 0, kind: bytes = b"0", link: str = "") -> bytes:
