@@ -133,7 +133,7 @@ class _Scanner:
         found = Candidates()
         if found.add(path.as_posix()) == "dangling-link" and not path.is_symlink():
             raise InputError(f"{item}: no such file or folder; check the path")
-        return found
+        return _not_empty(item, found)
 
     def _walk(
         self,
