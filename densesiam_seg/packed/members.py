@@ -11,6 +11,7 @@ import io
 import os
 import re
 import tarfile
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -124,8 +125,8 @@ def piece_of(path: str) -> tuple[str, int, int] | None:
     member = member_of(path)
     if member is None:
         return None
-    with open_regular(Path(member.tar)) as file:
-        _, content = _located(file.raw, member)
+    with closing(open_regular(Path(member.tar)).detach()) as file:
+        _, content = _located(file, member)
     return member.tar, member.offset + content, member.size
 
 
@@ -163,7 +164,7 @@ def _entry(start: bytes) -> tarfile.TarInfo | None:
         with tarfile.TarFile(
             fileobj=io.BytesIO(start), mode="r", encoding="utf-8", errors="surrogateescape"
         ) as tar:
-            entry = tar.firstmember
+            entry = tar.next()
     except Exception:  # a malformed header raises what it likes
         return None
     if entry is None or not 0 < entry.offset_data <= len(start):

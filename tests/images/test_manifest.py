@@ -214,13 +214,14 @@ class TestTars:
         assert (saved["tars"], saved["offsets"]) == (["x.tar", "y.tar"], [-1, 0, 1024, 2048, 0])
         # Places are of no account where tars are moved about.
         assert Manifest.from_dict({**saved, "root": "/moved"}).digest == files.digest
-        for change in (
+        changes: list[dict[str, Any]] = [
             {"offsets": [0, 0]},
             {"offsets": [-1, 0, 1024, 2048, "x"]},
             {"tars": ["y.tar"]},
             {"tars": ["y.tar", "x.tar"]},
             {"tars": []},
-        ):
+        ]
+        for change in changes:
             with pytest.raises(InputError, match="damaged"):
                 Manifest.from_dict({**saved, **change})
 

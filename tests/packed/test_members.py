@@ -179,11 +179,13 @@ def test_one_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A photograph is asked for at once, header and all."""
     path = paths_in(write_tar(tmp_path / "x.tar", {"0.jpg": b"-", "a.jpg": os.urandom(300_000)}))
     reads = []
-    monkeypatch.setattr(
-        members,
-        "_read",
-        lambda file, *where, real=members._read: reads.append(where) or real(file, *where),
-    )
+
+    def read(file: io.RawIOBase, offset: int, size: int) -> bytes:
+        reads.append((offset, size))
+        return real(file, offset, size)
+
+    real = members._read
+    monkeypatch.setattr(members, "_read", read)
     with open_file(path["a.jpg"]) as file:
         assert len(file.read()) == 300_000
     assert reads == [(1024, 301_536)]
