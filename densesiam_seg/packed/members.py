@@ -161,15 +161,17 @@ def _read(file: io.RawIOBase, offset: int, size: int) -> bytes:
 def _entry(start: bytes) -> tarfile.TarInfo | None:
     """The entry of a tar that these bytes begin with; None where they begin with no header, or end in it."""
     try:
+        entry = tarfile.TarInfo.frombuf(start[: tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
+        if entry.type in (tarfile.REGTYPE, tarfile.AREGTYPE):  # nearly always, and much cheaper
+            entry.offset_data = tarfile.BLOCKSIZE
+            return entry
         with tarfile.TarFile(
             fileobj=io.BytesIO(start), mode="r", encoding="utf-8", errors="surrogateescape"
         ) as tar:
-            entry = tar.next()
+            found = tar.next()
     except Exception:  # a malformed header raises what it likes
         return None
-    if entry is None or not 0 < entry.offset_data <= len(start):
-        return None
-    return entry
+    return found if found is not None and 0 < found.offset_data <= len(start) else None
 
 
 class _Bounded(io.BufferedReader):
