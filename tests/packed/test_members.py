@@ -72,7 +72,7 @@ def test_a_member_reads_as_a_file(tmp_path: Path, form: int) -> None:
     names += [] if form == tarfile.USTAR_FORMAT else [LONG]
     contents = {name: os.urandom(1000 + 7 * len(name)) for name in names}
     contents["empty.bin"] = b""
-    contents["last.bin"] = os.urandom((1 << 20) + 5)  # is not read at once
+    contents["last.bin"] = os.urandom((1 << 20) + 5005)  # is not read at once
     paths = paths_in(write_tar(tmp_path / "x.tar", contents, form))
     for name, content in contents.items():
         path = paths[plain_name(name)]
