@@ -277,7 +277,9 @@ def _show(
         console.data(
             {
                 "masks": listed,
-                "failed": [{"image": as_shown(r.image), "message": str(r.error)} for r in tally.failed],
+                "failed": [
+                    {"image": as_shown(r.image), "message": str(r.error)} for r in tally.failed
+                ],
                 "skipped": [asdict(item) for item in skipped],
                 "kept": tally.kept,
                 "shortened": work.shortened,

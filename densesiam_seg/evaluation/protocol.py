@@ -29,6 +29,7 @@ from densesiam_seg.inference.refinement import refined
 from densesiam_seg.inference.segmenter import Segmenter, working_size
 from densesiam_seg.inference.upsampling import upsample_argmax
 from densesiam_seg.io.parallel import device_lock
+from densesiam_seg.packed.members import as_shown
 
 Size = tuple[int, int]
 Mask = NDArray[np.integer]
@@ -114,8 +115,8 @@ def turned_notice(turned: Mapping[Sample, str]) -> Notice:
     """A warning of samples, with what `turned_apart` says of each."""
     first = min(turned, key=lambda sample: sample.name)
     return Notice(
-        f"{counted(len(turned), 'image')} with an EXIF tag that turns the image but not its label, first {first.image} "
-        f"({turned[first]}): scores are right only if the labels were drawn on images as they are shown, "
+        f"{counted(len(turned), 'image')} with an EXIF tag that turns the image but not its label, first "
+        f"{as_shown(str(first.image))} ({turned[first]}): scores are right only if the labels were drawn on images as they are shown, "
         "upright; else turn the images' pixels or remove the tag",
         warning=True,
     )
