@@ -224,14 +224,14 @@ class PiCIE(Method):
         )
 
     def _no_labels(self, store: ImageStore, groups: EpochBatches) -> PseudoLabels:
-        own = groups.part(self.group.shard.part(self.config.batch_size))
+        own = groups.part(self.group.shard)
         return PseudoLabels(len(store), own, self.config.clusters)
 
     def _fixed_batches(
         self, store: ImageStore, groups: EpochBatches, epoch: int
     ) -> Iterator[tuple[tuple[int, ...], Tensor]]:
         """Positions and fixed features of this process's part of every batch."""
-        own = groups.part(self.group.shard.part(self.config.batch_size))
+        own = groups.part(self.group.shard)
         for batch in store.batches(own):
             yield batch.indices, self._fixed_features(batch.images, batch.indices, epoch)
 

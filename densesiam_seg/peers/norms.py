@@ -8,7 +8,7 @@ and Szegedy, "Batch normalization" (ICML 2015): two short messages a layer, one 
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -30,8 +30,8 @@ def share_statistics(network: nn.Module, group: Group) -> None:
             module.group = group  # type: ignore[assignment]
 
 
-@cache
-def _shared(kind: type[_BatchNorm]) -> type[_BatchNorm]:
+@lru_cache
+def _shared(kind: Any) -> type[_SharedStatistics]:
     """The same layer, of whatever library, whose statistics are shared."""
     return type(f"Shared{kind.__name__}", (_SharedStatistics, kind), {})
 
@@ -58,7 +58,8 @@ class _SharedStatistics(_BatchNorm):
         # timm's layers go on with these.
         for name in ("drop", "act"):
             result = getattr(self, name, nn.Identity())(result)
-        return result
+        normalised: Tensor = result
+        return normalised
 
 
 class _Normalise(torch.autograd.Function):
@@ -72,7 +73,7 @@ class _Normalise(torch.autograd.Function):
         sums = torch.zeros(2 * maps.shape[1] + 1, dtype=torch.float64, device=maps.device)
         if own:
             dimensions = [each for each in range(maps.dim()) if each != 1]
-            variance, mean = torch.var_mean(maps.float(), dimensions, correction=0)
+            variance, mean = torch.var_mean(_full(maps), dimensions, correction=0)
             mean, variance = mean.double(), variance.double()
             sums = own * torch.cat((mean, variance + mean.square(), mean.new_ones(1)))
         sums = group.total(sums)
@@ -80,7 +81,8 @@ class _Normalise(torch.autograd.Function):
         mean, square = (sums[:-1] / count).chunk(2)
         variance = (square - mean.square()).clamp(min=0)
         scale = (variance + eps).rsqrt()
-        result = F.batch_norm(maps, mean.float(), variance.float(), weight, bias, eps=eps)
+        kind = _full(maps[:0])
+        result = F.batch_norm(maps, mean.to(kind), variance.to(kind), weight, bias, eps=eps)
         ctx.save_for_backward(maps, weight, mean, scale, count)
         ctx.group = group
         ctx.mark_non_differentiable(mean, variance, count)
@@ -90,12 +92,12 @@ class _Normalise(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         maps, weight, mean, scale, count = ctx.saved_tensors
-        channels = maps.shape[1]
+        channels, kind = maps.shape[1], _full(maps[:0])
         sums = torch.zeros(2, channels, dtype=torch.float64, device=maps.device)
         if maps.numel():
             # Σ upstream · normalised and Σ upstream, which are the gradients of weight and bias.
             _, *found = torch.ops.aten.native_batch_norm_backward(
-                upstream, maps, weight, None, None, mean.float(), scale.float(), True, 0.0,
+                upstream, maps, weight, None, None, mean.to(kind), scale.to(kind), True, 0.0,
                 [False, True, True],
             )  # fmt: skip
             sums = torch.stack(found).double()
@@ -104,8 +106,13 @@ class _Normalise(torch.autograd.Function):
         slope = -factor * total * scale
         shape = (1, channels, *[1] * (maps.dim() - 2))
         first, second, third = (
-            each.float().view(shape) for each in (factor, slope, -factor * shift - slope * mean)
+            each.to(kind).view(shape) for each in (factor, slope, -factor * shift - slope * mean)
         )
-        gradient = torch.addcmul(third, maps.float(), second).addcmul(upstream.float(), first)
+        gradient = torch.addcmul(third, _full(maps), second).addcmul(_full(upstream), first)
         of_weight, of_bias = (None, None) if weight is None else sums.to(weight.dtype)
         return gradient.to(maps.dtype), of_weight, of_bias, None, None
+
+
+def _full(maps: Tensor) -> Tensor:
+    """Maps in single precision, or in double precision where they are."""
+    return maps if maps.dtype == torch.float64 else maps.float()

@@ -152,8 +152,7 @@ class Training:
             )
             yield from self._prepare(epoch)
             pinned = self.device.type == "cuda"
-            part = self.group.shard.part(self.config.batch_size)
-            own = [whole[part.start : part.stop] for whole in groups[done:]]
+            own = groups[done:].part(self.group.shard)
             batches = on_device(self.method.batches(self.store, own, pinned=pinned), self.device)
             unread: list[UnreadStep] = []
             for batch, whole in zip(batches, groups[done:], strict=True):
@@ -307,7 +306,8 @@ class _WithGradients(nn.Module):
 
     def __init__(self, method: Method) -> None:
         super().__init__()
-        self.trained = method.trained()
+        # Without buffers: they are the same everywhere by themselves.
+        self.trained = nn.ParameterList(p for p in method.trained().parameters() if p.requires_grad)
         self.method = method
 
     def forward(self, images: Tensor, indices: Sequence[int], epoch: int) -> Objective:
@@ -316,10 +316,8 @@ class _WithGradients(nn.Module):
 
 def _averaged(method: Method) -> DistributedDataParallel:
     """The objective, with gradients that are the mean over the processes of the group."""
-    # Which parts have gradients changes in the course of a training. Buffers are the same everywhere by themselves.
-    return DistributedDataParallel(
-        _WithGradients(method), find_unused_parameters=True, broadcast_buffers=False
-    )
+    # Which parts have gradients changes in the course of a training.
+    return DistributedDataParallel(_WithGradients(method), find_unused_parameters=True)
 
 
 def _optimizer(network: nn.Module, config: RunConfig) -> torch.optim.Optimizer:

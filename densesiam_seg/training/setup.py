@@ -104,11 +104,12 @@ def fresh(run: Run, beginning: Beginning) -> Generator[Event, None, Training]:
     source = initial[0].architecture if initial else None
     given, learned = begun(run.command, name, given, source)
     _, config = choose_settings(run.command, name, len(manifest), gpu, given, learned=learned)
-    store = _store(run.command, manifest, config, None)
+    store = _store(run, manifest, config, None)
     if config.stretch:
-        used = used_range(manifest, store.decoding)
+        decoding = store.decoding
+        used = run.group.by_first(lambda: used_range(manifest, decoding))
         yield Notice(f"stretch: {used[0]:.4g} to {used[1]:.4g} of the range become 0 and 255")
-        store = _store(run.command, manifest, config, used)
+        store = _store(run, manifest, config, used)
     yield from _decode(store, run)
     yield from _report_skipped(run, store.manifest, beginning.max_bad)
     # Skipped files change the number of steps of an epoch.
@@ -173,7 +174,7 @@ def resumed(
     if changes:
         manifest = run.group.by_first(manifest.restamped)
         yield Notice(f"since the run began {changes}: the result may be another", warning=True)
-    store = _store(run.command, manifest, config, stretch)
+    store = _store(run, manifest, config, stretch)
     if changes and first:
         _write_images(run.folder, store)
     yield from _decode(store, run)
@@ -232,7 +233,7 @@ def numerics(training: Training) -> dict[str, Any]:
 
 
 def _store(
-    command: Command,
+    run: Run,
     manifest: Manifest,
     config: RunConfig,
     stretch: tuple[float, float] | None,
@@ -242,11 +243,12 @@ def _store(
     return ImageStore(
         manifest,
         times * config.image_size,
-        fit=FITS[command],
+        fit=FITS[run.command],
         workers=config.workers,
         decoding=Decoding(config.max_pixels, config.chosen_page(), config.chosen_bands(), stretch),
         keep=config.cache,
         caches=Path(config.cache_dir),
+        group=run.group,
     )
 
 

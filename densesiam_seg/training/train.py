@@ -179,6 +179,7 @@ def run_events(
         with _held(folder, group) as stop:
             run = Run(command, folder, stop, group)
             deadline = math.inf if max_time is None else time.monotonic() + max_time
+            prepared: Generator[Event, None, Training | None]
             if begins:
                 prepared = fresh(run, beginning)
             else:
