@@ -38,7 +38,7 @@ SHOWN_COUNTS = 12
 
 if TYPE_CHECKING:
     from densesiam_seg.clustering.suggestion import Suggestion
-    from densesiam_seg.evaluation.evaluate import Evaluation
+    from densesiam_seg.evaluation.job import Evaluation
     from densesiam_seg.evaluation.metrics import Scores
     from densesiam_seg.images.decoding import Notes
     from densesiam_seg.images.manifest import PassedOver, Skipped

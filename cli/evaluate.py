@@ -75,7 +75,8 @@ def evaluate(
 
     # Only now, as torch comes with it, which mistakes need not wait for.
     from densesiam_seg.cli.console import Console
-    from densesiam_seg.evaluation.evaluate import Evaluation, benchmark, segmenter_events
+    from densesiam_seg.evaluation.evaluate import benchmark, segmenter_events
+    from densesiam_seg.evaluation.job import Evaluation
 
     task = benchmark(
         dataset,

@@ -8,8 +8,10 @@ A model is a directory: `config.json` (what it is), `model.safetensors` (its ten
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +65,16 @@ DECODE_FACTOR = 2
 
 ROWS_VALUES = 2**24
 """Features that a read-out takes at once of a large image, 64 MB."""
+
+
+@dataclass(frozen=True)
+class ReadOut:
+    """How a segmenter's features become clusters, without the network: small enough to be sent to other processes."""
+
+    card: ModelCard
+    clusters: tuple[Cluster, ...]
+    centroids: Tensor | None
+    merges: Merges | None
 
 
 class Segmenter:
@@ -154,6 +166,34 @@ class Segmenter:
             return replace(self.decoding, notes=Notes())
         bands = config.chosen_bands() or self.decoding.bands
         return Decoding(config.max_pixels, config.chosen_page(), bands, self.decoding.stretch)
+
+    @property
+    def fitted(self) -> ReadOut:
+        """The read-out, to be sent to a process that has the same network."""
+        centroids = None if self.centroids is None else self.centroids.cpu()
+        return ReadOut(self.card, self.clusters, centroids, self.merges)
+
+    def fitted_as(self, other: ReadOut) -> Segmenter:
+        """The same network with another's read-out."""
+        same = copy.copy(self)
+        same.card, same.clusters = other.card, other.clusters
+        same.centroids, same.merges = other.centroids, other.merges
+        return same
+
+    def digest(self) -> str:
+        """Equal for models that make the same masks: of the network, the read-out and the merges of clusters."""
+        digest = hashlib.sha256()
+        tensors = dict(self.network.state_dict())
+        if self.centroids is not None:
+            tensors["centroids"] = self.centroids
+        for name, value in sorted(tensors.items()):
+            plain = value.detach().cpu().contiguous()
+            digest.update(f"{name} {tuple(plain.shape)} {plain.dtype}\n".encode())
+            digest.update(plain.reshape(-1).view(torch.uint8).numpy())
+        members = [cluster.members for cluster in self.clusters]
+        facts = [asdict(self.card), self.grouping.tolist(), members]
+        digest.update(json.dumps(facts, sort_keys=True, default=list).encode())
+        return digest.hexdigest()
 
     @property
     def readout(self) -> str:
