@@ -22,7 +22,7 @@ from densesiam_seg.datasets.reader import Sample
 from densesiam_seg.errors import DenseSiamError, ImageError, InputError
 from densesiam_seg.evaluation.metrics import Counts, confusion
 from densesiam_seg.evaluation.protocol import MasksOf, Protocol, Turned, prepare_sample
-from densesiam_seg.events import Progress
+from densesiam_seg.events import Notice, Progress
 from densesiam_seg.images.decoding import Decoding, Noted, Notes
 from densesiam_seg.io.parallel import on_own_cores
 from densesiam_seg.peers.group import Group
@@ -106,6 +106,11 @@ class Tally:
     """Names of those that count as missing, sorted."""
     turned: Turned = field(default_factory=Turned)
     noted: Noted = field(default_factory=Noted)
+
+    def notices(self) -> list[Notice]:
+        """Warnings of data that may not be what they seem."""
+        lines = self.noted.lines()
+        return [*self.turned.notices(), *(Notice(line, warning=True) for line in lines)]
 
     def __add__(self, other: Tally) -> Tally:
         pairs = zip(self.counts, other.counts, strict=True)

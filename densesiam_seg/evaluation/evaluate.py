@@ -231,8 +231,7 @@ def last_events(
     jobs: Sequence[Job], matchings: Sequence[Matching | None], tally: Tally
 ) -> Iterator[Notice | Evaluation]:
     """What a tally comes to: warnings, then an `Evaluation` for each job; a matching of None is the best."""
-    notices = [*tally.turned.notices()]
-    notices += [Notice(line, warning=True) for line in tally.noted.lines()]
+    notices = tally.notices()
     yield from notices
     notes = [notice.text for notice in notices]
     for job, matching, counts in zip(jobs, matchings, tally.counts, strict=True):

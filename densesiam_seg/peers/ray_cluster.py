@@ -1,0 +1,262 @@
+"""The workers of a Ray cluster as hands: work that is sent there once, and the parts that come back.
+
+The one module that imports ray. What is whose work, what is done again where a machine is lost, and how much is under
+way at once is left to Ray Data; this module knows only how to reach a cluster, and what its failures mean.
+
+Whoever reaches a port of a Ray cluster can run code on it: it belongs into a network of people you trust.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import signal
+import socket
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from densesiam_seg import __version__
+from densesiam_seg.errors import DenseSiamError, UsageError, WorkerError
+from densesiam_seg.io.signals import SIGNALS
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Given = TypeVar("Given", contravariant=True)
+Made = TypeVar("Made", covariant=True)
+
+SECONDS = 5.0
+"""In which a cluster has to answer the first knock."""
+CORES = 8
+"""Most cores of a worker: each holds a model, and beyond so many it cannot keep them busy."""
+MOST_PARTS = 10_000
+"""Of a job, as Ray keeps a record of each."""
+
+
+class Work(Protocol[Given, Made]):
+    """What is sent to the workers: picklable, and made ready once in each of them."""
+
+    def ready(self) -> Callable[[Given], Made]:
+        """What does one item after the other; a model is loaded here. Raises DenseSiamError."""
+        ...
+
+
+def parts_of(items: int, each: int) -> int:
+    """How many parts a job has: of about `each` items, unless these are too many."""
+    return max(min(-(-items // each), MOST_PARTS), 1)
+
+
+def require_ray(option: str) -> None:
+    """Raises UsageError where Ray Data is not installed."""
+    if any(find_spec(name) is None for name in ("ray", "pandas", "pyarrow")):
+        raise UsageError(f"{option}: needs Ray; install it with pip install 'densesiam-seg[ray]'")
+
+
+def on_workers(
+    address: str, work: Work[Item, Result], items: Sequence[Item], *, device: str = "auto"
+) -> Generator[tuple[int, Result], None, None]:
+    """`work` of each item on the workers of a cluster: the item's place with what it gave, as they come.
+
+    `address` is HOST:PORT or `auto`, the cluster that runs on this machine. `device` says whether a worker gets a GPU;
+    with `auto` each does where the cluster has any. A worker that is lost is replaced, and what it had not given is
+    done again. Close the generator if you stop early: the cluster is left then.
+
+    Raises UsageError for a cluster that cannot be reached, the error of an item, and WorkerError for workers on which
+    `ready` fails.
+    """
+    require_ray("--ray")
+    with _joined(address) as ray:
+        needs = _needs(ray.nodes(), ray.cluster_resources(), device)
+        with closing(_streamed(ray, work, items, needs)) as results:
+            yield from results
+
+
+@contextmanager
+def _joined(address: str) -> Iterator[Any]:
+    """The module ray, connected to a cluster until the block ends."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else each job begins with a warning
+    _require_answer(address)
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        with _without_stderr():
+            import ray
+
+            ray.init(address, log_to_driver=False, logging_level="ERROR")
+    except Exception as error:
+        text = " ".join(str(error).split())[:200]
+        raise UsageError(
+            f"--ray {address}: no cluster could be joined ({text}); start one with ray start --head, "
+            "or correct the address"
+        ) from error
+    try:
+        _restore(handlers)  # Ray takes SIGTERM for itself
+        yield ray
+    finally:
+        ray.shutdown()
+        _restore(handlers)
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Ray's libraries greet on the standard error, whatever they are told; their failures are exceptions."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _restore(handlers: Mapping[int, Any]) -> None:
+    with suppress(ValueError):  # outside the main thread, where there are none
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _require_answer(address: str) -> None:
+    """Knock, as Ray itself would wait for minutes. Raises UsageError."""
+    place = os.environ.get("RAY_ADDRESS", "auto") if address == "auto" else address
+    if place == "auto":
+        return
+    host, colon, port = place.rpartition(":")
+    if "://" in place or not (host and colon and port.isdecimal() and int(port) < 2**16):
+        raise UsageError(f"--ray {place}: give auto or HOST:PORT, such as 10.0.0.1:6379")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), SECONDS).close()
+    except OSError as error:
+        raise UsageError(
+            f"--ray {place}: no cluster answers there ({error.strerror or error}); start one with "
+            "ray start --head, or correct the address"
+        ) from error
+
+
+def _needs(
+    nodes: Sequence[Mapping[str, Any]], resources: Mapping[str, float], device: str
+) -> dict[str, float]:
+    """What a worker asks Ray for: the cores that every machine has, or a GPU with its share of them."""
+    alive = [node["Resources"] for node in nodes if node["Alive"]]
+    with_gpu = [node for node in alive if node.get("GPU", 0) >= 1]
+    gpus = device.startswith("cuda") or (device == "auto" and bool(with_gpu))
+    shares = [node.get("CPU", 0) / node["GPU"] for node in with_gpu]
+    if not gpus:
+        shares = [node["CPU"] for node in alive if node.get("CPU", 0) >= 1]
+    cores = max(min(int(min(shares, default=1)), CORES), 1)
+    return {"num_cpus": cores, "num_gpus": 1 if gpus else 0}
+
+
+def _streamed(
+    ray: Any, work: Work[Item, Result], items: Sequence[Item], needs: Mapping[str, float]
+) -> Generator[tuple[int, Result], None, None]:
+    """The results of Ray Data, as they come. Raises what `on_workers` does."""
+    from ray.data import ActorPoolStrategy, DataContext, from_items
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False  # the console has one
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context.execution_options.preserve_order = False
+    rows = [{"place": place, "item": pickle.dumps(item)} for place, item in enumerate(items)]
+    resources = ray.cluster_resources()
+    what = "num_gpus" if needs["num_gpus"] else "num_cpus"
+    room = resources.get("GPU" if needs["num_gpus"] else "CPU", 1) / needs[what]
+    first = max(min(int(room), len(rows)), 1)
+    # From one worker on, so that the loss of a machine leaves no worker that the work waits for.
+    pool = ActorPoolStrategy(
+        min_size=1, max_size=len(rows), initial_size=first, max_tasks_in_flight_per_actor=2
+    )
+    sent = _Sent(pickle.dumps(work), str(Path.cwd()), __version__)
+    done = from_items(rows, override_num_blocks=len(rows)).map_batches(
+        _Worker,
+        fn_constructor_args=(sent, int(needs["num_cpus"])),
+        batch_size=None,
+        compute=pool,
+        **needs,
+    )
+    try:
+        for row in done.iter_rows():
+            yield row["place"], _value(pickle.loads(row["result"]))
+    except DenseSiamError:
+        raise
+    except Exception as error:
+        raise WorkerError(f"--ray: {_last_line(error)}; see ray status and its logs") from error
+
+
+def _last_line(error: BaseException) -> str:
+    """What a failure of Ray comes to: its text has a traceback of the worker before it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1] if lines else ''}"[:300]
+
+
+def _value(outcome: Result | _Failed) -> Result:
+    if isinstance(outcome, _Failed):
+        raise outcome.error
+    return outcome
+
+
+@dataclass(frozen=True)
+class _Failed:
+    """A user's error, on its way back."""
+
+    error: DenseSiamError
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """What a worker is made of."""
+
+    work: bytes
+    folder: str
+    """Where the program was started, which relative paths begin at."""
+    version: str
+
+
+class _Worker:
+    """One process of the cluster: made once, then given items."""
+
+    def __init__(self, sent: _Sent, cores: int) -> None:
+        import torch
+
+        torch.set_num_threads(cores)
+        self._work: Callable[[Any], Any] | _Failed
+        try:
+            self._work = _made_ready(sent)
+        except DenseSiamError as error:
+            self._work = _Failed(_told_of(error))
+
+    def __call__(self, rows: Mapping[str, Any]) -> dict[str, Any]:
+        import numpy as np
+
+        results = np.empty(len(rows["item"]), object)
+        for number, item in enumerate(rows["item"]):
+            results[number] = pickle.dumps(self._outcome(item))
+        return {"place": rows["place"], "result": results}
+
+    def _outcome(self, item: bytes) -> Any:
+        if isinstance(self._work, _Failed):
+            return self._work
+        try:
+            return self._work(pickle.loads(item))
+        except DenseSiamError as error:
+            return _Failed(error)
+
+
+def _made_ready(sent: _Sent) -> Callable[[Any], Any]:
+    if sent.version != __version__:
+        raise WorkerError(f"has version {__version__} of this program, not {sent.version}")
+    with suppress(OSError):  # absolute paths need no such folder
+        os.chdir(sent.folder)
+    work: Work[Any, Any] = pickle.loads(sent.work)
+    return work.ready()
+
+
+def _told_of(error: DenseSiamError) -> WorkerError:
+    return WorkerError(
+        f"--ray: the worker on {socket.gethostname()} cannot begin: {error}; "
+        "every machine of the cluster must see the same files under the same names, and have the same version"
+    )
