@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from densesiam_seg.cli.options import ReadoutOptions
 from densesiam_seg.config import RunConfig
 from densesiam_seg.errors import UsageError, counted
+from densesiam_seg.io.files import make_folder
 from densesiam_seg.peers.shard import Shard, launched
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ class Scoring:
 
         out, console = output.out, output.console()
         assert out is not None
+        make_folder(out.parent)
         there = os.path.lexists(out) and not output.overwrite
         earlier = read_part(out) if there else None
         task = self.task()
@@ -113,6 +115,17 @@ class Scoring:
 
     def score_on_ray(self, address: str, output: Output) -> None:
         """By the workers of a Ray cluster."""
+        from densesiam_seg.evaluation.ray_scoring import RayScoring, ray_events
+        from densesiam_seg.io.run_directory import latest_model
+        from densesiam_seg.peers.ray_cluster import require_ray
+
+        require_ray("--ray")
+        task, console = self.task(), output.console()
+        path, device = self.model or latest_model(), self.settings.device
+        segmenter = self.reading.load(path, self.settings, console.choosing)
+        work = RayScoring.of(segmenter, path, task, self.refinement, device)
+        events = ray_events(address, work, segmenter, task)
+        output.show(console, console.follow(events)[-1])
 
 
 def merge_parts(parts: list[str], output: Output) -> None:
