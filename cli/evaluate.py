@@ -108,6 +108,10 @@ def evaluate(
     refinement = refining.refinement()
     reading.count()
     require_model(model)
+    if ray is not None:
+        from densesiam_seg.peers.ray_cluster import require_cluster
+
+        require_cluster(ray)
 
     # Only now, as torch comes with it, which mistakes need not wait for.
     from densesiam_seg.evaluation.evaluate import benchmark

@@ -117,9 +117,7 @@ class Scoring:
         """By the workers of a Ray cluster."""
         from densesiam_seg.evaluation.ray_scoring import RayScoring, ray_events
         from densesiam_seg.io.run_directory import latest_model
-        from densesiam_seg.peers.ray_cluster import require_ray
 
-        require_ray("--ray")
         task, console = self.task(), output.console()
         path, device = self.model or latest_model(), self.settings.device
         segmenter = self.reading.load(path, self.settings, console.choosing)

@@ -13,6 +13,8 @@ import os
 import pickle
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -65,10 +67,9 @@ def on_workers(
     with `auto` each does where the cluster has any. A worker that is lost is replaced, and what it had not given is
     done again. Close the generator if you stop early: the cluster is left then.
 
-    Raises UsageError for a cluster that cannot be reached, the error of an item, and WorkerError for workers on which
+    Ask `require_cluster` first. Raises UsageError for a cluster that cannot be reached, the error of an item, and WorkerError for workers on which
     `ready` fails.
     """
-    require_ray("--ray")
     with _joined(address) as ray:
         needs = _needs(ray.nodes(), ray.cluster_resources(), device)
         with closing(_streamed(ray, work, items, needs)) as results:
@@ -78,9 +79,7 @@ def on_workers(
 @contextmanager
 def _joined(address: str) -> Iterator[Any]:
     """The module ray, connected to a cluster until the block ends."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else each job begins with a warning
-    _require_answer(address)
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         with _without_stderr():
@@ -88,11 +87,7 @@ def _joined(address: str) -> Iterator[Any]:
 
             ray.init(address, log_to_driver=False, logging_level="ERROR")
     except Exception as error:
-        text = " ".join(str(error).split())[:200]
-        raise UsageError(
-            f"--ray {address}: no cluster could be joined ({text}); start one with ray start --head, "
-            "or correct the address"
-        ) from error
+        raise _no_cluster(address, _last_line(str(error))) from error
     try:
         _restore(handlers)  # Ray takes SIGTERM for itself
         yield ray
@@ -120,21 +115,35 @@ def _restore(handlers: Mapping[int, Any]) -> None:
             signal.signal(number, handler)
 
 
-def _require_answer(address: str) -> None:
-    """Knock, as Ray itself would wait for minutes. Raises UsageError."""
-    place = os.environ.get("RAY_ADDRESS", "auto") if address == "auto" else address
-    if place == "auto":
-        return
-    host, colon, port = place.rpartition(":")
-    if "://" in place or not (host and colon and port.isdecimal() and int(port) < 2**16):
-        raise UsageError(f"--ray {place}: give auto or HOST:PORT, such as 10.0.0.1:6379")
+def require_cluster(address: str) -> None:
+    """Refuse, within seconds, what no cluster answers at; Ray itself would wait for minutes. Raises UsageError."""
+    require_ray("--ray")
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    place = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
+    if place != "auto":
+        host, colon, port = place.rpartition(":")
+        if "://" in place or not (host and colon and port.isdecimal() and int(port) < 2**16):
+            raise UsageError(f"--ray {place}: give auto or HOST:PORT, such as 10.0.0.1:6379")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), SECONDS).close()
+        except OSError as error:
+            raise _no_cluster(place, error.strerror or str(error)) from error
+    # What listens there may be no cluster, or one of another version. A child that waits for an answer can be ended.
+    knock = "import sys, ray; ray.init(sys.argv[1], logging_level='ERROR', log_to_driver=False)"
+    words = [sys.executable, "-P", "-c", knock, address]
     try:
-        socket.create_connection((host.strip("[]"), int(port)), SECONDS).close()
-    except OSError as error:
-        raise UsageError(
-            f"--ray {place}: no cluster answers there ({error.strerror or error}); start one with "
-            "ray start --head, or correct the address"
-        ) from error
+        subprocess.run(words, check=True, capture_output=True, text=True, timeout=3 * SECONDS)
+    except subprocess.TimeoutExpired as error:
+        raise _no_cluster(place, "what is there is no Ray") from error
+    except subprocess.CalledProcessError as error:
+        raise _no_cluster(place, _last_line(error.stderr)) from error
+
+
+def _no_cluster(place: str, reason: str) -> UsageError:
+    return UsageError(
+        f"--ray {place}: no cluster could be joined ({reason}); start one with ray start --head, "
+        "or correct the address"
+    )
 
 
 def _needs(
@@ -184,13 +193,15 @@ def _streamed(
     except DenseSiamError:
         raise
     except Exception as error:
-        raise WorkerError(f"--ray: {_last_line(error)}; see ray status and its logs") from error
+        raise WorkerError(
+            f"--ray: {type(error).__name__}: {_last_line(str(error))}; see ray status and its logs"
+        ) from error
 
 
-def _last_line(error: BaseException) -> str:
-    """What a failure of Ray comes to: its text has a traceback of the worker before it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1] if lines else ''}"[:300]
+def _last_line(text: str) -> str:
+    """What a failure of Ray comes to: its text has a traceback before it."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:300] if lines else "no reason is told"
 
 
 def _value(outcome: Result | _Failed) -> Result:
