@@ -5,7 +5,7 @@ The one module that knows Rich. It draws what all commands have in common; what 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,8 +50,9 @@ if TYPE_CHECKING:
 class Console:
     """Draws the events of one command."""
 
-    def __init__(self, *, quiet: bool = False) -> None:
-        self.quiet = quiet
+    def __init__(self, *, quiet: bool = False, bars: bool = True) -> None:
+        """`bars`: whether progress is drawn; of several processes on one terminal one alone should."""
+        self.quiet, self.bars = quiet, bars
         self.terminal = Terminal(stderr=True, highlight=False, soft_wrap=True)
 
     def say(self, text: str, *, warning: bool = False) -> None:
@@ -78,7 +79,7 @@ class Console:
             TextColumn("{task.fields[note]}"),
             console=self.terminal,
             transient=True,
-            disable=self.quiet or not self.terminal.is_terminal,
+            disable=self.quiet or not self.bars or not self.terminal.is_terminal,
         )
 
     def follow(self, events: Iterable[Any]) -> list[Any]:
@@ -110,6 +111,18 @@ class Console:
                     case _:
                         kept.append(event)
         return kept
+
+    def notice(self, event: Notice) -> None:
+        """A line of a library that yields other things."""
+        self.say(event.text, warning=event.warning)
+
+    def masks(self, results: Iterable[Predicted], total: int | None) -> Iterator[Predicted]:
+        """The same results, drawn as they pass; none is kept. `total` is how many come, where that is known."""
+        with self._progress() as progress:
+            bar = _Bar(progress)
+            for count, result in enumerate(results, 1):
+                bar.show("masks", count, total)
+                yield result
 
     def choosing(self, choice: Choice) -> None:
         """What was chosen without labels, and among what."""

@@ -18,6 +18,7 @@ from videos import cut, write_video
 from densesiam_seg.inference.options import Refinement
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.outputs import OUTPUTS
+from densesiam_seg.peers.record import RECORD
 
 
 @pytest.fixture
@@ -36,9 +37,10 @@ def predict(cli: Cli, model_folder: Path) -> Cli:
 
 
 def files(folder: Path) -> set[str]:
-    """Those that are not hidden."""
+    """Those that are not hidden, but for the record."""
     found = (path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix() for path in found if path.name != OUTPUTS}
+    hidden = (OUTPUTS, RECORD)
+    return {path.relative_to(folder).as_posix() for path in found if path.name not in hidden}
 
 
 def mask_of(path: Path) -> np.ndarray:

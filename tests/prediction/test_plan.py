@@ -34,7 +34,7 @@ class TestPlan:
         assert work.folder == out
         assert work.targets == (out / "a.png", out / "b.png", out / "deep/er/c.png")
         assert work.sources == tuple(str(images / n) for n in ("a.jpg", "b.png", "deep/er/c.webp"))
-        assert (work.done, work.failures) == (0, out / "failed.jsonl")
+        assert work.failures == out / "failed.jsonl"
         assert not out.exists()
 
     def test_one_image(self, images: Path, tmp_path: Path) -> None:
@@ -113,49 +113,6 @@ class TestPlan:
                 wanted=Wanted(overlay=True),
                 **options,
             )
-
-    def test_resume_leaves_what_is_there(self, images: Path, tmp_path: Path) -> None:
-        """A mask without its overlay is made again."""
-        out = tmp_path / "out"
-        for name in ("a.png", "a_overlay.jpg", "b.png"):
-            earlier(out / name)
-        work = plan(scan([images]), out, resume=True)
-        assert (work.targets, work.done) == ((out / "deep/er/c.png",), 2)
-        work = plan(scan([images]), out, resume=True, wanted=Wanted(overlay=True))
-        assert [path.name for path in work.targets] == ["b.png", "c.png"]
-
-    @pytest.mark.parametrize("damage", [b"", b"\0" * 500, b"\x89PNG\r\n", None])
-    def test_resume_makes_what_is_not_whole_again(
-        self, images: Path, tmp_path: Path, damage: bytes | None
-    ) -> None:
-        """As a power cut leaves it: empty, zeros, a part; also the overlay alone."""
-        out = tmp_path / "out"
-        for name in ("a.png", "a_overlay.jpg", "b.png", "b_overlay.jpg"):
-            earlier(out / name)
-        for name in ("a_overlay.jpg", "b.png"):
-            whole = (out / name).read_bytes()
-            (out / name).write_bytes(whole[:-1] if damage is None else damage[: len(whole)])
-            if name == "a_overlay.jpg" and damage and damage[0]:
-                (out / name).write_bytes(b"\xff\xd8")
-        work = plan(scan([images]), out, resume=True)
-        assert [path.name for path in work.targets] == ["b.png", "c.png"]
-        assert (work.done, work.damaged) == (1, 1)
-        work = plan(scan([images]), out, resume=True, wanted=Wanted(overlay=True))
-        assert [path.name for path in work.targets] == ["a.png", "b.png", "c.png"]
-        assert (work.done, work.damaged) == (0, 2)
-
-    def test_resume_leaves_other_peoples_files(self, images: Path, tmp_path: Path) -> None:
-        (tmp_path / "b.png").write_text("my notes")
-        with pytest.raises(UsageError, match=r"b\.png: exists already and is no mask"):
-            plan(scan([images]), tmp_path, resume=True)
-        for mode in ("RGB", "RGBA", "LA"):
-            Image.new(mode, (5, 5)).save(tmp_path / "b.png")
-            with pytest.raises(UsageError, match=r"b\.png: exists already and is no mask"):
-                plan(scan([images]), tmp_path, resume=True)
-        for mode in ("P", "L", "I;16"):
-            Image.new(mode, (5, 5)).save(tmp_path / "b.png")
-            assert plan(scan([images]), tmp_path, resume=True).done == 1
-        assert plan(scan([images]), tmp_path, overwrite=True).damaged == 0
 
 
 class TestFormats:
