@@ -109,7 +109,7 @@ def evaluate(
     reading.count()
     require_model(model)
     if ray is not None:
-        from densesiam_seg.peers.ray_cluster import require_cluster
+        from densesiam_seg.on_ray.cluster import require_cluster
 
         require_cluster(ray)
 

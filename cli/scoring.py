@@ -115,14 +115,15 @@ class Scoring:
 
     def score_on_ray(self, address: str, output: Output) -> None:
         """By the workers of a Ray cluster."""
-        from densesiam_seg.evaluation.ray_scoring import RayScoring, ray_events
         from densesiam_seg.io.run_directory import latest_model
+        from densesiam_seg.on_ray.scoring import ray_events
+        from densesiam_seg.on_ray.sent_model import SentModel
 
         task, console = self.task(), output.console()
-        path, device = self.model or latest_model(), self.settings.device
+        path = self.model or latest_model()
         segmenter = self.reading.load(path, self.settings, console.choosing)
-        work = RayScoring.of(segmenter, path, task, self.refinement, device)
-        events = ray_events(address, work, segmenter, task)
+        model = SentModel.of(segmenter, path, self.settings.device)
+        events = ray_events(address, segmenter, model, task, self.refinement)
         output.show(console, console.follow(events)[-1])
 
 

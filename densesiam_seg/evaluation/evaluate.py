@@ -20,6 +20,7 @@ from densesiam_seg.evaluation.metrics import Matching
 from densesiam_seg.evaluation.protocol import MasksOf, Protocol, masks_made_by, pick_protocol
 from densesiam_seg.events import Notice, Progress
 from densesiam_seg.images.decoding import Decoding
+from densesiam_seg.inference.identity import digest_of_model
 from densesiam_seg.inference.options import AS_TRAINED, Refinement
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.peers.group import ALONE, Group
@@ -124,7 +125,7 @@ def segmenter_events(
     The processes of a `group` share the work, and each has the same result. Raises ModelError where their models are
     not the same.
     """
-    if len(set(group.gathered(segmenter.digest()))) > 1:
+    if len(set(group.gathered(digest_of_model(segmenter)))) > 1:
         raise ModelError(
             "--model: the processes of this job read different models; give a folder that all of them share"
         )
@@ -146,7 +147,7 @@ def segmenter_job(
     job = _job(task, reading, side, how.describe(), zoom)
     precision = str(segmenter.precision).removeprefix("torch.")
     where = f"{segmenter.device.type}, {precision}"
-    return counting, replace(job, model=segmenter.digest(), arithmetic=where)
+    return counting, replace(job, model=digest_of_model(segmenter), arithmetic=where)
 
 
 def scoring_events(

@@ -8,10 +8,8 @@ A model is a directory: `config.json` (what it is), `model.safetensors` (its ten
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -179,21 +177,6 @@ class Segmenter:
         same.card, same.clusters = other.card, other.clusters
         same.centroids, same.merges = other.centroids, other.merges
         return same
-
-    def digest(self) -> str:
-        """Equal for models that make the same masks: of the network, the read-out and the merges of clusters."""
-        digest = hashlib.sha256()
-        tensors = dict(self.network.state_dict())
-        if self.centroids is not None:
-            tensors["centroids"] = self.centroids
-        for name, value in sorted(tensors.items()):
-            plain = value.detach().cpu().contiguous()
-            digest.update(f"{name} {tuple(plain.shape)} {plain.dtype}\n".encode())
-            digest.update(plain.reshape(-1).view(torch.uint8).numpy())
-        members = [cluster.members for cluster in self.clusters]
-        facts = [asdict(self.card), self.grouping.tolist(), members]
-        digest.update(json.dumps(facts, sort_keys=True, default=list).encode())
-        return digest.hexdigest()
 
     @property
     def readout(self) -> str:

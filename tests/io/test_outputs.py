@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from densesiam_seg.errors import OutputError
-from densesiam_seg.io.outputs import OUTPUTS, Noting, note_outputs, noted_outputs
+from densesiam_seg.io.outputs import OUTPUTS, note_outputs, noted_outputs
 
 
 def test_names_are_added_and_survive(tmp_path: Path) -> None:

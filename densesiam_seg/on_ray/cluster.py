@@ -47,6 +47,14 @@ class Work(Protocol[Given, Made]):
         ...
 
 
+def unseen_by(host: str, path: str) -> WorkerError:
+    """The error for a file that this machine sees and a worker does not."""
+    return WorkerError(
+        f"--ray: the worker on {host} sees no {path}; "
+        "every machine of the cluster must see the same files under the same names (a shared disk)"
+    )
+
+
 def parts_of(items: int, each: int) -> int:
     """How many parts a job has: of about `each` items, unless these are too many."""
     return max(min(-(-items // each), MOST_PARTS), 1)
@@ -67,8 +75,8 @@ def on_workers(
     with `auto` each does where the cluster has any. A worker that is lost is replaced, and what it had not given is
     done again. Close the generator if you stop early: the cluster is left then.
 
-    Ask `require_cluster` first. Raises UsageError for a cluster that cannot be reached, the error of an item, and WorkerError for workers on which
-    `ready` fails.
+    Ask `require_cluster` first. Raises UsageError for a cluster that cannot be reached, the error of an item, and
+    WorkerError for workers on which `ready` fails.
     """
     with _joined(address) as ray:
         needs = _needs(ray.nodes(), ray.cluster_resources(), device)

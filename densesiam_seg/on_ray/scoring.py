@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 from densesiam_seg.datasets.reader import Sample
-from densesiam_seg.errors import DenseSiamError, ModelError, WorkerError
+from densesiam_seg.errors import DenseSiamError
 from densesiam_seg.evaluation.counting import (
     BATCH,
     Counting,
@@ -23,10 +22,10 @@ from densesiam_seg.evaluation.counting import (
 from densesiam_seg.evaluation.evaluate import Benchmark, last_events, segmenter_job
 from densesiam_seg.evaluation.job import Evaluation
 from densesiam_seg.events import Notice, Progress
-from densesiam_seg.inference.options import Refinement
-from densesiam_seg.inference.segmenter import ReadOut, Segmenter
-from densesiam_seg.io.devices import pick_device
-from densesiam_seg.peers.ray_cluster import on_workers, parts_of
+from densesiam_seg.inference.options import AS_TRAINED, Refinement
+from densesiam_seg.inference.segmenter import Segmenter
+from densesiam_seg.on_ray.cluster import on_workers, parts_of, unseen_by
+from densesiam_seg.on_ray.sent_model import SentModel
 from densesiam_seg.peers.shard import Shard
 
 SAMPLES = 32
@@ -49,43 +48,19 @@ class Answer:
 class RayScoring:
     """The work that is sent to the workers."""
 
-    model: Path
-    read_out: ReadOut
-    digest: str
+    model: SentModel
     task: Benchmark
     """Without its samples."""
     refinement: Refinement
-    device: str
-    arithmetic: tuple[str, str]
-    """Kind of device and precision of the one that asks, which workers of that kind use too."""
 
     @classmethod
-    def of(
-        cls, segmenter: Segmenter, model: Path, task: Benchmark, refinement: Refinement, device: str
-    ) -> RayScoring:
-        """For a segmenter that was loaded from `model`."""
-        precision = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-        return cls(
-            model.resolve(),
-            segmenter.fitted,
-            segmenter.digest(),
-            replace(task, samples=replace(task.samples, items=())),
-            refinement,
-            device.partition(":")[0],  # a worker sees one GPU
-            (segmenter.device.type, precision[str(segmenter.precision).removeprefix("torch.")]),
-        )
+    def of(cls, model: SentModel, task: Benchmark, refinement: Refinement) -> RayScoring:
+        """For a task whose samples are sent part by part."""
+        return cls(model, replace(task, samples=replace(task.samples, items=())), refinement)
 
     def ready(self) -> Callable[[Sequence[Sample]], Answer]:
         """Load the model. Raises DenseSiamError."""
-        kind, precision = self.arithmetic
-        alike = pick_device(self.device).type == kind
-        plain = Segmenter.load(
-            self.model, device=self.device, precision=precision if alike else "auto"
-        )
-        segmenter = plain.fitted_as(self.read_out)
-        if segmenter.digest() != self.digest:
-            raise ModelError(f"{self.model}: is another model here")
-        counting, _ = segmenter_job(segmenter, self.task, self.refinement)
+        counting, _ = segmenter_job(self.model.load(), self.task, self.refinement)
         return partial(answer, counting)
 
 
@@ -101,25 +76,27 @@ def answer(counting: Counting, samples: Sequence[Sample]) -> Answer:
 
 
 def ray_events(
-    address: str, work: RayScoring, segmenter: Segmenter, task: Benchmark
+    address: str,
+    segmenter: Segmenter,
+    model: SentModel,
+    task: Benchmark,
+    refinement: Refinement = AS_TRAINED,
 ) -> Iterator[Notice | Progress | Evaluation]:
     """Score the samples of `task` on a cluster; the last event is the `Evaluation`, as one process gives it.
 
     Raises as `segmenter_events` and `on_workers` do, and WorkerError for workers that do not see the files.
     """
-    counting, job = segmenter_job(segmenter, task, work.refinement)
+    counting, job = segmenter_job(segmenter, task, refinement)
+    work = RayScoring.of(model, task, refinement)
     yield from (Notice(note, warning=True) for note in job.notes)
     parts = sample_parts(task.samples.items)
     tally = nothing(counting)
     failures: dict[int, DenseSiamError] = {}
     waiting = set(range(len(parts)))
-    with closing(on_workers(address, work, parts, device=work.device)) as answers:
+    with closing(on_workers(address, work, parts, device=model.device)) as answers:
         for place, found in answers:
             if found.unseen and os.path.exists(found.unseen):  # noqa: PTH110
-                raise WorkerError(
-                    f"--ray: the worker on {found.host} sees no {found.unseen}; "
-                    "every machine of the cluster must see the images under the same names (a shared disk)"
-                )
+                raise unseen_by(found.host, found.unseen)
             waiting.discard(place)
             tally += found.tally
             if found.failure is not None:
