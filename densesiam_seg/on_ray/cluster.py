@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +24,7 @@ from typing import Any, Protocol, TypeVar
 
 from densesiam_seg import __version__
 from densesiam_seg.errors import DenseSiamError, UsageError, WorkerError
+from densesiam_seg.events import Notice
 from densesiam_seg.io.signals import SIGNALS
 
 Item = TypeVar("Item")
@@ -67,21 +68,31 @@ def require_ray(option: str) -> None:
 
 
 def on_workers(
-    address: str, work: Work[Item, Result], items: Sequence[Item], *, device: str = "auto"
+    address: str,
+    work: Work[Item, Result],
+    items: Sequence[Item],
+    *,
+    device: str = "auto",
+    tell: Callable[[Notice], object] = lambda notice: None,
 ) -> Generator[tuple[int, Result], None, None]:
     """`work` of each item on the workers of a cluster: the item's place with what it gave, as they come.
 
     `address` is HOST:PORT or `auto`, the cluster that runs on this machine. `device` says whether a worker gets a GPU;
     with `auto` each does where the cluster has any. A worker that is lost is replaced, and what it had not given is
-    done again. Close the generator if you stop early: the cluster is left then.
+    done again; `tell` gets which machines are. Close the generator if you stop early: the cluster is left then. Until
+    it has ended, nothing can be printed on stdout.
 
     Ask `require_cluster` first. Raises UsageError for a cluster that cannot be reached, the error of an item, and
     WorkerError for workers on which `ready` fails.
     """
     with _joined(address) as ray:
         needs = _needs(ray.nodes(), ray.cluster_resources(), device)
+        machines = _Machines(ray)
         with closing(_streamed(ray, work, items, needs)) as results:
-            yield from results
+            for result in results:
+                for notice in machines.lost():
+                    tell(notice)
+                yield result
 
 
 @contextmanager
@@ -98,7 +109,9 @@ def _joined(address: str) -> Iterator[Any]:
         raise _no_cluster(address, _last_line(str(error))) from error
     try:
         _restore(handlers)  # Ray takes SIGTERM for itself
-        yield ray
+        # What Ray says of lost machines, at length, it would print among the data.
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # noqa: PTH123
+            yield ray
     finally:
         ray.shutdown()
         _restore(handlers)
@@ -152,6 +165,33 @@ def _no_cluster(place: str, reason: str) -> UsageError:
         f"--ray {place}: no cluster could be joined ({reason}); start one with ray start --head, "
         "or correct the address"
     )
+
+
+class _Machines:
+    """Those of a cluster that were there, and those that are no longer."""
+
+    def __init__(self, ray: Any) -> None:
+        self._ray = ray
+        self._known = self._alive()
+
+    def _alive(self) -> dict[str, str]:
+        return {
+            node["NodeID"]: node["NodeManagerAddress"]
+            for node in self._ray.nodes()
+            if node["Alive"]
+        }
+
+    def lost(self) -> list[Notice]:
+        """A warning for each that is lost since this was asked last."""
+        before, self._known = self._known, self._alive()
+        return [
+            Notice(
+                f"{address}: this machine of the cluster is lost; its work is done again",
+                warning=True,
+            )
+            for node, address in before.items()
+            if node not in self._known
+        ]
 
 
 def _needs(

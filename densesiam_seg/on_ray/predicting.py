@@ -23,7 +23,7 @@ from densesiam_seg.peers.shard import Shard
 from densesiam_seg.prediction.plan import Plan
 from densesiam_seg.prediction.predict import failure_record, predict_events
 
-IMAGES = 32
+IMAGES = 16
 """About so many images are given to a worker at once, and done again where it is lost."""
 
 
@@ -120,7 +120,9 @@ class RayJob:
         )
         told: set[Notice] = set()
         failed: dict[int, list[Predicted]] = {}
-        with closing(on_workers(self.address, sent, shards, device=self.model.device)) as answers:
+        device = self.model.device
+        found_by = on_workers(self.address, sent, shards, device=device, tell=self.tell)
+        with closing(found_by) as answers:
             for place, found in answers:
                 if found.unseen and os.path.lexists(found.unseen):
                     raise unseen_by(found.host, found.unseen)

@@ -93,8 +93,12 @@ def ray_events(
     tally = nothing(counting)
     failures: dict[int, DenseSiamError] = {}
     waiting = set(range(len(parts)))
-    with closing(on_workers(address, work, parts, device=model.device)) as answers:
+    notices: list[Notice] = []
+    found_by = on_workers(address, work, parts, device=model.device, tell=notices.append)
+    with closing(found_by) as answers:
         for place, found in answers:
+            yield from notices
+            notices.clear()
             if found.unseen and os.path.exists(found.unseen):  # noqa: PTH110
                 raise unseen_by(found.host, found.unseen)
             waiting.discard(place)
