@@ -184,6 +184,9 @@ def main() -> None:
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _interrupt)
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        # torch would tell each process that its parameters might all be used.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     code = 0
     try:
         code = _run(debug="--debug" in sys.argv[1:2])
@@ -206,6 +209,8 @@ def _run(debug: bool) -> int:
     except DenseSiamError as error:
         if debug:
             raise
+        if error.told:
+            return error.exit_code
         return _fail(error.name, str(error), error.exit_code)
     except (_Interrupted, KeyboardInterrupt, typer.Abort) as stop:
         number = stop.number if isinstance(stop, _Interrupted) else signal.SIGINT
@@ -249,7 +254,11 @@ def _is_of_memory(error: Exception) -> bool:
 
 
 def _fail(name: str, message: str, code: int) -> int:
-    print(f"error[{name}]: {one_line(message)}", file=sys.stderr)
+    rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    # Of several processes all have the same command line, whose mistakes the first one tells.
+    if rank == "0" or code != 2:
+        where = "" if size == "1" else f" (process {rank} of {size})"
+        print(f"error[{name}]{where}: {one_line(message)}", file=sys.stderr)
     return code
 
 

@@ -32,6 +32,7 @@ from densesiam_seg.events import (
     StepRecord,
 )
 from densesiam_seg.io.files import replace_text, to_json
+from densesiam_seg.packed.members import as_shown
 
 SHOWN_COUNTS = 12
 """Up to so many clusters each number has a row in the table of a suggestion, beyond it every fourth."""
@@ -212,7 +213,7 @@ class Console:
         )
         print("least agreement:")
         for each in found.differences[:limit]:
-            print(one_line(f"{100 * each.agreement:5.1f} %  {each.image}"))
+            print(one_line(f"{100 * each.agreement:5.1f} %  {as_shown(each.image)}"))
 
     def scores(self, result: Evaluation) -> None:
         """The table of an evaluation on stdout, then what fixes its numbers, the means last."""

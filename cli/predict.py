@@ -282,6 +282,7 @@ def _show(
     json: bool,
 ) -> None:
     """Draw a prediction; raises the error that the command ends with."""
+    from densesiam_seg.packed.members import as_shown
     from densesiam_seg.prediction.shards import Tally
 
     skipped = manifest.skipped if part.speaks else ()
@@ -293,7 +294,7 @@ def _show(
         if result.mask is not None and not result.kept:
             first = first or result.mask
             if json:
-                listed.append({"image": result.image, **_listed(result)})
+                listed.append({"image": as_shown(result.image), **_listed(result)})
     console.noted(notes)
     if len(work.places) > 1 or work.shard is not None:
         console.failed(tally.failed)
@@ -301,7 +302,9 @@ def _show(
         console.data(
             {
                 "masks": listed,
-                "failed": [{"image": r.image, "message": str(r.error)} for r in tally.failed],
+                "failed": [
+                    {"image": as_shown(r.image), "message": str(r.error)} for r in tally.failed
+                ],
                 "skipped": [asdict(item) for item in skipped],
                 "kept": tally.kept,
                 "shortened": work.shortened,

@@ -10,6 +10,7 @@ from threading import Lock
 from typing import Any
 
 from densesiam_seg.errors import ImageError, counted
+from densesiam_seg.packed.members import member_of
 
 MAX_PIXELS = 89_000_000
 """Larger images are refused unless more is asked for."""
@@ -169,8 +170,8 @@ class Decoding:
 
 
 def page_of(name: str) -> tuple[str, int | None]:
-    """`FILE/3`, page 3 of a file that is there → the file and 3; any other path as it is."""
+    """`FILE/3`, page 3 of a file that is there, or of one in a tar → the file and 3; any other path as it is."""
     folder, _, last = name.rpartition("/")
-    if last.isdecimal() and os.path.isfile(folder):  # noqa: PTH113 - asked for every image
+    if last.isdecimal() and (os.path.isfile(folder) or member_of(folder)):  # noqa: PTH113 - asked for every image
         return folder, int(last)
     return name, None

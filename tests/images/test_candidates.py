@@ -132,5 +132,5 @@ def test_names_are_sorted_as_strings_are(names: list[str]) -> None:
     found = Candidates("/data/")
     found.names = names
     for inode in range(len(names)):
-        found.identities += struct.pack("=qqQQ", 1, 1, 1, inode)
+        found.identities += struct.pack("=qqQQq", 1, 1, 1, inode, -1)
     assert found.manifest().names == tuple(sorted(set(names)))

@@ -125,7 +125,7 @@ def test_the_kept_places_are_what_the_network_sees(
         mixture.load_state_dict(Mixture(2).state_dict())
         torch.nn.init.normal_(next(method.network.projector.parameters()))
         method._kept.clear()
-    places = torch.stack([method._places(image, index) for index, image in enumerate(images)])
+    places = torch.stack(method._places_of(zip(images, range(4), strict=True)))
     assert places.shape[1] == 4 and places.shape[-1] == (16 if fitted else 8)
     found = method.network.scores(method._dense(places[:, 0].float()))
     torch.testing.assert_close(found, scores_of(method.network, images), atol=0.02, rtol=0.02)
@@ -134,7 +134,7 @@ def test_the_kept_places_are_what_the_network_sees(
 def test_targets_are_the_enlarged_views_with_the_first_shares(
     method: Described, store: ImageStore
 ) -> None:
-    places = torch.stack([method._places(None, index) for index in range(4)]).float()
+    places = torch.stack(method._places_of((None, index) for index in range(4))).float()
     found = method._targets(method._dense(places[:, -1]))
     torch.testing.assert_close(found.sum(1), torch.ones(4, 16, 16))
     shares = found.mean((0, 2, 3))
@@ -164,7 +164,7 @@ def test_places_that_were_not_kept_are_the_same_within_a_step(
         method.network.mixture.load_state_dict(Mixture(2).state_dict())
         method._kept.clear()
     images = images_of(store)[:2]
-    kept = [method._places(image, index) for index, image in enumerate(images)]
+    kept = method._places_of(zip(images, range(2), strict=True))
     method._kept.clear()
     with torch.autocast("cpu", torch.bfloat16):
         method.objective(images, (0, 1), 0)

@@ -15,7 +15,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from densesiam_seg.clustering.kmeans import Centroids, refine
+from densesiam_seg.clustering.kmeans import Centroids
+from densesiam_seg.clustering.lloyd import Part, refine
 from densesiam_seg.config import TrainConfig
 from densesiam_seg.errors import InputError, NumericError
 from densesiam_seg.images.scan import scan
@@ -25,6 +26,7 @@ from densesiam_seg.methods import picie
 from densesiam_seg.methods.picie import PiCIE, centroid_logits, running_statistics_kept
 from densesiam_seg.network.architecture import Architecture
 from densesiam_seg.network.model import build_network
+from densesiam_seg.peers.group import Group
 from densesiam_seg.views.pair import view_pair
 
 K, C, SIDE, BATCH, IMAGES = 4, 8, 8, 4, 12
@@ -55,6 +57,11 @@ def prepared(store: ImageStore, config: TrainConfig = CONFIG, epoch: int = 0) ->
     method = made(config)
     list(method.prepare(store, epoch))
     return method
+
+
+def labels_of(method: PiCIE, batch: Batch) -> Tensor:
+    assert method.labels is not None
+    return method.labels.of(batch.indices)
 
 
 def batches_of(store: ImageStore, epoch: int = 0) -> list[Batch]:
@@ -110,8 +117,9 @@ def scrambled(store: ImageStore, config: TrainConfig) -> PiCIE:
     )
     # Cluster 0 has half of the pixels and the last cluster has none.
     source = torch.Generator().manual_seed(5)
-    drawn = torch.randint(0, 2 * (K - 1), method.labels.shape, generator=source)
-    method.labels = torch.where(drawn < K - 1, drawn, 0).to(torch.uint8)
+    assert method.labels is not None
+    drawn = torch.randint(0, 2 * (K - 1), method.labels.rows.shape, generator=source)
+    method.labels.rows = torch.where(drawn < K - 1, drawn, 0).to(torch.uint8)
     return method
 
 
@@ -125,9 +133,7 @@ class TestObjective:
         batch = batches_of(store)[0]
         rows = [unit_rows(features) for features in features_of(method, batch)]
         centres = [known.centres.double().tolist() for known in method.centroids]
-        labels = [
-            column.flatten().tolist() for column in method.labels[list(batch.indices)].unbind(1)
-        ]
+        labels = [column.flatten().tolist() for column in labels_of(method, batch).unbind(1)]
 
         def loss(features: int, own: int) -> float:
             return cross_entropy(rows[features], centres[own], labels[own], balance)
@@ -189,12 +195,13 @@ class TestLabels:
                 features_of(method, batch, round_=2 if replay == "epoch" else 0)
             ):
                 centres = method.centroids[view].centres.double().tolist()
-                labels = method.labels[list(batch.indices), view].flatten().tolist()
+                labels = labels_of(method, batch)[:, view].flatten().tolist()
                 for row, label in zip(unit_rows(features), labels, strict=True):
                     distances = [squared(row, centre) for centre in centres]
                     assert distances[label] <= min(distances) + 1e-5
         assert sorted(seen) == list(range(IMAGES))
-        assert len(set(method.labels.flatten().tolist())) > 1
+        assert method.labels is not None
+        assert len(set(method.labels.rows.flatten().tolist())) > 1
 
     @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
     def test_training_sees_what_clustering_saw_to_the_last_bit(
@@ -215,11 +222,11 @@ class TestLabels:
         self, store: ImageStore, clusters: int, dtype: torch.dtype
     ) -> None:
         for config, views in ((CONFIG, 2), (MDC, 1)):
-            method = prepared(store, replace(config, clusters=clusters))
-            assert method.labels.dtype == dtype
-            assert method.labels.shape == (IMAGES, views, SIDE, SIDE)
-            assert int(method.labels.min()) >= 0 and int(method.labels.max()) < clusters
-            assert int(method.labels.max()) > clusters // 2
+            labels = prepared(store, replace(config, clusters=clusters)).labels
+            assert labels is not None and labels.rows.dtype == dtype
+            assert labels.rows.shape == (IMAGES, views, SIDE, SIDE)
+            assert int(labels.rows.min()) >= 0 and int(labels.rows.max()) < clusters
+            assert int(labels.rows.max()) > clusters // 2
 
 
 class TestCentroids:
@@ -230,12 +237,14 @@ class TestCentroids:
         start = torch.nn.functional.normalize(torch.randn(K, C, generator=torch.Generator()), dim=1)
         samples: list[Tensor] = []
 
-        def kmeans(points: Tensor, clusters: int, *, seed: int) -> Centroids:
+        def sampled(own: list[Part], clusters: int, *, seed: int, group: Group) -> Centroids:
             assert (clusters, seed) == (K, CONFIG.seed)
-            samples.append(points)
+            places, points = zip(*own, strict=True)
+            assert places == tuple(range(IMAGES))
+            samples.append(torch.cat(points))
             return Centroids(start, torch.tensor([7] * K))
 
-        monkeypatch.setattr(picie, "kmeans", kmeans)
+        monkeypatch.setattr(picie, "sampled_kmeans", sampled)
         monkeypatch.setattr(picie, "SAMPLE", 5 * IMAGES - 1)
         method = prepared(store)
         pixels = [
@@ -272,7 +281,7 @@ class TestCentroids:
             batch = batches_of(store)[-1]
             for view, features in enumerate(features_of(method, batch)):
                 centres = method.centroids[view].centres.double().tolist()
-                labels = method.labels[list(batch.indices), view].flatten().tolist()
+                labels = labels_of(method, batch)[:, view].flatten().tolist()
                 assert labels == [nearest(row, centres) for row in unit_rows(features)]
 
     def test_more_clusters_than_pixels(self, store: ImageStore) -> None:
@@ -362,7 +371,7 @@ class TestLeavesAlone:
         list(method.prepare(store, 1))
         same(method.state(), prepared(store, epoch=1).state())
         assert int(method.state()["epoch"]) == 1
-        assert not torch.equal(before["labels"], method.state()["labels"])
+        assert not torch.equal(before["centroids_1"], method.state()["centroids_1"])
 
 
 class TestResume:
@@ -376,13 +385,19 @@ class TestResume:
         tensors = {name: value.clone() for name, value in whole.state().items()}
         views = range(1, whole.views + 1)
         names = {f"{name}_{view}" for view in views for name in ("centroids", "counts")}
-        assert tensors.keys() == {"epoch", "labels"} | names
+        names |= {f"start.{name}" for name in whole.network.encoder.state_dict()}
+        assert tensors.keys() == {"epoch"} | names
 
         resumed = made(config)
         resumed.restore({})
         resumed.network.load_state_dict(whole.network.state_dict())
         resumed.restore(tensors)
+        # Labels are those of the epoch's first weights, which are put back.
+        assert list(resumed.prepare(store, 0)) == [4, 8, 12]
         assert list(resumed.prepare(store, 0)) == []
+        same(resumed.network.state_dict(), whole.network.state_dict())
+        for batch in batches:
+            assert torch.equal(labels_of(resumed, batch), labels_of(whole, batch))
         for batch in batches[1:]:
             assert step(whole, batch) == step(resumed, batch)
         # The next epoch's centroids stand on the weights and the seed alone.
