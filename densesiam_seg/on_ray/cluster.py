@@ -86,7 +86,7 @@ def on_workers(
     WorkerError for workers on which `ready` fails.
     """
     with _joined(address) as ray:
-        needs = _needs(ray.nodes(), ray.cluster_resources(), device)
+        needs = _needs(ray.nodes(), device)
         machines = _Machines(ray)
         with closing(_streamed(ray, work, items, needs)) as results:
             for result in results:
@@ -194,9 +194,7 @@ class _Machines:
         ]
 
 
-def _needs(
-    nodes: Sequence[Mapping[str, Any]], resources: Mapping[str, float], device: str
-) -> dict[str, float]:
+def _needs(nodes: Sequence[Mapping[str, Any]], device: str) -> dict[str, float]:
     """What a worker asks Ray for: the cores that every machine has, or a GPU with its share of them."""
     alive = [node["Resources"] for node in nodes if node["Alive"]]
     with_gpu = [node for node in alive if node.get("GPU", 0) >= 1]
