@@ -36,6 +36,8 @@ SECONDS = 5.0
 """In which a cluster has to answer the first knock."""
 CORES = 8
 """Most cores of a worker: each holds a model, and beyond so many it cannot keep them busy."""
+LOST = 4
+"""Workers that may be lost one after the other before they have begun."""
 MOST_PARTS = 10_000
 """Of a job, as Ray keeps a record of each."""
 
@@ -100,21 +102,22 @@ def _joined(address: str) -> Iterator[Any]:
     """The module ray, connected to a cluster until the block ends."""
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else each job begins with a warning
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    try:
-        with _without_stderr():
-            import ray
+    # What Ray says of lost machines, at length, it would print among the data.
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # noqa: PTH123
+        import ray
 
-            ray.init(address, log_to_driver=False, logging_level="ERROR")
-    except Exception as error:
-        raise _no_cluster(address, _last_line(str(error))) from error
-    try:
-        _restore(handlers)  # Ray takes SIGTERM for itself
-        # What Ray says of lost machines, at length, it would print among the data.
-        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # noqa: PTH123
+        try:
+            with _without_stderr():
+                ray.init(address, log_to_driver=False, logging_level="ERROR")
+            _restore(handlers)  # Ray takes SIGTERM for itself
             yield ray
-    finally:
-        ray.shutdown()
-        _restore(handlers)
+        except (ConnectionError, RuntimeError) as error:
+            if ray.is_initialized():
+                raise
+            raise _no_cluster(address, _last_line(str(error))) from error
+        finally:
+            ray.shutdown()
+            _restore(handlers)
 
 
 @contextmanager
@@ -216,6 +219,8 @@ def _streamed(
     context.enable_progress_bars = False  # the console has one
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context.execution_options.preserve_order = False
+    if hasattr(context, "max_consecutive_actor_init_deaths"):
+        context.max_consecutive_actor_init_deaths = LOST  # their machine may be lost meanwhile
     rows = [{"place": place, "item": pickle.dumps(item)} for place, item in enumerate(items)]
     resources = ray.cluster_resources()
     what = "num_gpus" if needs["num_gpus"] else "num_cpus"

@@ -170,6 +170,7 @@ def nodes() -> Iterator[Nodes]:
 
 
 @pytest.mark.cluster
+@pytest.mark.filterwarnings("ignore")  # Ray's own
 class TestRay:
     """In this order: the last test kills a machine."""
 
