@@ -39,12 +39,13 @@ SHOWN_COUNTS = 12
 
 if TYPE_CHECKING:
     from densesiam_seg.clustering.suggestion import Suggestion
-    from densesiam_seg.evaluation.evaluate import Evaluation
+    from densesiam_seg.evaluation.job import Evaluation
     from densesiam_seg.evaluation.metrics import Scores
     from densesiam_seg.images.decoding import Notes
     from densesiam_seg.images.manifest import PassedOver, Skipped
     from densesiam_seg.inference.selection import Choice
     from densesiam_seg.naming.clusters import Cluster
+    from densesiam_seg.on_ray.predicting import RayJob
     from densesiam_seg.reporting.comparing import Compared
 
 
@@ -135,7 +136,7 @@ class Console:
         if str(found):
             self.say(f"passed over: {found}", warning=found.doubtful)
 
-    def noted(self, notes: Notes) -> None:
+    def noted(self, notes: Notes | RayJob) -> None:
         """Warn of what was noticed while images were decoded."""
         for line in notes.lines():
             self.say(line, warning=True)
