@@ -32,18 +32,20 @@ from densesiam_seg.events import (
     StepRecord,
 )
 from densesiam_seg.io.files import replace_text, to_json
+from densesiam_seg.packed.members import as_shown
 
 SHOWN_COUNTS = 12
 """Up to so many clusters each number has a row in the table of a suggestion, beyond it every fourth."""
 
 if TYPE_CHECKING:
     from densesiam_seg.clustering.suggestion import Suggestion
-    from densesiam_seg.evaluation.evaluate import Evaluation
+    from densesiam_seg.evaluation.job import Evaluation
     from densesiam_seg.evaluation.metrics import Scores
     from densesiam_seg.images.decoding import Notes
     from densesiam_seg.images.manifest import PassedOver, Skipped
     from densesiam_seg.inference.selection import Choice
     from densesiam_seg.naming.clusters import Cluster
+    from densesiam_seg.on_ray.predicting import RayJob
     from densesiam_seg.reporting.comparing import Compared
 
 
@@ -134,7 +136,7 @@ class Console:
         if str(found):
             self.say(f"passed over: {found}", warning=found.doubtful)
 
-    def noted(self, notes: Notes) -> None:
+    def noted(self, notes: Notes | RayJob) -> None:
         """Warn of what was noticed while images were decoded."""
         for line in notes.lines():
             self.say(line, warning=True)
@@ -211,7 +213,7 @@ class Console:
         )
         print("least agreement:")
         for each in found.differences[:limit]:
-            print(one_line(f"{100 * each.agreement:5.1f} %  {each.image}"))
+            print(one_line(f"{100 * each.agreement:5.1f} %  {as_shown(each.image)}"))
 
     def scores(self, result: Evaluation) -> None:
         """The table of an evaluation on stdout, then what fixes its numbers, the means last."""

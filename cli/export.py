@@ -102,10 +102,11 @@ def _show(
     json: bool,
 ) -> None:
     """Tell what was exported; raises the error that the command ends with."""
+    from densesiam_seg.packed.members import as_shown
     from densesiam_seg.prediction.predict import overall_error
 
     failed = [result for result in results if result.error is not None]
-    done = [result.image for result in results if result.error is None]
+    done = [as_shown(result.image) for result in results if result.error is None]
     if len(results) > 1:
         console.failed(failed)
     if json:
@@ -114,7 +115,9 @@ def _show(
                 "out": str(out) if done else None,
                 "format": format,
                 "images": done,
-                "failed": [{"image": each.image, "message": str(each.error)} for each in failed],
+                "failed": [
+                    {"image": as_shown(each.image), "message": str(each.error)} for each in failed
+                ],
                 "skipped": [asdict(item) for item in manifest.skipped],
                 "passed_over": asdict(manifest.passed_over),
             }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +17,7 @@ from densesiam_seg.cli.options import (
     Model,
     Overwrite,
     Quiet,
+    RayOption,
     ReadoutOptions,
     RefineOptions,
     io_option,
@@ -26,7 +27,7 @@ from densesiam_seg.cli.settings import checked, number_or_auto, takes
 from densesiam_seg.config import MACHINE, RunConfig
 from densesiam_seg.errors import UsageError, counted
 from densesiam_seg.events import Predicted
-from densesiam_seg.io.run_directory import RUNS, stamped_folders
+from densesiam_seg.io.run_directory import RUNS, latest_model, stamped_folders
 from densesiam_seg.peers.shard import Shard, launched, parse_shard
 from densesiam_seg.prediction.wanted import TILE, Wanted, file_names
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from densesiam_seg.images.decoding import Notes
     from densesiam_seg.images.manifest import Manifest
     from densesiam_seg.naming.clusters import Cluster
+    from densesiam_seg.on_ray.predicting import RayJob
     from densesiam_seg.prediction.plan import Plan
 
 
@@ -136,6 +138,7 @@ def command(
             help="Part I of N alone, counted from 0.",
         ),
     ] = None,
+    ray: RayOption = None,
     json: Json = False,
     quiet: Quiet = False,
     help_all: HelpAll = False,
@@ -158,6 +161,7 @@ def command(
     reading.count()
     wanted = files.wanted({})
     part = _part(shard, images, out)
+    _require_one_way(ray, part)
     from densesiam_seg.images.scan import scan
 
     folder = out or next(p for p in stamped_folders(RUNS / "predict") if not p.exists())
@@ -175,12 +179,28 @@ def command(
         # Names are those of the clusters of the read-out, which may be a fresh one.
         segmenter = reading.load(model, settings, console.choosing)
         wanted = files.wanted(_chosen(segmenter.clusters, files.only))
-    work = plan(manifest, folder, overwrite=overwrite, resume=resume, wanted=wanted, shard=own)
+    whole = Shard() if ray is not None else own
+    work = plan(manifest, folder, overwrite=overwrite, resume=resume, wanted=wanted, shard=whole)
     segmenter = segmenter or reading.load(model, settings, console.choosing)
     part.spread()
-    decoding = segmenter.new_decoding(settings)
+    if part.speaks:
+        console.passed_over(manifest.passed_over)
+        if work.shortened:
+            console.say(
+                f"{counted(work.shortened, 'name')} too long for a mask on this disk: cut, with a digest at the end"
+            )
+    if ray is not None:
+        from densesiam_seg.on_ray.predicting import RayJob
+        from densesiam_seg.on_ray.sent_model import SentModel
+
+        sent = SentModel.of(segmenter, model or latest_model(), settings.device)
+        work = replace(work, shard=None)
+        job = RayJob(ray, segmenter, sent, work, settings, refinement, together, console.notice)
+        _show(console, work, manifest, job.events(), job, part, json=json)
+        return
     from densesiam_seg.prediction.predict import predict_events
 
+    decoding = segmenter.new_decoding(settings)
     events = predict_events(
         segmenter,
         work,
@@ -189,13 +209,18 @@ def command(
         refinement=refinement,
         tell=console.notice,
     )
-    if part.speaks:
-        console.passed_over(manifest.passed_over)
-        if work.shortened:
-            console.say(
-                f"{counted(work.shortened, 'name')} too long for a mask on this disk: cut, with a digest at the end"
-            )
     _show(console, work, manifest, events, decoding.notes, part, json=json)
+
+
+def _require_one_way(ray: str | None, part: _Part) -> None:
+    """Refuse Ray beside another way to share the work, and a cluster that does not answer. Raises UsageError."""
+    if ray is None:
+        return
+    if part.shard is not None:
+        raise UsageError("--ray: Ray gets all shards; give it neither --shard nor a launcher")
+    from densesiam_seg.on_ray.cluster import require_cluster
+
+    require_cluster(ray)
 
 
 @dataclass(frozen=True)
@@ -251,12 +276,13 @@ def _show(
     work: Plan,
     manifest: Manifest,
     events: Iterable[Predicted],
-    notes: Notes,
+    notes: Notes | RayJob,
     part: _Part,
     *,
     json: bool,
 ) -> None:
     """Draw a prediction; raises the error that the command ends with."""
+    from densesiam_seg.packed.members import as_shown
     from densesiam_seg.prediction.shards import Tally
 
     skipped = manifest.skipped if part.speaks else ()
@@ -268,7 +294,7 @@ def _show(
         if result.mask is not None and not result.kept:
             first = first or result.mask
             if json:
-                listed.append({"image": result.image, **_listed(result)})
+                listed.append({"image": as_shown(result.image), **_listed(result)})
     console.noted(notes)
     if len(work.places) > 1 or work.shard is not None:
         console.failed(tally.failed)
@@ -276,7 +302,9 @@ def _show(
         console.data(
             {
                 "masks": listed,
-                "failed": [{"image": r.image, "message": str(r.error)} for r in tally.failed],
+                "failed": [
+                    {"image": as_shown(r.image), "message": str(r.error)} for r in tally.failed
+                ],
                 "skipped": [asdict(item) for item in skipped],
                 "kept": tally.kept,
                 "shortened": work.shortened,

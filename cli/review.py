@@ -63,6 +63,7 @@ def command(
     # Only now, as torch comes with it, which mistakes need not wait for.
     from densesiam_seg.cli.console import Console
     from densesiam_seg.inference.segmenter import Segmenter
+    from densesiam_seg.packed.members import as_shown
     from densesiam_seg.reporting.review import (
         Reviewed,
         require_list_target,
@@ -93,7 +94,9 @@ def command(
         print("certainty  novelty  why        image")
         for each in done.findings:
             novelty = "–" if each.novelty is None else f"{each.novelty:.2f}"
-            print(f"{each.certainty:9.3f}  {novelty:>7}  {each.why:9}  {one_line(each.image)}")
+            print(
+                f"{each.certainty:9.3f}  {novelty:>7}  {each.why:9}  {one_line(as_shown(each.image))}"
+            )
     if out is not None and out.suffix.lower() == ".csv":
         write_csv(out, done)
     elif out is not None:

@@ -81,6 +81,7 @@ def command(
     # Only now, as torch comes with it, which mistakes need not wait for.
     from densesiam_seg.cli.console import Console
     from densesiam_seg.inference.visualize import draw_files, require_picture_target, spread
+    from densesiam_seg.packed.members import as_shown
 
     console = Console(quiet=quiet)
     every = [manifest.path(index) for index in range(len(manifest))]
@@ -101,7 +102,7 @@ def command(
     )
     console.noted(decoding.notes)
     reasons = {error.path: error for error in errors}
-    results = [Predicted(source, None, reasons.get(source)) for source in sources]
+    results = [Predicted(source, None, reasons.get(source)) for source in map(as_shown, sources)]
     _show(console, drawing, results, manifest, out, json=json)
 
 

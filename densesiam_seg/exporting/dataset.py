@@ -20,8 +20,9 @@ from densesiam_seg.errors import UsageError
 from densesiam_seg.images.decoding import Decoding, page_of
 from densesiam_seg.images.opening import opened
 from densesiam_seg.images.pixels import rgb_planes
-from densesiam_seg.io.files import make_folder, open_regular, replace_file, to_json
+from densesiam_seg.io.files import make_folder, replace_file, to_json
 from densesiam_seg.naming.clusters import Cluster
+from densesiam_seg.packed.members import open_file
 from densesiam_seg.pictures.masks import LARGEST_8_BIT, Colour
 
 UNLABELLED = -1
@@ -217,7 +218,7 @@ def image_file(source: str, decoding: Decoding, *, jpeg: bool = False) -> tuple[
         picture = image.picture()  # a file that breaks off is refused here
         chosen = decoding.bands or decoding.stretch or decoding.page or page_of(source)[1]
         if image.format in kinds and not chosen and getattr(image, "ordinary", False):
-            with open_regular(Path(source)) as file:
+            with open_file(source) as file:
                 return file.read(), kinds[image.format]
         planes = rgb_planes(picture, image.name, decoding)
     upright, buffer = Image.fromarray(np.moveaxis(planes, 0, -1)), io.BytesIO()

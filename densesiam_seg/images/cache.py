@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -79,7 +79,7 @@ def read_cache(path: Path, side: int) -> CachedSquares | None:
 
 @contextmanager
 def writing_cache(
-    path: Path, aspects: list[float], skipped: list[Skipped], notes: Notes
+    path: Path, aspects: Sequence[float], skipped: list[Skipped], notes: Notes
 ) -> Iterator[Callable[[int, Tensor], None]]:
     """Gives what appends a square, by its number; the cache is there once the block ends. Raises OutputError.
 

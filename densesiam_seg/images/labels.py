@@ -27,9 +27,9 @@ def load_label(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
     Raises `ImageError`, also for what cannot hold exact values: JPEG, floats, other colour spaces; and for several
     pages or frames, unless the path names one of them (`FILE/3`).
     """
-    name = os.fspath(path)
     with opened(path, Decoding(max_pixels)) as image:
-        if image.pages > 1 and page_of(name)[1] is None:
+        name = image.name
+        if image.pages > 1 and page_of(os.fspath(path))[1] is None:
             raise _refused(name, f"has {image.pages} pages or frames, and a label is one picture")
         if image.lossy:
             raise _refused(

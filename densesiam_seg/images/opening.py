@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import warnings
@@ -28,7 +27,8 @@ from densesiam_seg.errors import ImageError
 from densesiam_seg.images.decoding import Decoding, page_of
 from densesiam_seg.images.pixels import WIDEST, Picture, Samples, as_samples, eight_bit, turned
 from densesiam_seg.images.tiff import Page, chosen_page
-from densesiam_seg.io.files import NotRegularError, open_regular
+from densesiam_seg.io.files import NotRegularError
+from densesiam_seg.packed.members import as_shown, open_file
 
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".tif", ".tiff"}
@@ -62,8 +62,6 @@ _UNSUPPORTED = re.compile(
     "^unsupported|cannot handle|not been built|has not been built", re.IGNORECASE
 )
 _SHORT = re.compile("truncated|too small|unexpected end", re.IGNORECASE)
-_LARGE_READ = 1 << 20
-"""Bytes from which it is worth asking whether a file has them."""
 _START = 136
 """Bytes from the start of a file that tell its format."""
 _OTHERS = (
@@ -119,15 +117,6 @@ _TURNS = {
 }
 _SIDEWAYS = (5, 6, 7, 8)
 _PILLOW_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
-
-
-class _Bounded(io.BufferedReader):
-    """A file that sets aside no more memory for a read than it has bytes left, whatever length a header claims."""
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        if size is not None and size > _LARGE_READ:
-            size = min(size, max(os.fstat(self.fileno()).st_size - self.tell(), 0))
-        return super().read(size)
 
 
 class _PillowImage:
@@ -230,13 +219,16 @@ give its `picture` and `stored` values."""
 
 @contextmanager
 def opened(path: str | os.PathLike[str], decoding: Decoding) -> Iterator[Opened]:
-    """The image, to be decoded inside; any failure inside is an `ImageError`. `FILE/3` is page 3 of a file."""
-    name = os.fspath(path)
+    """The image, to be decoded inside; any failure inside is an `ImageError`.
+
+    `FILE/3` is page 3 of a file, and `packed.members` says how one in a tar is named.
+    """
+    name = as_shown(os.fspath(path))
     _ignore_pillow_warnings()
     try:
-        where, page = page_of(name)
+        where, page = page_of(os.fspath(path))
         page = decoding.page if page is None else page
-        with _Bounded(open_regular(Path(where)).detach()) as file:
+        with open_file(where) as file:
             found = _read_header(file, name, decoding, page)
             limit = decoding.max_pixels
             if limit is not None and found.width * found.height > limit:

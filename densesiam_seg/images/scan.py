@@ -22,6 +22,7 @@ from densesiam_seg.images.opening import SUFFIXES, opened
 from densesiam_seg.io.files import open_regular
 from densesiam_seg.io.outputs import is_note, noted_outputs
 from densesiam_seg.io.run_directory import RUN_NAMES, STATUS, read_status
+from densesiam_seg.packed.names import Names
 
 
 def scan(
@@ -35,7 +36,8 @@ def scan(
     """List the files that `inputs` mean, in any mixture of:
 
     - a file, whatever its suffix;
-    - a folder: all files below it with a suffix of `SUFFIXES`, except hidden ones;
+    - a `.tar`: the files in it with a suffix of `SUFFIXES`, except hidden ones, wherever the tar is met;
+    - a folder: all files below it with a suffix of `SUFFIXES`, and all tars, except hidden ones;
     - a glob pattern: files as in a folder, and folders whole. A `**` stands for folders at any
       depth; such a pattern selects files alone, and none that is hidden. A file or folder of
       exactly that name is preferred;
@@ -71,7 +73,7 @@ def scan(
 
 def each_page(manifest: Manifest) -> Manifest:
     """The same with `FILE/1`, `FILE/2`, … in place of a file that has several pages or frames."""
-    rows: list[tuple[str, int, int]] = []
+    rows: list[tuple[str, int, int, int]] = []
     for index, name in enumerate(manifest.names):
         try:
             with opened(manifest.path(index), Decoding(None, page=1)) as image:
@@ -80,10 +82,17 @@ def each_page(manifest: Manifest) -> Manifest:
             pages = 1  # it is refused when it is decoded
         digits = len(str(pages))
         named = [f"{name}/{page:0{digits}}" for page in range(1, pages + 1)]
-        stamp = manifest.sizes[index], manifest.mtimes_ms[index]
+        offset = manifest.offsets[index] if manifest.offsets else -1
+        stamp = manifest.sizes[index], manifest.mtimes_ms[index], offset
         rows += [(each, *stamp) for each in (named if pages > 1 else [name])]
-    names, sizes, times = zip(*sorted(rows), strict=True)
-    return replace(manifest, names=names, sizes=array("q", sizes), mtimes_ms=array("q", times))
+    names, sizes, times, offsets = zip(*sorted(rows), strict=True)
+    return replace(
+        manifest,
+        names=Names(names),
+        sizes=array("q", sizes),
+        mtimes_ms=array("q", times),
+        offsets=array("q", offsets) if manifest.offsets else array("q"),
+    )
 
 
 LISTS = (".txt", ".lst", ".list")
@@ -121,10 +130,10 @@ class _Scanner:
             except OSError as error:
                 raise InputError(f"{item}: cannot be read ({error.strerror}); check it") from error
             return self._listed(item, data, list(dict.fromkeys([str(path.parent), here])))
-        found = Candidates(_inside(path.parent.as_posix()))
-        if found.add(path.name) == "dangling-link" and not path.is_symlink():
+        found = Candidates()
+        if found.add(path.as_posix()) == "dangling-link" and not path.is_symlink():
             raise InputError(f"{item}: no such file or folder; check the path")
-        return found
+        return _not_empty(item, found)
 
     def _walk(
         self,

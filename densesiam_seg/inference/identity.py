@@ -47,6 +47,12 @@ def facts_of(
     }
 
 
+def digest_of_model(segmenter: Segmenter) -> str:
+    """SHA-256 of all that a segmenter's masks depend on, apart from how images are read and refined."""
+    parts = digest_of_network(segmenter), digest_of_clusters(segmenter, names=False)
+    return hashlib.sha256("".join(parts).encode("ascii")).hexdigest()
+
+
 def digest_of_network(segmenter: Segmenter) -> str:
     """SHA-256 of the network as it is in memory, of what it is shown, and of a read-out by centroids."""
     total = hashlib.sha256()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
@@ -152,6 +151,6 @@ def training_images(path: Path, remedy: str) -> Manifest:
         raise InputError(
             f"{file}: images are needed, and the run does not tell its own; {remedy}"
         ) from error
-    if not os.path.exists(manifest.path(0)):  # noqa: PTH110 - a foreign name
-        raise InputError(f"{manifest.path(0)}: the training images have moved; {remedy}")
+    if not manifest.is_there(0):
+        raise InputError(f"{manifest.shown(0)}: the training images have moved; {remedy}")
     return manifest

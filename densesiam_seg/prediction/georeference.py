@@ -22,7 +22,8 @@ from densesiam_seg.errors import ImageError, UsageError
 from densesiam_seg.images.decoding import Decoding, page_of
 from densesiam_seg.images.pixels import turned
 from densesiam_seg.images.tiff import Page, chosen_page
-from densesiam_seg.io.files import open_regular, replacing
+from densesiam_seg.io.files import replacing
+from densesiam_seg.packed.members import as_shown, open_file, piece_of
 from densesiam_seg.pictures.masks import LARGEST_8_BIT, Colour
 
 TAGS = (33550, 33922, 34264, 34735)
@@ -63,7 +64,7 @@ def require_rasterio(sources: Iterable[str]) -> None:
     for source in sources:
         if is_georeferenced(source):
             raise UsageError(
-                f"{source}: is a GeoTIFF, whose place on earth needs one more package; "
+                f"{as_shown(source)}: is a GeoTIFF, whose place on earth needs one more package; "
                 "pip install 'densesiam-seg[geo]', or give --format png"
             )
 
@@ -82,7 +83,7 @@ def read_georeference(source: str) -> Georeference | None:
     import rasterio
 
     warnings.filterwarnings("ignore", category=rasterio.errors.NotGeoreferencedWarning)
-    where = page_of(source)[0]
+    where = _for_gdal(page_of(source)[0])
     if page.index:
         where = f"GTIFF_DIR:{page.index + 1}:{where}"
     try:
@@ -90,7 +91,10 @@ def read_georeference(source: str) -> Georeference | None:
             return _read(file, page.orientation)
     except rasterio.errors.RasterioError as error:
         raise ImageError(
-            source, "corrupt", f"its georeference cannot be read ({error})", "give --format png"
+            as_shown(source),
+            "corrupt",
+            f"its georeference cannot be read ({error})",
+            "give --format png",
         ) from error
 
 
@@ -98,12 +102,21 @@ def _page(source: str) -> Page | None:
     """The page that `images` shows, with its header read; None for no TIFF and for a damaged one."""
     where, number = page_of(source)
     try:
-        with open_regular(Path(where)) as file:
+        with open_file(where) as file:
             if file.read(4) not in _TIFF:
                 return None
             return chosen_page(file, where, Decoding(), number)
     except Exception:  # a malformed file raises what it likes; it fails where it is decoded
         return None
+
+
+def _for_gdal(path: str) -> str:
+    """What GDAL calls a file, or a piece of one where `path` is a member of a tar."""
+    piece = piece_of(path)
+    if piece is None:
+        return path
+    tar, start, size = piece
+    return f"/vsisubfile/{start}_{size},{tar}"
 
 
 def _is_placed(source: str, page: Page) -> bool:

@@ -109,7 +109,7 @@ def predict_events(
             for result in results:
                 if result.error is not None and work.failures is not None:
                     with Records(work.failures) as records:
-                        records.append(_failure(result.image, result.error))
+                        records.append(failure_record(result.image, result.error))
                 yield result
     sync_folders(folders - closed.keys())
     if work.keeps and record is not None:
@@ -168,7 +168,7 @@ def _results(
         sync_folders({work.targets[place]} - job.closed.keys())
 
 
-def _failure(image: str, error: ImageError | OutputError) -> dict[str, str]:
+def failure_record(image: str, error: ImageError | OutputError) -> dict[str, str]:
     """The record of an image that failed."""
     reason = error.reason if isinstance(error, ImageError) else "not-written"
     return {"path": image, "reason": reason, "message": str(error)}

@@ -27,6 +27,7 @@ from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.files import make_folder, replace_text
 from densesiam_seg.io.parallel import device_lock, on_own_cores
 from densesiam_seg.naming.clusters import Cluster
+from densesiam_seg.packed.members import as_shown
 from densesiam_seg.pictures.masks import Colour, overlay
 from densesiam_seg.pictures.sheet import fitted
 from densesiam_seg.reporting.pictures import address, masked
@@ -96,7 +97,9 @@ class Compared:
             "pairs": [pair.to_dict() for pair in self.pairs],
             "only_first": [{"id": each.id, "name": each.name} for each in self.only_first],
             "only_second": [{"id": each.id, "name": each.name} for each in self.only_second],
-            "images": [vars(each) for each in self.differences[:limit]],
+            "images": [
+                {**vars(each), "image": as_shown(each.image)} for each in self.differences[:limit]
+            ],
             "looked_at": len(self.differences),
             "failed": [{"image": each.path, "message": str(each)} for each in self.failed],
         }

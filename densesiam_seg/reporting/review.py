@@ -23,6 +23,7 @@ from densesiam_seg.events import Notice, Progress
 from densesiam_seg.images.decoding import Decoding
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.files import make_folder, replace_text
+from densesiam_seg.packed.members import as_shown
 from densesiam_seg.reporting.novelty import REFERENCE, Reference
 from densesiam_seg.reporting.pictures import Shown, show_images
 from densesiam_seg.reporting.run_files import RunFiles
@@ -63,7 +64,9 @@ class Reviewed:
     def to_dict(self) -> dict[str, Any]:
         """A JSON object."""
         return {
-            "images": [asdict(finding) for finding in self.findings],
+            "images": [
+                {**asdict(finding), "image": as_shown(finding.image)} for finding in self.findings
+            ],
             "looked_at": self.images,
             "failed": [{"image": each.path, "message": str(each)} for each in self.failed],
         }
@@ -155,7 +158,9 @@ def write_csv(path: Path, found: Reviewed) -> None:
     writer.writerow(["image", "certainty", "novelty", "why"])
     for each in found.findings:
         novelty = "" if each.novelty is None else f"{each.novelty:.4f}"
-        writer.writerow([printable(each.image), f"{each.certainty:.4f}", novelty, each.why])
+        writer.writerow(
+            [printable(as_shown(each.image)), f"{each.certainty:.4f}", novelty, each.why]
+        )
     make_folder(path.parent)
     replace_text(path, text.getvalue())
 

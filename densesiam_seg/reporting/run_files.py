@@ -54,7 +54,7 @@ class RunFiles:
             )
         _, gone = self.manifest.changed()
         if len(gone) == len(self.manifest):
-            raise InputError(f"{self.manifest.path(0)}: the training images have moved; {remedy}")
+            raise InputError(f"{self.manifest.shown(0)}: the training images have moved; {remedy}")
         return self.manifest
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import densesiam_seg
 from densesiam_seg.errors import UsageError, counted, one_line
+from densesiam_seg.packed.members import as_shown
 from densesiam_seg.pictures.masks import Colour
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def _environment() -> Environment:
         "now": lambda: f"{datetime.now().astimezone():%Y-%m-%d %H:%M}",
         "css": lambda: _safe(sources["page.css"]),
         "chart": _safe,
+        "as_shown": as_shown,
     }
     return environment
 
