@@ -110,6 +110,9 @@ class TestUnion:
             assert masks_of(out) == expected
             assert sum(tally.images for tally in tallies) == 7
             assert failed(out) == ["f.jpg"]
+            # Each has a note of its own: on a network disk appends of several hosts overwrite each other.
+            notes = {path.name for path in out.glob(".densesiam-seg-outputs*")}
+            assert notes <= {f".densesiam-seg-outputs-{i}-of-{count}.jsonl" for i in range(count)}
             for path in expected:
                 assert (out / path).name in noted_outputs((out / path).parent)
             with pytest.raises(InputError, match="that this program wrote"):
