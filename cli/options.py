@@ -21,7 +21,8 @@ io_option = partial(typer.Option, rich_help_panel="Input and output")
 recipe_option = partial(typer.Option, rich_help_panel=RECIPE)
 
 IMAGES = typer.Argument(
-    help="Folders, files, globs, .txt lists of paths, or - for a list on stdin.", show_default=False
+    help="Folders, files, tars, globs, .txt lists of paths, or - for a list on stdin.",
+    show_default=False,
 )
 DATASETS = "coco-stuff, cityscapes, potsdam, camvid, or your own .toml."
 

@@ -101,7 +101,7 @@ class FileOptions:
 
 RARE = (
     *("follow_links", "seed", "precision", "max_pixels", "page", "bands", "fit_images"),
-    *("over_clusters", "entropy", "npy", "every", "scales"),
+    *("over_clusters", "entropy", "npy", "every", "scales", "ray"),
 )
 
 
@@ -135,7 +135,7 @@ def command(
         io_option(
             "--shard",
             metavar="I/N",
-            help="Only part I (from 0) of N; run again, it does what is missing. By default a launcher's.",
+            help="Part I of N alone, counted from 0.",
         ),
     ] = None,
     ray: RayOption = None,

@@ -29,6 +29,7 @@ from densesiam_seg.inference.refinement import refined
 from densesiam_seg.inference.segmenter import Segmenter, working_size
 from densesiam_seg.inference.upsampling import upsample_argmax
 from densesiam_seg.io.parallel import device_lock
+from densesiam_seg.packed.members import as_shown
 
 Size = tuple[int, int]
 Mask = NDArray[np.integer]
@@ -136,7 +137,7 @@ class Turned:
         return [
             Notice(
                 f"{counted(self.count, 'image')} with an EXIF tag that turns the image but not its label, first "
-                f"{image} ({apart}): scores are right only if the labels were drawn on images as they are shown, "
+                f"{as_shown(image)} ({apart}): scores are right only if the labels were drawn on images as they are shown, "
                 "upright; else turn the images' pixels or remove the tag",
                 warning=True,
             )

@@ -130,10 +130,10 @@ class _Scanner:
             except OSError as error:
                 raise InputError(f"{item}: cannot be read ({error.strerror}); check it") from error
             return self._listed(item, data, list(dict.fromkeys([str(path.parent), here])))
-        found = Candidates(_inside(path.parent.as_posix()))
-        if found.add(path.name) == "dangling-link" and not path.is_symlink():
+        found = Candidates()
+        if found.add(path.as_posix()) == "dangling-link" and not path.is_symlink():
             raise InputError(f"{item}: no such file or folder; check the path")
-        return found
+        return _not_empty(item, found)
 
     def _walk(
         self,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from itertools import islice
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -173,7 +173,7 @@ def fit_centroids(
         else:
             stored.clear()
     if not any(group.largest([len(sample)])):
-        raise InputError("k-means: none of the images can be read; give others")
+        group.by_first(_refuse)
     bound = agreed_bound(largest, group)
     centroids = sampled_kmeans(
         sample, clusters, seed=seed, restarts=restarts, bound=bound, group=group
@@ -182,6 +182,10 @@ def fit_centroids(
     for points in _in_turn(stored if memory_left >= 0 else all_points(), count, group):
         centroids = refine(centroids, none if points is None else points, bound=bound, group=group)
     return centroids
+
+
+def _refuse() -> NoReturn:
+    raise InputError("k-means: none of the images can be read; give others")
 
 
 def _in_turn(own: Iterable[Tensor | None], count: int, group: Group) -> Iterator[Tensor | None]:

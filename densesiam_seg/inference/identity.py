@@ -12,7 +12,7 @@ from torch import Tensor
 from densesiam_seg.images.decoding import Decoding
 from densesiam_seg.inference.options import Refinement
 from densesiam_seg.inference.segmenter import Segmenter
-from densesiam_seg.io.files import to_json
+from densesiam_seg.io.files import JSON, to_json
 
 FORMAT = 1
 """Of all that is written; raised with a change by which the same facts give other bytes."""
@@ -56,7 +56,11 @@ def digest_of_model(segmenter: Segmenter) -> str:
 def digest_of_network(segmenter: Segmenter) -> str:
     """SHA-256 of the network as it is in memory, of what it is shown, and of a read-out by centroids."""
     total = hashlib.sha256()
-    shape = [asdict(segmenter.card.architecture), segmenter.card.image_size, segmenter.card.readout]
+    shape: JSON = [
+        asdict(segmenter.card.architecture),
+        segmenter.card.image_size,
+        segmenter.card.readout,
+    ]
     total.update(to_json(shape).encode("ascii"))
     tensors = {f"network.{name}": value for name, value in segmenter.network.state_dict().items()}
     if segmenter.centroids is not None:
@@ -68,7 +72,7 @@ def digest_of_network(segmenter: Segmenter) -> str:
 
 def digest_of_clusters(segmenter: Segmenter, *, names: bool) -> str:
     """SHA-256 of how masks show the clusters: ids, colours, merges and members, and with `names` these too."""
-    rows = [
+    rows: JSON = [
         [each.id, list(each.colour), each.merged_into, list(each.members or ())]
         + ([each.name] if names else [])
         for each in segmenter.clusters

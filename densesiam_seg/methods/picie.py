@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -153,11 +154,14 @@ class PiCIE(Method):
         sound = [*torch.stack(list(checks)).tolist(), False]
         (place,) = self.group.largest([-sound.index(False)])
         if -place < len(checks):
-            raise diverged(
-                "features are not finite, too large or all the same where pixels are clustered",
-                epoch * len(groups) + 1,
-                [store.manifest.names[index] for index in groups[-place]],
-            )
+            self.group.by_first(lambda: self._refuse(store, groups, epoch, -place))
+
+    def _refuse(self, store: ImageStore, groups: EpochBatches, epoch: int, place: int) -> NoReturn:
+        raise diverged(
+            "features are not finite, too large or all the same where pixels are clustered",
+            epoch * len(groups) + 1,
+            [store.manifest.names[index] for index in groups[place]],
+        )
 
     def objective(self, images: Tensor, indices: Sequence[int], epoch: int) -> Objective:
         """½ within + ½ across views, each the mean of two cross-entropies; for MDC that of view 1.

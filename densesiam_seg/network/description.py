@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -125,9 +125,7 @@ class Description(nn.Module):
         exponents = [math.frexp(value)[1] for value in most.flatten().tolist()]
         unsound, *exponents = group.largest([not finite, *exponents])
         if unsound:
-            raise NumericError(
-                "the pre-trained backbone's features are not finite; give it other --weights"
-            )
+            group.by_first(_refuse)
         # Powers of two that no process's numbers exceed: channels are of very unlike size.
         bounds = sums.new_tensor([math.ldexp(1.0, each) for each in exponents]).view_as(sums)
         exact = ExactSum(1.0, max(count, 1))
@@ -199,6 +197,12 @@ def _sums(sizes: Sequence[Stages]) -> tuple[Tensor, int]:
         total = total + weight * torch.cat(means, 1)
         count += weight
     return total, count
+
+
+def _refuse() -> NoReturn:
+    raise NumericError(
+        "features of the pre-trained backbone are not finite; give it other --weights"
+    )
 
 
 def _principal(centre: Tensor, products: Tensor) -> tuple[Tensor, Tensor]:

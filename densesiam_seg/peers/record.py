@@ -58,8 +58,8 @@ def read_record(folder: Path) -> Record | None:
             found = json.loads(file.read(_MOST))
         digest = found.pop("digest")
         record = Record(**found)
-        if digest != record.digest or type(record.since) is not int:
-            raise ValueError("its digest does not fit")
+        if digest != record.digest or not _is_sound(record):
+            raise ValueError("its digest or the kind of a value does not fit")
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -68,6 +68,12 @@ def read_record(folder: Path) -> Record | None:
             "move it away or give another --out"
         ) from error
     return record
+
+
+def _is_sound(record: Record) -> bool:
+    """Whether each value is of its type."""
+    kinds = (type(record.since), type(record.replaces), type(record.images))
+    return isinstance(record.facts, dict) and kinds == (int, bool, str)
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ OPTIONS = {
     "--batch-size/-b --readout --clusters/-k --fit-images --over-clusters --flip --scales --refine --seed --device "
     "--precision --max-pixels --page --bands",
     "evaluate": "dataset --root --model/-m --split --list --allow-missing --allow-outside --shard --merge --ray "
-    "--out/-o --overwrite --json --quiet/-q --protocol --image-size --readout --clusters/-k --fit-images "
+    "--out/-o --overwrite --json --quiet/-q --help-all --protocol --image-size --readout --clusters/-k --fit-images "
     "--over-clusters --flip --scales --refine --seed --device --precision",
     "pretrain": RUN,
     "probe": "run --dataset --root --split --train-split --allow-outside --out/-o --overwrite --json --quiet/-q "
@@ -73,7 +73,7 @@ OPTIONS = {
 }
 """Frozen, so that a change of the command line is deliberate; without the settings of `train` and `pretrain`."""
 
-LONG = {*RUNS, "predict"}
+LONG = {*RUNS, "predict", "evaluate"}
 """Commands whose rare options are shown by `--help-all` alone."""
 
 PROBE = """
@@ -114,6 +114,8 @@ MISTAKES = {
     "predict x --min-confidence 2": "--min-confidence 2: must be 0 to 1",
     "predict x --tile 100": "--tile 100: must be at least 256",
     "predict x --every 0": "--every 0",
+    "predict x --shard 2/2 --out y": "--shard 2/2: give I/N",
+    "predict x --shard 1/2": "--out is missing",
     "predict x --seed 9223372036854775808": "seed = 9223372036854775808",
     "evaluate camvid": "Missing option '--root'",
     "evaluate camvid --root x --refine crf": "--refine crf",
@@ -360,12 +362,20 @@ class TestErrors:
         assert run.stderr.splitlines()[-1].startswith("error[stopped]: ")
 
 
+def told(found: tuple[int, str, str], *words: str) -> None:
+    """A mistake in the command line of two processes."""
+    code, out, error = found
+    assert (code, out) == (2, "")
+    assert error.startswith("error[usage] (process 0 of 2): ")
+    assert all(word in error for word in words), error
+
+
 class TestLaunchers:
     """Processes that a launcher started, each of which would write the same files."""
 
     @pytest.fixture(autouse=True)
-    def _second_of_two(self, monkeypatch: Patch) -> None:
-        monkeypatch.setenv("RANK", "1")
+    def _first_of_two(self, monkeypatch: Patch) -> None:
+        monkeypatch.setenv("RANK", "0")
         monkeypatch.setenv("WORLD_SIZE", "2")
 
     @pytest.mark.parametrize(
@@ -385,7 +395,7 @@ class TestLaunchers:
     ) -> None:
         monkeypatch.chdir(tmp_path)
         name = " ".join(words.split()[: 2 if words.startswith(("clusters", "export")) else 1])
-        refused(cli(*words.split()), 2, "usage", f"{name}: works in one process", "process 1/2")
+        told(cli(*words.split()), f"{name}: works in one process", "process 0/2")
         assert list(tmp_path.iterdir()) == []
 
     def test_a_single_process_is_no_launcher(self, cli: Cli, monkeypatch: Patch) -> None:
@@ -398,10 +408,10 @@ class TestLaunchers:
 
     def test_ways_that_exclude_a_launcher(self, cli: Cli) -> None:
         where = ("evaluate", "camvid", "--root", "x")
-        refused(cli(*where, "--ray", "auto"), 2, "usage", "--ray: works in one process")
+        told(cli(*where, "--ray", "auto"), "--ray: works in one process")
         part = ("--out", "x.json", "--shard")
-        refused(cli(*where, *part, "0/2"), 2, "usage", "every process would do that part")
-        found = cli(*where, *part, "1/2")
+        told(cli(*where, *part, "1/2"), "every process would do that part")
+        found = cli(*where, *part, "0/2")
         assert "every process" not in found[2]
 
 

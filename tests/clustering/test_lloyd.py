@@ -42,7 +42,7 @@ def whole(values: Tensor, step: float) -> list[list[int]]:
 def slow_lloyd(
     points: list[list[int]], centres: list[list[int]], rounds: int
 ) -> tuple[list[list[int]], list[int]]:
-    """Of whole numbers; empty clusters take the points that are farthest from theirs, of equally far ones the larger."""
+    """Of whole numbers; empty clusters take the points farthest from theirs, the larger of equally far ones."""
 
     def squared(one: list[int], other: list[int]) -> int:
         return sum((a - b) ** 2 for a, b in zip(one, other, strict=True))

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from image_files import saved
+from tar_files import write_tar
 
 from densesiam_seg.errors import ImageError
 from densesiam_seg.images.decode import load_image
@@ -56,6 +57,15 @@ def test_a_page_is_named_below_its_file(tmp_path: Path) -> None:
     assert page_of(str(path)) == (str(path), None)
     (tmp_path / "7").write_bytes(path.read_bytes())
     assert load_image(tmp_path / "7").shape == (3, 3, 4)
+
+
+def test_a_page_is_named_below_a_member_of_a_tar(tmp_path: Path) -> None:
+    tar = write_tar(tmp_path / "x.tar", {"a.tif": b""})
+    for member in (f"{tar}/@0+5/a.tif", f"{tar}/@0+5/7/a.tif"):
+        assert page_of(member) == (member, None)
+        assert page_of(f"{member}/12") == (member, 12)
+    assert page_of(f"{tar}/12") == (str(tar), 12)
+    assert page_of(f"{tar}/@0+5/7") == (f"{tar}/@0+5/7", None)
 
 
 def test_what_parts_of_a_set_noted_adds_up() -> None:

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ranks import in_ranks
+from slim import slim_resnets
 from torch import Tensor, nn
 
 from densesiam_seg.clustering.kmeans import Centroids
@@ -26,7 +28,8 @@ from densesiam_seg.methods import picie
 from densesiam_seg.methods.picie import PiCIE, centroid_logits, running_statistics_kept
 from densesiam_seg.network.architecture import Architecture
 from densesiam_seg.network.model import build_network
-from densesiam_seg.peers.group import Group
+from densesiam_seg.peers.group import ALONE, Group
+from densesiam_seg.peers.norms import share_statistics
 from densesiam_seg.views.pair import view_pair
 
 K, C, SIDE, BATCH, IMAGES = 4, 8, 8, 4, 12
@@ -47,10 +50,13 @@ def store(image_folder: Path) -> ImageStore:
     return made
 
 
-def made(config: TrainConfig = CONFIG, precision: torch.dtype = torch.float32) -> PiCIE:
+def made(
+    config: TrainConfig = CONFIG, precision: torch.dtype = torch.float32, group: Group = ALONE
+) -> PiCIE:
     """A method with a new network of the seed's weights."""
     architecture = Architecture(channels=C, clusters=config.clusters, over_clusters=6)
-    return PiCIE(build_network(architecture, config.seed).train(), config, CPU, precision)
+    network = build_network(architecture, config.seed).train()
+    return PiCIE(network, config, CPU, precision, group=group)
 
 
 def prepared(store: ImageStore, config: TrainConfig = CONFIG, epoch: int = 0) -> PiCIE:
@@ -405,6 +411,61 @@ class TestResume:
             assert list(method.prepare(store, 1)) == [4, 8, 12]
         same(resumed.state(), whole.state())
         same(resumed.network.state_dict(), whole.network.state_dict())
+
+
+def in_a_group(group: Group, folder: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """What a process has of an epoch; of one that a single process began, too; and an error of another process."""
+    with slim_resnets():
+        store = ImageStore(scan([folder]), 64, workers=0)
+        list(store.prepare())
+        methods = []
+        for known in ({}, tensors):
+            method = made(CONFIG, group=group)
+            share_statistics(method.network, group)
+            method.restore(known)
+            assert list(method.prepare(store, 0)) == [4, 8, 12]
+            methods.append(method)
+        own = [
+            replace(batch, indices=batch.indices[2 * group.index : 2 * group.index + 2])
+            for batch in batches_of(store)
+        ]
+        labels = [[labels_of(method, batch) for batch in own] for method in methods]
+        images = [batch.images[2 * group.index : 2 * group.index + 2] for batch in own]
+        histogram = methods[0].objective(images[0], own[0].indices, 0).histogram
+        features = PiCIE._fixed_features
+
+        def spoiled(*args: Any) -> Tensor:
+            return features(*args) * (math.nan if group.index else 1.0)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(PiCIE, "_fixed_features", spoiled)
+            with pytest.raises(NumericError) as refused:
+                list(methods[0].prepare(store, 1))
+        return {
+            "state": methods[0].state(),
+            "labels": [torch.cat(each) for each in labels],
+            "images": [index for batch in own for index in batch.indices],
+            "histogram": histogram,
+            "error": str(refused.value),
+        }
+
+
+def test_processes_share_an_epoch(store: ImageStore, image_folder: Path) -> None:
+    """Batch statistics are added up in another order, so that a pixel on a border may have another cluster."""
+    alone = prepared(store)
+    found = in_ranks(2, in_a_group, str(image_folder), alone.state())
+    same(found[0]["state"], found[1]["state"])
+    assert found[0]["error"] == found[1]["error"] and "step 4 (batch with " in found[0]["error"]
+    assert sorted(found[0]["images"] + found[1]["images"]) == list(range(IMAGES))
+    for name, value in alone.state().items():
+        torch.testing.assert_close(found[0]["state"][name], value, atol=1e-3, rtol=0.02)
+    for rank in found:
+        assert alone.labels is not None
+        expected = alone.labels.of(rank["images"])
+        for labels in rank["labels"]:
+            assert labels.shape == expected.shape == (6, 2, SIDE, SIDE)
+            assert float((labels == expected).float().mean()) > 0.98
+        assert int(rank["histogram"].sum()) == 2 * SIDE**2
 
 
 def step(method: PiCIE, batch: Batch) -> tuple[float, float]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +133,17 @@ def test_a_damaged_one(tmp_path: Path) -> None:
     (tmp_path / RECORD).write_text(text.replace('"pamr"', '"none"'))
     with pytest.raises(UsageError, match="or a damaged one; move it away"):
         read_record(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"facts": [1]}, {"since": 0.5}, {"since": True}, {"replaces": 1}, {"images": None}]
+)
+def test_values_of_other_kinds(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """Whoever made them up has computed the digest too."""
+    record = replace(claim(tmp_path, FACTS).record, **changes)
+    (tmp_path / RECORD).write_text(json.dumps({"digest": record.digest, **vars(record)}))
+    with pytest.raises(UsageError, match="is no record of an earlier prediction"):
+        claim(tmp_path, OTHER, keeps=True)
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:

@@ -166,6 +166,6 @@ def test_a_derived_sequence_is_a_tuples_equal() -> None:
     squares = Derived(lambda number: number * number, range(5))
     assert squares == (0, 1, 4, 9, 16) == squares and squares == [*squares]
     assert squares != (0, 1, 4, 9) and squares[:4] == (0, 1, 4, 9) and squares != 7
-    assert (squares[-1], len(squares[1:3]), squares[3:2]) == (16, 2, ())
+    assert (squares[-1], len(squares[1:3]), len(squares[3:2])) == (16, 2, 0)
     with pytest.raises(IndexError):
         squares[5]

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from photographs import centroids_of, junk, picture
 from PIL import Image
+from tar_files import write_tar
 from videos import damage, write_video
 
 from densesiam_seg.datasets.scenes import scene
@@ -36,6 +37,7 @@ from densesiam_seg.images.scan import each_page, scan
 from densesiam_seg.inference.options import Refinement
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.outputs import OUTPUTS, noted_outputs
+from densesiam_seg.packed.members import as_shown
 from densesiam_seg.peers.record import RECORD
 from densesiam_seg.prediction import batching
 from densesiam_seg.prediction import predict as prediction
@@ -145,6 +147,30 @@ class TestPredict:
         (tmp_path / "file").touch()
         with pytest.raises(OutputError, match="cannot be written"):
             predict(segmenter, [images], tmp_path / "file" / "out")
+
+    def test_images_in_tars_have_the_masks_of_the_files(
+        self, segmenter: Segmenter, images: Path, tmp_path: Path
+    ) -> None:
+        """In a folder for each tar; a tar that was replaced since costs its images alone."""
+        names = ("a.jpg", "b.png", "deep/er/c.webp")
+        contents = {name: (images / name).read_bytes() for name in names}
+        tars = tmp_path / "tars"
+        write_tar(tars / "x.tar", contents | {"c.json": b"{}"})
+        write_tar(tars / "y.tar", {"./b.png": contents["b.png"]})
+        predict(segmenter, [images], tmp_path / "one")
+        results = predict(segmenter, [tars], tmp_path / "two")
+        masks = {f"x.tar/{name}" for name in files(tmp_path / "one")}
+        assert files(tmp_path / "two") == masks | {"y.tar/b.png"}
+        for name in files(tmp_path / "two"):
+            np.testing.assert_array_equal(
+                mask_of(tmp_path / "two" / name), mask_of(tmp_path / "one" / name[6:])
+            )
+        assert [as_shown(each.image) for each in results] == [
+            str(tars / name) for name in (*(f"x.tar/{name}" for name in names), "y.tar/b.png")
+        ]
+        work = plan(scan([tars]), tmp_path / "three")
+        write_tar(tars / "x.tar", {"a.jpg": contents["b.png"]})
+        assert reasons(list(predict_events(segmenter, work))) == ["replaced"] * 3 + [None]
 
     def test_what_was_written_is_noted(
         self, segmenter: Segmenter, images: Path, tmp_path: Path
