@@ -72,7 +72,7 @@ def digest_of_network(segmenter: Segmenter) -> str:
 
 def digest_of_clusters(segmenter: Segmenter, *, names: bool) -> str:
     """SHA-256 of how masks show the clusters: ids, colours, merges and members, and with `names` these too."""
-    rows: list[list[JSON]] = [
+    rows: list[Any] = [
         [each.id, list(each.colour), each.merged_into, list(each.members or ())]
         + ([each.name] if names else [])
         for each in segmenter.clusters
