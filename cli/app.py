@@ -58,7 +58,7 @@ class _Shared(_Literal, TyperCommand):
 class _Command(_Shared):
     """One that works in one process: several would write the same files, each of them."""
 
-    def invoke(self, context: typer.Context) -> Any:
+    def invoke(self, context: Any) -> Any:
         shard = launched()
         if not shard.alone:
             raise UsageError(

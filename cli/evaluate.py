@@ -9,6 +9,7 @@ import typer
 
 from densesiam_seg.cli.options import (
     DATASETS,
+    HelpAll,
     Json,
     JsonFile,
     Model,
@@ -46,8 +47,14 @@ AllowOutside = Annotated[
 ]
 
 
+RARE = ("allow_outside", "ray", "fit_images", "over_clusters", "scales", "seed", "precision")
+
+
 @takes(
-    reading=ReadoutOptions, refining=RefineOptions, settings=checked("seed", "device", "precision")
+    rare=RARE,
+    reading=ReadoutOptions,
+    refining=RefineOptions,
+    settings=checked("seed", "device", "precision"),
 )
 def evaluate(
     dataset: Annotated[
@@ -80,6 +87,7 @@ def evaluate(
     overwrite: Overwrite = False,
     json: Json = False,
     quiet: Quiet = False,
+    help_all: HelpAll = False,
     protocol: ScoringProtocol = None,
     image_size: ScoringSize = None,
     reading: ReadoutOptions,

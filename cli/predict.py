@@ -102,7 +102,7 @@ class FileOptions:
 
 RARE = (
     *("follow_links", "seed", "precision", "max_pixels", "page", "bands", "fit_images"),
-    *("over_clusters", "entropy", "npy", "every", "scales"),
+    *("over_clusters", "entropy", "npy", "every", "scales", "ray"),
 )
 
 

@@ -90,7 +90,7 @@ def test_tests_mirror_rooms_and_files() -> None:
 
 def test_rooms_are_small() -> None:
     files = {name: len([*path.glob("*.py")]) - 1 for name, path in ROOMS.items()}
-    assert len(files) <= 20
+    assert len(files) <= 21
     del files["cli"]  # one for each command
     assert {name: count for name, count in files.items() if count > 12} == {}
 

@@ -137,9 +137,8 @@ class Turned:
         return [
             Notice(
                 f"{counted(self.count, 'image')} with an EXIF tag that turns the image but not its label, first "
-                f"{as_shown(image)} ({apart}): scores are right only if the labels were drawn on images as they "
-                "are shown, "
-                "upright; else turn the images' pixels or remove the tag",
+                f"{as_shown(image)} ({apart}): scores are right only if the labels were drawn on images as they are "
+                "shown, upright; else turn the images' pixels or remove the tag",
                 warning=True,
             )
         ]

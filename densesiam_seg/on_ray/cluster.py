@@ -101,7 +101,7 @@ def on_workers(
 def _joined(address: str) -> Iterator[Any]:
     """The module ray, connected to a cluster until the block ends."""
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else each job begins with a warning
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    handlers: dict[int, Any] = {number: signal.getsignal(number) for number in SIGNALS}
     # What Ray says of lost machines, at length, it would print among the data.
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # noqa: PTH123
         import ray

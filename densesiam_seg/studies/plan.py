@@ -17,7 +17,7 @@ from densesiam_seg.datasets.reader import Sample, Samples, samples
 from densesiam_seg.errors import InputError, ModelError, UsageError
 from densesiam_seg.evaluation.evaluate import Benchmark, benchmark
 from densesiam_seg.evaluation.probe import require_apart
-from densesiam_seg.evaluation.protocol import turned_apart, turned_notice
+from densesiam_seg.evaluation.protocol import Turned
 from densesiam_seg.events import Notice, Progress
 from densesiam_seg.images.manifest import Manifest
 from densesiam_seg.images.scan import scan
@@ -152,11 +152,10 @@ def checked_labels(plan: Plan) -> Iterator[Notice | Progress]:
     Raises InputError for a label that does not decode or has values of no class, and for a split without any label.
     """
 
-    turned: dict[Sample, str] = {}
+    turned: dict[Sample, Turned] = {}
 
     def labelled(sample: Sample) -> bool:
-        if apart := turned_apart(sample):
-            turned[sample] = apart
+        turned[sample] = Turned.of(sample)
         return bool((read_label(plan.task.dataset, sample.label) != IGNORE).any())
 
     total = len(plan.train) + len(plan.task.samples)
@@ -173,8 +172,7 @@ def checked_labels(plan: Plan) -> Iterator[Notice | Progress]:
                 f"{plan.root}: no pixel of {plan.task.dataset.name} {split.split} has a label; a probe needs a "
                 "labelled split"
             )
-    if turned:
-        yield turned_notice(turned)
+    yield from sum(turned.values(), Turned()).notices()
 
 
 def write_plan(folder: Path, plan: Plan) -> None:

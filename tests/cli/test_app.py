@@ -35,12 +35,12 @@ OPTIONS = {
     "": "--version --debug --install-completion --show-completion",
     "train": f"{RUN} --no-report",
     "predict": "images --model/-m --follow-links --out/-o --format --overlay --legend --confidence --entropy "
-    "--min-confidence --only --npy --tile --every --overwrite --resume --shard --json --quiet/-q "
-    "--help-all --batch-size/-b --readout --clusters/-k --fit-images --over-clusters --flip --scales --refine --seed "
-    "--device --precision --max-pixels --page --bands",
-    "evaluate": "dataset --root --model/-m --split --list --allow-missing --allow-outside --out/-o --overwrite "
-    "--json --quiet/-q --protocol --image-size --readout --clusters/-k --fit-images --over-clusters --flip --scales "
-    "--refine --seed --device --precision",
+    "--min-confidence --only --npy --tile --every --overwrite --resume --shard --ray --json --quiet/-q --help-all "
+    "--batch-size/-b --readout --clusters/-k --fit-images --over-clusters --flip --scales --refine --seed --device "
+    "--precision --max-pixels --page --bands",
+    "evaluate": "dataset --root --model/-m --split --list --allow-missing --allow-outside --shard --merge --ray "
+    "--out/-o --overwrite --json --quiet/-q --help-all --protocol --image-size --readout --clusters/-k --fit-images "
+    "--over-clusters --flip --scales --refine --seed --device --precision",
     "pretrain": RUN,
     "probe": "run --dataset --root --split --train-split --allow-outside --out/-o --overwrite --json --quiet/-q "
     "--kind --protocol --image-size --clusters/-k --seed --device --precision",
@@ -73,7 +73,7 @@ OPTIONS = {
 }
 """Frozen, so that a change of the command line is deliberate; without the settings of `train` and `pretrain`."""
 
-LONG = {*RUNS, "predict"}
+LONG = {*RUNS, "predict", "evaluate"}
 """Commands whose rare options are shown by `--help-all` alone."""
 
 PROBE = """
@@ -120,6 +120,14 @@ MISTAKES = {
     "evaluate camvid": "Missing option '--root'",
     "evaluate camvid --root x --refine crf": "--refine crf",
     "evaluate camvid --root x --out .": "--out .: exists already",
+    "evaluate": "Missing argument 'dataset'",
+    "evaluate camvid more --root x": "give one dataset, or parts with --merge",
+    "evaluate camvid --root x --shard 2/2": "--shard 2/2: give I/N",
+    "evaluate camvid --root x --shard 0/2": "needs --out PART.json",
+    "evaluate camvid --root x --shard 0/2 --out x.csv": "ending in .json",
+    "evaluate camvid --root x --shard 0/2 --out x.json --ray auto": "give one of both",
+    "evaluate x --merge --root x": "--merge: parts hold all that a score depends on",
+    "evaluate x --merge --out .": "--out .: exists already",
     "export backbone x": "Missing option '--out'",
     "export masks x y --out z": "Missing option '--format'",
     "export masks x y --out z --format bmp": "'label-studio'",
@@ -352,6 +360,59 @@ class TestErrors:
         os.close(writer)
         assert (run.returncode, run.stdout) == (128 + number, "")
         assert run.stderr.splitlines()[-1].startswith("error[stopped]: ")
+
+
+def told(found: tuple[int, str, str], *words: str) -> None:
+    """A mistake in the command line of two processes."""
+    code, out, error = found
+    assert (code, out) == (2, "")
+    assert error.startswith("error[usage] (process 0 of 2): ")
+    assert all(word in error for word in words), error
+
+
+class TestLaunchers:
+    """Processes that a launcher started, each of which would write the same files."""
+
+    @pytest.fixture(autouse=True)
+    def _first_of_two(self, monkeypatch: Patch) -> None:
+        monkeypatch.setenv("RANK", "0")
+        monkeypatch.setenv("WORLD_SIZE", "2")
+
+    @pytest.mark.parametrize(
+        "words",
+        [
+            "demo",
+            "doctor",
+            "report run",
+            "probe run --dataset camvid --root x",
+            "clusters undo run",
+            "export backbone run --out x",
+            "study losses camvid --root x",
+        ],
+    )
+    def test_what_works_in_one_process(
+        self, cli: Cli, tmp_path: Path, monkeypatch: Patch, words: str
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        name = " ".join(words.split()[: 2 if words.startswith(("clusters", "export")) else 1])
+        told(cli(*words.split()), f"{name}: works in one process", "process 0/2")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_single_process_is_no_launcher(self, cli: Cli, monkeypatch: Patch) -> None:
+        assert cli("report", "--help")[0] == 0
+        monkeypatch.setenv("RANK", "0")
+        monkeypatch.setenv("WORLD_SIZE", "1")
+        assert cli("clusters", "list", "none")[0] == 4
+        monkeypatch.delenv("RANK")
+        refused(cli("clusters", "list", "none"), 2, "usage", "RANK=None, WORLD_SIZE=1")
+
+    def test_ways_that_exclude_a_launcher(self, cli: Cli) -> None:
+        where = ("evaluate", "camvid", "--root", "x")
+        told(cli(*where, "--ray", "auto"), "--ray: works in one process")
+        part = ("--out", "x.json", "--shard")
+        told(cli(*where, *part, "1/2"), "every process would do that part")
+        found = cli(*where, *part, "0/2")
+        assert "every process" not in found[2]
 
 
 class TestStdout:

@@ -18,6 +18,7 @@ import pytest
 import torch
 from ray_nodes import Nodes, two_nodes
 
+from densesiam_seg import __version__
 from densesiam_seg.errors import InputError, ModelError, UsageError, WorkerError
 from densesiam_seg.on_ray import cluster
 from densesiam_seg.on_ray.cluster import (
@@ -52,7 +53,7 @@ class Squares:
         return number * number, str(Path.cwd())
 
 
-def worker(work: Squares, folder: Path, version: str = cluster.__version__) -> _Worker:
+def worker(work: Squares, folder: Path, version: str = __version__) -> _Worker:
     return _Worker(_Sent(pickle.dumps(work), str(folder), version), torch.get_num_threads())
 
 
@@ -84,7 +85,7 @@ class TestWorker:
     def test_a_worker_that_cannot_begin_says_so_of_every_item(
         self, tmp_path: Path, how: str
     ) -> None:
-        version = "0.0.1" if how == "version" else cluster.__version__
+        version = "0.0.1" if how == "version" else __version__
         made = worker(Squares(broken=how == "model"), tmp_path, version)
         words = "no model here" if how == "model" else "not 0.0.1"
         for failed in outcomes(made, 1, 2):

@@ -18,6 +18,7 @@ from densesiam_seg.config import RunConfig
 from densesiam_seg.datasets.scenes import scene
 from densesiam_seg.errors import OutputError, WorkerError
 from densesiam_seg.events import Notice, Predicted
+from densesiam_seg.images.decoding import Noted
 from densesiam_seg.images.scan import scan
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.on_ray import predicting
@@ -128,7 +129,7 @@ def test_a_worker_that_sees_no_images(
     first = str(inputs / "000.png")
 
     def on_workers(*given: Any, **options: Any) -> Generator[tuple[int, Answer], None, None]:
-        yield 0, Answer([], [], predicting.Noted(), first, "far")
+        yield 0, Answer([], [], Noted(), first, "far")
 
     monkeypatch.setattr(predicting, "on_workers", on_workers)
     with pytest.raises(WorkerError, match=f"worker on far sees no {first}"):

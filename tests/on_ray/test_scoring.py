@@ -13,7 +13,13 @@ from ray_nodes import two_nodes
 
 from densesiam_seg.datasets.reader import Sample
 from densesiam_seg.errors import ImageError, WorkerError
-from densesiam_seg.evaluation.evaluate import Benchmark, benchmark, segmenter_events
+from densesiam_seg.evaluation.counting import nothing
+from densesiam_seg.evaluation.evaluate import (
+    Benchmark,
+    benchmark,
+    segmenter_events,
+    segmenter_job,
+)
 from densesiam_seg.evaluation.job import Evaluation
 from densesiam_seg.events import Notice, Progress
 from densesiam_seg.inference.segmenter import Segmenter
@@ -107,8 +113,8 @@ def test_a_worker_that_sees_no_images(
     elsewhere = str(root / "images/val/0001.jpg")
 
     def on_workers(*given: Any, **options: Any) -> Iterator[tuple[int, Answer]]:
-        nothing = scoring.nothing(scoring.segmenter_job(segmenter, task)[0])
-        yield 0, Answer(nothing, None, elsewhere, "far")
+        none = nothing(segmenter_job(segmenter, task)[0])
+        yield 0, Answer(none, None, elsewhere, "far")
 
     monkeypatch.setattr(scoring, "on_workers", lambda *a, **o: (each for each in on_workers()))
     with pytest.raises(WorkerError, match=f"worker on far sees no {elsewhere}.*shared disk"):
@@ -117,7 +123,7 @@ def test_a_worker_that_sees_no_images(
 
 def test_what_is_not_there_is_told(segmenter: Segmenter, root: Path) -> None:
     task = benchmark(root / "scenes.toml", root, allow_missing=True)
-    how, _ = scoring.segmenter_job(segmenter, task)
+    how, _ = segmenter_job(segmenter, task)
     sample = task.samples.items[0]
     gone = Sample("gone", root / "none.jpg", sample.label)
     found = scoring.answer(how, [sample, gone])
