@@ -14,6 +14,7 @@ from torch import Tensor
 
 from densesiam_seg.datasets.reader import Sample
 from densesiam_seg.errors import ImageError, InputError
+from densesiam_seg.evaluation import counting as counting_module
 from densesiam_seg.evaluation.counting import (
     Counting,
     Tally,
@@ -123,28 +124,44 @@ def test_the_first_failure_and_where(root: Path) -> None:
     raise_first([None])
 
 
-def of_ranks(group: Group, root: str, broken: str) -> tuple[Tally, Any, str]:
+def of_ranks(group: Group, root: str, broken: str) -> tuple[Tally, Any, Tally, str]:
     """What each of several processes gets, and the error where two images cannot be read."""
+    counting_module.ROUND = 1
     tally, last = counted(Path(root), group)
     missing, _ = counted(Path(broken), group, allow_missing=True)
-    assert missing.unreadable == ("1", "5")
     try:
         counted(Path(broken), group)
     except ImageError as error:
-        return tally, last, str(error)
-    return tally, last, ""
+        return tally, last, missing, str(error)
+    return tally, last, missing, ""
 
 
-def test_three_processes_count_what_one_does(root: Path, tmp_path_factory: Any) -> None:
-    """Two groups of images: one process has none. All raise the error that one process raises."""
-    broken = tmp_path_factory.mktemp("broken")
-    put(broken, 7)
-    for name in ("5", "1"):
+def test_three_processes_count_what_one_does(tmp_path: Path) -> None:
+    """Five groups of images in two rounds. All raise the error that one process raises, though others come first."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    for folder in (whole, broken):
+        folder.mkdir()
+        put(folder, 18)
+    for name in ("14", "8"):
         (broken / f"images/{name}.png").write_bytes(b"junk")
-    expected, last = counted(root)
+    expected = (*counted(whole), counted(broken, allow_missing=True)[0])
+    assert expected[2].unreadable == ("14", "8")
     with pytest.raises(ImageError) as alone:
         counted(broken)
-    assert "images/1.png" in str(alone.value)
-    for found in in_ranks(3, of_ranks, str(root), str(broken)):
-        assert same(found[0], expected)
-        assert found[1:] == (last, str(alone.value))
+    assert "images/14.png" in str(alone.value)
+    for found in in_ranks(3, of_ranks, str(whole), str(broken)):
+        assert same(found[0], expected[0])
+        assert found[1] == expected[1]
+        assert same(found[2], expected[2])
+        assert found[3] == str(alone.value)
+
+
+def test_processes_without_images(root: Path) -> None:
+    """Seven images are two groups, so that two of four processes have none."""
+    expected, _ = counted(root)
+    for found in in_ranks(4, only_counts, str(root)):
+        assert found == expected.counts[0].tolist()
+
+
+def only_counts(group: Group, root: str) -> Any:
+    return counted(Path(root), group)[0].counts[0].tolist()
