@@ -116,8 +116,8 @@ def turned_notice(turned: Mapping[Sample, str]) -> Notice:
     first = min(turned, key=lambda sample: sample.name)
     return Notice(
         f"{counted(len(turned), 'image')} with an EXIF tag that turns the image but not its label, first "
-        f"{as_shown(str(first.image))} ({turned[first]}): scores are right only if the labels were drawn on images as they are shown, "
-        "upright; else turn the images' pixels or remove the tag",
+        f"{as_shown(str(first.image))} ({turned[first]}): scores are right only if the labels were drawn on images as "
+        "they are shown, upright; else turn the images' pixels or remove the tag",
         warning=True,
     )
 
