@@ -31,8 +31,9 @@ from densesiam_seg.cli import (
     train,
     visualize,
 )
-from densesiam_seg.errors import DenseSiamError, one_line
+from densesiam_seg.errors import DenseSiamError, UsageError, one_line
 from densesiam_seg.io.signals import SIGNALS
+from densesiam_seg.peers.shard import launched
 
 _TAG = re.compile(r"(\\*)(\[[a-zA-Z#/@][^\[\]]*\])")
 """What Rich takes for markup, as `rich.markup.escape` has it, whose import takes longer than the rest of the start."""
@@ -50,8 +51,21 @@ class _Literal:
                     setattr(each, name, _TAG.sub(r"\1\1\\\2", text))
 
 
-class _Command(_Literal, TyperCommand):
-    """A command with such a help."""
+class _Shared(_Literal, TyperCommand):
+    """A command with such a help, whose work the processes of a launcher share."""
+
+
+class _Command(_Shared):
+    """One that works in one process: several would write the same files, each of them."""
+
+    def invoke(self, context: typer.Context) -> Any:
+        shard = launched()
+        if not shard.alone:
+            raise UsageError(
+                f"{context.command_path.partition(' ')[2]}: works in one process, and this is process {shard} of a "
+                "launcher; start it alone (train, pretrain, predict and evaluate share their work)"
+            )
+        return super().invoke(context)
 
 
 ORDER = (
@@ -101,10 +115,10 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("train", cls=_Command)(train.train)
-app.command("predict", cls=_Command)(predict.command)
-app.command("evaluate", cls=_Command)(evaluate.evaluate)
-app.command("pretrain", cls=_Command)(train.pretrain)
+app.command("train", cls=_Shared)(train.train)
+app.command("predict", cls=_Shared)(predict.command)
+app.command("evaluate", cls=_Shared)(evaluate.evaluate)
+app.command("pretrain", cls=_Shared)(train.pretrain)
 app.command("probe", cls=_Command)(evaluate.probe)
 app.command("visualize", cls=_Command)(visualize.command)
 named = typer.Typer(
@@ -170,6 +184,9 @@ def main() -> None:
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _interrupt)
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        # torch would tell each process that its parameters might all be used.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     code = 0
     try:
         code = _run(debug="--debug" in sys.argv[1:2])
@@ -192,6 +209,8 @@ def _run(debug: bool) -> int:
     except DenseSiamError as error:
         if debug:
             raise
+        if error.told:
+            return error.exit_code
         return _fail(error.name, str(error), error.exit_code)
     except (_Interrupted, KeyboardInterrupt, typer.Abort) as stop:
         number = stop.number if isinstance(stop, _Interrupted) else signal.SIGINT
@@ -235,7 +254,11 @@ def _is_of_memory(error: Exception) -> bool:
 
 
 def _fail(name: str, message: str, code: int) -> int:
-    print(f"error[{name}]: {one_line(message)}", file=sys.stderr)
+    rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    # Of several processes all have the same command line, whose mistakes the first one tells.
+    if rank == "0" or code != 2:
+        where = "" if size == "1" else f" (process {rank} of {size})"
+        print(f"error[{name}]{where}: {one_line(message)}", file=sys.stderr)
     return code
 
 

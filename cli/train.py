@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +23,7 @@ from densesiam_seg.errors import DenseSiamError, UsageError
 from densesiam_seg.events import Event, Trained
 from densesiam_seg.io.lock import run_lock
 from densesiam_seg.io.run_directory import noting_failure, read_status
+from densesiam_seg.peers.shard import launched
 
 if TYPE_CHECKING:
     from densesiam_seg.cli.console import Console
@@ -106,7 +108,9 @@ def _refuse_early(given: dict[str, Any]) -> None:
         if source is not None and os.path.isdir(source):  # noqa: PTH112
             require_model(source)
     folder = given["out"]
-    if given["resume"] and folder is not None and read_status(folder):
+    # Of several processes the first one will look, which then holds the folder.
+    alone = launched().alone
+    if alone and given["resume"] and folder is not None and read_status(folder):
         from densesiam_seg.training.checkpoint import newest_sound
 
         with run_lock(folder), noting_failure(folder):
@@ -123,6 +127,9 @@ def _show(
     """Draw a run, and say where its model lies and what to do with it; `report_on` is the device of a report."""
     from densesiam_seg.cli.console import Console
 
+    if launched().index:
+        deque(events, maxlen=0)  # the first process tells
+        return
     console = Console(quiet=run.quiet)
     done = console.follow(events)[-1]
     assert isinstance(done, Trained)

@@ -22,6 +22,8 @@ class DenseSiamError(Exception):
 
     exit_code: int = 1
     name: ClassVar[str] = "bug"
+    told: bool = False
+    """Whether another process of the same job tells it."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         """So that any of them can be sent to another process, whatever its constructor takes."""

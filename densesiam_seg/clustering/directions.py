@@ -25,8 +25,8 @@ from torch.nn import functional as F
 from densesiam_seg.clustering.kmeans import kmeans_labels
 from densesiam_seg.clustering.merging import Contacts, cut, merge_tree
 from densesiam_seg.clustering.quality import Sample, agreement, stability
-from densesiam_seg.io.parallel import on_own_cores
 from densesiam_seg.io.randomness import Stream, generator
+from densesiam_seg.peers.group import ALONE, Group
 
 DRAWS = 12
 OVER_CLUSTERS = 2.5
@@ -65,9 +65,13 @@ def fit_directions(points: Tensor, posteriors: Tensor, concentration: float) -> 
 
 
 def find_directions(
-    sample: Sample, clusters: int, *, seed: int
+    sample: Sample, clusters: int, *, seed: int, group: Group = ALONE
 ) -> Generator[float, None, tuple[Directions, float]]:
     """The clusters of a sample of unit vectors, and their stability.
+
+    The processes of a group, all of which have the sample, deal out whole draws and fits and send each other the
+    results. Within a fit they send nothing, and every number is computed by one of them, on one core: so all get the
+    same bits, for any number of them, as by sums that they would add up in every iteration.
 
     Yields the fraction that is done. Raises InputError for fewer distinct points than clusters and NumericError for
     points that are not finite.
@@ -85,26 +89,31 @@ def find_directions(
 
     steps = draws + len(CONCENTRATIONS)
     found: list[Directions] = []
-    with closing(on_own_cores(draw_one, range(draws))) as drawn:
+    with closing(group.dealt(draw_one, range(draws))) as drawn:
         for each in drawn:
             found.append(each)
             yield len(found) / steps
-    parts = (found, found[::2], found[1::2])
-    with closing(on_own_cores(lambda part: joined(part, points, clusters), parts)) as posteriors:
-        whole, *halves = posteriors
 
-    def at(concentration: float) -> tuple[Directions, float, float]:
-        fit, *pair = (fit_directions(points, part, concentration) for part in (whole, *halves))
-        return fit, stability(fit, sample), agreement(pair, sample)
+    def fits_of(part: Sequence[Directions]) -> list[Directions]:
+        # At every concentration: the posteriors would be a long message.
+        posteriors = joined(part, points, clusters)
+        return [fit_directions(points, posteriors, each) for each in CONCENTRATIONS]
 
-    fits: list[tuple[Directions, float, float]] = []
-    with closing(on_own_cores(at, CONCENTRATIONS)) as ranked:
-        for fit in ranked:
-            fits.append(fit)
-            yield (draws + len(fits)) / steps
+    with closing(group.dealt(fits_of, (found, found[::2], found[1::2]))) as parts:
+        alike = list(zip(*parts, strict=True))
+
+    def ranked(fits: Sequence[Directions]) -> tuple[float, float]:
+        fit, *pair = fits
+        return stability(fit, sample), agreement(pair, sample)
+
+    ranks: list[tuple[float, float]] = []
+    with closing(group.dealt(ranked, alike)) as told:
+        for rank in told:
+            ranks.append(rank)
+            yield (draws + len(ranks)) / steps
     # Other light, another size and other images count alike.
-    best, stable, _ = max(fits, key=lambda fit: 2 * fit[1] + fit[2])
-    return best, stable
+    best = max(range(len(ranks)), key=lambda place: 2 * ranks[place][0] + ranks[place][1])
+    return alike[best][0], ranks[best][0]
 
 
 def joined(draws: Sequence[Directions], points: Tensor, clusters: int) -> Tensor:

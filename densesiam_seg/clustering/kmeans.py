@@ -3,12 +3,13 @@
 Axes: N pixels, C channels, K clusters, B images.
 
 Centroids start from FAISS k-means on a sample and are refined by mini-batches over the data (PiCIE, CVPR 2021,
-section 3). Assignment by the smallest squared distance is a 1×1 convolution: argmax over k of 2 c_k·f - |c_k|².
+section 3; `lloyd`). Assignment by the smallest squared distance is a 1×1 convolution: argmax over k of
+2 c_k·f - |c_k|².
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -54,8 +55,10 @@ def require_bounded(features: Tensor) -> None:
         )
 
 
-def kmeans(points: Tensor, clusters: int, *, seed: int, restarts: int = 1) -> Centroids:
-    """FAISS k-means of points (N, C), all of them used, repeatable for a seed.
+def kmeans(
+    points: Tensor, clusters: int, *, seed: int, restarts: int = 1, iterations: int | None = None
+) -> Centroids:
+    """FAISS k-means of points (N, C), all of them used, in `ITERATIONS` or fewer, repeatable for a seed.
 
     Of `restarts` starts the one with the least sum of squared distances is kept; the first is that of a single one.
     Raises InputError for fewer points (or fewer distinct ones) than clusters and NumericError for points that are not
@@ -84,7 +87,7 @@ def kmeans(points: Tensor, clusters: int, *, seed: int, restarts: int = 1) -> Ce
     machine = faiss.Kmeans(
         data.shape[1],
         clusters,
-        niter=ITERATIONS,
+        niter=iterations or ITERATIONS,
         nredo=restarts,
         seed=seed % 2**31,
         min_points_per_centroid=1,
@@ -101,17 +104,6 @@ def kmeans_labels(points: Tensor, clusters: int, *, seed: int) -> Tensor:
     """The cluster (N,) of each point (N, C) by `kmeans`. Raises as it does."""
     single = points.float()
     return assign(single, kmeans(single, clusters, seed=seed).centres)
-
-
-def refine(centroids: Centroids, points: Tensor) -> Centroids:
-    """One mini-batch update: c_k ← (1 - n_b/n_k) c_k + (n_b/n_k) mean of the batch's members, n_k the running count."""
-    labels = assign(points, centroids.centres)
-    batch = torch.bincount(labels, minlength=len(centroids.counts))
-    sums = torch.zeros_like(centroids.centres).index_add_(0, labels, points.float())
-    counts = centroids.counts + batch
-    rate = (batch / counts.clamp(min=1)).unsqueeze(1)
-    means = sums / batch.clamp(min=1).unsqueeze(1)
-    return replace(centroids, centres=torch.lerp(centroids.centres, means, rate), counts=counts)
 
 
 def assign(points: Tensor, centres: Tensor) -> Tensor:

@@ -28,8 +28,8 @@ from densesiam_seg.clustering.agreement import best_pairs
 from densesiam_seg.clustering.appearance import GIST, OWN
 from densesiam_seg.clustering.gaussians import Gaussians, expectation, fit_gaussians, maximisation
 from densesiam_seg.clustering.quality import Sample, agreement, stability
-from densesiam_seg.io.parallel import on_own_cores
 from densesiam_seg.io.randomness import Stream, generator
+from densesiam_seg.peers.group import ALONE, Group
 
 RESTARTS = 80
 MIN_IMAGES_PER_CHANNEL = 2
@@ -110,11 +110,11 @@ class Mixture(nn.Module):
             pass
 
     def fitting(
-        self, sample: Sample, *, seed: int, search: Search = SEARCH
+        self, sample: Sample, *, seed: int, search: Search = SEARCH, group: Group = ALONE
     ) -> Generator[float, None, Found]:
         """`fit` in steps, as it may take a minute: yields the fraction of the fits that are done."""
         found = yield from find_gaussians(
-            sample, len(self.centres), self.gist, seed=seed, search=search
+            sample, len(self.centres), self.gist, seed=seed, search=search, group=group
         )
         self.adopt(found)
         return found
@@ -136,13 +136,20 @@ class Found(NamedTuple):
 
 
 def find_gaussians(
-    sample: Sample, clusters: int, gist: int, *, seed: int, search: Search = SEARCH
+    sample: Sample,
+    clusters: int,
+    gist: int,
+    *,
+    seed: int,
+    search: Search = SEARCH,
+    group: Group = ALONE,
 ) -> Generator[float, None, Found]:
-    """The clusters of a sample; yields the fraction of the fits that are done. Raises as `Mixture.fit` does."""
+    """The clusters of a sample; yields the fraction of the fits that are done. Raises as `Mixture.fit` does.
+
+    The processes of a group deal out whole fits, as for `find_directions`.
+    """
     sample = sample.double()
-    mean, deviation = sample.points.mean(0), sample.points.std(0, unbiased=False)
-    # Constant channels are not divided by 0.
-    deviation = torch.where(deviation > 1e-6, deviation, 1.0)
+    ((mean, deviation),) = group.dealt(_moments, [sample.points])
     standard = sample.standardised(mean, deviation)
     # Channels of zeros have no effect on the conditional means.
     blind = standard.without(gist)
@@ -158,17 +165,30 @@ def find_gaussians(
         return kind, _ranked_fit(samples[kind], clusters, gist, seed, turn)
 
     fits: list[list[RankedFit]] = [[] for _ in samples]
-    with closing(on_own_cores(make, range(count))) as results:
+    with closing(group.dealt(make, range(count))) as results:
         for done, (kind, each) in enumerate(results, 1):
             fits[kind].append(each)
             yield done / count
-    selected = [_most_stable(*each, one_in) for each in zip(fits, samples, strict=True)]
+    pairs = list(zip(fits, samples, strict=True))
+    selected = list(group.dealt(lambda pair: _most_stable(*pair, one_in), pairs))
     # The first of equal ones.
     kind = max(range(len(selected)), key=lambda each: selected[each][0])
-    points = samples[kind].points
-    shares = [expectation(points, fit)[1] for fit in selected[kind][1]]
-    fit = maximisation(points, consensus(shares), gist)
-    return Found(fit, mean, deviation, stability(fit, samples[kind]))
+
+    def averaged(fits: Sequence[Gaussians]) -> tuple[Gaussians, float]:
+        points = samples[kind].points
+        shares = [expectation(points, fit)[1] for fit in fits]
+        fit = maximisation(points, consensus(shares), gist)
+        return fit, stability(fit, samples[kind])
+
+    ((fit, stable),) = group.dealt(averaged, [selected[kind][1]])
+    return Found(fit, mean, deviation, stable)
+
+
+def _moments(points: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation (D,) of points (N, D)."""
+    mean, deviation = points.mean(0), points.std(0, unbiased=False)
+    # Constant channels are not divided by 0.
+    return mean, torch.where(deviation > 1e-6, deviation, 1.0)
 
 
 class RankedFit(NamedTuple):

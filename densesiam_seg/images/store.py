@@ -9,7 +9,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, MutableSequence, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Literal, overload
 
@@ -23,10 +23,12 @@ from densesiam_seg.images.cache import cache_file, read_cache, writing_cache
 from densesiam_seg.images.decode import load_square, load_stretched, load_values
 from densesiam_seg.images.decoding import Decoding
 from densesiam_seg.images.manifest import Manifest, Skipped
-from densesiam_seg.io.devices import available_cores, free_memory
+from densesiam_seg.io.devices import available_cores, free_memory, is_first_here
 from densesiam_seg.io.files import free_space
 from densesiam_seg.io.parallel import HungError, ahead
 from densesiam_seg.io.randomness import Stream, generator
+from densesiam_seg.peers.group import ALONE, Group
+from densesiam_seg.peers.shard import Shard
 
 MEMORY_SHARE = 0.25
 """Share of the machine's free memory that decoded images may take before they go to the disk."""
@@ -59,6 +61,10 @@ class ImageStore:
 
     `keep` says which; `auto` is a file that an earlier run has left in the folder `caches`, else memory where they fit,
     else a new file where that fits.
+
+    Of a `group` of processes each reads a part of the images first, so that all know which are usable. In memory it
+    keeps those, and others from when it needs them on; the first process of each machine writes a file, if one is asked
+    for.
     """
 
     def __init__(
@@ -71,8 +77,10 @@ class ImageStore:
         decoding: Decoding | None = None,
         keep: Keep = "auto",
         caches: Path = CACHES,
+        group: Group = ALONE,
     ) -> None:
         self.manifest = manifest
+        self.group = group
         self.side = side
         self.fit = fit
         self.aspects = torch.ones(len(manifest))
@@ -86,6 +94,8 @@ class ImageStore:
         self.file: Path | None = None
         """Where the squares lie on the disk, if they do; known after `prepare`."""
         self._squares: Tensor | None = None
+        self._missing: NDArray[np.bool_] | None = None
+        """Whether an image (N,) has not been decoded by this process yet."""
 
     def __len__(self) -> int:
         return len(self.manifest)
@@ -101,17 +111,23 @@ class ImageStore:
         )
         if self.keep in ("auto", "disk"):
             known = read_cache(path, self.side)
-            if known is not None and (yield from known.verify()):
+            sound = known is not None and (yield from known.verify())
+            if known is not None and not any(self.group.largest([not sound])):
                 self.file, self._squares = path, known.squares
                 self._settle(known.aspects, known.skipped, known.notes)
                 return
+        keep = self._place()
+        if not self.group.alone and keep != "disk":
+            yield from self._prepare_part(keep)
+            return
         aspects = array("d")
         skipped: list[Skipped] = []
-        keep = self._place()
         if keep == "disk":
-            notes = self.decoding.notes
-            with writing_cache(path, aspects, skipped, notes) as write:
-                yield from self._decode_all(write, aspects, skipped)
+            if is_first_here():
+                notes = self.decoding.notes
+                with writing_cache(path, aspects, skipped, notes) as write:
+                    yield from self._decode_all(write, aspects, skipped)
+            aspects, skipped = max(self.group.gathered((aspects, skipped)), key=_known)
             if (known := read_cache(path, self.side)) is not None:
                 self.file, self._squares = path, known.squares
         elif keep == "ram":
@@ -122,6 +138,32 @@ class ImageStore:
             yield from self._decode_all(lambda number, square: None, aspects, skipped)
         self._settle(aspects, skipped, self.decoding.notes.lines())
 
+    def _prepare_part(self, keep: Keep) -> Iterator[int]:
+        """The same where each process reads a part: what it finds there it tells the others."""
+        group, total = self.group, len(self)
+        part = group.shard.part(total)
+        aspects = array("d")
+        skipped: list[Skipped] = []
+        decoded: list[Tensor] = []
+
+        def take(number: int, square: Tensor) -> None:
+            if keep == "ram":
+                decoded.append(square)
+
+        for done in self._decode_all(take, aspects, skipped, part):
+            yield done * total // len(part)
+        found = group.gathered((aspects, skipped, self.decoding.notes.lines()))
+        before = sum(len(other) for other, *_ in found[: group.index])
+        whole = array("d", chain.from_iterable(other for other, *_ in found))
+        if keep == "ram":
+            self._squares = torch.empty((len(whole), 3, self.side, self.side), dtype=torch.uint8)
+            self._missing = np.ones(len(whole), np.bool_)
+            for place, square in enumerate(decoded, before):
+                self._squares[place] = square
+                self._missing[place] = False
+        lines = dict.fromkeys(chain.from_iterable(notes for *_, notes in found))
+        self._settle(whole, list(chain.from_iterable(bad for _, bad, _ in found)), list(lines))
+
     def batches(
         self, groups: Sequence[tuple[int, ...]], *, pinned: bool = False
     ) -> Iterator[Batch]:
@@ -130,10 +172,18 @@ class ImageStore:
         With `pinned` they lie in memory that a GPU copies from by itself.
         """
         flat = (index for group in groups for index in group)
-        decoded = self._decode(flat) if self._squares is None else None
+        # As it is now: what is decoded in the meantime is still to come from `decoded`.
+        missing = None if self._missing is None else self._missing.copy()
+        decoded: Iterator[tuple[Tensor, float] | ImageError] | None = None
+        if self._squares is None:
+            decoded = self._decode(flat)
+        elif missing is not None and missing.any():
+            decoded = self._decode(index for index in flat if missing[index])
 
         def gather(group: tuple[int, ...]) -> Batch:
             if self._squares is not None:
+                if missing is not None and decoded is not None:
+                    self._fill([index for index in group if missing[index]], decoded)
                 # By numpy: torch's threads would spin between copies and take cores from the network.
                 images = torch.from_numpy(self._squares.numpy()[list(group)])
             else:
@@ -145,8 +195,21 @@ class ImageStore:
         waits = pinned or self.file is not None
         return ahead(gather, groups, 1 if waits else 0, max_waiting=2)
 
+    def _fill(
+        self, indices: Sequence[int], decoded: Iterator[tuple[Tensor, float] | ImageError]
+    ) -> None:
+        """Keep the squares of some images, which come in this order."""
+        assert self._squares is not None and self._missing is not None
+        for index in indices:
+            self._squares[index] = _sound(next(decoded))
+            self._missing[index] = False
+
     def _place(self) -> Keep:
-        """Where the squares go: `keep`, or the first place with room for them."""
+        """Where the squares go: `keep`, or the first place with room for them, the same in all processes."""
+        places = self.group.gathered(self._own_place())
+        return places[0] if len(set(places)) == 1 else "none"
+
+    def _own_place(self) -> Keep:
         needed, memory = len(self) * 3 * self.side**2, free_memory()
         if self.keep == "ram" and needed > memory:
             raise UsageError(
@@ -156,7 +219,9 @@ class ImageStore:
             return self.keep
         if needed <= MEMORY_SHARE * memory:
             return "ram"
-        return "disk" if needed <= DISK_SHARE * free_space(self.caches) else "none"
+        # A file has one writer, for which all others would wait.
+        small = self.group.alone and needed <= DISK_SHARE * free_space(self.caches)
+        return "disk" if small else "none"
 
     def _settle(self, aspects: Sequence[float], skipped: list[Skipped], notes: list[str]) -> None:
         self.notes = notes
@@ -168,12 +233,16 @@ class ImageStore:
         take: Callable[[int, Tensor], None],
         aspects: MutableSequence[float],
         skipped: list[Skipped],
+        part: range | None = None,
     ) -> Iterator[int]:
-        """Decode every image once: call `take` with its number and square, or list it as skipped where that fails."""
-        names = self.manifest.names
-        decoded = self._decode(range(len(names)))
-        for done, (name, result) in enumerate(zip(names, decoded, strict=True), 1):
+        """Decode every image, or a part of them, once: call `take` with the number of each usable one and its square.
+
+        Where that fails it is listed as skipped.
+        """
+        part = range(len(self)) if part is None else part
+        for done, (index, result) in enumerate(zip(part, self._decode(part), strict=True), 1):
             if isinstance(result, ImageError):
+                name = self.manifest.names[index]
                 skipped.append(Skipped(name, result.reason, str(result)))
             else:
                 square, aspect = result
@@ -266,6 +335,11 @@ def _arrived(batch: Batch, copied: torch.cuda.Event) -> Batch:
     return batch
 
 
+def _known(found: tuple[Sequence[float], Sequence[Skipped]]) -> int:
+    """How many images the lists of aspects and of skipped files tell of."""
+    return len(found[0]) + len(found[1])
+
+
 def _sound(decoded: tuple[Tensor, float] | ImageError) -> Tensor:
     if isinstance(decoded, ImageError):
         raise decoded
@@ -293,6 +367,11 @@ class EpochBatches(Sequence[tuple[int, ...]]):
         if isinstance(place, slice):
             return EpochBatches(self._order[place].reshape(-1), self._order.shape[1])
         return tuple(self._order[place].tolist())
+
+    def part(self, shard: Shard) -> EpochBatches:
+        """One process's part of every batch: the same places of it."""
+        own = shard.part(self._order.shape[1])
+        return EpochBatches(self._order[:, own.start : own.stop].reshape(-1), len(own))
 
 
 def epoch_batches(images: int, batch_size: int, *, seed: int, epoch: int) -> EpochBatches:

@@ -8,28 +8,27 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from itertools import islice
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from densesiam_seg.clustering.kmeans import (
-    Centroids,
-    kmeans,
-    refine,
-    require_bounded,
-    unit_features,
-)
+from densesiam_seg.clustering.kmeans import Centroids, require_bounded, unit_features
+from densesiam_seg.clustering.lloyd import Part, agreed_bound, refine, sampled_kmeans
 from densesiam_seg.clustering.merging import Contacts, Merges, contacts, merge_tree
 from densesiam_seg.errors import ImageError, InputError
 from densesiam_seg.inference.segmenter import ImageLike, Segmenter
 from densesiam_seg.io.devices import free_memory
 from densesiam_seg.io.parallel import device_lock, on_own_cores
 from densesiam_seg.io.randomness import Stream, generator
+from densesiam_seg.peers.group import ALONE, Group
 
 SAMPLE = 200_000
 """Pixels in the sample of the initial k-means, spread evenly over the images."""
+LARGEST_SAMPLE = 4_000_000
+"""Pixels that it is bounded by where images are so many that a pixel of each for every cluster makes more; it is then
+drawn from some of them, evenly spread."""
 MEMORY_SHARE = 0.25
 """Share of the machine's free memory that points may take before the images are read a second time."""
 CONTACT_IMAGES = 1000
@@ -50,6 +49,7 @@ def fit_readout(
     *,
     seed: int,
     restarts: int = 1,
+    group: Group = ALONE,
 ) -> Segmenter:
     """The segmenter read out by k-means of its own features over `count` images, for any number of clusters.
 
@@ -57,7 +57,7 @@ def fit_readout(
     """
     points_of = _points_of(segmenter)
     return segmenter.with_centroids(
-        fit_centroids(points_of, images, count, clusters, seed=seed, restarts=restarts)
+        fit_centroids(points_of, images, count, clusters, seed=seed, restarts=restarts, group=group)
     )
 
 
@@ -122,6 +122,14 @@ def _of_each(
     return safe
 
 
+def own_places(count: int, group: Group) -> range:
+    """The places, among `count` images, of those that this process computes features of.
+
+    They come in turn, so that all processes are about as far when centroids are refined image by image.
+    """
+    return range(group.index, count, group.count)
+
+
 def fit_centroids(
     points_of: Callable[[Item], Tensor | None],
     images: Images[Item],
@@ -130,35 +138,61 @@ def fit_centroids(
     *,
     seed: int,
     restarts: int = 1,
+    group: Group = ALONE,
 ) -> Centroids:
     """k-means on a sample of every image's points, then one mini-batch update per image with all of them.
 
     Of `restarts` runs of k-means the one with the least sum of squared distances is used. `points_of` maps an image to
-    points (N, C), or None to skip it, in several threads at once. Pixels are drawn by (seed, image). Points that fit
-    into memory are stored for the updates; else `images` makes a second pass. Raises InputError for too few points and
-    NumericError for points that are not finite.
+    points (N, C), or None to skip it, in several threads at once. Pixels are drawn by (seed, place of the image).
+    Points that fit into memory are stored for the updates; else `images` makes a second pass.
+
+    In a group `images` are this process's own ones, those at `own_places` of all; all processes get the same bits, for
+    any number of them. Raises InputError for too few points and NumericError for points that are not finite.
     """
 
-    def all_points() -> Iterator[Tensor]:
-        results = on_own_cores(points_of, images(), max_waiting=MAX_WAITING)
-        return (points for points in results if points is not None)
+    def all_points() -> Iterator[Tensor | None]:
+        return on_own_cores(points_of, images(), max_waiting=MAX_WAITING)
 
     share = max(SAMPLE // max(count, 1), clusters)
-    memory_left = MEMORY_SHARE * free_memory()
-    sample: list[Tensor] = []
-    stored: list[Tensor] = []
-    for index, points in enumerate(all_points()):
-        draw = generator(seed, Stream.PIXELS, 0, index)
-        chosen = draw.permutation(len(points))[:share]
-        sample.append(points[torch.from_numpy(chosen)])
-        memory_left -= points.nbytes
+    every = -(-count * share // LARGEST_SAMPLE) or 1
+    memory_left, largest = MEMORY_SHARE * free_memory(), 0.0
+    sample: list[Part] = []
+    stored: list[Tensor | None] = []
+    for place, points in enumerate(all_points()):
+        if points is not None:
+            require_bounded(points)
+            largest = max(largest, float(points.abs().max()) if len(points) else 0.0)
+            memory_left -= points.nbytes
+            number = group.index + place * group.count
+            if number % every == 0:
+                draw = generator(seed, Stream.PIXELS, 0, number)
+                chosen = draw.permutation(len(points))[:share]
+                sample.append((number, points[torch.from_numpy(chosen)]))
         if memory_left >= 0:
             stored.append(points)
         else:
             stored.clear()
-    if not sample:
-        raise InputError("k-means: none of the images can be read; give others")
-    centroids = kmeans(torch.cat(sample), clusters, seed=seed, restarts=restarts)
-    for points in stored if memory_left >= 0 else all_points():
-        centroids = refine(centroids, points)
+    if not any(group.largest([len(sample)])):
+        group.by_first(_refuse)
+    bound = agreed_bound(largest, group)
+    centroids = sampled_kmeans(
+        sample, clusters, seed=seed, restarts=restarts, bound=bound, group=group
+    )
+    none = centroids.centres.new_empty(0, centroids.centres.shape[1])
+    for points in _in_turn(stored if memory_left >= 0 else all_points(), count, group):
+        centroids = refine(centroids, none if points is None else points, bound=bound, group=group)
     return centroids
+
+
+def _refuse() -> NoReturn:
+    raise InputError("k-means: none of the images can be read; give others")
+
+
+def _in_turn(own: Iterable[Tensor | None], count: int, group: Group) -> Iterator[Tensor | None]:
+    """The points of each of `count` images where it is this process's, else None."""
+    mine = iter(own)
+    if group.alone:
+        yield from mine
+        return
+    for number in range(count):
+        yield next(mine, None) if number % group.count == group.index else None

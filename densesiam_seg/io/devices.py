@@ -87,6 +87,11 @@ def _local(name: str, otherwise: int) -> int:
     return int(text) if text.isdecimal() else otherwise
 
 
+def is_first_here() -> bool:
+    """Whether this is the first process that a launcher started on this machine, or the only one."""
+    return _local(RANK, 0) == 0
+
+
 def free_memory() -> int:
     """Bytes of available memory, this process's share of them; 4 GiB where the system does not report it."""
     try:

@@ -70,6 +70,17 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the names and values of tensors, whatever device they lie on."""
+    import torch
+
+    total = hashlib.sha256()
+    for name, value in tensors.items():
+        total.update(name.encode())
+        total.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
 def read_layout(path: Path) -> Layout:
     """What a file's header says, without torch.
 

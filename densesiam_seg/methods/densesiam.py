@@ -27,6 +27,7 @@ from densesiam_seg.methods.method import Method, Objective, Terms, sound_feature
 from densesiam_seg.methods.mixture_prior import fit_mixture, prior_shares
 from densesiam_seg.methods.stage_cache import StageCache
 from densesiam_seg.network.model import SHARPNESS, DenseSiam, matched
+from densesiam_seg.peers.group import ALONE, Group
 from densesiam_seg.views.pair import view_pair
 from densesiam_seg.views.parameters import sample_geometry
 
@@ -34,9 +35,10 @@ from densesiam_seg.views.parameters import sample_geometry
 class DenseSiamMethod(Method):
     """DenseSiam on replayed views; SimSiam and PixSim are the same with losses switched off."""
 
-    def __init__(self, network: DenseSiam, config: TrainConfig) -> None:
+    def __init__(self, network: DenseSiam, config: TrainConfig, *, group: Group = ALONE) -> None:
         self.network = network
         self.config = config
+        self.group = group
         self.stage_cache: StageCache | None = None
         """A frozen backbone's stages of all views, once they are written to the disk."""
 
@@ -49,7 +51,7 @@ class DenseSiamMethod(Method):
     def prepare(self, store: ImageStore, epoch: int) -> Iterator[int]:
         """Before the first epoch the mixture is fitted; the network's state keeps it."""
         if epoch == 0 and self.network.mixture is not None:
-            yield from fit_mixture(self.network, store, self.config.seed)
+            yield from fit_mixture(self.network, store, self.config.seed, group=self.group)
 
     def objective(self, images: Tensor, indices: Sequence[int], epoch: int) -> Objective:
         """Losses of one of those batches; the region loss joins in the last epochs."""
@@ -64,7 +66,7 @@ class DenseSiamMethod(Method):
             if config.follows_prior():
                 prior = prior_shares(network, images, views.geometry, features.shape[-1])
         regions = epoch >= config.region_epoch()
-        return objective(network, features, config, regions=regions, prior=prior)
+        return objective(network, features, config, regions=regions, prior=prior, group=self.group)
 
 
 def objective(
@@ -74,6 +76,7 @@ def objective(
     *,
     regions: bool,
     prior: Tensor | None = None,
+    group: Group = ALONE,
 ) -> Objective:
     """Losses of both views' features in exact correspondence (2B, C, h, h), view 1 first (section 3).
 
@@ -84,7 +87,7 @@ def objective(
     agreement, spread = torch.zeros((), device=features.device), None
     histogram = torch.zeros(0, dtype=torch.int64, device=features.device)
     if config.image_weight:
-        loss, agreement, spread = image_loss(network, features)
+        loss, agreement, spread = image_loss(network, features, group)
         terms["image"] = config.image_weight, loss
     if config.uses_pixels():
         z = network.projector(features)
@@ -94,7 +97,7 @@ def objective(
             agreement = (winners_1 == winners_2).float().mean()
             histogram = label_counts(winners, config.clusters)
         if prior is not None:
-            network.update_mean_shares(z)
+            network.update_mean_shares(z, group)
             terms["prior"] = 1.0, prior_loss(SHARPNESS * z, torch.cat((prior, prior)))
         # Before any other loss: the order of use decides the order in which the gradients of z are added up.
         views = z.chunk(2)
@@ -107,7 +110,7 @@ def objective(
             loss = _siamese_loss(features, network.over_projector, network.over_predictor, config)
             terms["over_cluster"] = config.over_cluster_weight * weight_a, loss
         if config.segmentation_weight:
-            loss = _segmentation_loss(views, winners, config)
+            loss = _segmentation_loss(views, winners, config, group)
             terms["segmentation"] = config.segmentation_weight, loss
         if regions and config.region_weight:
             embed = region_embeddings if config.exact() else fused.region_embeddings
@@ -134,13 +137,15 @@ def _siamese_loss(
     return fused.with_immediate_gradient(compute, maps, predictor, projector)
 
 
-def _segmentation_loss(views: Sequence[Tensor], winners: Tensor, config: TrainConfig) -> Tensor:
+def _segmentation_loss(
+    views: Sequence[Tensor], winners: Tensor, config: TrainConfig, group: Group
+) -> Tensor:
     """½ of each view's cross-entropy with its own argmax: two projections (B, K, h, w), `winners` (2B, h, w)."""
     if config.exact():
-        losses = [pseudo_label_loss(view, balance=config.balance) for view in views]
+        losses = [pseudo_label_loss(view, balance=config.balance, group=group) for view in views]
     else:
         losses = [
-            pseudo_label_loss(fused.rows(view), labels.flatten(), config.balance)
+            pseudo_label_loss(fused.rows(view), labels.flatten(), config.balance, group)
             for view, labels in zip(views, winners.chunk(2), strict=True)
         ]
     return 0.5 * (losses[0] + losses[1])

@@ -13,11 +13,12 @@ since sharpening makes large clusters larger.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from typing import TypeAlias, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from densesiam_seg.clustering.appearance import appearance
@@ -27,11 +28,14 @@ from densesiam_seg.clustering.quality import Sample
 from densesiam_seg.config import TrainConfig
 from densesiam_seg.images.store import ImageStore
 from densesiam_seg.io.devices import free_memory
+from densesiam_seg.io.parallel import device_lock, on_own_cores
 from densesiam_seg.io.randomness import Stream, generator
 from densesiam_seg.methods.losses import label_counts, prior_loss
 from densesiam_seg.methods.method import Method, Objective, Terms, weighted
 from densesiam_seg.methods.mixture_prior import LIGHTS
 from densesiam_seg.network.model import FINER, DenseSiam
+from densesiam_seg.peers.exact import ExactSum
+from densesiam_seg.peers.group import ALONE, Group
 from densesiam_seg.views.photometric import normalise
 
 IMAGES = 500
@@ -54,15 +58,17 @@ MEMORY_SHARE = 0.25
 
 Views: TypeAlias = tuple[list[list[Tensor]], list[list[Tensor]]]
 """Stages by size: of all L lights side by side (L, S_i, h_i, w_i), and of the image enlarged (1, S_i, h_i, w_i)."""
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 class Described(Method):
     """Training of the K-way layer over the description of a frozen backbone."""
 
-    def __init__(self, network: DenseSiam, config: TrainConfig) -> None:
+    def __init__(self, network: DenseSiam, config: TrainConfig, *, group: Group = ALONE) -> None:
         self.network = network
         self.config = config
+        self.group = group
         clusters = config.clusters
         self._state = {
             "prepared": torch.tensor(-1),  # the last epoch that was prepared
@@ -73,6 +79,10 @@ class Described(Method):
         self._kept: dict[int, Tensor] = {}
         """By image: appearance and description in all views, (V, D + C, h, w), half precision."""
         self._budget = MEMORY_SHARE * free_memory()
+
+    def trained(self) -> nn.Module:
+        """The K-way layer alone."""
+        return self.network.projector
 
     def prepare(self, store: ImageStore, epoch: int) -> Iterator[int]:
         """Before the first epoch the description is fitted, and clusters of it and of appearance.
@@ -93,18 +103,25 @@ class Described(Method):
     def objective(self, images: Tensor, indices: Sequence[int], epoch: int) -> Objective:
         """Cross-entropy of two views of the image's own size with the targets of the enlarged one."""
         network, config = self.network, self.config
-        pairs = zip(images, indices, strict=True)
-        places = torch.stack([self._places(*each).float() for each in pairs]).to(images.device)
+        known = self._places_of(zip(images, indices, strict=True))
+        places = torch.stack([each.float() for each in known]).to(images.device)
         targets = self._targets(self._dense(places[:, -1]))
-        draw = generator(config.seed, Stream.VIEWS, epoch, indices[0])
-        first, second = draw.permutation(places.shape[1] - 1)[:2].tolist()
-        scores = network.scores(self._dense(torch.cat((places[:, first], places[:, second]))))
+        both = [self._two_views(index, epoch, places.shape[1] - 1) for index in indices]
+        rows = torch.arange(len(places))
+        first, second = (places[rows, chosen] for chosen in zip(*both, strict=True))
+        scores = network.scores(self._dense(torch.cat((first, second))))
         with torch.no_grad():
             winners = scores.argmax(1)
             agreement = torch.eq(*winners.chunk(2)).float().mean()
             histogram = label_counts(winners, config.clusters)
         terms: Terms = {"pixel": (1.0, prior_loss(scores, torch.cat((targets, targets))))}
         return Objective(*weighted(terms), agreement, histogram)
+
+    def _two_views(self, index: int, epoch: int, count: int) -> tuple[int, int]:
+        """Of `count` views of an image two that differ, drawn for it alone: a batch may be in several processes."""
+        draw = generator(self.config.seed, Stream.VIEWS, epoch, index)
+        first, second = draw.permutation(count)[:2].tolist()
+        return first, second
 
     def state(self) -> dict[str, Tensor]:
         """The teacher, and how far the epochs are prepared."""
@@ -116,77 +133,121 @@ class Described(Method):
 
     @torch.no_grad()
     def _fit(self, store: ImageStore) -> Iterator[int]:
-        """Yields progress, as a number of images: half for reading them, half for the fits."""
-        network, mixture = self.network, self.network.mixture
+        """Yields progress, as a number of images: half for reading them, half for the fits.
+
+        Each process reads its part of the images, in the order of the set. What all need is computed by one of them
+        and sent, or added up exactly, so that they begin with one and the same model for any number of processes.
+        """
+        network, mixture, group = self.network, self.network.mixture, self.group
         description = network.encoder.description
         assert mixture is not None and description is not None
         chosen = _chosen(store)
+        part = group.shard.part(len(chosen))
+        own = chosen[part.start : part.stop]
+        batches = store.batches([(index,) for index in own])
         read: list[tuple[Views, Tensor]] = []
-        for done, batch in enumerate(store.batches([(index,) for index in chosen]), 1):
-            read.append(self._stages(batch.images))
-            yield -(-done // 2)
-        grid = _coarser(read[0][1])
+        for views in self._of_each(lambda batch: self._stages(batch.images), batches):
+            read.append(views)
+            yield -(-min(len(read) * group.count, len(chosen)) // 2)
+        # A process may have no image.
+        grid = next(filter(None, group.gathered(_coarser(read[0][1]) if read else None)))
         description.fit(
-            [[[stage[:1] for stage in size] for size in own] for (own, _), _ in read], grid
+            [[[stage[:1] for stage in size] for size in sizes] for (sizes, _), _ in read],
+            grid,
+            count=len(chosen),
+            group=group,
         )
-        described = [self._described(views, grid) for views, _ in read]
-        learned = self._sample(chosen, described)
-        own = self._sample(chosen, [look for _, look in read])
+        described = list(self._of_each(lambda each: self._described(each[0], grid), read))
+        learned = self._sample(own, described, len(chosen))
+        looks = self._sample(own, [look for _, look in read], len(chosen))
         clusters, seed, half = self.config.clusters, self.config.seed, len(chosen) / 2
         directions, stable = yield from _reported(
-            find_directions(learned, clusters, seed=seed), half, 1.5 * half
+            find_directions(learned, clusters, seed=seed, group=group), half, 1.5 * half
         )
-        gaussians = yield from _reported(
-            find_gaussians(own, clusters, mixture.gist, seed=seed, search=APPEARANCE_SEARCH),
-            1.5 * half,
-            2 * half,
+        search = find_gaussians(
+            looks, clusters, mixture.gist, seed=seed, search=APPEARANCE_SEARCH, group=group
         )
+        gaussians = yield from _reported(search, 1.5 * half, 2 * half)
         if gaussians.stability > stable + MARGIN:
             mixture.adopt(gaussians)
         else:
             weight, bias = network.projector.parameters()
             weight.copy_(directions.axes[:, :, None, None])
             bias.copy_(directions.logs)
-        for index, each, (_, look) in zip(chosen, described, read, strict=True):
+        for index, each, (_, look) in zip(own, described, read, strict=True):
             self._keep(index, self._joined(each, look))
 
-    def _sample(self, chosen: Sequence[int], places: Sequence[Tensor]) -> Sample:
-        """About `POINTS` of the places (V, C, h, w) of images, the same number from each; the last view is enlarged."""
-        share = -(-POINTS // len(chosen))
-        sampled = []
-        for index, views in zip(chosen, places, strict=True):
+    def _of_each(self, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """`work` of each item on one core, so that no number depends on how many there are; on a GPU in turn."""
+        lock = device_lock(self._device)
+
+        def alone(item: Item) -> Result:
+            # As before the first step, where no step's precision is set: a run that goes on finds the same.
+            with lock, torch.no_grad(), torch.autocast(self._device.type, enabled=False):
+                return work(item)
+
+        with closing(on_own_cores(alone, items, max_waiting=1)) as results:
+            yield from results
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    def _sample(self, own: Sequence[int], places: Sequence[Tensor], count: int) -> Sample:
+        """About `POINTS` of the places (V, C, h, w) of `count` images, the same number from each; the last view is
+        enlarged.
+
+        A process's `own` images and their places make part of it, all of which every process gets.
+        """
+        share = -(-POINTS // count)
+        drawn = []
+        for index, views in zip(own, places, strict=True):
             draw = generator(self.config.seed, Stream.PIXELS, 0, index)
-            points = views.cpu().float().flatten(2).mT
-            sampled.append(points[:, torch.from_numpy(draw.permutation(points.shape[1])[:share])])
+            points = views.flatten(2).mT
+            drawn.append(points[:, torch.from_numpy(draw.permutation(points.shape[1])[:share])])
+        sampled = [each for part in self.group.gathered(drawn) for each in part]
         counts = torch.tensor([each.shape[1] for each in sampled])
-        views = torch.cat(sampled, 1)
+        views = torch.cat(sampled, 1).float()
         numbers = torch.arange(len(counts)).repeat_interleave(counts)
         return Sample(views[0], views[1:-1], numbers, views[-1])
 
     @torch.no_grad()
     def _teach(self, store: ImageStore, *, first: bool) -> None:
-        """Make the K-way layer the teacher, with a bias that keeps the shares; the `first` one's are counted."""
+        """Make the K-way layer the teacher, with a bias that keeps the shares; the `first` one's are counted.
+
+        Each process counts in its part of the images.
+        """
         state, (weight, bias) = self._state, self.network.projector.parameters()
-        device = weight.device
         state["teacher"], state["bias"] = weight.detach().clone(), bias.detach().clone()
         chosen = _chosen(store)
-        missing = [(index,) for index in chosen if index not in self._kept]
+        part = self.group.shard.part(len(chosen))
+        own = chosen[part.start : part.stop]
+        missing = [(index,) for index in own if index not in self._kept]
         images = {batch.indices[0]: batch.images[0] for batch in store.batches(missing)}
-        places = [self._places(images.get(index), index) for index in chosen]
+        places = self._places_of((images.get(index), index) for index in own)
 
         def mean(view: int, sharpening: float) -> Tensor:
-            total = torch.zeros(self.config.clusters, device=device)
-            for each in places:
-                dense = self._dense(each[view][None].to(device).float())
-                total += self._targets(dense, sharpening).mean((0, 2, 3))
-            return total / len(places)
+            def of_one(each: Tensor) -> Tensor:
+                dense = self._dense(each[view][None].to(weight.device).float())
+                return self._targets(dense, sharpening).mean((0, 2, 3))
+
+            # Rounding may make more than 1 of a share.
+            total = ExactSum(2.0, len(chosen))
+            for found in self._of_each(of_one, places):
+                total.add(found)
+            return (total.total(self.group, bias) / len(chosen)).to(bias)
+
+        def added() -> Tensor:
+            # Of an unused cluster neither is more than a rounding error.
+            ratio = state["shares"].clamp(min=1e-4) / shares.clamp(min=1e-4)
+            return (ratio.log() / SHARPENING).cpu()
 
         if first:
             state["shares"] = mean(0, 1.0)
         for _ in range(BALANCING):
-            # Of an unused cluster neither is more than a rounding error.
-            ratio = state["shares"].clamp(min=1e-4) / mean(-1, SHARPENING).clamp(min=1e-4)
-            state["bias"] += ratio.log() / SHARPENING
+            shares = mean(-1, SHARPENING)
+            # Logarithms differ between processors.
+            state["bias"] += self.group.by_first(added).to(bias)
 
     def _targets(self, dense: Tensor, sharpening: float = SHARPENING) -> Tensor:
         """The teacher's posteriors (B, K, h, w) of what `DenseSiam.scores` reads."""
@@ -197,18 +258,21 @@ class Described(Method):
             logs = F.conv2d(dense[:, :width], teacher, bias) + dense[:, width:]
             return (sharpening * logs).softmax(1)
 
-    @torch.no_grad()
-    def _places(self, image: Tensor | None, index: int) -> Tensor:
-        """Appearance and description of a stored image, uint8 (3, S, S), in all views; of a kept one it may be None."""
-        known = self._kept.get(index)
-        if known is None:
-            assert image is not None
-            # As before the first step, where no step's precision is set: a run that goes on finds the same.
-            with torch.autocast(next(self.network.parameters()).device.type, enabled=False):
-                views, look = self._stages(image[None])
-                known = self._joined(self._described(views, _coarser(look)), look)
-            self._keep(index, known)
-        return known
+    def _places_of(self, images: Iterable[tuple[Tensor | None, int]]) -> list[Tensor]:
+        """Appearance and description of stored images, uint8 (3, S, S), in all views; of a kept one it may be None."""
+        pairs = list(images)
+        missing = [(image, index) for image, index in pairs if index not in self._kept]
+        seen = self._of_each(self._seen, missing) if missing else ()
+        found = dict(zip([index for _, index in missing], seen, strict=True))
+        for index, places in found.items():
+            self._keep(index, places)
+        return [found[index] if index in found else self._kept[index] for _, index in pairs]
+
+    def _seen(self, pair: tuple[Tensor | None, int]) -> Tensor:
+        image, _ = pair
+        assert image is not None
+        views, look = self._stages(image[None])
+        return self._joined(self._described(views, _coarser(look)), look)
 
     def _keep(self, index: int, places: Tensor) -> None:
         self._budget -= places.nbytes
@@ -220,8 +284,7 @@ class Described(Method):
 
         Both are in half precision, in which k-means finds the same.
         """
-        encoder = self.network.encoder
-        device = next(self.network.parameters()).device
+        encoder, device = self.network.encoder, self._device
         side = encoder.zoom * self.config.image_size
         shown = image.float()
         if image.shape[-1] != side:
@@ -229,16 +292,15 @@ class Described(Method):
         lit = torch.cat([(shown * light).clamp(max=255) for light in (1.0, *LIGHTS)])
         larger = (1 + encoder.zoom) / encoder.zoom
         large = F.interpolate(shown, scale_factor=larger, mode="bilinear")
-        with torch.autocast(device.type, enabled=False):
-            own = encoder.described_stages(normalise(lit.to(device) / 255))
-            largest = encoder.coarsest_stages(normalise(large.to(device) / 255))
-            enlarged = [*([stage[:1] for stage in size] for size in own[1:]), largest]
-            cells = encoder.grid(own[0])
-            grid = (FINER * cells[0], FINER * cells[1])
-            look = appearance(lit.to(device) / 255, grid)
-            finer = (round(larger * grid[0]), round(larger * grid[1]))
-            closer = appearance(shown.to(device) / 255, finer)
-            closer = F.interpolate(closer, grid, mode="bilinear", antialias=True)
+        own = encoder.described_stages(normalise(lit.to(device) / 255))
+        largest = encoder.coarsest_stages(normalise(large.to(device) / 255))
+        enlarged = [*([stage[:1] for stage in size] for size in own[1:]), largest]
+        cells = encoder.grid(own[0])
+        grid = (FINER * cells[0], FINER * cells[1])
+        look = appearance(lit.to(device) / 255, grid)
+        finer = (round(larger * grid[0]), round(larger * grid[1]))
+        closer = appearance(shown.to(device) / 255, finer)
+        closer = F.interpolate(closer, grid, mode="bilinear", antialias=True)
         views = _halved(own), _halved(enlarged)
         return views, torch.cat((look, closer)).half()
 

@@ -3,6 +3,9 @@
 Axes: B images, K clusters, C channels, h w feature size, N places sampled in each view. z is a projection, p a
 prediction, both (2B, K, h, w), or rows (2B, N, K) of places: those of both views, view 1 first.
 The stop-gradient is applied where `target` is assigned and nowhere else.
+
+Where a `group` of processes shares a batch, each has the images of its part, and the mean of their losses, by their
+numbers of images, is the loss of the batch.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from densesiam_seg.network.model import DenseSiam
+from densesiam_seg.peers.group import ALONE, Group
 
 Similarity = Literal["cross-entropy", "cosine"]
 Balance = Literal["inverse", "frequency", "none"]
@@ -43,16 +47,24 @@ def pixel_loss(p: Tensor, z: Tensor, form: Similarity = "cross-entropy") -> Tens
     return 0.5 * dissimilarity(p_1, z_2, form) + 0.5 * dissimilarity(p_2, z_1, form)
 
 
-def linked_loss(p: Tensor, z: Tensor, weight: Tensor, form: Similarity = "cross-entropy") -> Tensor:
+def linked_loss(
+    p: Tensor,
+    z: Tensor,
+    weight: Tensor,
+    form: Similarity = "cross-entropy",
+    linked: Tensor | None = None,
+) -> Tensor:
     """PixSim of places linked by `weight` (B, N, N) ≥ 0: the mean of ½ D(p₁, z₂) + ½ D(p₂, z₁) over all links.
 
     Images with a link have equal weight; with the identity as weight it is `pixel_loss`. Without any link it is 0.
+    `linked`: by how many images the sum is divided, where that is not the number of those that are linked.
     """
     (p_1, p_2), (z_1, z_2) = p.chunk(2), z.chunk(2)
     pairs = _similarities(p_1, z_2, form) + _similarities(p_2, z_1, form).mT
     links = weight.sum((-2, -1))
     means = (weight * pairs).sum((-2, -1)) / links.clamp(min=1e-12)
-    return -0.5 * means.sum() / (links > 0).sum().clamp(min=1)
+    count = (links > 0).sum() if linked is None else linked
+    return -0.5 * means.sum() / count.clamp(min=1e-12)
 
 
 def _similarities(p: Tensor, z: Tensor, form: Similarity) -> Tensor:
@@ -65,11 +77,13 @@ def _similarities(p: Tensor, z: Tensor, form: Similarity) -> Tensor:
         return p.float().log_softmax(-1) @ target.softmax(-1).mT
 
 
-def image_loss(network: DenseSiam, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def image_loss(
+    network: DenseSiam, features: Tensor, group: Group = ALONE
+) -> tuple[Tensor, Tensor, Tensor]:
     """SimSiam's loss of the pooled features of both views (2B, C, h, w), how far the views agree, and their spread.
 
     The loss is ½ D(p₁, z₂) + ½ D(p₂, z₁) in its cosine form; they agree in the share of images whose other view is the
-    most similar one of the batch.
+    most similar one of these.
     """
     assert network.image_projector is not None and network.image_predictor is not None
     z = network.image_projector(features.float().mean((-2, -1)))
@@ -80,14 +94,20 @@ def image_loss(network: DenseSiam, features: Tensor) -> tuple[Tensor, Tensor, Te
         z_1, z_2 = F.normalize(z.float(), dim=1).chunk(2)
         own = torch.arange(len(z_1), device=z.device)
         agreement = ((z_1 @ z_2.T).argmax(1) == own).float().mean()
-    return loss, agreement, spread(p)
+    return loss, agreement, spread(p, group)
 
 
 @torch.no_grad()
-def spread(z: Tensor) -> Tensor:
+def spread(z: Tensor, group: Group = ALONE) -> Tensor:
     """Deviation of L2-normalised rows (N, D) times √D, mean over D: 1 for even directions, 0 for a single one."""
-    deviation = F.normalize(z.float(), dim=1).std(0, unbiased=False).mean()
-    return deviation * math.sqrt(z.shape[1])
+    rows = F.normalize(z.float(), dim=1)
+    if group.alone:
+        deviation = rows.std(0, unbiased=False)
+    else:
+        exact = rows.double()
+        mean, square = group.mean(torch.stack((exact.mean(0), exact.square().mean(0))), len(z))
+        deviation = (square - mean.square()).clamp(min=0).sqrt().float()
+    return deviation.mean() * math.sqrt(z.shape[1])
 
 
 def prior_loss(z: Tensor, shares: Tensor) -> Tensor:
@@ -96,7 +116,10 @@ def prior_loss(z: Tensor, shares: Tensor) -> Tensor:
 
 
 def pseudo_label_loss(
-    z: Tensor, pseudo_labels: Tensor | None = None, balance: Balance = "inverse"
+    z: Tensor,
+    pseudo_labels: Tensor | None = None,
+    balance: Balance = "inverse",
+    group: Group = ALONE,
 ) -> Tensor:
     """Cross-entropy of z (B, K, h, w) with pseudo-labels (B, h, w), by default its own argmax, mean over all pixels.
 
@@ -109,7 +132,7 @@ def pseudo_label_loss(
     log_share = log_shares.gather(1, labels.unsqueeze(1)).squeeze(1)
     if balance == "none":
         return -log_share.mean()
-    counts = label_counts(labels, z.shape[1]).float()
+    counts = group.total(label_counts(labels, z.shape[1])).float()
     shares = counts / counts.sum()
     weights = shares if balance == "frequency" else 1.0 / (shares * (counts > 0).sum())
     return -(weights[labels] * log_share).mean()
@@ -149,4 +172,6 @@ def region_loss(network: DenseSiam, embeddings: Tensor, stop_gradient: bool = Tr
 def _contrast(q: Tensor, u: Tensor, stop_gradient: bool) -> Tensor:
     target = u.detach() if stop_gradient else u
     cosines = F.normalize(q.float(), dim=-1) @ F.normalize(target.float(), dim=-1).mT
-    return -(cosines / REGION_TEMPERATURE).log_softmax(-1).diagonal(dim1=-2, dim2=-1).mean()
+    own = (cosines / REGION_TEMPERATURE).log_softmax(-1).diagonal(dim1=-2, dim2=-1)
+    # Of no image at all the mean would be no number.
+    return -own.mean() if own.numel() else -own.sum()

@@ -10,12 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from densesiam_seg.clustering.kmeans import MAX_MAGNITUDE
 from densesiam_seg.errors import NumericError
 from densesiam_seg.images.store import Batch, ImageStore
 from densesiam_seg.network.model import DenseSiam
+from densesiam_seg.peers.group import ALONE, Group
 
 Terms = dict[str, tuple[float, Tensor]]
 """Weight and value of each loss, by its name."""
@@ -68,6 +69,13 @@ class Method(ABC):
     """One way to learn from unlabelled images. By default it prepares nothing and adds nothing to checkpoints."""
 
     network: DenseSiam
+    group: Group = ALONE
+    """The processes that share the work. Each has a part of every batch, and `objective` is the mean over its part: the
+    means of all parts, by their numbers of images, are the mean over the batch."""
+
+    def trained(self) -> nn.Module:
+        """What the objective has gradients of."""
+        return self.network
 
     def prepare(self, store: ImageStore, epoch: int) -> Iterator[int]:
         """What an epoch needs before its first step; yields how many images are done."""

@@ -6,6 +6,7 @@ Axes: B images, K clusters, S stored side, h feature side.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 
 import torch
 from torch import Tensor
@@ -13,9 +14,11 @@ from torch.nn import functional as F
 
 from densesiam_seg.clustering.appearance import appearance
 from densesiam_seg.clustering.quality import Sample
-from densesiam_seg.images.store import ImageStore
+from densesiam_seg.images.store import Batch, ImageStore
+from densesiam_seg.io.parallel import on_own_cores
 from densesiam_seg.io.randomness import Stream, generator
 from densesiam_seg.network.model import DenseSiam
+from densesiam_seg.peers.group import ALONE, Group
 from densesiam_seg.views.geometric import warp
 from densesiam_seg.views.parameters import JITTER, Geometry
 
@@ -28,18 +31,29 @@ LIGHTS = (1 - JITTER, 1 + JITTER)
 """Lowest and highest brightness factor of a training view."""
 
 
-def fit_mixture(network: DenseSiam, store: ImageStore, seed: int) -> Iterator[int]:
+def fit_mixture(
+    network: DenseSiam, store: ImageStore, seed: int, *, group: Group = ALONE
+) -> Iterator[int]:
     """Fit the network's mixture to places of the stored images; yields progress, as a number of images.
 
-    Half of it is for reading the images, half for the fits. Raises InputError and NumericError as `Mixture.fit` does.
+    Half of it is for reading the images, half for the fits. Each process of a group reads its part of the images and
+    makes its part of the fits. Raises InputError and NumericError as `Mixture.fit` does.
     """
     assert network.mixture is not None
     chosen = torch.linspace(0, len(store) - 1, min(IMAGES, len(store))).round().long().tolist()
     places = Places(len(chosen), seed)
-    for done, batch in enumerate(store.batches([(index,) for index in chosen]), 1):
-        places.add(at_input_size(batch.images), batch.indices[0])
-        yield -(-done // 2)
-    for part in network.mixture.fitting(places.sample(), seed=seed):
+    own = group.shard.part(len(chosen))
+    batches = store.batches([(chosen[place],) for place in own])
+
+    def drawn(batch: Batch) -> Tensor:
+        return places.drawn(at_input_size(batch.images), batch.indices[0])
+
+    with closing(on_own_cores(drawn, batches)) as found:
+        for done, each in enumerate(found, 1):
+            places.sampled.append(each)
+            yield -(-min(done * group.count, len(chosen)) // 2)
+    sample = places.sample(group)
+    for part in network.mixture.fitting(sample, seed=seed, group=group):
         yield round(len(chosen) * (1 + part) / 2)
 
 
@@ -49,20 +63,26 @@ class Places:
     def __init__(self, images: int, seed: int) -> None:
         self.share = -(-POINTS // images)
         self.seed = seed
-        self._sampled: list[Tensor] = []
+        self.sampled: list[Tensor] = []
+        """What was drawn of each image."""
 
     def add(self, image: Tensor, index: int) -> None:
-        """Sample places of an image (1, 3, H, W), 0 to 255, as it is and in `LIGHTS`, drawn by (seed, image)."""
+        """Sample places of an image."""
+        self.sampled.append(self.drawn(image, index))
+
+    def drawn(self, image: Tensor, index: int) -> Tensor:
+        """Places (V, n, D) of an image (1, 3, H, W), 0 to 255, as it is and in `LIGHTS`, drawn by (seed, image)."""
         lit = torch.cat([(image.float() * light).clamp(max=255) for light in (1.0, *LIGHTS)])
         places = appearance_of(lit).flatten(2).mT
         draw = generator(self.seed, Stream.PIXELS, 0, index)
         chosen = torch.from_numpy(draw.permutation(places.shape[1])[: self.share])
-        self._sampled.append(places[:, chosen])
+        return places[:, chosen]
 
-    def sample(self) -> Sample:
-        """What a mixture is fitted to."""
-        counts = torch.tensor([each.shape[1] for each in self._sampled])
-        points, *relit = torch.cat(self._sampled, 1)
+    def sample(self, group: Group = ALONE) -> Sample:
+        """What a mixture is fitted to; of a group, whose processes have parts of the images, all of these in order."""
+        sampled = [each for part in group.gathered(self.sampled) for each in part]
+        counts = torch.tensor([each.shape[1] for each in sampled])
+        points, *relit = torch.cat(sampled, 1)
         images = torch.arange(len(counts)).repeat_interleave(counts)
         return Sample(points, torch.stack(relit), images)
 

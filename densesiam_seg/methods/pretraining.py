@@ -25,15 +25,24 @@ from densesiam_seg.methods.losses import (
 from densesiam_seg.methods.method import Method, Objective, Terms, sound_features, weighted
 from densesiam_seg.methods.sampling import grid_draws, pool
 from densesiam_seg.network.model import DenseSiam
+from densesiam_seg.peers.group import ALONE, Group
 from densesiam_seg.views.pair import IndependentPair, independent_views
 
 
 class Pretext(Method):
     """Pre-training on independently drawn views; `aspects` (images,) are the images' widths over heights."""
 
-    def __init__(self, network: DenseSiam, config: PretrainConfig, aspects: Tensor) -> None:
+    def __init__(
+        self,
+        network: DenseSiam,
+        config: PretrainConfig,
+        aspects: Tensor,
+        *,
+        group: Group = ALONE,
+    ) -> None:
         self.network = network
         self.config = config
+        self.group = group
         self.aspects = aspects
 
     def objective(self, images: Tensor, indices: Sequence[int], epoch: int) -> Objective:
@@ -43,11 +52,15 @@ class Pretext(Method):
             images, indices, aspects, seed=config.seed, round_=epoch, exact=config.exact()
         )
         draws = grid_draws(config, epoch, indices, images.device)
-        return pretext_objective(self.network, views, config, draws)
+        return pretext_objective(self.network, views, config, draws, self.group)
 
 
 def pretext_objective(
-    network: DenseSiam, views: IndependentPair, config: PretrainConfig, draws: Tensor
+    network: DenseSiam,
+    views: IndependentPair,
+    config: PretrainConfig,
+    draws: Tensor,
+    group: Group = ALONE,
 ) -> Objective:
     """Losses of one pair of views. A loss whose weight is 0 is not computed."""
     features = network.encoder(torch.cat((views.image_1, views.image_2)))
@@ -56,7 +69,7 @@ def pretext_objective(
     histogram = torch.zeros(0, dtype=torch.int64, device=features.device)
     disjoint = 0
     if config.image_weight:
-        loss, agreement, dispersion = image_loss(network, features)
+        loss, agreement, dispersion = image_loss(network, features, group)
         terms["image"] = config.image_weight, loss
     if config.dense():
         maps_1, maps_2 = features.chunk(2)
@@ -65,23 +78,34 @@ def pretext_objective(
         samples = torch.cat((pool(maps_1, places.places_1), pool(maps_2, places.places_2)))
         # The heads are 1×1 convolutions, so they run on the samples instead of the whole map.
         z = _rows(network.projector, samples)
+        linked_here = places.linked.sum()
+        linked_images = _expected(linked_here, len(places.linked), group)
         if config.pixel_weight:
             p = _rows(network.predictor, z)
-            loss = linked_loss(p, z, places.weight, config.similarity)
+            loss = linked_loss(p, z, places.weight, config.similarity, linked_images)
             terms["pixel"] = config.pixel_weight, loss
-        if config.region_weight and bool(places.linked.any()):
+        # Where any process has such images all take part, as they share statistics.
+        if config.region_weight and bool(linked_images):
             linked = places.linked.repeat(2)
             # Places are the pixels of a map of width 1.
             parts = (z[linked].mT, samples[linked].mT, places.used[linked])
             embeddings = region_embeddings(*(part.unsqueeze(-1) for part in parts))
             loss = region_loss(network, embeddings, config.region_stop_gradient)
-            terms["region"] = config.region_weight, loss
+            terms["region"] = config.region_weight, loss * (linked_here / linked_images)
         with torch.no_grad():
             agreement, histogram = _health(z, places, config.categories)
-            dispersion = spread(z.flatten(0, 1)) if dispersion is None else dispersion
+            dispersion = spread(z.flatten(0, 1), group) if dispersion is None else dispersion
             disjoint = int((~places.linked).sum())
     sound = sound_features(features)
     return Objective(*weighted(terms), agreement, histogram, disjoint, dispersion, sound)
+
+
+def _expected(linked: Tensor, images: int, group: Group) -> Tensor:
+    """How many of a part's images would be `linked` if it had the batch's share of them.
+
+    Only linked images count in a loss, and parts are weighed by all of their images.
+    """
+    return linked if group.alone else images * group.mean(linked / images, images)
 
 
 def _rows(head: nn.Module, rows: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ import numpy as np
 import PIL
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from densesiam_seg.config import TrainConfig
 from densesiam_seg.errors import UsageError
@@ -31,6 +31,7 @@ from densesiam_seg.images.store import DISK_SHARE, Batch, ImageStore, on_device
 from densesiam_seg.io.devices import autocast
 from densesiam_seg.io.files import free_space, make_folder, open_regular, replacing
 from densesiam_seg.io.parallel import ahead
+from densesiam_seg.io.tensors import digest_of
 from densesiam_seg.network.encoder import Encoder
 from densesiam_seg.views.pair import view_pair
 
@@ -72,7 +73,7 @@ class StageCache:
                 store.fit,
                 store.decoding.facts(),
             ),
-            *(config.seed, config.exact(), config.backbone, _digest(self.backbone)),
+            *(config.seed, config.exact(), config.backbone, digest_of(self.backbone.state_dict())),
         ]
         key = hashlib.sha256(json.dumps(facts).encode("ascii")).hexdigest()[:32]
         self.path = Path(config.cache_dir) / f"{key}.stages"
@@ -157,12 +158,3 @@ class StageCache:
             stages = self.backbone(torch.cat((views.image_1, views.image_2)))
         flat = [stage.permute(0, 2, 3, 1).flatten(1).to(self.precision) for stage in stages]
         return torch.cat(torch.cat(flat, 1).chunk(2), 1)
-
-
-def _digest(backbone: nn.Module) -> str:
-    """SHA-256 of every weight and table that a state dict holds."""
-    total = hashlib.sha256()
-    for name, value in backbone.state_dict().items():
-        total.update(name.encode())
-        total.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return total.hexdigest()

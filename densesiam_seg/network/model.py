@@ -16,6 +16,7 @@ from densesiam_seg.clustering.mixture import Mixture, smoothed
 from densesiam_seg.io.randomness import Stream, torch_seed
 from densesiam_seg.network.architecture import Architecture
 from densesiam_seg.network.encoder import Encoder
+from densesiam_seg.peers.group import ALONE, Group
 from densesiam_seg.views.geometric import warp
 from densesiam_seg.views.pair import ViewPair
 from densesiam_seg.views.parameters import Geometry
@@ -94,9 +95,9 @@ class DenseSiam(nn.Module):
             self.register_buffer("usual", torch.full((clusters,), 1 / clusters))
 
     @torch.no_grad()
-    def update_mean_shares(self, z: Tensor) -> None:
-        """Update `usual`, the running mean of the cluster shares in projections (B, K, h, w)."""
-        shares = (SHARPNESS * z.float()).softmax(1).mean((0, 2, 3))
+    def update_mean_shares(self, z: Tensor, group: Group = ALONE) -> None:
+        """Update `usual`, the running mean of the cluster shares in projections (B, K, h, w) of all processes."""
+        shares = group.mean((SHARPNESS * z.float()).softmax(1).mean((0, 2, 3)), len(z))
         self.usual.lerp_(shares, SHARES_MOMENTUM)
 
     def paired_features(self, views: ViewPair) -> Tensor:

@@ -34,7 +34,7 @@ class ExactSum:
     def add(self, part: Tensor) -> None:
         """Add a tensor, on whatever device."""
         # On a GPU too only double precision holds the digits.
-        units = (part.double() * self._scale).round().long()
+        units = (part.double() * self._scale).round_().long()
         self._sum = units if self._sum is None else self._sum.add_(units)
 
     def total(self, group: Group, like: Tensor) -> Tensor:

@@ -73,6 +73,15 @@ class Group:
             dist.all_reduce(total)
         return total
 
+    def mean(self, values: Tensor, weight: float) -> Tensor:
+        """The mean over all processes, each of which counts by its weight."""
+        if self.alone:
+            return values
+        import torch
+
+        sums = self.total(torch.cat((values.flatten() * weight, values.new_tensor([weight]))))
+        return (sums[:-1] / sums[-1]).view(values.shape)
+
     def largest(self, values: Sequence[int]) -> list[int]:
         """Of each number the largest that any process has."""
         if self.alone:
@@ -115,7 +124,7 @@ class Group:
         with watched():
             dist.broadcast_object_list(sent, group=self._waiting)
         outcome: Result | _Failed = sent[0]
-        return _value(outcome)
+        return self._value(outcome)
 
     def dealt(
         self, work: Callable[[Item], Result], items: Sequence[Item]
@@ -138,7 +147,14 @@ class Group:
             with closing(on_own_cores(lambda item: _outcome(lambda: work(item)), own)) as done:
                 found = self.gathered(list(done))
             for place in range(min(step, len(items) - start)):
-                yield _value(found[place % self.count][place // self.count])
+                yield self._value(found[place % self.count][place // self.count])
+
+    def _value(self, outcome: Result | _Failed) -> Result:
+        """What another process sent; an error that all of them raise is told by the first."""
+        if isinstance(outcome, _Failed):
+            outcome.error.told = not self.first
+            raise outcome.error
+        return outcome
 
 
 ALONE = Group()
@@ -220,12 +236,6 @@ def _outcome(work: Callable[[], Result]) -> Result | _Failed:
         return work()
     except DenseSiamError as error:
         return _Failed(error)
-
-
-def _value(outcome: Result | _Failed) -> Result:
-    if isinstance(outcome, _Failed):
-        raise outcome.error
-    return outcome
 
 
 class _Failed:

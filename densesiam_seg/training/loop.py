@@ -5,6 +5,9 @@ Axes: B images, K clusters, S stored side.
 The loop's whole state is the network, the optimiser's moments, the method's state, the number of finished steps and the
 sums of the current epoch. Views and order are functions of (seed, epoch, image), so a loop restored from that
 state reaches the same weights.
+
+Of a group of processes each takes a part of every batch, always the same places of it, so that the order of images does
+not depend on how many there are. All have the same weights and the same state.
 """
 
 from __future__ import annotations
@@ -17,14 +20,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from densesiam_seg.config import RunConfig
-from densesiam_seg.errors import InputError, NumericError
+from densesiam_seg.errors import InputError, NumericError, UsageError
 from densesiam_seg.events import EpochRecord, Progress, StepRecord
 from densesiam_seg.images.store import Batch, ImageStore, epoch_batches, on_device
 from densesiam_seg.io.devices import autocast
 from densesiam_seg.methods.method import Method, Objective, diverged
 from densesiam_seg.network.model import DenseSiam
+from densesiam_seg.peers.norms import share_statistics
 
 IN_USE = 0.001
 """A cluster counts as in use from this share of an epoch's pixels on."""
@@ -40,10 +45,15 @@ class UnreadStep:
 
     step: int
     epoch: int
-    batch: Batch
+    indices: tuple[int, ...]
+    """The images of the whole batch."""
     result: Objective
-    sound: Tensor
-    """Whether loss and gradients are finite."""
+    numbers: Tensor
+    """Of the whole batch, in double precision (`_numbers`)."""
+
+    def is_sound(self) -> bool:
+        """Whether loss and gradients are finite."""
+        return not self.numbers[0]
 
 
 @dataclass
@@ -102,13 +112,21 @@ class Training:
                 "give more images or a smaller --batch-size"
             )
         self.method = method
+        self.group = method.group
+        if self.group.count > config.batch_size:
+            raise UsageError(
+                f"{self.group.count} processes cannot share a batch of {config.batch_size} images; "
+                "start fewer or give a larger --batch-size"
+            )
         self.network: DenseSiam = method.network.to(
             device, memory_format=torch.channels_last
         ).train()  # type: ignore[call-overload]
+        share_statistics(self.network, self.group)
         self.config = config
         self.store = store
         self.device = device
         self.precision = precision
+        self._averaged = None if self.group.alone else _averaged(method)
         self.optimizer = _optimizer(self.network, config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
         self.step = 0
@@ -134,14 +152,15 @@ class Training:
             )
             yield from self._prepare(epoch)
             pinned = self.device.type == "cuda"
-            batches = self.method.batches(self.store, groups[done:], pinned=pinned)
+            own = groups[done:].part(self.group.shard)
+            batches = on_device(self.method.batches(self.store, own, pinned=pinned), self.device)
             unread: list[UnreadStep] = []
-            for batch in on_device(batches, self.device):
+            for batch, whole in zip(batches, groups[done:], strict=True):
                 if not unread:
                     began = time.perf_counter()
-                unread.append(self._advance(batch, epoch))
+                unread.append(self._advance(batch, whole, epoch))
                 last = self.step % self.steps_per_epoch == 0
-                if last or time.perf_counter() - began >= self.read_seconds:
+                if last or self._is_time_to_read(began):
                     records = self._read(unread, began)
                     unread = []
                     if last:
@@ -151,6 +170,12 @@ class Training:
             assert self.last_epoch is not None
             yield self.last_epoch
 
+    def _is_time_to_read(self, began: float) -> bool:
+        """The same in all processes, though each has a clock of its own."""
+        if not self.read_seconds:
+            return True
+        return any(self.group.largest([time.perf_counter() - began >= self.read_seconds]))
+
     def _prepare(self, epoch: int) -> Iterator[Progress]:
         for images in self.method.prepare(self.store, epoch):
             what = f"clustering for epoch {epoch + 1}"
@@ -158,43 +183,47 @@ class Training:
 
     def _read(self, unread: Sequence[UnreadStep], began: float) -> list[StepRecord]:
         """The records of steps, added to the epoch's sums. Raises NumericError."""
-        # Two copies from the device for all steps.
-        numbers = torch.stack([_numbers(step) for step in unread]).tolist()
-        histograms = torch.stack([step.result.histogram for step in unread]).tolist()
+        # A single copy from the device for all steps.
+        numbers = torch.stack([step.numbers for step in unread]).tolist()
         seconds = (time.perf_counter() - began) / len(unread)
         records = []
-        for step, (sound, agreement, spread, *losses), histogram in zip(
-            unread, numbers, histograms, strict=True
+        for step, (unsound, disjoint, agreement, spread, *more) in zip(
+            unread, numbers, strict=True
         ):
-            if not sound:
+            if unsound:
                 raise self._diverged(step)
+            names = [*step.result.parts, "total"]
             record = StepRecord(
                 step.step,
                 step.epoch,
-                losses=dict(zip([*step.result.parts, "total"], losses, strict=True)),
+                losses=dict(zip(names, more, strict=False)),
                 agreement=agreement,
                 seconds=seconds,
-                disjoint=step.result.disjoint,
+                disjoint=int(disjoint),
                 spread=None if step.result.spread is None else spread,
             )
-            self.sums.add(record, histogram)
+            self.sums.add(record, [int(count) for count in more[len(names) :]])
             records.append(record)
         return records
 
-    def _advance(self, batch: Batch, epoch: int) -> UnreadStep:
-        """One optimiser step.
+    def _advance(self, batch: Batch, whole: tuple[int, ...], epoch: int) -> UnreadStep:
+        """One optimiser step with this process's part of a `whole` batch.
 
         Raises NumericError, with the weights as they were, when something is not finite and results are read at once.
         """
+        weight = len(batch.indices) / len(whole)
         factor = self.config.decay(self.step / self.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.rate() * (factor if group["decays"] else 1.0)
         with autocast(self.device, self.precision):
-            result = self.method.objective(batch.images, batch.indices, epoch)
+            objective = self._averaged or self.method.objective
+            result = objective(batch.images, batch.indices, epoch)
         self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(self.scaler.scale(result.total))
-        step = UnreadStep(self.step + 1, epoch, batch, result, self._sound(result))
-        if not self.read_seconds and not step.sound:
+        # Gradients become the mean over processes, so that each is multiplied by its share of the images.
+        torch.autograd.backward(self.scaler.scale(result.total * (weight * self.group.count)))
+        numbers = self.group.total(_numbers(result, self._sound(result), weight))
+        step = UnreadStep(self.step + 1, epoch, whole, result, numbers)
+        if not self.read_seconds and not step.is_sound():
             raise self._diverged(step)
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -218,7 +247,7 @@ class Training:
         return diverged(
             "loss, gradient or features are not finite, too large or all the same",
             step.step,
-            [self.store.manifest.names[index] for index in step.batch.indices],
+            [self.store.manifest.names[index] for index in step.indices],
         )
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -260,12 +289,35 @@ def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {n.removeprefix(prefix): value for n, value in tensors.items() if n.startswith(prefix)}
 
 
-def _numbers(step: UnreadStep) -> Tensor:
-    """What is read of a step, as one vector: soundness, agreement, spread (or 0), the losses and their total."""
-    result = step.result
+def _numbers(result: Objective, sound: Tensor, weight: float) -> Tensor:
+    """What is read of a step, so that the sum over all processes, whose parts have such weights, is that of the batch.
+
+    It is unsound or not, images without an overlap, agreement, spread (or 0), losses and their total, the histogram.
+    """
     spread = torch.zeros_like(result.agreement) if result.spread is None else result.spread
-    values = [step.sound, result.agreement, spread, *result.parts.values(), result.total.detach()]
-    return torch.stack([value.float() for value in values])
+    means = [result.agreement, spread, *result.parts.values(), result.total.detach()]
+    vector = torch.stack([(~sound).float(), *(value.float() for value in means)]).double()
+    counts = vector.new_tensor([result.disjoint])
+    return torch.cat((vector[:1], counts, weight * vector[1:], result.histogram.double()))
+
+
+class _WithGradients(nn.Module):
+    """A method's objective as a module, whose gradients torch averages over all processes while it computes them."""
+
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        # Without buffers: they are the same everywhere by themselves.
+        self.trained = nn.ParameterList(p for p in method.trained().parameters() if p.requires_grad)
+        self.method = method
+
+    def forward(self, images: Tensor, indices: Sequence[int], epoch: int) -> Objective:
+        return self.method.objective(images, indices, epoch)
+
+
+def _averaged(method: Method) -> DistributedDataParallel:
+    """The objective, with gradients that are the mean over the processes of the group."""
+    # Which parts have gradients changes in the course of a training.
+    return DistributedDataParallel(_WithGradients(method), find_unused_parameters=True)
 
 
 def _optimizer(network: nn.Module, config: RunConfig) -> torch.optim.Optimizer:

@@ -18,6 +18,7 @@ from densesiam_seg.methods.picie import PiCIE
 from densesiam_seg.methods.pretraining import Pretext
 from densesiam_seg.network.architecture import Architecture
 from densesiam_seg.network.model import build_network
+from densesiam_seg.peers.group import ALONE, Group
 from densesiam_seg.presets import METHODS, Preset, Start, pretrain_preset, train_preset
 from densesiam_seg.training.weights import expects_weights, packaged_file
 
@@ -82,7 +83,11 @@ def begun(
 
 
 def build_method(
-    config: RunConfig, store: ImageStore, device: torch.device, precision: torch.dtype
+    config: RunConfig,
+    store: ImageStore,
+    device: torch.device,
+    precision: torch.dtype,
+    group: Group = ALONE,
 ) -> Method:
     """The method with its network, whose initial weights are functions of the seed."""
     if isinstance(config, PretrainConfig):
@@ -110,9 +115,9 @@ def build_method(
     if config.freeze:
         network.encoder.freeze()
     if isinstance(config, PretrainConfig):
-        return Pretext(network, config, store.aspects)
+        return Pretext(network, config, store.aspects, group=group)
     if config.clusters_features():
-        return PiCIE(network, config, device, precision)
+        return PiCIE(network, config, device, precision, group=group)
     if config.features == "stages":
-        return Described(network, config)
-    return DenseSiamMethod(network, config)
+        return Described(network, config, group=group)
+    return DenseSiamMethod(network, config, group=group)

@@ -99,6 +99,22 @@ def repeatable(folder: Path, command: str, given: Mapping[str, Any]) -> Request:
     return replace(request, settings={**request.settings, **given})
 
 
+def require_repeated(folder: Path, request: Request) -> None:
+    """Raises UsageError where a run that is to go on was begun with another preset, or from another model."""
+    own = request_of(folder)
+    if own is None:
+        return
+    for option, before, now in (
+        ("--preset", own.preset, request.preset),
+        ("--init-from", own.init_from, request.init_from),
+    ):
+        if now is not None and now != before:
+            raise UsageError(
+                f"--resume: the run in {folder} was begun with {option} {before or 'left out'}, not {now}; "
+                "leave that option out or choose another --out"
+            )
+
+
 def require_same(settings: Mapping[str, Any], given: Mapping[str, Any], folder: Path) -> None:
     """Raises UsageError for settings `given` to a resumed run that are not its own, but for those of the machine."""
     for name, value in given.items():

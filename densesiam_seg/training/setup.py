@@ -26,10 +26,12 @@ from densesiam_seg.io.files import open_regular, replace_json, replace_text
 from densesiam_seg.io.records import truncate_to_step, write_records
 from densesiam_seg.io.run_directory import read_status, write_status
 from densesiam_seg.io.signals import StopRequest
+from densesiam_seg.io.tensors import digest_of
 from densesiam_seg.methods.densesiam import DenseSiamMethod
 from densesiam_seg.methods.stage_cache import StageCache
 from densesiam_seg.network.encoder import PYRAMID_ZOOM
 from densesiam_seg.network.model import DenseSiam
+from densesiam_seg.peers.group import ALONE, Group
 from densesiam_seg.presets import Preset
 from densesiam_seg.training.checkpoint import any_saved, discard_checkpoint, load_checkpoint
 from densesiam_seg.training.loop import Training
@@ -59,6 +61,7 @@ class Run:
     command: Command
     folder: Path
     stop: StopRequest
+    group: Group = ALONE
 
     def require_going_on(self) -> None:
         if self.stop:
@@ -89,8 +92,9 @@ def has_begun(folder: Path) -> bool:
 def fresh(run: Run, beginning: Beginning) -> Generator[Event, None, Training]:
     """Decode the images, settle the settings and build the network; everything is written into the run's folder."""
     manifest, preset, given = beginning.manifest, beginning.preset, beginning.given
-    initial = beginning.initial
-    write_status(run.folder, "running")
+    initial, first = beginning.initial, run.group.first
+    if first:
+        write_status(run.folder, "running")
     passed_over = manifest.passed_over
     if str(passed_over):
         yield Notice(f"passed over: {passed_over}", warning=passed_over.doubtful)
@@ -100,16 +104,17 @@ def fresh(run: Run, beginning: Beginning) -> Generator[Event, None, Training]:
     source = initial[0].architecture if initial else None
     given, learned = begun(run.command, name, given, source)
     _, config = choose_settings(run.command, name, len(manifest), gpu, given, learned=learned)
-    store = _store(run.command, manifest, config, None)
+    store = _store(run, manifest, config, None)
     if config.stretch:
-        used = used_range(manifest, store.decoding)
+        decoding = store.decoding
+        used = run.group.by_first(lambda: used_range(manifest, decoding))
         yield Notice(f"stretch: {used[0]:.4g} to {used[1]:.4g} of the range become 0 and 255")
-        store = _store(run.command, manifest, config, used)
+        store = _store(run, manifest, config, used)
     yield from _decode(store, run)
-    yield from _report_skipped(run.folder, store.manifest, beginning.max_bad)
+    yield from _report_skipped(run, store.manifest, beginning.max_bad)
     # Skipped files change the number of steps of an epoch.
     _, config = choose_settings(run.command, name, len(store), gpu, given, learned=learned)
-    training = _build(config, store, device)
+    training = _build(config, store, device, run.group)
     if initial:
         weights_line = copy_network(training.network, *initial)
     else:
@@ -120,12 +125,14 @@ def fresh(run: Run, beginning: Beginning) -> Generator[Event, None, Training]:
         _, config = choose_settings(run.command, name, len(store), gpu, given, learned=True)
         if config != training.config:
             loaded = training.network
-            training = _build(config, store, device)
+            training = _build(config, store, device, run.group)
             copy_network(training.network, loaded, "")
-    head = f"# preset {name}, densesiam-seg {densesiam_seg.__version__}\n"
-    replace_text(run.folder / CONFIG, head + config.to_toml())
-    _write_images(run.folder, store)
-    replace_json(run.folder / "env.json", {**environment(), "fingerprint": numerics(training)})
+    _require_alike(training)
+    if first:
+        head = f"# preset {name}, densesiam-seg {densesiam_seg.__version__}\n"
+        replace_text(run.folder / CONFIG, head + config.to_toml())
+        _write_images(run.folder, store)
+        replace_json(run.folder / "env.json", {**environment(), "fingerprint": numerics(training)})
     summary = [f"{each} {getattr(config, each)}" for each in SUMMARY if hasattr(config, each)]
     yield Notice(f"preset {name}: {', '.join(summary)}")
     yield Notice(weights_line)
@@ -143,47 +150,55 @@ def resumed(
     Raises UsageError for settings `given` that are not the run's, and ModelError for images or checkpoints that are no
     longer what they were.
     """
-    config, manifest, stretch = _read_run(run)
+    first = run.group.first
+    config, manifest, stretch = run.group.by_first(lambda: _read_run(run))
     require_same(vars(config), given, run.folder)
-    if read_status(run.folder).get("status") == "done":
+    if run.group.by_first(lambda: read_status(run.folder)).get("status") == "done":
         yield Notice("this run had finished; nothing to do")
         yield Trained(run.folder, run.folder / "model", None, True, asdict(manifest.passed_over))
         return None
     if with_settings(config, given) != config:
         config = with_settings(config, given)
-        text = _text(run.folder / CONFIG)
-        head = text[: text.index("\n") + 1] if text.startswith("#") else ""
-        replace_text(run.folder / CONFIG, head + config.to_toml())
-    changes = _changes(run.folder, manifest)
+        if first:
+            text = _text(run.folder / CONFIG)
+            head = text[: text.index("\n") + 1] if text.startswith("#") else ""
+            replace_text(run.folder / CONFIG, head + config.to_toml())
+    changes = run.group.by_first(lambda: _changes(run.folder, manifest))
     if changes and not accept_data_change:
         raise ModelError(
             f"{manifest.root}: since the run began {changes}; put things back, go on with the images that it began "
             f"with, as they are now, by --accept-data-change, or start a new run with --init-from {run.folder}"
         )
-    write_status(run.folder, "running")
+    if first:
+        write_status(run.folder, "running")
     if changes:
-        manifest = manifest.restamped()
+        manifest = run.group.by_first(manifest.restamped)
         yield Notice(f"since the run began {changes}: the result may be another", warning=True)
-    store = _store(run.command, manifest, config, stretch)
-    if changes:
+    store = _store(run, manifest, config, stretch)
+    if changes and first:
         _write_images(run.folder, store)
     yield from _decode(store, run)
     if len(store) != len(manifest):
         raise ModelError(
             f"{store.manifest.skipped[-1].path}: was read before and cannot be now; put it back"
         )
-    training = _build(config, store, pick_device(config.device))
-    loaded = load_checkpoint(run.folder / "checkpoints")
+    training = _build(config, store, pick_device(config.device), run.group)
+    loaded = run.group.by_first(lambda: load_checkpoint(run.folder / "checkpoints"))
     assert loaded is not None, "a run without checkpoints begins again"
     for path, why in loaded.rejected:
         yield Notice(f"{path}: damaged checkpoint passed over and deleted ({why})", warning=True)
-        discard_checkpoint(path)
+        if first:
+            discard_checkpoint(path)
     _require_fit(training, loaded.tensors, loaded.path)
     training.restore(loaded.tensors, loaded.state)
-    differences = compare_fingerprints(loaded.state["fingerprint"], numerics(training))
+    _require_alike(training)
+    # Runs of before this was noted were one process each.
+    before = {"processes": 1, **loaded.state["fingerprint"]}
+    differences = compare_fingerprints(before, numerics(training))
     if differences:
         yield Notice(f"resume is not bit-exact: {', '.join(differences)}", warning=True)
-    truncate_to_step(run.folder / "metrics.jsonl", training.step)
+    if first:
+        truncate_to_step(run.folder / "metrics.jsonl", training.step)
     yield from _cache_stages(training, run)
     return training
 
@@ -214,11 +229,13 @@ def _write_images(folder: Path, store: ImageStore) -> None:
 def numerics(training: Training) -> dict[str, Any]:
     """What the last bits of the run's results depend on."""
     precision = str(training.precision).removeprefix("torch.")
-    return fingerprint(environment(), device=training.device.type, precision=precision)
+    found = fingerprint(environment(), device=training.device.type, precision=precision)
+    # The order of sums, as each process has a part of every batch.
+    return found | {"processes": training.group.count}
 
 
 def _store(
-    command: Command,
+    run: Run,
     manifest: Manifest,
     config: RunConfig,
     stretch: tuple[float, float] | None,
@@ -228,19 +245,20 @@ def _store(
     return ImageStore(
         manifest,
         times * config.image_size,
-        fit=FITS[command],
+        fit=FITS[run.command],
         workers=config.workers,
         decoding=Decoding(config.max_pixels, config.chosen_page(), config.chosen_bands(), stretch),
         keep=config.cache,
         caches=Path(config.cache_dir),
+        group=run.group,
     )
 
 
-def _build(config: RunConfig, store: ImageStore, device: torch.device) -> Training:
+def _build(config: RunConfig, store: ImageStore, device: torch.device, group: Group) -> Training:
     torch.set_num_threads(config.threads or available_cores())
     make_repeatable(device)
     precision = pick_precision(config.precision, device)
-    method = build_method(config, store, device, precision)
+    method = build_method(config, store, device, precision, group)
     return Training(method, config, store, device, precision)
 
 
@@ -258,10 +276,30 @@ def _decode(store: ImageStore, run: Run) -> Iterator[Event]:
         )
 
 
-def _report_skipped(folder: Path, manifest: Manifest, max_bad: float) -> Iterator[Event]:
+def _require_alike(training: Training) -> None:
+    """Raises InputError where the processes of a group have other images, settings or weights than the first one."""
+    group = training.group
+    if group.alone:
+        return
+    facts = [
+        ("images", training.store.manifest.digest),
+        ("settings", training.config.to_toml()),
+        ("weights", digest_of(training.network.state_dict())),
+    ]
+    for rank, found in enumerate(group.gathered(facts)):
+        apart = [what for (what, own), (_, first) in zip(found, facts, strict=True) if own != first]
+        if apart:
+            raise InputError(
+                f"process {rank} of {group.count} has other {' and '.join(apart)} than this one; "
+                "give all hosts the same files under the same paths"
+            )
+
+
+def _report_skipped(run: Run, manifest: Manifest, max_bad: float) -> Iterator[Event]:
     """Write the list of skipped files and report it. Raises InputError when too few images are left."""
-    skipped = manifest.skipped
-    write_records(folder / "skipped.jsonl", map(vars, skipped))
+    folder, skipped = run.folder, manifest.skipped
+    if run.group.first:
+        write_records(folder / "skipped.jsonl", map(vars, skipped))
     if not skipped:
         return
     for item in skipped[:10]:
@@ -285,6 +323,11 @@ def _cache_stages(training: Training, run: Run) -> Iterator[Event]:
     if not wanted or not isinstance(config, TrainConfig) or not config.keeps_stages():
         return
     assert isinstance(method, DenseSiamMethod)
+    if not run.group.alone:
+        yield Notice(
+            "the frozen backbone's features are computed in every epoch, as there are several processes"
+        )
+        return
     encoder = training.network.encoder
     cache = StageCache(encoder, config, store, training.device, training.precision)
     size = _human_size(cache.size)

@@ -8,12 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
-from densesiam_seg.inference.centroids import fit_readout
+from densesiam_seg.inference.centroids import fit_readout, own_places
 from densesiam_seg.inference.model_card import ModelCard
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.inference.visualize import spread, training_picture
 from densesiam_seg.io.files import make_folder, replace_file
 from densesiam_seg.naming.clusters import name_clusters
+from densesiam_seg.peers.group import ALONE, Group
 from densesiam_seg.pictures.masks import encode_png
 from densesiam_seg.training.loop import Training
 
@@ -21,10 +22,12 @@ PICTURES = 4
 """Images in a picture drawn during training."""
 
 
-def segmenter_of(training: Training, images: Sequence[int], facts: Mapping[str, Any]) -> Segmenter:
+def segmenter_of(
+    training: Training, images: Sequence[int], facts: Mapping[str, Any], *, group: Group = ALONE
+) -> Segmenter:
     """The network read out by the head that learned clusters, else by a fresh k-means of the features of `images`.
 
-    `facts` are what its card says of the training.
+    `facts` are what its card says of the training. The processes of a group share the k-means.
     """
     config, store = training.config, training.store
     architecture = training.network.architecture
@@ -50,10 +53,11 @@ def segmenter_of(training: Training, images: Sequence[int], facts: Mapping[str, 
         return segmenter
 
     def squares() -> Iterator[Tensor]:
-        for batch in store.batches([(index,) for index in images]):
+        own = own_places(len(images), group)
+        for batch in store.batches([(images[place],) for place in own]):
             yield batch.images[0]
 
-    return fit_readout(segmenter, squares, len(images), clusters, seed=config.seed)
+    return fit_readout(segmenter, squares, len(images), clusters, seed=config.seed, group=group)
 
 
 def draw_clusters(training: Training, path: Path) -> None:

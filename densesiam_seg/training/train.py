@@ -10,7 +10,8 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -21,7 +22,7 @@ import numpy as np
 import densesiam_seg
 from densesiam_seg.backbones import WORDS
 from densesiam_seg.config import TrainConfig, spelled_out
-from densesiam_seg.errors import StoppedError, UsageError, one_line
+from densesiam_seg.errors import StoppedError, UsageError, WorkerError, one_line
 from densesiam_seg.events import EpochRecord, Event, Notice, Progress, Started, StepRecord, Trained
 from densesiam_seg.images.scan import scan
 from densesiam_seg.inference.segmenter import Segmenter
@@ -37,16 +38,17 @@ from densesiam_seg.io.run_directory import (
     require_space,
     write_status,
 )
-from densesiam_seg.io.signals import stop_requests
+from densesiam_seg.io.signals import StopRequest, stop_requests
 from densesiam_seg.naming.clusters import CLUSTERS, carried_over
 from densesiam_seg.naming.cuts import cut_to
 from densesiam_seg.naming.edits import suggest
 from densesiam_seg.network.encoder import require_backbone
+from densesiam_seg.peers.group import Group, joined
 from densesiam_seg.presets import Preset
 from densesiam_seg.training.checkpoint import KEEP, save_checkpoint, space_needed
 from densesiam_seg.training.loop import Training
 from densesiam_seg.training.recipes import CONFIGS, Command, begun, choose_settings
-from densesiam_seg.training.request import Request, anywhere, repeatable
+from densesiam_seg.training.request import Request, anywhere, repeatable, require_repeated
 from densesiam_seg.training.setup import Beginning, Run, fresh, has_begun, numerics, resumed
 from densesiam_seg.training.snapshot import draw_clusters, segmenter_of
 from densesiam_seg.training.weights import load_network, require_source
@@ -133,55 +135,103 @@ def run_events(
     folders behind links too. A checkpoint is written every `checkpoint_every` seconds (a minute), or instead every
     `checkpoint_steps` steps.
 
-    With `resume` the run in `out` (else the latest one) goes on to the same final weights; `images` may then be empty,
-    and no setting may change but those of the machine. Images that changed since are refused unless
-    `accept_data_change`: then their new contents are used, and those that were added are left out.
+    Processes that a launcher started (`peers.group`) are one run, whose first one writes; all get the events.
+
+    With `resume` the run in `out` (else the latest one) goes on to the same final weights, and no setting may change
+    but those of the machine; `images` may then be empty, or begin the run where `out` holds nothing yet. Images that
+    changed since are refused unless `accept_data_change`: then their new contents are used, and those that were added
+    are left out.
     Raises a DenseSiamError; a stop signal raises StoppedError after saving.
     """
-    if resume and (init_from or overwrite or preset):
+    inputs = [images] if isinstance(images, str | Path) else images
+    if resume and (overwrite or ((init_from or preset) and not inputs)):
         raise UsageError(
             "--resume goes on with the same run; leave out --init-from, --overwrite and --preset"
         )
     rhythm = Rhythm(checkpoint_every, checkpoint_steps)
     settings = dict(anywhere(spelled_out(CONFIGS[command], settings)))
-    inputs = [images] if isinstance(images, str | Path) else images
     place = Path(out) if out else None
-    if resume:
-        # Wrong settings are refused before anything is written; the number of images does not matter for that.
-        choose_settings(command, None, 0, False, settings)
-        folder = new_run_folder(command, place, overwrite=False, resume=True)
-    else:
+    with joined(str(settings.get("device", "auto"))) as group:
+        if place is None and not group.alone:
+            raise UsageError(
+                "--out: several processes need one folder that all of them see; name one"
+            )
         request = Request.of(
             inputs, settings, init_from, preset=preset, max_bad=max_bad, follow_links=follow_links
         )
-        beginning = _beginning(command, request, inputs, place)
-        if overwrite and place is not None:
-            _require_kept(place, beginning.given.get("weights"))
-        folder = new_run_folder(
-            command, place, overwrite=overwrite, resume=False, request=request.to_dict()
+        begins = group.by_first(lambda: not resume or _is_free(inputs, place))
+        if begins:
+            beginning = _beginning(command, request, inputs, place, group)
+            if overwrite and place is not None:
+                _require_kept(place, beginning.given.get("weights"))
+        else:
+            # Wrong settings are refused before anything is written; the number of images does not matter for that.
+            choose_settings(command, None, 0, False, settings)
+        folder = group.by_first(
+            lambda: new_run_folder(
+                command,
+                place,
+                overwrite=overwrite,
+                resume=not begins,
+                request=request.to_dict() if begins else None,
+            )
         )
-    with run_lock(folder), stop_requests() as stop:
-        run = Run(command, folder, stop)
-        deadline = math.inf if max_time is None else time.monotonic() + max_time
-        remove_leftovers(folder)
-        remove_leftovers(folder / "checkpoints")
-        # A refused resume leaves a finished run finished.
-        with noting_failure(folder):
-            if resume and has_begun(folder):
-                prepared = resumed(run, settings, accept_data_change=accept_data_change)
-            else:
-                if resume:
-                    request = repeatable(folder, command, settings)
-                    beginning = _beginning(command, request, request.images, folder)
+        with _held(folder, group) as stop:
+            run = Run(command, folder, stop, group)
+            deadline = math.inf if max_time is None else time.monotonic() + max_time
+            prepared: Generator[Event, None, Training | None]
+            if begins:
                 prepared = fresh(run, beginning)
+            else:
+                group.by_first(lambda: require_repeated(folder, request))
+                prepared = _going_on(run, settings, accept_data_change=accept_data_change)
             for event in _fit(run, prepared, deadline, rhythm):
-                if isinstance(event, Notice | Started | EpochRecord):
+                if group.first and isinstance(event, Notice | Started | EpochRecord):
                     _log(folder / "train.log", str(event))
                 yield event
 
 
+def _is_free(inputs: Sequence[str | Path], out: Path | None) -> bool:
+    """Whether a run with these inputs, which is to go on where there is one, begins: there is none."""
+    return bool(inputs) and out is not None and not (os.path.isdir(out) and any(out.iterdir()))  # noqa: PTH112
+
+
+@contextmanager
+def _held(folder: Path, group: Group) -> Iterator[StopRequest]:
+    """The folder of a run, which its first process holds and tidies up, and where that notes how the run ends."""
+    if not group.first:
+        with stop_requests() as stop:
+            yield stop
+        return
+    with run_lock(folder), stop_requests() as stop:
+        remove_leftovers(folder)
+        remove_leftovers(folder / "checkpoints")
+        # A refused resume leaves a finished run finished.
+        with noting_failure(folder):
+            try:
+                yield stop
+            except WorkerError as error:
+                # Where all were told to stop the others may have left before.
+                stop.require_none(f"stopped; {error}")
+                raise
+
+
+def _going_on(
+    run: Run, settings: Mapping[str, Any], *, accept_data_change: bool
+) -> Generator[Event, None, Training | None]:
+    """The run in its folder from its last checkpoint, or from the beginning where it has none."""
+    if run.group.by_first(lambda: has_begun(run.folder)):
+        return resumed(run, settings, accept_data_change=accept_data_change)
+    request = run.group.by_first(lambda: repeatable(run.folder, run.command, settings))
+    return fresh(run, _beginning(run.command, request, request.images, run.folder, run.group))
+
+
 def _beginning(
-    command: Command, request: Request, inputs: Sequence[str | Path], out: Path | None
+    command: Command,
+    request: Request,
+    inputs: Sequence[str | Path],
+    out: Path | None,
+    group: Group,
 ) -> Beginning:
     """What a run begins with, checked before anything is written; `inputs` are the request's as the user wrote them."""
     settings, init_from = request.settings, request.init_from
@@ -194,7 +244,9 @@ def _beginning(
     require_source(checked.weights)
     initial = (load_network(Path(init_from)), init_from) if init_from else None
     pages = checked.page == "all"
-    manifest = scan(inputs, follow_links=request.follow_links, out=out, pages=pages)
+    manifest = group.by_first(
+        lambda: scan(inputs, follow_links=request.follow_links, out=out, pages=pages)
+    )
     return Beginning(manifest, request.preset, settings, request.max_bad, initial)
 
 
@@ -230,47 +282,56 @@ def _fit(
     training = yield from prepared
     if training is None:
         return
-    kept = KEEP if has_begun(run.folder) else 0
-    require_space(run.folder, space_needed(training.state()[0], kept))
+    group = run.group
     fingerprint = numerics(training)
 
     def save() -> tuple[float, int]:
         tensors, state = training.state()
         state["fingerprint"] = fingerprint
-        save_checkpoint(run.folder / "checkpoints", tensors, state, step=training.step)
+        if group.first:
+            save_checkpoint(run.folder / "checkpoints", tensors, state, step=training.step)
         return time.monotonic(), training.step
 
-    def stop_if_asked() -> None:
-        if run.stop:
+    def stop_if_asked(signal_number: int) -> None:
+        if signal_number:
             save()
             raise StoppedError(
                 f"stopped after step {training.step} of {training.total_steps}; go on with "
                 f"densesiam-seg {run.command} --resume --out {run.folder}",
-                run.stop.number,
+                signal_number,
             )
 
+    tensors, _ = training.state()
+    if group.first:
+        kept = KEEP if has_begun(run.folder) else 0
+        require_space(run.folder, space_needed(tensors, kept))
     # The first checkpoint tests that the folder can be written, and makes the initial weights part of the run.
     saved = save()
     yield Started(
         run.folder, training.config, len(training.store), training.step, training.total_steps
     )
-    with Records(run.folder / "metrics.jsonl") as records:
+    with Records(run.folder / "metrics.jsonl") if group.first else nullcontext() as records:
         for record in training.records():
             if isinstance(record, Progress):
                 yield record
-                stop_if_asked()
+                if group.alone:  # else not all of them may be here
+                    stop_if_asked(run.stop.number)
                 continue
-            kind = "step" if isinstance(record, StepRecord) else "epoch"
-            records.append({"record": kind, **asdict(record)})
+            if records is not None:
+                kind = "step" if isinstance(record, StepRecord) else "epoch"
+                records.append({"record": kind, **asdict(record)})
             yield record
             if isinstance(record, EpochRecord):
                 yield from _after_epoch(run, training, record)
             elif record.step < training.step or training.step % training.steps_per_epoch == 0:
                 continue  # more records of this state follow, and a stop here would lose them
-            stop_if_asked()
-            if time.monotonic() >= deadline:
+            now = time.monotonic()
+            due = rhythm.due(now - saved[0], training.step - saved[1])
+            asked, late, due_somewhere = group.largest([run.stop.number, now >= deadline, due])
+            stop_if_asked(asked)
+            if late:
                 break
-            if rhythm.due(time.monotonic() - saved[0], training.step - saved[1]):
+            if due_somewhere:
                 saved = save()
     save()
     yield from _finish(run, training)
@@ -291,14 +352,14 @@ def _after_epoch(run: Run, training: Training, record: EpochRecord) -> Iterator[
         )
         yield Notice(text, warning=True)
     every = training.config.visualize_every
-    if every and (record.epoch + 1) % every == 0:
+    if run.group.first and every and (record.epoch + 1) % every == 0:
         path = run.folder / "report" / f"epoch-{record.epoch + 1:04}.png"
         draw_clusters(training, path)
         yield Notice(f"picture: {path}")
 
 
 def _finish(run: Run, training: Training) -> Iterator[Event]:
-    """Save the model and how the run ended; the last event is `Trained`."""
+    """Save the model and how the run ended; the last event is `Trained`, when all that is done."""
     facts = {
         "command": run.command,
         "version": densesiam_seg.__version__,
@@ -308,7 +369,18 @@ def _finish(run: Run, training: Training) -> Iterator[Event]:
         "seed": training.config.seed,
     }
     model = run.folder / "model"
-    segmenter = segmenter_of(training, range(len(training.store)), facts)
+    segmenter = segmenter_of(training, range(len(training.store)), facts, group=run.group)
+    if run.group.first:
+        yield from _saved(run, training, segmenter)
+    run.group.gathered(None)
+    passed_over = asdict(training.store.manifest.passed_over)
+    complete = training.step >= training.total_steps
+    yield Trained(run.folder, model, training.last_epoch, complete, passed_over)
+
+
+def _saved(run: Run, training: Training, segmenter: Segmenter) -> Iterator[Event]:
+    """Save the model, and choose its number of clusters where that is asked for."""
+    model = run.folder / "model"
     chooses = isinstance(training.config, TrainConfig) and training.config.choose_clusters
     if training.config.learns_clusters():
         # A run that stopped early has a model, whose clusters may have got names since.
@@ -319,8 +391,6 @@ def _finish(run: Run, training: Training) -> Iterator[Event]:
     complete = training.step >= training.total_steps
     status: Status = "done" if complete else "stopped"
     write_status(run.folder, status, reason="" if complete else "time limit", exit_code=0)
-    passed_over = asdict(training.store.manifest.passed_over)
-    yield Trained(run.folder, model, training.last_epoch, complete, passed_over)
 
 
 def _choose_clusters(run: Run, training: Training, segmenter: Segmenter) -> Iterator[Event]:

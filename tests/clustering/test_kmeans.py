@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from densesiam_seg.clustering import kmeans as module
-from densesiam_seg.clustering.kmeans import Centroids, assign, kmeans, refine, unit_features
+from densesiam_seg.clustering.kmeans import Centroids, assign, kmeans, unit_features
 from densesiam_seg.errors import InputError, NumericError
 
 Array = NDArray[np.float64]
@@ -117,39 +117,6 @@ class TestRefusals:
         points = blobs(2, 0.1, 0)
         points *= 1e6 / points.abs().max()
         assert kmeans(points, 2, seed=0).counts.tolist() == [60, 60]
-
-
-def refined(centres: Array, counts: list[int], points: Array) -> tuple[Array, list[int]]:
-    """PiCIE, section 3: centroid_k ← (1 - n_b/n_k) · centroid_k + (n_b/n_k) · mean of the batch's members."""
-    members: list[list[Array]] = [[] for _ in counts]
-    for point in points:
-        nearest = min(range(len(counts)), key=lambda k: float(((point - centres[k]) ** 2).sum()))
-        members[nearest].append(point)
-    new_centres, new_counts = centres.copy(), list(counts)
-    for k, batch in enumerate(members):
-        if batch:
-            new_counts[k] += len(batch)
-            share = len(batch) / new_counts[k]
-            new_centres[k] = (1 - share) * centres[k] + share * sum(batch) / len(batch)
-    return new_centres, new_counts
-
-
-class TestRefine:
-    @pytest.mark.parametrize("seed", range(4))
-    def test_three_batches_equal_a_slow_loop(self, seed: int) -> None:
-        source = torch.Generator().manual_seed(seed)
-        centres = torch.randn(6, 4, generator=source)
-        centres[5] = 50  # never the nearest
-        counts = torch.tensor([0, 1, 10, 100, 1000, 5])
-        state = Centroids(centres, counts)
-        slow_centres, slow_counts = centres.double().numpy(), counts.tolist()
-        for _ in range(3):
-            points = torch.randn(40, 4, generator=source)
-            state = refine(state, points)
-            slow_centres, slow_counts = refined(slow_centres, slow_counts, points.double().numpy())
-            np.testing.assert_allclose(state.centres.numpy(), slow_centres, atol=1e-5)
-            assert state.counts.tolist() == slow_counts
-        assert state.centres[5].tolist() == [50.0] * 4 and state.counts[5] == 5
 
 
 class TestAssign:

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from ranks import in_ranks
 from torch import Tensor
 
 from densesiam_seg.clustering.kmeans import Centroids, assign, kmeans
+from densesiam_seg.clustering.lloyd import Part, sampled_kmeans
 from densesiam_seg.clustering.merging import Contacts, contacts, merge_tree
 from densesiam_seg.errors import InputError, NumericError
 from densesiam_seg.inference import centroids as centroids_module
-from densesiam_seg.inference.centroids import fit_centroids, fit_merged, fit_readout, touches
+from densesiam_seg.inference.centroids import (
+    fit_centroids,
+    fit_merged,
+    fit_readout,
+    own_places,
+    touches,
+)
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.randomness import Stream, generator
+from densesiam_seg.peers.group import ALONE, Group
 
 
 def points(count: int, seed: int) -> Tensor:
@@ -53,11 +63,11 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, int]]:
     """Samples that k-means is asked to cluster, and its restarts."""
     calls: list[tuple[Tensor, int]] = []
 
-    def spy(sample: Tensor, clusters: int, *, seed: int, restarts: int) -> Centroids:
-        calls.append((sample, restarts))
-        return kmeans(sample, clusters, seed=seed, restarts=restarts)
+    def spy(own: Sequence[Part], clusters: int, *, restarts: int, **more: Any) -> Centroids:
+        calls.append((torch.cat([part for _, part in own]), restarts))
+        return sampled_kmeans(own, clusters, restarts=restarts, **more)
 
-    monkeypatch.setattr(centroids_module, "kmeans", spy)
+    monkeypatch.setattr(centroids_module, "sampled_kmeans", spy)
     return calls
 
 
@@ -128,13 +138,29 @@ class TestFitCentroids:
             assert torch.equal(found[0].counts, found[-1].counts)
 
     def test_images_without_points_are_passed_over(self) -> None:
-        """They take no part in the draw either, so the others have the pixels that they have alone."""
+        """The others have the pixels of their places, as if those could be read."""
         images = [points(60, seed) for seed in range(3)]
         with_gaps = [images[0], None, images[1], None, images[2]]
-        gaps = fit_centroids(lambda image: image, lambda: with_gaps, 3, 4, seed=0)
-        alone = fit(images, 4)
-        assert torch.equal(gaps.centres, alone.centres)
-        assert torch.equal(gaps.counts, alone.counts)
+        found = fit_centroids(lambda image: image, lambda: with_gaps, 5, 4, seed=0)
+        sample = [
+            (place, image[generator(0, Stream.PIXELS, 0, place).permutation(60).tolist()])
+            for place, image in zip((0, 2, 4), images, strict=True)
+        ]
+        start = sampled_kmeans(sample, 4, seed=0, bound=8.0)
+        centres, counts = start.centres.double().numpy(), start.counts.tolist()
+        for image in images:
+            slow_refine(centres, counts, image.double().numpy())
+        np.testing.assert_allclose(found.centres.numpy(), centres, atol=1e-5)
+        assert found.counts.tolist() == counts
+
+    def test_very_many_images_are_sampled_in_some(
+        self, asked: list[tuple[Tensor, int]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(centroids_module, "SAMPLE", 10)
+        monkeypatch.setattr(centroids_module, "LARGEST_SAMPLE", 12)
+        images = [torch.full((60, 1), float(k)) + points(60, k)[:, :1] / 100 for k in range(10)]
+        fit(images, 3)
+        assert asked[0][0].round().long().flatten().bincount().tolist() == [3, 0, 0] * 3 + [3]
 
     @pytest.mark.parametrize("value", [math.nan, math.inf, 1e19])
     def test_features_that_would_abort_faiss(self, value: float) -> None:
@@ -152,6 +178,30 @@ class TestFitCentroids:
             fit([torch.ones(50, 2)], 3)
         with pytest.raises(InputError, match="none of the images can be read"):
             fit([], 3)
+
+
+def in_a_group(group: Group, dealt: list[Tensor | None], rooms: list[int]) -> list[bytes]:
+    own = [dealt[place] for place in own_places(len(dealt), group)]
+    found = b""
+    for room in rooms:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(centroids_module, "free_memory", lambda room=room: 4 * room)
+            fit = fit_centroids(
+                lambda image: image, lambda: own, len(dealt), 4, seed=2, group=group
+            )
+        found += fit.centres.numpy().tobytes() + fit.counts.numpy().tobytes()
+    with pytest.raises(InputError, match="none of the images can be read"):
+        fit_centroids(lambda image: None, lambda: own, len(dealt), 4, seed=2, group=group)
+    return [found]
+
+
+def test_any_number_of_processes_finds_the_same() -> None:
+    """Images of unlike size, one that cannot be read, one process more than images; little and much memory."""
+    dealt: list[Tensor | None] = [points(50, 1), None, points(20, 2)]
+    rooms = [0, 10**6]
+    expected = in_a_group(ALONE, dealt, rooms)
+    for count in (2, 4):
+        assert in_ranks(count, in_a_group, dealt, rooms) == [expected] * count
 
 
 def points_of(segmenter: Segmenter, image: Tensor) -> Tensor:

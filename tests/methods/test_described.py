@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Generator, Mapping
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from ranks import in_ranks
+from slim import slim_resnets
 from torch import Tensor
 
 from densesiam_seg.clustering.directions import Directions
@@ -16,8 +19,10 @@ from densesiam_seg.images.scan import scan
 from densesiam_seg.images.store import ImageStore
 from densesiam_seg.methods import described
 from densesiam_seg.methods.described import SHARPENING, Described
+from densesiam_seg.methods.mixture_prior import fit_mixture
 from densesiam_seg.network.architecture import Architecture
 from densesiam_seg.network.model import DenseSiam, build_network
+from densesiam_seg.peers.group import ALONE, Group
 from densesiam_seg.views.photometric import normalise
 
 pytestmark = pytest.mark.usefixtures("slim_module")
@@ -27,27 +32,35 @@ CONFIG = TrainConfig(
 )
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> ImageStore:
-    """Bright smooth skies above dark rough grounds, at three times the image size."""
+def draw_scenes(folder: Path, count: int) -> None:
     draw = np.random.default_rng(0)
-    for number in range(4):
+    for number in range(count):
         picture = np.full((2 * SIDE, 2 * SIDE, 3), (170, 200, 240), np.uint8)
         picture[SIDE:] = draw.integers(20, 110, (SIDE, 2 * SIDE, 1))
-        Image.fromarray(picture).save(tmp_path / f"{number}.png")
-    store = ImageStore(scan([tmp_path]), 3 * SIDE, workers=0, keep="ram")
+        Image.fromarray(picture).save(folder / f"{number}.png")
+
+
+def store_of(folder: Path) -> ImageStore:
+    store = ImageStore(scan([folder]), 3 * SIDE, workers=0, keep="ram")
     for _ in store.prepare():
         pass
     return store
 
 
-def method_of() -> Described:
+@pytest.fixture
+def store(tmp_path: Path) -> ImageStore:
+    """Bright smooth skies above dark rough grounds, at three times the image size."""
+    draw_scenes(tmp_path, 4)
+    return store_of(tmp_path)
+
+
+def method_of(group: Group = ALONE) -> Described:
     architecture = Architecture(
         channels=8, clusters=2, over_clusters=0, features="stages", mixture=True
     )
     network = build_network(architecture, seed=0)
     network.encoder.freeze()
-    return Described(network, CONFIG)
+    return Described(network, CONFIG, group=group)
 
 
 @pytest.fixture
@@ -125,7 +138,7 @@ def test_the_kept_places_are_what_the_network_sees(
         mixture.load_state_dict(Mixture(2).state_dict())
         torch.nn.init.normal_(next(method.network.projector.parameters()))
         method._kept.clear()
-    places = torch.stack([method._places(image, index) for index, image in enumerate(images)])
+    places = torch.stack(method._places_of(zip(images, range(4), strict=True)))
     assert places.shape[1] == 4 and places.shape[-1] == (16 if fitted else 8)
     found = method.network.scores(method._dense(places[:, 0].float()))
     torch.testing.assert_close(found, scores_of(method.network, images), atol=0.02, rtol=0.02)
@@ -134,7 +147,7 @@ def test_the_kept_places_are_what_the_network_sees(
 def test_targets_are_the_enlarged_views_with_the_first_shares(
     method: Described, store: ImageStore
 ) -> None:
-    places = torch.stack([method._places(None, index) for index in range(4)]).float()
+    places = torch.stack(method._places_of((None, index) for index in range(4))).float()
     found = method._targets(method._dense(places[:, -1]))
     torch.testing.assert_close(found.sum(1), torch.ones(4, 16, 16))
     shares = found.mean((0, 2, 3))
@@ -164,11 +177,74 @@ def test_places_that_were_not_kept_are_the_same_within_a_step(
         method.network.mixture.load_state_dict(Mixture(2).state_dict())
         method._kept.clear()
     images = images_of(store)[:2]
-    kept = [method._places(image, index) for index, image in enumerate(images)]
+    kept = method._places_of(zip(images, range(2), strict=True))
     method._kept.clear()
     with torch.autocast("cpu", torch.bfloat16):
         method.objective(images, (0, 1), 0)
     assert all(torch.equal(method._kept[index], each) for index, each in enumerate(kept))
+
+
+def test_a_part_of_a_batch_has_the_views_that_the_batch_has(
+    method: Described, store: ImageStore
+) -> None:
+    images = images_of(store)
+    for epoch in range(3):
+        whole = method.objective(images, range(4), epoch)
+        parts = [
+            method.objective(images[part.start : part.stop], part, epoch)
+            for part in (range(1), range(1, 4))
+        ]
+        mean = (parts[0].total + 3 * parts[1].total) / 4
+        torch.testing.assert_close(mean, whole.total, atol=1e-5, rtol=0)
+        assert torch.equal(parts[0].histogram + parts[1].histogram, whole.histogram)
+
+
+def test_an_images_two_views_differ_and_change(method: Described) -> None:
+    drawn = {
+        (index, epoch): method._two_views(index, epoch, 3) for index in range(9) for epoch in (0, 1)
+    }
+    assert all(first != second for first, second in drawn.values())
+    assert len(set(drawn.values())) == 6
+    assert any(drawn[index, 0] != drawn[index, 1] for index in range(9))
+
+
+def begun(group: Group, folder: str) -> list[str]:
+    """Digests of all that training starts from: with either kind of clusters, and by the mixture alone."""
+    found = []
+    with slim_resnets():
+        store = store_of(Path(folder))
+        for margin in (-2.0, 2.0):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(described, "MARGIN", margin)
+                method = method_of(group)
+                done = list(method.prepare(store, 0))
+            assert done == sorted(done) and done[-1] == len(store)
+            assert method.network.mixture is not None
+            assert method.network.mixture.fitted == (margin < 0)
+            found.append(digest({**method.network.state_dict(), **method.state()}))
+        network = build_network(Architecture(channels=8, clusters=2, mixture=True), seed=0)
+        list(fit_mixture(network, store, 0, group=group))
+        return [*found, digest(network.state_dict())]
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    total = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        total.update(name.encode() + value.detach().contiguous().numpy().tobytes())
+    return total.hexdigest()
+
+
+def test_any_number_of_processes_and_threads_begins_with_one_model(tmp_path: Path) -> None:
+    """Each process has one thread, of four the first has no image."""
+    draw_scenes(tmp_path, 3)
+    before, alone = torch.get_num_threads(), []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        alone.append(begun(ALONE, str(tmp_path)))
+    torch.set_num_threads(before)
+    assert alone[0] == alone[1] and len(set(alone[0])) == 3
+    for count in (2, 4):
+        assert in_ranks(count, begun, str(tmp_path)) == [alone[0]] * count
 
 
 def state_of(method: Described) -> Mapping[str, Tensor]:

@@ -77,10 +77,11 @@ def test_it_is_fitted_to_images_as_a_model_is_shown_them(
 ) -> None:
     """At half the stored side, made small as an image is that is segmented."""
     given: list[torch.Tensor] = []
-    monkeypatch.setattr(Places, "add", lambda self, image, index: given.append(image))
-    monkeypatch.setattr(Places, "sample", lambda self: None)
+    monkeypatch.setattr(Places, "drawn", lambda self, image, index: given.append(image))
+    monkeypatch.setattr(Places, "sample", lambda self, group: None)
     monkeypatch.setattr(
-        "densesiam_seg.clustering.mixture.Mixture.fitting", lambda self, sample, seed: iter(())
+        "densesiam_seg.clustering.mixture.Mixture.fitting",
+        lambda self, sample, seed, group: iter(()),
     )
     list(fit_mixture(build_network(Architecture(clusters=2, mixture=True), 0), store, 0))
     paths = [store.manifest.path(index) for index in range(6)]

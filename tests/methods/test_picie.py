@@ -13,9 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ranks import in_ranks
+from slim import slim_resnets
 from torch import Tensor, nn
 
-from densesiam_seg.clustering.kmeans import Centroids, refine
+from densesiam_seg.clustering.kmeans import Centroids
+from densesiam_seg.clustering.lloyd import Part, refine
 from densesiam_seg.config import TrainConfig
 from densesiam_seg.errors import InputError, NumericError
 from densesiam_seg.images.scan import scan
@@ -25,6 +28,8 @@ from densesiam_seg.methods import picie
 from densesiam_seg.methods.picie import PiCIE, centroid_logits, running_statistics_kept
 from densesiam_seg.network.architecture import Architecture
 from densesiam_seg.network.model import build_network
+from densesiam_seg.peers.group import ALONE, Group
+from densesiam_seg.peers.norms import share_statistics
 from densesiam_seg.views.pair import view_pair
 
 K, C, SIDE, BATCH, IMAGES = 4, 8, 8, 4, 12
@@ -45,16 +50,24 @@ def store(image_folder: Path) -> ImageStore:
     return made
 
 
-def made(config: TrainConfig = CONFIG, precision: torch.dtype = torch.float32) -> PiCIE:
+def made(
+    config: TrainConfig = CONFIG, precision: torch.dtype = torch.float32, group: Group = ALONE
+) -> PiCIE:
     """A method with a new network of the seed's weights."""
     architecture = Architecture(channels=C, clusters=config.clusters, over_clusters=6)
-    return PiCIE(build_network(architecture, config.seed).train(), config, CPU, precision)
+    network = build_network(architecture, config.seed).train()
+    return PiCIE(network, config, CPU, precision, group=group)
 
 
 def prepared(store: ImageStore, config: TrainConfig = CONFIG, epoch: int = 0) -> PiCIE:
     method = made(config)
     list(method.prepare(store, epoch))
     return method
+
+
+def labels_of(method: PiCIE, batch: Batch) -> Tensor:
+    assert method.labels is not None
+    return method.labels.of(batch.indices)
 
 
 def batches_of(store: ImageStore, epoch: int = 0) -> list[Batch]:
@@ -110,8 +123,9 @@ def scrambled(store: ImageStore, config: TrainConfig) -> PiCIE:
     )
     # Cluster 0 has half of the pixels and the last cluster has none.
     source = torch.Generator().manual_seed(5)
-    drawn = torch.randint(0, 2 * (K - 1), method.labels.shape, generator=source)
-    method.labels = torch.where(drawn < K - 1, drawn, 0).to(torch.uint8)
+    assert method.labels is not None
+    drawn = torch.randint(0, 2 * (K - 1), method.labels.rows.shape, generator=source)
+    method.labels.rows = torch.where(drawn < K - 1, drawn, 0).to(torch.uint8)
     return method
 
 
@@ -125,9 +139,7 @@ class TestObjective:
         batch = batches_of(store)[0]
         rows = [unit_rows(features) for features in features_of(method, batch)]
         centres = [known.centres.double().tolist() for known in method.centroids]
-        labels = [
-            column.flatten().tolist() for column in method.labels[list(batch.indices)].unbind(1)
-        ]
+        labels = [column.flatten().tolist() for column in labels_of(method, batch).unbind(1)]
 
         def loss(features: int, own: int) -> float:
             return cross_entropy(rows[features], centres[own], labels[own], balance)
@@ -189,12 +201,13 @@ class TestLabels:
                 features_of(method, batch, round_=2 if replay == "epoch" else 0)
             ):
                 centres = method.centroids[view].centres.double().tolist()
-                labels = method.labels[list(batch.indices), view].flatten().tolist()
+                labels = labels_of(method, batch)[:, view].flatten().tolist()
                 for row, label in zip(unit_rows(features), labels, strict=True):
                     distances = [squared(row, centre) for centre in centres]
                     assert distances[label] <= min(distances) + 1e-5
         assert sorted(seen) == list(range(IMAGES))
-        assert len(set(method.labels.flatten().tolist())) > 1
+        assert method.labels is not None
+        assert len(set(method.labels.rows.flatten().tolist())) > 1
 
     @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
     def test_training_sees_what_clustering_saw_to_the_last_bit(
@@ -215,11 +228,11 @@ class TestLabels:
         self, store: ImageStore, clusters: int, dtype: torch.dtype
     ) -> None:
         for config, views in ((CONFIG, 2), (MDC, 1)):
-            method = prepared(store, replace(config, clusters=clusters))
-            assert method.labels.dtype == dtype
-            assert method.labels.shape == (IMAGES, views, SIDE, SIDE)
-            assert int(method.labels.min()) >= 0 and int(method.labels.max()) < clusters
-            assert int(method.labels.max()) > clusters // 2
+            labels = prepared(store, replace(config, clusters=clusters)).labels
+            assert labels is not None and labels.rows.dtype == dtype
+            assert labels.rows.shape == (IMAGES, views, SIDE, SIDE)
+            assert int(labels.rows.min()) >= 0 and int(labels.rows.max()) < clusters
+            assert int(labels.rows.max()) > clusters // 2
 
 
 class TestCentroids:
@@ -230,12 +243,14 @@ class TestCentroids:
         start = torch.nn.functional.normalize(torch.randn(K, C, generator=torch.Generator()), dim=1)
         samples: list[Tensor] = []
 
-        def kmeans(points: Tensor, clusters: int, *, seed: int) -> Centroids:
+        def sampled(own: list[Part], clusters: int, *, seed: int, group: Group) -> Centroids:
             assert (clusters, seed) == (K, CONFIG.seed)
-            samples.append(points)
+            places, points = zip(*own, strict=True)
+            assert places == tuple(range(IMAGES))
+            samples.append(torch.cat(points))
             return Centroids(start, torch.tensor([7] * K))
 
-        monkeypatch.setattr(picie, "kmeans", kmeans)
+        monkeypatch.setattr(picie, "sampled_kmeans", sampled)
         monkeypatch.setattr(picie, "SAMPLE", 5 * IMAGES - 1)
         method = prepared(store)
         pixels = [
@@ -272,7 +287,7 @@ class TestCentroids:
             batch = batches_of(store)[-1]
             for view, features in enumerate(features_of(method, batch)):
                 centres = method.centroids[view].centres.double().tolist()
-                labels = method.labels[list(batch.indices), view].flatten().tolist()
+                labels = labels_of(method, batch)[:, view].flatten().tolist()
                 assert labels == [nearest(row, centres) for row in unit_rows(features)]
 
     def test_more_clusters_than_pixels(self, store: ImageStore) -> None:
@@ -362,7 +377,7 @@ class TestLeavesAlone:
         list(method.prepare(store, 1))
         same(method.state(), prepared(store, epoch=1).state())
         assert int(method.state()["epoch"]) == 1
-        assert not torch.equal(before["labels"], method.state()["labels"])
+        assert not torch.equal(before["centroids_1"], method.state()["centroids_1"])
 
 
 class TestResume:
@@ -376,13 +391,19 @@ class TestResume:
         tensors = {name: value.clone() for name, value in whole.state().items()}
         views = range(1, whole.views + 1)
         names = {f"{name}_{view}" for view in views for name in ("centroids", "counts")}
-        assert tensors.keys() == {"epoch", "labels"} | names
+        names |= {f"start.{name}" for name in whole.network.encoder.state_dict()}
+        assert tensors.keys() == {"epoch"} | names
 
         resumed = made(config)
         resumed.restore({})
         resumed.network.load_state_dict(whole.network.state_dict())
         resumed.restore(tensors)
+        # Labels are those of the epoch's first weights, which are put back.
+        assert list(resumed.prepare(store, 0)) == [4, 8, 12]
         assert list(resumed.prepare(store, 0)) == []
+        same(resumed.network.state_dict(), whole.network.state_dict())
+        for batch in batches:
+            assert torch.equal(labels_of(resumed, batch), labels_of(whole, batch))
         for batch in batches[1:]:
             assert step(whole, batch) == step(resumed, batch)
         # The next epoch's centroids stand on the weights and the seed alone.
@@ -390,6 +411,61 @@ class TestResume:
             assert list(method.prepare(store, 1)) == [4, 8, 12]
         same(resumed.state(), whole.state())
         same(resumed.network.state_dict(), whole.network.state_dict())
+
+
+def in_a_group(group: Group, folder: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """What a process has of an epoch; of one that a single process began, too; and an error of another process."""
+    with slim_resnets():
+        store = ImageStore(scan([folder]), 64, workers=0)
+        list(store.prepare())
+        methods = []
+        for known in ({}, tensors):
+            method = made(CONFIG, group=group)
+            share_statistics(method.network, group)
+            method.restore(known)
+            assert list(method.prepare(store, 0)) == [4, 8, 12]
+            methods.append(method)
+        own = [
+            replace(batch, indices=batch.indices[2 * group.index : 2 * group.index + 2])
+            for batch in batches_of(store)
+        ]
+        labels = [[labels_of(method, batch) for batch in own] for method in methods]
+        images = [batch.images[2 * group.index : 2 * group.index + 2] for batch in own]
+        histogram = methods[0].objective(images[0], own[0].indices, 0).histogram
+        features = PiCIE._fixed_features
+
+        def spoiled(*args: Any) -> Tensor:
+            return features(*args) * (math.nan if group.index else 1.0)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(PiCIE, "_fixed_features", spoiled)
+            with pytest.raises(NumericError) as refused:
+                list(methods[0].prepare(store, 1))
+        return {
+            "state": methods[0].state(),
+            "labels": [torch.cat(each) for each in labels],
+            "images": [index for batch in own for index in batch.indices],
+            "histogram": histogram,
+            "error": str(refused.value),
+        }
+
+
+def test_processes_share_an_epoch(store: ImageStore, image_folder: Path) -> None:
+    """Batch statistics are added up in another order, so that a pixel on a border may have another cluster."""
+    alone = prepared(store)
+    found = in_ranks(2, in_a_group, str(image_folder), alone.state())
+    same(found[0]["state"], found[1]["state"])
+    assert found[0]["error"] == found[1]["error"] and "step 4 (batch with " in found[0]["error"]
+    assert sorted(found[0]["images"] + found[1]["images"]) == list(range(IMAGES))
+    for name, value in alone.state().items():
+        torch.testing.assert_close(found[0]["state"][name], value, atol=1e-3, rtol=0.02)
+    for rank in found:
+        assert alone.labels is not None
+        expected = alone.labels.of(rank["images"])
+        for labels in rank["labels"]:
+            assert labels.shape == expected.shape == (6, 2, SIDE, SIDE)
+            assert float((labels == expected).float().mean()) > 0.98
+        assert int(rank["histogram"].sum()) == 2 * SIDE**2
 
 
 def step(method: PiCIE, batch: Batch) -> tuple[float, float]:

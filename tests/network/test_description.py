@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from densesiam_seg.errors import NumericError
 from densesiam_seg.network import description
 from densesiam_seg.network.description import TEMPERATURE, Description
 
@@ -115,3 +118,39 @@ def test_very_many_places_are_compared_with_some(monkeypatch: pytest.MonkeyPatch
     for step in (2, 3):
         monkeypatch.setattr(description, "PAIRS", 96 * 96 // step)
         torch.testing.assert_close(described.smoothed(total), whole, atol=0.05, rtol=0)
+
+
+def test_the_order_of_images_and_the_number_of_threads_change_no_bit() -> None:
+    images = images_of(7)
+    before, found = torch.get_num_threads(), []
+    for threads, order in ((1, images), (3, images[::-1])):
+        torch.set_num_threads(threads)
+        described = Description((5, 3), 4)
+        described.fit(order, (4, 6))
+        found.append(described.state_dict())
+        assert torch.get_num_threads() == threads
+    torch.set_num_threads(before)
+    assert found[0].keys() == {"mean", "deviation", "axes", "centre"}
+    assert all(torch.equal(found[0][name], value) for name, value in found[1].items())
+
+
+def test_a_small_channel_beside_a_huge_one_keeps_its_digits() -> None:
+    images = images_of(5)
+    for stages in (stages for sizes in images for stages in sizes):
+        stages[0][:, 0] *= 1e6
+        stages[0][:, 2] *= 1e-3
+    described = Description((5, 3), 4)
+    described.fit(images, (4, 6))
+    values = [sizes[k][0][0, 2].flatten() for k in (0, 1) for sizes in images]
+    every = torch.cat(values).double()
+    torch.testing.assert_close(float(described.mean[2]), float(every.mean()), rtol=1e-5, atol=1e-9)
+    deviation = float(every.std(unbiased=False))
+    torch.testing.assert_close(float(described.deviation[2]), deviation, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_stages_that_are_not_finite_are_refused(value: float) -> None:
+    images = images_of(3)
+    images[1][0][1][0, 0, 0, 0] = value
+    with pytest.raises(NumericError, match="not finite"):
+        Description((5, 3), 4).fit(images, (4, 6))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import socket
 import sys
 import traceback
@@ -58,7 +59,8 @@ def _importable() -> Iterator[None]:
 def _received(receiver: Any) -> tuple[bool, Any]:
     try:
         if receiver.poll(SECONDS):
-            found: tuple[bool, Any] = receiver.recv()
+            # Not by `recv`: multiprocessing would fetch tensors from a process that has ended.
+            found: tuple[bool, Any] = pickle.loads(receiver.recv_bytes())
             return found
     except EOFError:
         return False, "a process ended without a word"
@@ -83,6 +85,7 @@ def _rank(
             assert isinstance(group, Group)
             result = work(group, *arguments)
     except BaseException:
-        sender.send((False, f"rank {rank}: {traceback.format_exc()}"))
+        result, ok = f"rank {rank}: {traceback.format_exc()}", False
     else:
-        sender.send((True, result))
+        ok = True
+    sender.send_bytes(pickle.dumps((ok, result)))

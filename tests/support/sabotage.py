@@ -49,7 +49,7 @@ LOAD = "densesiam_seg.images.store", "load_square"
 PHASES = {
     "reading": [LOAD],
     "clustering": [
-        ("densesiam_seg.methods.picie", "kmeans"),
+        ("densesiam_seg.methods.picie", "sampled_kmeans"),
         ("densesiam_seg.methods.picie", "refine"),
     ],
     "training": [ADVANCE],
