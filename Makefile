@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SOURCES := densesiam_seg cli datasets tests benchmarks
 
-.PHONY: demo test test-wheel test-readers faults format docs site camvid accuracy bench clean
+.PHONY: demo test test-wheel test-readers cluster-test faults format docs site camvid accuracy bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/densesiam-seg demo --out demo --overwrite
@@ -24,6 +24,10 @@ test: $(VENV)/.installed-test
 # The wheel in an empty environment; fetches torch once more, so that it is not part of `make test`.
 test-wheel: $(VENV)/.installed-test
 	$(BIN)/pytest -m slow tests/test_package.py
+
+# Several machines, as nodes of a Ray cluster or as network namespaces of this one; what is not allowed here is skipped.
+cluster-test: $(VENV)/.installed-cluster
+	$(BIN)/pytest -m cluster -rs
 
 # Exports, read by the programs that they are for; these pull packages that would get in each other's way elsewhere.
 test-readers: .venv-readers/.installed
@@ -78,6 +82,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP) --editable '.[test]'
+	touch $@
+
+$(VENV)/.installed-cluster: $(VENV)/.installed-test
+	$(PIP) --editable '.[test,ray]'
 	touch $@
 
 clean:

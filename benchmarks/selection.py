@@ -22,13 +22,8 @@ from typing import Any
 
 import torch
 
-from densesiam_seg.evaluation.evaluate import (
-    Benchmark,
-    Evaluation,
-    Reading,
-    benchmark,
-    scoring_events,
-)
+from densesiam_seg.evaluation.evaluate import Benchmark, Reading, benchmark, scoring_events
+from densesiam_seg.evaluation.job import Evaluation
 from densesiam_seg.evaluation.protocol import read_masks
 from densesiam_seg.images.scan import scan
 from densesiam_seg.inference.readout import GRID, READOUTS, candidates

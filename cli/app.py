@@ -31,8 +31,9 @@ from densesiam_seg.cli import (
     train,
     visualize,
 )
-from densesiam_seg.errors import DenseSiamError, one_line
+from densesiam_seg.errors import DenseSiamError, UsageError, one_line
 from densesiam_seg.io.signals import SIGNALS
+from densesiam_seg.peers.shard import launched
 
 _TAG = re.compile(r"(\\*)(\[[a-zA-Z#/@][^\[\]]*\])")
 """What Rich takes for markup, as `rich.markup.escape` has it, whose import takes longer than the rest of the start."""
@@ -50,8 +51,21 @@ class _Literal:
                     setattr(each, name, _TAG.sub(r"\1\1\\\2", text))
 
 
-class _Command(_Literal, TyperCommand):
-    """A command with such a help."""
+class _Shared(_Literal, TyperCommand):
+    """A command with such a help, whose work the processes of a launcher share."""
+
+
+class _Command(_Shared):
+    """One that works in one process: several would write the same files, each of them."""
+
+    def invoke(self, context: typer.Context) -> Any:
+        shard = launched()
+        if not shard.alone:
+            raise UsageError(
+                f"{context.command_path.partition(' ')[2]}: works in one process, and this is process {shard} of a "
+                "launcher; start it alone (train, pretrain, predict and evaluate share their work)"
+            )
+        return super().invoke(context)
 
 
 ORDER = (
@@ -101,10 +115,10 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("train", cls=_Command)(train.train)
-app.command("predict", cls=_Command)(predict.command)
-app.command("evaluate", cls=_Command)(evaluate.evaluate)
-app.command("pretrain", cls=_Command)(train.pretrain)
+app.command("train", cls=_Shared)(train.train)
+app.command("predict", cls=_Shared)(predict.command)
+app.command("evaluate", cls=_Shared)(evaluate.evaluate)
+app.command("pretrain", cls=_Shared)(train.pretrain)
 app.command("probe", cls=_Command)(evaluate.probe)
 app.command("visualize", cls=_Command)(visualize.command)
 named = typer.Typer(

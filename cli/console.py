@@ -5,7 +5,7 @@ The one module that knows Rich. It draws what all commands have in common; what 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,20 +39,22 @@ SHOWN_COUNTS = 12
 
 if TYPE_CHECKING:
     from densesiam_seg.clustering.suggestion import Suggestion
-    from densesiam_seg.evaluation.evaluate import Evaluation
+    from densesiam_seg.evaluation.job import Evaluation
     from densesiam_seg.evaluation.metrics import Scores
     from densesiam_seg.images.decoding import Notes
     from densesiam_seg.images.manifest import PassedOver, Skipped
     from densesiam_seg.inference.selection import Choice
     from densesiam_seg.naming.clusters import Cluster
+    from densesiam_seg.on_ray.predicting import RayJob
     from densesiam_seg.reporting.comparing import Compared
 
 
 class Console:
     """Draws the events of one command."""
 
-    def __init__(self, *, quiet: bool = False) -> None:
-        self.quiet = quiet
+    def __init__(self, *, quiet: bool = False, bars: bool = True) -> None:
+        """`bars`: whether progress is drawn; of several processes on one terminal one alone should."""
+        self.quiet, self.bars = quiet, bars
         self.terminal = Terminal(stderr=True, highlight=False, soft_wrap=True)
 
     def say(self, text: str, *, warning: bool = False) -> None:
@@ -79,7 +81,7 @@ class Console:
             TextColumn("{task.fields[note]}"),
             console=self.terminal,
             transient=True,
-            disable=self.quiet or not self.terminal.is_terminal,
+            disable=self.quiet or not self.bars or not self.terminal.is_terminal,
         )
 
     def follow(self, events: Iterable[Any]) -> list[Any]:
@@ -112,6 +114,18 @@ class Console:
                         kept.append(event)
         return kept
 
+    def notice(self, event: Notice) -> None:
+        """A line of a library that yields other things."""
+        self.say(event.text, warning=event.warning)
+
+    def masks(self, results: Iterable[Predicted], total: int | None) -> Iterator[Predicted]:
+        """The same results, drawn as they pass; none is kept. `total` is how many come, where that is known."""
+        with self._progress() as progress:
+            bar = _Bar(progress)
+            for count, result in enumerate(results, 1):
+                bar.show("masks", count, total)
+                yield result
+
     def choosing(self, choice: Choice) -> None:
         """What was chosen without labels, and among what."""
         for line in choice.lines:
@@ -122,7 +136,7 @@ class Console:
         if str(found):
             self.say(f"passed over: {found}", warning=found.doubtful)
 
-    def noted(self, notes: Notes) -> None:
+    def noted(self, notes: Notes | RayJob) -> None:
         """Warn of what was noticed while images were decoded."""
         for line in notes.lines():
             self.say(line, warning=True)

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from densesiam_seg.cli.options import (
     DATASETS,
-    DatasetArgument,
     Json,
     JsonFile,
     Model,
     Overwrite,
     Quiet,
+    RayOption,
     ReadoutOptions,
     RefineOptions,
     Root,
     RunArgument,
     ScoringProtocol,
     ScoringSize,
+    ShardOption,
     Split,
     TrainSplit,
     io_option,
@@ -26,8 +29,14 @@ from densesiam_seg.cli.options import (
     require_model,
     require_new,
 )
+from densesiam_seg.cli.scoring import Output, Scoring, merge_parts, require_one_way
 from densesiam_seg.cli.settings import checked, takes
 from densesiam_seg.config import RunConfig
+from densesiam_seg.errors import UsageError
+from densesiam_seg.peers.shard import parse_shard
+
+if TYPE_CHECKING:
+    from densesiam_seg.evaluation.evaluate import Benchmark
 
 AllowOutside = Annotated[
     bool,
@@ -41,9 +50,14 @@ AllowOutside = Annotated[
     reading=ReadoutOptions, refining=RefineOptions, settings=checked("seed", "device", "precision")
 )
 def evaluate(
-    dataset: DatasetArgument,
-    root: Root,
+    dataset: Annotated[
+        list[str],
+        typer.Argument(
+            help=f"{DATASETS} With --merge: parts, or folders that hold them.", show_default=False
+        ),
+    ],
     *,
+    root: Annotated[Path | None, io_option("--root", help="Folder that holds the dataset.")] = None,
     model: Model = None,
     split: Split = None,
     list_file: Annotated[
@@ -57,6 +71,11 @@ def evaluate(
         bool, io_option("--allow-missing", help="Go on without images that are missing.")
     ] = False,
     allow_outside: AllowOutside = False,
+    shard: ShardOption = None,
+    merge: Annotated[
+        bool, io_option("--merge", help="Join all parts that --shard made to one score.")
+    ] = False,
+    ray: RayOption = None,
     out: JsonFile = None,
     overwrite: Overwrite = False,
     json: Json = False,
@@ -68,38 +87,54 @@ def evaluate(
     settings: RunConfig,
 ) -> None:
     """Score a model on a labelled dataset; labels are used for scoring only."""
-    require_new(out, overwrite)
+    output = Output(out, overwrite, json, quiet)
+    part = parse_shard(shard) if shard else None
+    if merge:
+        require_new(out, overwrite)
+        given = (root, model, split, list_file, protocol, image_size, shard, ray)
+        if any(each is not None for each in given) or allow_missing or allow_outside:
+            raise UsageError(
+                "--merge: parts hold all that a score depends on; give them alone, with --out and --json"
+            )
+        merge_parts(dataset, output)
+        return
+    if len(dataset) != 1:
+        raise UsageError(f"evaluate {' '.join(dataset)}: give one dataset, or parts with --merge")
+    if root is None:
+        raise UsageError("Missing option '--root': the folder that holds the dataset")
+    require_one_way(part, ray, out)
+    if part is None:
+        require_new(out, overwrite)
     refinement = refining.refinement()
     reading.count()
     require_model(model)
+    if ray is not None:
+        from densesiam_seg.on_ray.cluster import require_cluster
+
+        require_cluster(ray)
 
     # Only now, as torch comes with it, which mistakes need not wait for.
-    from densesiam_seg.cli.console import Console
-    from densesiam_seg.evaluation.evaluate import Evaluation, benchmark, segmenter_events
+    from densesiam_seg.evaluation.evaluate import benchmark
 
-    task = benchmark(
-        dataset,
-        root,
-        split,
-        protocol=protocol,
-        image_size=image_size,
-        list_file=list_file,
-        allow_missing=allow_missing,
-        allow_outside=allow_outside,
-    )
-    console = Console(quiet=quiet)
-    segmenter = reading.load(model, settings, console.choosing)
-    result = console.follow(segmenter_events(segmenter, task, refinement))[-1]
-    assert isinstance(result, Evaluation)
-    if json:
-        console.data(result.to_dict())
-    else:
-        console.scores(result)
-    if result.missing:
-        console.say(
-            f"{len(result.missing)} images were missing, first {result.missing[0]}", warning=True
+    def task() -> Benchmark:
+        return benchmark(
+            dataset[0],
+            root,
+            split,
+            protocol=protocol,
+            image_size=image_size,
+            list_file=list_file,
+            allow_missing=allow_missing,
+            allow_outside=allow_outside,
         )
-    console.keep(result.to_dict(), out)
+
+    job = Scoring(task, model, reading, refinement, settings)
+    if part is not None:
+        job.score_part(part, output)
+    elif ray is not None:
+        job.score_on_ray(ray, output)
+    else:
+        job.score(output)
 
 
 @takes(settings=checked("seed", "device", "precision"))

@@ -21,7 +21,8 @@ io_option = partial(typer.Option, rich_help_panel="Input and output")
 recipe_option = partial(typer.Option, rich_help_panel=RECIPE)
 
 IMAGES = typer.Argument(
-    help="Folders, files, globs, .txt lists of paths, or - for a list on stdin.", show_default=False
+    help="Folders, files, tars, globs, .txt lists of paths, or - for a list on stdin.",
+    show_default=False,
 )
 DATASETS = "coco-stuff, cityscapes, potsdam, camvid, or your own .toml."
 
@@ -67,6 +68,20 @@ ConfigFile = Annotated[
 ]
 Json = Annotated[bool, io_option("--json", help="Print one JSON object on stdout.")]
 Quiet = Annotated[bool, io_option("--quiet", "-q", help="Print warnings and errors only.")]
+ShardOption = Annotated[
+    str | None,
+    io_option(
+        "--shard", metavar="I/N", help="Do only the I-th of N parts, from 0, for jobs of many."
+    ),
+]
+RayOption = Annotated[
+    str | None,
+    io_option(
+        "--ray",
+        metavar="auto|ADDRESS",
+        help="Let the workers of a Ray cluster do it; needs the extra [ray].",
+    ),
+]
 Model = Annotated[
     Path | None,
     io_option("--model", "-m", help="Run or model directory; default the latest run under runs/."),

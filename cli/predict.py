@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +17,7 @@ from densesiam_seg.cli.options import (
     Model,
     Overwrite,
     Quiet,
+    RayOption,
     ReadoutOptions,
     RefineOptions,
     io_option,
@@ -24,9 +25,10 @@ from densesiam_seg.cli.options import (
 )
 from densesiam_seg.cli.settings import checked, number_or_auto, takes
 from densesiam_seg.config import MACHINE, RunConfig
-from densesiam_seg.errors import counted
+from densesiam_seg.errors import UsageError, counted
 from densesiam_seg.events import Predicted
-from densesiam_seg.io.run_directory import RUNS, stamped_folders
+from densesiam_seg.io.run_directory import RUNS, latest_model, stamped_folders
+from densesiam_seg.peers.shard import Shard, launched, parse_shard
 from densesiam_seg.prediction.wanted import TILE, Wanted, file_names
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from densesiam_seg.images.decoding import Notes
     from densesiam_seg.images.manifest import Manifest
     from densesiam_seg.naming.clusters import Cluster
+    from densesiam_seg.on_ray.predicting import RayJob
     from densesiam_seg.prediction.plan import Plan
 
 
@@ -127,6 +130,15 @@ def command(
     resume: Annotated[
         bool, io_option("--resume", help="Keep masks that exist, do the missing ones.")
     ] = False,
+    shard: Annotated[
+        str | None,
+        io_option(
+            "--shard",
+            metavar="I/N",
+            help="Part I of N alone, counted from 0.",
+        ),
+    ] = None,
+    ray: RayOption = None,
     json: Json = False,
     quiet: Quiet = False,
     help_all: HelpAll = False,
@@ -148,6 +160,8 @@ def command(
     refinement = refining.refinement()
     reading.count()
     wanted = files.wanted({})
+    part = _part(shard, images, out)
+    _require_one_way(ray, part)
     from densesiam_seg.images.scan import scan
 
     folder = out or next(p for p in stamped_folders(RUNS / "predict") if not p.exists())
@@ -158,30 +172,95 @@ def command(
     from densesiam_seg.cli.console import Console
     from densesiam_seg.prediction.plan import plan
 
-    console = Console(quiet=quiet)
+    own = part.shard
+    console = Console(quiet=quiet, bars=own is None or not part.launched or own.index == 0)
     segmenter = None
     if files.only is not None:
         # Names are those of the clusters of the read-out, which may be a fresh one.
         segmenter = reading.load(model, settings, console.choosing)
         wanted = files.wanted(_chosen(segmenter.clusters, files.only))
-    work = plan(manifest, folder, overwrite=overwrite, resume=resume, wanted=wanted)
+    whole = Shard() if ray is not None else own
+    work = plan(manifest, folder, overwrite=overwrite, resume=resume, wanted=wanted, shard=whole)
     segmenter = segmenter or reading.load(model, settings, console.choosing)
-    decoding = segmenter.new_decoding(settings)
-    if work.damaged:
-        console.say(
-            f"{counted(work.damaged, 'mask')} of an earlier run not whole: made again", warning=True
-        )
+    part.spread()
+    if part.speaks:
+        console.passed_over(manifest.passed_over)
+        if work.shortened:
+            console.say(
+                f"{counted(work.shortened, 'name')} too long for a mask on this disk: cut, with a digest at the end"
+            )
+    if ray is not None:
+        from densesiam_seg.on_ray.predicting import RayJob
+        from densesiam_seg.on_ray.sent_model import SentModel
+
+        sent = SentModel.of(segmenter, model or latest_model(), settings.device)
+        work = replace(work, shard=None)
+        job = RayJob(ray, segmenter, sent, work, settings, refinement, together, console.notice)
+        _show(console, work, manifest, job.events(), job, part, json=json)
+        return
     from densesiam_seg.prediction.predict import predict_events
 
+    decoding = segmenter.new_decoding(settings)
     events = predict_events(
-        segmenter, work, decoding=decoding, batch_size=together, refinement=refinement
+        segmenter,
+        work,
+        decoding=decoding,
+        batch_size=together,
+        refinement=refinement,
+        tell=console.notice,
     )
-    console.passed_over(manifest.passed_over)
-    if work.shortened:
-        console.say(
-            f"{counted(work.shortened, 'name')} too long for a mask on this disk: cut, with a digest at the end"
+    _show(console, work, manifest, events, decoding.notes, part, json=json)
+
+
+def _require_one_way(ray: str | None, part: _Part) -> None:
+    """Refuse Ray beside another way to share the work, and a cluster that does not answer. Raises UsageError."""
+    if ray is None:
+        return
+    if part.shard is not None:
+        raise UsageError("--ray: Ray gets all shards; give it neither --shard nor a launcher")
+    from densesiam_seg.on_ray.cluster import require_cluster
+
+    require_cluster(ray)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What of the job this process does."""
+
+    shard: Shard | None
+    """None for all of it."""
+    launched: bool
+    """Whether a launcher started it beside others."""
+
+    @property
+    def speaks(self) -> bool:
+        """Whether it tells what concerns the images of all parts."""
+        return self.shard is None or self.shard.index == 0
+
+    def spread(self) -> None:
+        """Take as many cores as this process has for its own; launchers leave torch a single one."""
+        if self.launched:
+            import torch
+
+            from densesiam_seg.io.devices import available_cores
+
+            torch.set_num_threads(available_cores())
+
+
+def _part(text: str | None, images: Sequence[str], out: Path | None) -> _Part:
+    """What `--shard` or a launcher says. Raises UsageError for what its processes could not agree on."""
+    if text is not None:
+        part = _Part(parse_shard(text), False)
+    else:
+        found = launched()
+        part = _Part(None, False) if found.alone else _Part(found, True)
+    if part.shard is not None and out is None:
+        raise UsageError("--out is missing: all shards of a job write into one folder; name it")
+    if part.launched and "-" in images:
+        raise UsageError(
+            "-: the processes of a launcher would take lines of it from each other; name a list file"
         )
-    _show(console, work, manifest, events, decoding.notes, json=json)
+    return part
 
 
 def _chosen(clusters: Sequence[Cluster], named: str) -> dict[int, str]:
@@ -197,42 +276,54 @@ def _show(
     work: Plan,
     manifest: Manifest,
     events: Iterable[Predicted],
-    notes: Notes,
+    notes: Notes | RayJob,
+    part: _Part,
     *,
     json: bool,
 ) -> None:
     """Draw a prediction; raises the error that the command ends with."""
     from densesiam_seg.packed.members import as_shown
-    from densesiam_seg.prediction.predict import overall_error
+    from densesiam_seg.prediction.shards import Tally
 
-    skipped = manifest.skipped
+    skipped = manifest.skipped if part.speaks else ()
     console.skipped(skipped)
-    results: list[Predicted] = console.follow(events)
+    total = len(work.places) if work.stills == len(work.places) else None
+    tally, listed, first = Tally(), list[dict[str, Any]](), None
+    # A million images leave nothing but numbers, unless they are to be listed.
+    for result in tally.counting(console.masks(events, total)):
+        if result.mask is not None and not result.kept:
+            first = first or result.mask
+            if json:
+                listed.append({"image": as_shown(result.image), **_listed(result)})
     console.noted(notes)
-    failed = [result for result in results if result.error is not None]
-    done = [result for result in results if result.mask is not None and not result.kept]
-    kept_count = work.done + sum(result.kept for result in results)
-    if len(work.sources) > 1:
-        console.failed(failed)
+    if len(work.places) > 1 or work.shard is not None:
+        console.failed(tally.failed)
     if json:
         console.data(
             {
-                "masks": [{"image": as_shown(r.image), **_listed(r)} for r in done],
-                "failed": [{"image": as_shown(r.image), "message": str(r.error)} for r in failed],
+                "masks": listed,
+                "failed": [
+                    {"image": as_shown(r.image), "message": str(r.error)} for r in tally.failed
+                ],
                 "skipped": [asdict(item) for item in skipped],
-                "kept": kept_count,
+                "kept": tally.kept,
                 "shortened": work.shortened,
                 "passed_over": asdict(manifest.passed_over),
                 "notes": notes.lines(),
+                **({} if work.shard is None else {"shard": str(work.shard)}),
             }
         )
-    kept = f", {kept_count} kept" if kept_count else ""
-    if done or kept_count:
-        one = work.single or (len(work.targets) == 1 and not work.wanted.only)
-        where = done[0].mask if done and one else work.folder
-        console.say(f"{len(done)} {'mask' if len(done) == 1 else 'masks'} written{kept}: {where}")
-    error = overall_error(results, skipped, work.done)
-    if error is not None:
+    kept = f", {tally.kept} kept" if tally.kept else ""
+    shard = "" if work.shard is None else f"shard {work.shard}: "
+    if tally.done or tally.kept or shard:
+        one = work.single or (tally.images - tally.kept == 1 and not work.wanted.only and not shard)
+        where = first if first and one else work.folder
+        console.say(f"{shard}{counted(tally.done, 'mask')} written{kept}: {where}")
+    error = tally.error(skipped, work.shard)
+    if error is not None and part.launched:
+        # A launcher ends all processes when one of them fails; the others' images may be sound.
+        console.say(f"{error} (listed in {work.failures})", warning=True)
+    elif error is not None:
         raise error
 
 

@@ -19,12 +19,12 @@ from densesiam_seg.datasets.scenes import CLASSES, COLOURS, write_scenes
 from densesiam_seg.evaluation.baselines import colour_position_points, kmeans_masks
 from densesiam_seg.evaluation.evaluate import (
     Benchmark,
-    Evaluation,
     Reading,
     benchmark,
     scoring_events,
     segmenter_events,
 )
+from densesiam_seg.evaluation.job import Evaluation
 from densesiam_seg.evaluation.metrics import Matching
 from densesiam_seg.evaluation.protocol import PROTOCOLS, MasksOf, masks_made_by, prepare_sample
 from densesiam_seg.events import Event, Notice, Progress, Trained

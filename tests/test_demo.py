@@ -34,7 +34,8 @@ def test_end_to_end(tmp_path: Path) -> None:
     assert names == set(demo.NAMES)
     stems = [f"{k:04}" for k in range(1, 5)]
     masks = {path.name for path in (out / "masks").glob("[!.]*")}
-    assert masks == {stem + end for stem in stems for end in (".png", "_overlay.jpg")}
+    written = {stem + end for stem in stems for end in (".png", "_overlay.jpg")}
+    assert masks == written | {"predict.json"}
     assert Segmenter.load(out / "run").card.clusters == len(CLASSES)
     assert json.loads((out / "run.json").read_text())["status"] == "done"
     with Image.open(done.picture) as picture:

@@ -18,7 +18,8 @@ from rows import ROWS, ablation_rows
 from tasks import Task, load_task, pictured
 
 from densesiam_seg.errors import DenseSiamError
-from densesiam_seg.evaluation.evaluate import Benchmark, Evaluation, scoring_events
+from densesiam_seg.evaluation.evaluate import Benchmark, scoring_events
+from densesiam_seg.evaluation.job import Evaluation
 from densesiam_seg.evaluation.protocol import prepare_sample
 from densesiam_seg.io.environment import environment
 from densesiam_seg.io.files import replace_json

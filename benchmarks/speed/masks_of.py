@@ -12,7 +12,8 @@ from torch import Tensor
 
 from densesiam_seg.datasets.declaration import load_dataset
 from densesiam_seg.datasets.reader import samples
-from densesiam_seg.evaluation.evaluate import BATCH, evaluate
+from densesiam_seg.evaluation.counting import BATCH
+from densesiam_seg.evaluation.evaluate import evaluate
 from densesiam_seg.evaluation.protocol import PROTOCOLS, prepare_sample
 from densesiam_seg.images.scan import scan
 from densesiam_seg.inference.model_card import ModelCard

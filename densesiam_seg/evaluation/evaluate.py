@@ -8,38 +8,22 @@ Scores are comparable only within a protocol, so every result states its own in 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import closing
-from dataclasses import asdict, dataclass
-from itertools import chain
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from densesiam_seg.datasets.declaration import Dataset, load_dataset
-from densesiam_seg.datasets.reader import Sample, Samples, samples
-from densesiam_seg.errors import ImageError, InputError, UsageError
-from densesiam_seg.evaluation.metrics import Counts, Matching, Scores, confusion, match, score
-from densesiam_seg.evaluation.protocol import (
-    MasksOf,
-    Protocol,
-    masks_made_by,
-    pick_protocol,
-    prepare_sample,
-    turned_apart,
-    turned_notice,
-)
+from densesiam_seg.datasets.reader import Samples, samples
+from densesiam_seg.errors import ModelError, UsageError
+from densesiam_seg.evaluation.counting import Counting, Tally, tally_events
+from densesiam_seg.evaluation.job import Evaluation, Job
+from densesiam_seg.evaluation.metrics import Matching
+from densesiam_seg.evaluation.protocol import MasksOf, Protocol, masks_made_by, pick_protocol
 from densesiam_seg.events import Notice, Progress
 from densesiam_seg.images.decoding import Decoding
+from densesiam_seg.inference.identity import digest_of_model
 from densesiam_seg.inference.options import AS_TRAINED, Refinement
 from densesiam_seg.inference.segmenter import Segmenter
-from densesiam_seg.io.parallel import on_own_cores
-
-BATCH = 4
-"""Images of one size in a forward pass: loading the network's weights takes as long as an image of 160 px."""
+from densesiam_seg.peers.group import ALONE, Group
 
 
 @dataclass(frozen=True)
@@ -69,30 +53,6 @@ class Benchmark:
     def side(self, segmenter: Segmenter) -> int:
         """The shorter side of the images as the network gets them."""
         return self.image_size or segmenter.card.image_size
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A score with everything that it depends on."""
-
-    dataset: str
-    split: str
-    protocol: str
-    images: int
-    expected: int | None
-    missing: tuple[str, ...]
-    digest: str
-    clusters: int
-    readout: str
-    matching: Matching
-    scores: Scores
-    counts: NDArray[np.int64]
-    notes: tuple[str, ...] = ()
-    """What may be wrong with the data: the texts of the warnings that were given."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """A JSON object."""
-        return {**asdict(self), "counts": self.counts.tolist()}
 
 
 def evaluate(
@@ -158,23 +118,36 @@ def benchmark(
 
 
 def segmenter_events(
-    segmenter: Segmenter, task: Benchmark, refinement: Refinement = AS_TRAINED
+    segmenter: Segmenter, task: Benchmark, refinement: Refinement = AS_TRAINED, group: Group = ALONE
 ) -> Iterator[Notice | Progress | Evaluation]:
-    """Score a segmenter as it is read out; the last event is the `Evaluation`."""
+    """Score a segmenter as it is read out; the last event is the `Evaluation`.
+
+    The processes of a `group` share the work, and each has the same result. Raises ModelError where their models are
+    not the same.
+    """
+    if len(set(group.gathered(digest_of_model(segmenter)))) > 1:
+        raise ModelError(
+            "--model: the processes of this job read different models; give a folder that all of them share"
+        )
+    counting, job = segmenter_job(segmenter, task, refinement)
+    return _events(task, counting, [job], [None], group)
+
+
+def segmenter_job(
+    segmenter: Segmenter, task: Benchmark, refinement: Refinement = AS_TRAINED
+) -> tuple[Counting, Job]:
+    """How a segmenter's masks are counted, and what the score will depend on."""
     how = refinement.settled(segmenter.card.refine)
     left = tuple(cluster.id for cluster in segmenter.left)
     reading = Reading(segmenter.card.clusters, segmenter.readout, left=left)
-    masks = masks_made_by(segmenter, how)
-    zoom = segmenter.network.encoder.zoom
-    return scoring_events(
-        task,
-        masks,
-        [reading],
-        task.side(segmenter),
-        how.describe(),
-        zoom=zoom,
-        decoding=segmenter.new_decoding(),
-    )
+    zoom, side = segmenter.network.encoder.zoom, task.side(segmenter)
+    masks_of = masks_made_by(segmenter, how)
+    decoding = segmenter.new_decoding()
+    counting = _counting(task, masks_of, [reading], side, zoom, decoding)
+    job = _job(task, reading, side, how.describe(), zoom)
+    precision = str(segmenter.precision).removeprefix("torch.")
+    where = f"{segmenter.device.type}, {precision}"
+    return counting, replace(job, model=digest_of_model(segmenter), arithmetic=where)
 
 
 def scoring_events(
@@ -199,78 +172,71 @@ def scoring_events(
     missing with `allow_missing`) and InputError for a label that does not fit its image or its dataset, always the
     first such error in the order of the samples.
     """
-    dataset, scored, protocol = task.dataset, task.samples, task.protocol
-    classes = len(dataset.classes)
-    decoding = decoding or Decoding()
+    counting = _counting(task, masks_of, readings, side, zoom, decoding or Decoding())
+    jobs = [_job(task, reading, side, on_top, zoom) for reading in readings]
+    return _events(task, counting, jobs, [reading.matching for reading in readings], ALONE)
 
-    turned: dict[Sample, str] = {}
 
-    def read(sample: Sample) -> tuple[Tensor, NDArray[np.uint8]] | InputError:
-        try:
-            pair = prepare_sample(sample, dataset, protocol, side, zoom, decoding)
-        except InputError as error:
-            return error
-        if apart := turned_apart(sample):
-            turned[sample] = apart
-        return pair
+def _counting(
+    task: Benchmark,
+    masks_of: MasksOf,
+    readings: Sequence[Reading],
+    side: int,
+    zoom: int,
+    decoding: Decoding,
+) -> Counting:
+    clusters = tuple(reading.clusters for reading in readings)
+    return Counting(
+        task.dataset,
+        task.protocol,
+        side,
+        masks_of,
+        clusters,
+        zoom,
+        decoding,
+        task.allow_missing,
+    )
 
-    def count(pairs: Sequence[tuple[Tensor, NDArray[np.uint8]]]) -> Iterator[list[Counts]]:
-        images = [image for image, _ in pairs]
-        if len(images) > 1:
-            # The last bits of a forward pass may depend on the size of its batch, so there are two sizes: 1 and BATCH.
-            images += images[-1:] * (BATCH - len(images))
-        sizes = [(label.shape[0], label.shape[1]) for _, label in pairs]
-        masked = masks_of(torch.stack(images), protocol, sizes)
-        for (_, label), masks in zip(pairs, masked, strict=True):
-            yield [
-                confusion(label, mask, classes, reading.clusters)
-                for reading, mask in zip(readings, masks, strict=True)
-            ]
 
-    def work(group: Sequence[Sample]) -> list[list[Counts] | InputError]:
-        pairs = [read(sample) for sample in group]
-        sound = [pair for pair in pairs if not isinstance(pair, InputError)]
-        alike = len({image.shape for image, _ in sound}) == 1
-        counted = chain.from_iterable(map(count, [sound] if alike else [[pair] for pair in sound]))
-        return [pair if isinstance(pair, InputError) else next(counted) for pair in pairs]
+def _job(task: Benchmark, reading: Reading, side: int, on_top: str, zoom: int) -> Job:
+    return Job(
+        dataset=task.dataset.title,
+        split=task.samples.split,
+        protocol=task.protocol.describe(side, zoom) + on_top,
+        samples=len(task.samples),
+        expected=task.samples.expected,
+        missing=task.samples.missing,
+        digest=task.samples.digest,
+        clusters=reading.clusters,
+        readout=reading.readout,
+        left=reading.left,
+        names=task.dataset.names,
+        kinds=task.dataset.kinds,
+        notes=task.samples.notes,
+    )
 
-    notices = [Notice(note, warning=True) for note in scored.notes]
+
+def _events(
+    task: Benchmark,
+    counting: Counting,
+    jobs: Sequence[Job],
+    matchings: Sequence[Matching | None],
+    group: Group,
+) -> Iterator[Notice | Progress | Evaluation]:
+    yield from (Notice(note, warning=True) for note in task.samples.notes)
+    tally = yield from tally_events(counting, task.samples.items, group)
+    yield from last_events(jobs, matchings, tally)
+
+
+def last_events(
+    jobs: Sequence[Job], matchings: Sequence[Matching | None], tally: Tally
+) -> Iterator[Notice | Evaluation]:
+    """What a tally comes to: warnings, then an `Evaluation` for each job; a matching of None is the best."""
+    notices = tally.notices()
     yield from notices
-    counts = [np.zeros((classes, reading.clusters), np.int64) for reading in readings]
-    unreadable: list[str] = []
-    groups = (scored.items[first : first + BATCH] for first in range(0, len(scored), BATCH))
-    with closing(on_own_cores(work, groups)) as results:
-        one_by_one = zip(scored.items, chain.from_iterable(results), strict=True)
-        for done, (sample, result) in enumerate(one_by_one, 1):
-            if isinstance(result, InputError):
-                unusable = not isinstance(result, ImageError) or result.path == str(sample.label)
-                if unusable or not task.allow_missing:
-                    raise result
-                unreadable.append(sample.name)
-            else:
-                for total, more in zip(counts, result, strict=True):
-                    total += more
-            yield Progress("scoring", done, len(scored))
-    more_notices = [turned_notice(turned)] if turned else []
-    more_notices += [Notice(line, warning=True) for line in decoding.notes.lines()]
-    yield from more_notices
-    for reading, total in zip(readings, counts, strict=True):
-        matching = reading.matching or match(total, reading.left)
-        yield Evaluation(
-            dataset=dataset.title,
-            split=scored.split,
-            protocol=protocol.describe(side, zoom) + on_top,
-            images=len(scored) - len(unreadable),
-            expected=scored.expected,
-            missing=(*scored.missing, *unreadable),
-            digest=scored.digest,
-            clusters=reading.clusters if reading.left is None else len(reading.left),
-            readout=reading.readout,
-            matching=matching,
-            scores=score(total, matching, dataset.names, dataset.kinds),
-            counts=total,
-            notes=tuple(notice.text for notice in (*notices, *more_notices)),
-        )
+    notes = [notice.text for notice in notices]
+    for job, matching, counts in zip(jobs, matchings, tally.counts, strict=True):
+        yield job.result(counts, tally.unreadable, notes, matching)
 
 
 def known_classes(classes: int) -> Matching:

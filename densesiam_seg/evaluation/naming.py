@@ -16,7 +16,8 @@ from densesiam_seg.datasets.declaration import Dataset, DatasetClass, Split, loa
 from densesiam_seg.datasets.index import files_below, folded, stem
 from densesiam_seg.datasets.reader import Sample, Samples
 from densesiam_seg.errors import InputError, UsageError, counted
-from densesiam_seg.evaluation.evaluate import Benchmark, Evaluation, segmenter_events
+from densesiam_seg.evaluation.evaluate import Benchmark, segmenter_events
+from densesiam_seg.evaluation.job import Evaluation
 from densesiam_seg.evaluation.protocol import PROTOCOLS
 from densesiam_seg.events import Notice, Progress
 from densesiam_seg.images.manifest import Manifest

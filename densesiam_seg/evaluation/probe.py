@@ -27,19 +27,18 @@ from densesiam_seg.datasets.reader import Sample, Samples, samples
 from densesiam_seg.errors import InputError, NumericError, UsageError
 from densesiam_seg.evaluation.evaluate import (
     Benchmark,
-    Evaluation,
     Reading,
     benchmark,
     known_classes,
     scoring_events,
 )
+from densesiam_seg.evaluation.job import Evaluation
 from densesiam_seg.evaluation.protocol import (
     ReadOut,
+    Turned,
     dense_features,
     prepare_sample,
     read_masks,
-    turned_apart,
-    turned_notice,
 )
 from densesiam_seg.events import Notice, Progress
 from densesiam_seg.inference.centroids import SAMPLE
@@ -200,11 +199,10 @@ def sample_points(
     (seed, image). Raises NumericError for features that are not finite.
     """
 
-    turned: dict[Sample, str] = {}
+    turned: dict[Sample, Turned] = {}
 
     def load(sample: Sample) -> tuple[Tensor, NDArray[np.uint8]]:
-        if apart := turned_apart(sample):
-            turned[sample] = apart
+        turned[sample] = Turned.of(sample)
         return prepare_sample(
             sample,
             task.dataset,
@@ -234,8 +232,7 @@ def sample_points(
             features.append(each.permute(1, 2, 0).flatten(0, 1)[chosen.to(each.device)])
             labels.append(cells[chosen])
         yield Progress("features", len(features), len(train))
-    if turned:
-        yield turned_notice(turned)
+    yield from sum(turned.values(), Turned()).notices()
     return torch.cat(features), torch.cat(labels)
 
 

@@ -5,7 +5,7 @@ Axes: B images, C channels, h w features, K clusters, H W label size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -29,6 +29,7 @@ from densesiam_seg.inference.refinement import refined
 from densesiam_seg.inference.segmenter import Segmenter, working_size
 from densesiam_seg.inference.upsampling import upsample_argmax
 from densesiam_seg.io.parallel import device_lock
+from densesiam_seg.packed.members import as_shown
 
 Size = tuple[int, int]
 Mask = NDArray[np.integer]
@@ -110,15 +111,37 @@ def turned_apart(sample: Sample) -> str:
     return "" if image == label else f"EXIF orientation {image}, its label {label}"
 
 
-def turned_notice(turned: Mapping[Sample, str]) -> Notice:
-    """A warning of samples, with what `turned_apart` says of each."""
-    first = min(turned, key=lambda sample: sample.name)
-    return Notice(
-        f"{counted(len(turned), 'image')} with an EXIF tag that turns the image but not its label, first {first.image} "
-        f"({turned[first]}): scores are right only if the labels were drawn on images as they are shown, "
-        "upright; else turn the images' pixels or remove the tag",
-        warning=True,
-    )
+@dataclass(frozen=True)
+class Turned:
+    """Samples whose EXIF tags turn the image but not its label; those of other samples are added."""
+
+    count: int = 0
+    first: tuple[str, str, str] = ("", "", "")
+    """Name, image and what `turned_apart` says, of the first by name."""
+
+    @classmethod
+    def of(cls, sample: Sample) -> Turned:
+        """Of one sample."""
+        apart = turned_apart(sample)
+        return cls(1, (sample.name, str(sample.image), apart)) if apart else cls()
+
+    def __add__(self, other: Turned) -> Turned:
+        known = [each.first for each in (self, other) if each.count]
+        return Turned(self.count + other.count, min(known, default=self.first))
+
+    def notices(self) -> list[Notice]:
+        """A warning, if there are any."""
+        if not self.count:
+            return []
+        _, image, apart = self.first
+        return [
+            Notice(
+                f"{counted(self.count, 'image')} with an EXIF tag that turns the image but not its label, first "
+                f"{as_shown(image)} ({apart}): scores are right only if the labels were drawn on images as they are shown, "
+                "upright; else turn the images' pixels or remove the tag",
+                warning=True,
+            )
+        ]
 
 
 def prepare_image(image: Tensor, protocol: Protocol, side: int) -> Tensor:

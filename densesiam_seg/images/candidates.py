@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from densesiam_seg.errors import InputError
 from densesiam_seg.images.manifest import Manifest, PassedOver, Skipped
 from densesiam_seg.images.opening import SUFFIXES
-from densesiam_seg.packed.members import plain_name
+from densesiam_seg.packed.members import plain_name, tar_above
 from densesiam_seg.packed.names import Names
-from densesiam_seg.packed.tars import Entry, TarError, decompressor, entries, is_tar
+from densesiam_seg.packed.tars import Entry, TarError, decompressor, entries, is_tar, places
 
 SYSTEM_FOLDERS = frozenset(
     # Synology, QNAP and NetApp: thumbnails, metadata, deleted files, snapshots
@@ -78,24 +78,55 @@ class Candidates:
     replaced: int = 0
     hidden: int = 0
     outputs: int = 0
+    _looked_through: dict[str, dict[str, tuple[int, int]]] = field(default_factory=dict)
 
-    def add(self, name: str) -> str:
-        """Take a file, or the images in a tar; returns why it is skipped instead, or nothing."""
+    def add(self, name: str, *, no_tar: bool = False) -> str:
+        """Take a file, or the images in a tar; returns why it is skipped instead, or nothing.
+
+        With `no_tar` the suffix has been looked at already.
+        """
         path = self.root + name
         try:
             found = os.stat(path)  # noqa: PTH116
+        except NotADirectoryError as error:
+            return self._add_member(name, error)
         except OSError as error:
             return self.refuse(path, error)
         if not stat.S_ISREG(found.st_mode):
             return self._skip(path, "not-regular", "is not a regular file; remove it")
-        if is_tar(name):
+        if not no_tar and is_tar(name):
             return self._add_tar(name, found)
-        if program := decompressor(name):
+        if not no_tar and (program := decompressor(name)):
             remedy = f"make a plain tar of it: {program} {name[name.rfind('/') + 1 :]}"
             return self._skip(path, "compressed", f"is a compressed tar; {remedy}")
         time = found.st_mtime_ns // 1_000_000
         self.names.append(name)
         self.identities += _PACK(found.st_size, time, found.st_dev, found.st_ino, -1)
+        return ""
+
+    def _add_member(self, name: str, error: OSError) -> str:
+        """Take a file in a tar that is named as `x.tar/7.jpg`; returns why it is skipped instead, or nothing."""
+        path = self.root + name
+        tar = tar_above(path)
+        try:
+            if tar and tar not in self._looked_through:
+                self._looked_through = {
+                    tar: places(tar)
+                }  # lists name those of a tar one after the other
+            place = self._looked_through.get(tar, {}).get(path[len(tar) + 1 :])
+            if place is None:
+                return self.refuse(path, error)
+            found = os.stat(tar)  # noqa: PTH116
+        except OSError as fault:
+            return self.refuse(tar, fault)
+        except TarError as fault:
+            return self._skip(tar, fault.reason, str(fault))
+        time = found.st_mtime_ns // 1_000_000
+        self.names.append(name)
+        self.identities += _PACK(place[1], time, found.st_dev, found.st_ino, place[0])
+        tar_name = tar[len(self.root) :]
+        if self.tars[-1:] != [tar_name]:
+            self.tars.append(tar_name)
         return ""
 
     def _add_tar(self, name: str, found: os.stat_result) -> str:
@@ -120,9 +151,17 @@ class Candidates:
     def add_image(self, name: str) -> None:
         """Take a file if its suffix is an image's, else count it."""
         suffix = _suffix(name)
-        if suffix in SUFFIXES or is_tar(name) or decompressor(name):
+        if suffix in SUFFIXES:
+            self.add(name, no_tar=True)
+        elif is_tar(name) or decompressor(name):
             self.add(name)
-        elif name[name.rfind("/") + 1 :].lower() in SYSTEM_FILES:
+        else:
+            self.count_other(name)
+
+    def count_other(self, name: str) -> None:
+        """Count a file that is no image."""
+        suffix = _suffix(name)
+        if name[name.rfind("/") + 1 :].lower() in SYSTEM_FILES:
             self.system[name[name.rfind("/") + 1 :]] += 1
         else:  # odd suffixes share a name, as messages show them
             self.others[suffix if suffix[1:].isalnum() else "without a suffix"] += 1
@@ -216,7 +255,7 @@ class Candidates:
             array("q", files["time"][first].tobytes()),
             tuple(sorted(skipped)),
             passed_over=self.passed_over(len(order) - len(first)),
-            tars=tuple(sorted({tar[cut:] for tar in self.tars})),
+            tars=tuple(sorted(tar[cut:] for tar in set(self.tars))),
             offsets=array("q", offsets.tobytes()),
         )
 
@@ -249,7 +288,7 @@ class _Inside:
             return
         name = plain_name(entry.name)
         if _suffix(name or entry.name) not in SUFFIXES:
-            self.others.add_image(name or entry.name)
+            self.others.count_other(name or entry.name)
         elif not name:
             self._skip(entry.name, "leads out of the tar by its name", "rename it")
         elif self._is_passed_over(name):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -36,6 +37,53 @@ _TOLD = {
 """By kind: what is told of images that `{}` stands for, and the remedy."""
 
 
+@dataclass(frozen=True)
+class Noted:
+    """What was noticed in some files, as numbers; those of other files are added to them."""
+
+    files: Mapping[str, int] = field(default_factory=dict)
+    """How many by kind."""
+    first: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """By kind the first name with its detail."""
+    deep: int = 0
+    dark: int = 0
+    brightest: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Of the dark ones: share of the range, value, white."""
+
+    def __add__(self, other: Noted) -> Noted:
+        kinds = [kind for kind in _TOLD if kind in self.files or kind in other.files]
+        return Noted(
+            {kind: self.files.get(kind, 0) + other.files.get(kind, 0) for kind in kinds},
+            {
+                kind: min(each.first[kind] for each in (self, other) if kind in each.first)
+                for kind in kinds
+            },
+            self.deep + other.deep,
+            self.dark + other.dark,
+            max(self.brightest, other.brightest),
+        )
+
+    def lines(self) -> list[str]:
+        """A line for each kind, with the number of files and the first of them by name."""
+        told = []
+        for kind, count in self.files.items():
+            text, remedy = _TOLD[kind]
+            name, detail = self.first[kind]
+            which = text.format("1 image has" if count == 1 else f"{count} images have")
+            told.append(
+                f"{which} ({'' if count == 1 else 'first '}{Path(name).name}: {detail})"
+                + (f"; {remedy}" if remedy else "")
+            )
+        if 2 * self.dark > self.deep:
+            _, brightest, full = self.brightest
+            images = f"{self.dark:,} of {counted(self.deep, 'image')}"
+            told.append(
+                f"{images} with more than 8 bits reach {brightest:g} of {full:g} at most and come out dark; "
+                "train --stretch takes the range that they use"
+            )
+        return told
+
+
 class Notes:
     """What was noticed while files were decoded, each file once however often it is read; for several threads."""
 
@@ -62,27 +110,16 @@ class Notes:
                 self._dark.add(hash(name))
                 self._brightest = max(self._brightest, (brightest / full, brightest, full))
 
+    def noted(self) -> Noted:
+        """The same as numbers."""
+        with self._lock:
+            files = {kind: len(self._files[kind]) for kind in _TOLD if kind in self._files}
+            first = {kind: self._first[kind] for kind in files}
+            return Noted(files, first, len(self._deep), len(self._dark), self._brightest)
+
     def lines(self) -> list[str]:
         """A line for each kind, with the number of files and the first of them by name."""
-        with self._lock:
-            told = []
-            for kind, (text, remedy) in _TOLD.items():
-                if kind in self._files:
-                    count = len(self._files[kind])
-                    name, detail = self._first[kind]
-                    which = text.format("1 image has" if count == 1 else f"{count} images have")
-                    told.append(
-                        f"{which} ({'' if count == 1 else 'first '}{Path(name).name}: {detail})"
-                        + (f"; {remedy}" if remedy else "")
-                    )
-            if 2 * len(self._dark) > len(self._deep):
-                _, brightest, full = self._brightest
-                images = f"{len(self._dark):,} of {counted(len(self._deep), 'image')}"
-                told.append(
-                    f"{images} with more than 8 bits reach {brightest:g} of {full:g} at most and come out dark; "
-                    "train --stretch takes the range that they use"
-                )
-            return told
+        return self.noted().lines()
 
 
 @dataclass(frozen=True)

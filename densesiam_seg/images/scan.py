@@ -20,7 +20,7 @@ from densesiam_seg.images.lists import lines_of, spellings
 from densesiam_seg.images.manifest import Manifest
 from densesiam_seg.images.opening import SUFFIXES, opened
 from densesiam_seg.io.files import open_regular
-from densesiam_seg.io.outputs import OUTPUTS, noted_outputs
+from densesiam_seg.io.outputs import is_note, noted_outputs
 from densesiam_seg.io.run_directory import RUN_NAMES, STATUS, read_status
 from densesiam_seg.packed.names import Names
 
@@ -130,10 +130,10 @@ class _Scanner:
             except OSError as error:
                 raise InputError(f"{item}: cannot be read ({error.strerror}); check it") from error
             return self._listed(item, data, list(dict.fromkeys([str(path.parent), here])))
-        found = Candidates(_inside(path.parent.as_posix()))
-        if found.add(path.name) == "dangling-link" and not path.is_symlink():
+        found = Candidates()
+        if found.add(path.as_posix()) == "dangling-link" and not path.is_symlink():
             raise InputError(f"{item}: no such file or folder; check the path")
-        return found
+        return _not_empty(item, found)
 
     def _walk(
         self,
@@ -192,7 +192,8 @@ class _Scanner:
                     link = self.follow_links and os.path.islink(path)  # noqa: PTH114
                     (linked if link else waiting).append(path)
             below = start[len(found.root) :]
-            written = noted_outputs(Path(folder)) if OUTPUTS in files else ()
+            notes = [name for name in files if is_note(name)]
+            written = noted_outputs(Path(folder), notes) if notes else ()
             for name in files:
                 if name.startswith("."):
                     found.hide(name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +63,16 @@ DECODE_FACTOR = 2
 
 ROWS_VALUES = 2**24
 """Features that a read-out takes at once of a large image, 64 MB."""
+
+
+@dataclass(frozen=True)
+class ReadOut:
+    """How a segmenter's features become clusters, without the network: small enough to be sent to other processes."""
+
+    card: ModelCard
+    clusters: tuple[Cluster, ...]
+    centroids: Tensor | None
+    merges: Merges | None
 
 
 class Segmenter:
@@ -154,6 +164,19 @@ class Segmenter:
             return replace(self.decoding, notes=Notes())
         bands = config.chosen_bands() or self.decoding.bands
         return Decoding(config.max_pixels, config.chosen_page(), bands, self.decoding.stretch)
+
+    @property
+    def fitted(self) -> ReadOut:
+        """The read-out, to be sent to a process that has the same network."""
+        centroids = None if self.centroids is None else self.centroids.cpu()
+        return ReadOut(self.card, self.clusters, centroids, self.merges)
+
+    def fitted_as(self, other: ReadOut) -> Segmenter:
+        """The same network with another's read-out."""
+        same = copy.copy(self)
+        same.card, same.clusters = other.card, other.clusters
+        same.centroids, same.merges = other.centroids, other.merges
+        return same
 
     @property
     def readout(self) -> str:

@@ -11,6 +11,7 @@ import io
 import os
 import re
 import tarfile
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -28,6 +29,8 @@ _AT_ONCE = 1 << 20
 _LARGE_READ = 1 << 20
 """Bytes from which it is worth asking whether a file has them."""
 _PLACE = re.compile(r"\.tar/@([0-9]{1,18})\+([0-9]{1,18})/(?=.)", re.IGNORECASE | re.DOTALL)
+
+_ABOVE = re.compile(r"\.tar(?=/)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,14 @@ def file_of(path: str) -> str:
     """The file on the disk that holds what a path means."""
     member = member_of(path)
     return path if member is None else member.tar
+
+
+def tar_above(path: str) -> str:
+    """The tar in which a path lies that names a member as people do, `/data/x.tar/a/7.jpg`; empty for any other."""
+    for found in _ABOVE.finditer(path):
+        if os.path.isfile(path[: found.end()]):  # noqa: PTH113
+            return path[: found.end()]
+    return ""
 
 
 def plain_name(name: str) -> str:
@@ -114,8 +125,8 @@ def piece_of(path: str) -> tuple[str, int, int] | None:
     member = member_of(path)
     if member is None:
         return None
-    with open_regular(Path(member.tar)) as file:
-        _, content = _located(file.raw, member)
+    with closing(open_regular(Path(member.tar)).detach()) as file:
+        _, content = _located(file, member)
     return member.tar, member.offset + content, member.size
 
 
@@ -150,15 +161,17 @@ def _read(file: io.RawIOBase, offset: int, size: int) -> bytes:
 def _entry(start: bytes) -> tarfile.TarInfo | None:
     """The entry of a tar that these bytes begin with; None where they begin with no header, or end in it."""
     try:
+        entry = tarfile.TarInfo.frombuf(start[: tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
+        if entry.type in (tarfile.REGTYPE, tarfile.AREGTYPE):  # nearly always, and much cheaper
+            entry.offset_data = tarfile.BLOCKSIZE
+            return entry
         with tarfile.TarFile(
             fileobj=io.BytesIO(start), mode="r", encoding="utf-8", errors="surrogateescape"
         ) as tar:
-            entry = tar.firstmember
+            found = tar.next()
     except Exception:  # a malformed header raises what it likes
         return None
-    if entry is None or not 0 < entry.offset_data <= len(start):
-        return None
-    return entry
+    return found if found is not None and 0 < found.offset_data <= len(start) else None
 
 
 class _Bounded(io.BufferedReader):

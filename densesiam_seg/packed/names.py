@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, islice
 from typing import overload
 
-_AT_ONCE = 1 << 12
+_AT_ONCE = 1 << 9
 """Names that are objects at one time while a sequence is built."""
 
 

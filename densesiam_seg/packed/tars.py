@@ -120,7 +120,7 @@ def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
         if "unexpected end" in str(error):
             raise _truncated() from error
         raise _damaged(tar.offset) from error
-    tar.members.clear()
+    tar.members.clear()  # type: ignore[attr-defined]
     return entry
 
 

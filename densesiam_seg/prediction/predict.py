@@ -5,13 +5,12 @@ Each core processes whole images, from the file to the mask; memory does not gro
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from densesiam_seg.errors import (
@@ -21,39 +20,44 @@ from densesiam_seg.errors import (
     OutputError,
     PartialError,
     UsageError,
+    counted,
 )
-from densesiam_seg.events import Predicted
+from densesiam_seg.events import Notice, Predicted
 from densesiam_seg.images.decode import load_image
 from densesiam_seg.images.decoding import Decoding
 from densesiam_seg.images.manifest import Skipped
+from densesiam_seg.inference.identity import facts_of
 from densesiam_seg.inference.options import AS_TRAINED, Refinement
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.files import (
+    JSON,
     concerns_one_file,
     make_folder,
     output_error,
     remove_leftovers,
     sync_folders,
 )
-from densesiam_seg.io.outputs import note_outputs
+from densesiam_seg.io.outputs import Noting
 from densesiam_seg.io.parallel import on_own_cores
 from densesiam_seg.io.records import Records
 from densesiam_seg.io.signals import StopRequest, stop_requests
+from densesiam_seg.peers.record import Record, claim, require_unchanged
 from densesiam_seg.prediction.batching import Group, groups, in_order
-from densesiam_seg.prediction.earlier import is_whole
+from densesiam_seg.prediction.earlier import Earlier
 from densesiam_seg.prediction.plan import Plan
 from densesiam_seg.prediction.scoring import Scored, Scorer
-from densesiam_seg.prediction.video import frame_mask, frame_source, frames
+from densesiam_seg.prediction.video import Video
 from densesiam_seg.prediction.writing import Picture, Writer
 
 MAX_BATCH_SIZE = 1024
 STOPPED = "stopped; finish with --resume"
+STOPPED_SHARD = "stopped; run the shard again to finish it"
+NOTED = 4096
+"""Images whose files are noted at once (`io.outputs`)."""
 LEFTOVER_SECONDS = 3600.0
 """Age from which on an unfinished file in a folder of masks is one that a killed process left."""
 WAITING_FRAMES = 2
 """Frames per core that may wait for their turn; each is in memory."""
-NOTED_FRAMES = 512
-"""Frames whose files are noted at once (`io.outputs`)."""
 
 
 def predict_events(
@@ -63,6 +67,7 @@ def predict_events(
     decoding: Decoding | None = None,
     batch_size: int | None = None,
     refinement: Refinement = AS_TRAINED,
+    tell: Callable[[Notice], object] | None = None,
 ) -> Iterator[Predicted]:
     """Write the planned files; one event per image, in the order of the plan, and then one per frame of each video.
 
@@ -70,7 +75,8 @@ def predict_events(
     pass the network together (None: `batching.images_together`). A mask does not depend on the other images or the
     number of cores; another batch size may round its logits differently. Images that cannot be read, or whose own files
     cannot be written, are reported as events and listed in `failed.jsonl`. A video that breaks off is one of them,
-    after its frames.
+    after its frames. Where the plan keeps files of an earlier run, the events of the images that they belong to come
+    first; `tell` gets what is worth telling of the others.
 
     Raises UsageError, OutputError for a disk that takes no more, and StoppedError when a signal asks to stop: every
     mask on the disk is whole.
@@ -80,35 +86,79 @@ def predict_events(
     work.wanted.require_ids(len(segmenter.clusters))
     decoding = decoding or segmenter.new_decoding()
     make_folder(work.folder)
-    closed = _prepare_folders(work)
+    record = None
+    if not work.single:
+        own = facts_of(segmenter, decoding, refinement, batch_size, names=work.wanted.named)
+        own |= work.wanted.facts()
+        record = _record(work, own, tell or (lambda notice: None))
     if work.failures is not None:
         try:
             work.failures.unlink(missing_ok=True)
         except OSError as error:
             raise output_error(work.failures, error) from error
-    job = _Job(work, Scorer(segmenter, decoding, refinement, work.wanted.tile), closed)
-    with stop_requests() as stop, closing(_results(job, batch_size, stop)) as found:
-        for result in found:
-            if result.error is not None and work.failures is not None:
-                with Records(work.failures) as records:
-                    records.append(_failure(result.image, result.error))
-            yield result
-    sync_folders({target.parent for target in work.targets[: work.stills]} - closed.keys())
+    with stop_requests() as stop:
+        left = work
+        if work.keeps:
+            found = Earlier(work, record, tell or (lambda notice: None))
+            yield from stop.until(found.kept(), _stopped(work))
+            left = work.left(found.left)
+        noting = Noting(work.note)
+        folders, closed = _prepare_folders(left, noting)
+        job = Job(left, Scorer(segmenter, decoding, refinement, work.wanted.tile), closed, record, noting)  # fmt: skip
+        with closing(_results(job, batch_size, stop)) as results:
+            for result in results:
+                if result.error is not None and work.failures is not None:
+                    with Records(work.failures) as records:
+                        records.append(failure_record(result.image, result.error))
+                yield result
+    sync_folders(folders - closed.keys())
+    if work.keeps and record is not None:
+        require_unchanged(work.folder, record)
+
+
+def _record(work: Plan, own: Mapping[str, JSON], tell: Callable[[Notice], object]) -> Record:
+    """What made the masks of the folder, for a job that makes some too. Raises UsageError and OutputError."""
+    claimed = claim(
+        work.folder,
+        own,
+        keeps=work.keeps,
+        overwrite=work.overwrite,
+        adopts=work.resume,
+        images="" if work.shard is None else work.images,
+    )
+    if claimed.other_images:
+        tell(
+            Notice(
+                "the list of images is not that of the shards before; run all shards again when no more images come",
+                warning=True,
+            )
+        )
+    if claimed.new and work.resume and not work.overwrite:
+        tell(
+            Notice(
+                f"{work.folder}: nothing tells what made the masks there, if any: they are kept as they are"
+            )
+        )
+    return claimed.record
+
+
+def _stopped(work: Plan) -> str:
+    return STOPPED if work.shard is None else STOPPED_SHARD
 
 
 def _results(
-    job: _Job, batch_size: int | None, stop: StopRequest
+    job: Job, batch_size: int | None, stop: StopRequest
 ) -> Generator[Predicted, None, None]:
     """What becomes of the images, then of each video's frames. Raises StoppedError between two of them."""
     work = job.work
-    stills = work.sources[: work.stills]
+    stills, text = work.sources[: work.stills], _stopped(work)
     scorer = job.scorer
     every = groups(scorer.segmenter, stills, batch_size, scorer.decoding, scorer.tile)
-    with closing(on_own_cores(job.do, stop.until(every, STOPPED))) as found:
+    with closing(on_own_cores(job.do, stop.until(every, text))) as found:
         yield from in_order(found)
     for place in range(len(stills), len(work.sources)):
-        video = _Video(job, place)
-        every_frame = stop.until(video.frames(), STOPPED)
+        video = Video(job, place)
+        every_frame = stop.until(video.frames(), text)
         with closing(
             on_own_cores(video.do, every_frame, max_waiting=WAITING_FRAMES)
         ) as found_frames:
@@ -118,43 +168,54 @@ def _results(
         sync_folders({work.targets[place]} - job.closed.keys())
 
 
-def _failure(image: str, error: ImageError | OutputError) -> dict[str, str]:
+def failure_record(image: str, error: ImageError | OutputError) -> dict[str, str]:
     """The record of an image that failed."""
     reason = error.reason if isinstance(error, ImageError) else "not-written"
     return {"path": image, "reason": reason, "message": str(error)}
 
 
-def _prepare_folders(work: Plan) -> dict[Path, OutputError]:
-    """Make the folders of the masks and note what will be written there; returns why some of them take nothing."""
-    names: dict[Path, list[str]] = {}
-    for place, target in enumerate(work.targets):
-        if place < work.stills:
-            written = [path.name for path in work.files(place).values()]
-            names.setdefault(target.parent, []).extend(written)
-        else:
-            names.setdefault(target, [])
+def _prepare_folders(work: Plan, noting: Noting) -> tuple[set[Path], dict[Path, OutputError]]:
+    """Make the folders of the masks and note what will be written there.
+
+    Returns the folders of images, and why some folders take nothing.
+    """
+    seen: set[Path] = set()
     closed: dict[Path, OutputError] = {}
-    for folder in sorted(names):
-        try:
-            make_folder(folder)
-            # Others may be writing there at this moment: folders of masks have no lock.
-            remove_leftovers(folder, seconds=LEFTOVER_SECONDS)
-            if work.noted and names[folder]:
-                note_outputs(folder, names[folder])
-        except OutputError as error:
-            if folder == work.folder or not concerns_one_file(error):
-                raise
-            closed[folder] = error
-    return closed
+    for start in range(0, len(work.places), NOTED):
+        names: dict[Path, list[str]] = {}
+        for place in range(start, min(start + NOTED, len(work.places))):
+            if place < work.stills:
+                files = list(work.files(place).values())
+                names.setdefault(files[-1].parent, []).extend(path.name for path in files)
+            else:
+                names.setdefault(work.targets[place], [])
+        for folder in sorted(names.keys() - closed.keys()):
+            try:
+                if folder not in seen:
+                    make_folder(folder)
+                    # Others may be writing there at this moment: folders of masks have no lock.
+                    remove_leftovers(folder, seconds=LEFTOVER_SECONDS)
+                if names[folder]:
+                    seen.add(folder)
+                    if work.noted:
+                        noting.add(folder, names[folder])
+            except OutputError as error:
+                if folder == work.folder or not concerns_one_file(error):
+                    raise
+                closed[folder] = error
+    return seen, closed
 
 
 @dataclass(frozen=True)
-class _Job:
+class Job:
     """What is done with each group of images, in several threads at once."""
 
     work: Plan
     scorer: Scorer
     closed: Mapping[Path, OutputError]
+    """Folders that take nothing."""
+    record: Record | None
+    noting: Noting
 
     def do(self, group: Group) -> dict[int, Predicted]:
         """The results of a group by the places of its images."""
@@ -201,71 +262,30 @@ class _Job:
         return Predicted(source, list(files.values())[-1], files=dict(files))
 
 
-@dataclass
-class _Video:
-    """The frames of one video, read one after the other by the caller's thread and done in several."""
-
-    job: _Job
-    place: int
-    failure: Predicted | None = None
-    """Why it broke off, once its frames have been read."""
-
-    @property
-    def source(self) -> str:
-        return self.job.work.sources[self.place]
-
-    def frames(self) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-        """Frames with their numbers."""
-        closed = self.job.closed.get(self.job.work.targets[self.place])
-        if closed is not None:
-            self.failure = Predicted(self.source, None, closed)
-            return
-        work, limit = self.job.work, self.job.scorer.decoding.max_pixels
-        try:
-            for count, item in enumerate(frames(self.source, work.wanted.every, limit)):
-                if work.noted and count % NOTED_FRAMES == 0:
-                    self._note(item[0])
-                yield item
-        except ImageError as error:
-            self.failure = Predicted(self.source, None, error)
-
-    def _note(self, first: int) -> None:
-        """Note the files of the frames to come, as nobody knows how many there are. Raises OutputError."""
-        work = self.job.work
-        numbers = range(first, first + NOTED_FRAMES * work.wanted.every, work.wanted.every)
-        files = (path for number in numbers for path in self._files(number).values())
-        note_outputs(work.targets[self.place], (path.name for path in files))
-
-    def _files(self, number: int) -> dict[str, Path]:
-        """Where the files of a frame lie, by what they are."""
-        wanted = self.job.work.wanted
-        folder = self.job.work.targets[self.place]
-        return wanted.files(folder / f"{frame_mask(number)}{wanted.suffix}")
-
-    def do(self, item: tuple[int, NDArray[np.uint8]]) -> Predicted:
-        """One frame → its files."""
-        number, frame = item
-        job, work = self.job, self.job.work
-        source = frame_source(self.source, number)
-        files = self._files(number)
-        if work.resume and all(path.is_file() and is_whole(path) for path in files.values()):
-            return Predicted(source, list(files.values())[-1], files=files, kept=True)
-        pixels = torch.from_numpy(frame).movedim(-1, 0).contiguous()
-        return job.write(files, source, lambda: frame, job.scorer.of_pixels(pixels))
-
-
 def overall_error(
-    results: Sequence[Predicted], skipped: Sequence[Skipped] = (), kept: int = 0
+    results: Sequence[Predicted], skipped: Sequence[Skipped] = ()
 ) -> DenseSiamError | None:
-    """The error that the command ends with: none, the only one, or that some (or all) images failed.
+    """The error that the command ends with: none, the only one, or that some (or all) images failed."""
+    failed = [result for result in results if result.error is not None]
+    return error_of(failed, len(results), skipped)
 
-    `kept` counts masks of an earlier run.
+
+def error_of(
+    failed: Sequence[Predicted], images: int, skipped: Sequence[Skipped] = (), part: str = ""
+) -> DenseSiamError | None:
+    """The same of so many images of which some have `failed`.
+
+    Of a `part` of a job it is always that some did: the others may have fared better.
     """
-    errors = [result.error for result in results if result.error is not None]
+    errors = [result.error for result in failed if result.error is not None]
     messages = [item.message for item in skipped] + [str(error) for error in errors]
     if not messages:
         return None
-    total = len(results) + len(skipped) + kept
+    total = images + len(skipped)
+    if part:
+        return PartialError(
+            f"{len(messages)} of {counted(total, 'image')} of {part} failed; first: {messages[0]}"
+        )
     if total == 1 and errors:
         return errors[0]
     if len(messages) == total:

@@ -1,21 +1,29 @@
-"""Frames of videos, one after the other. The only module that imports PyAV."""
+"""Frames of videos, one after the other, and their masks. The only module that imports PyAV."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from densesiam_seg.errors import ImageError, UsageError
+from densesiam_seg.events import Predicted
+from densesiam_seg.prediction.earlier import State, state_of
+
+if TYPE_CHECKING:
+    from densesiam_seg.prediction.predict import Job
 
 SUFFIXES = frozenset({".mp4", ".m4v", ".mkv", ".avi", ".mov", ".webm"})
 SLACK = 2.5
 """Frames that the declared end of a video may lie beyond its last one: rates vary."""
+NOTED = 512
+"""Frames whose files are noted at once (`io.outputs`)."""
 
 
 def is_video(path: str | os.PathLike[str]) -> bool:
@@ -124,3 +132,59 @@ def _seconds(stream: Any) -> float | None:
 def frame_source(path: str, number: int) -> str:
     """How a frame is called in messages and lists."""
     return str(Path(path) / frame_mask(number))
+
+
+@dataclass
+class Video:
+    """The frames of one video, read one after the other by the caller's thread and done in several."""
+
+    job: Job
+    place: int
+    failure: Predicted | None = None
+    """Why it broke off, once its frames have been read."""
+
+    @property
+    def source(self) -> str:
+        return self.job.work.sources[self.place]
+
+    def frames(self) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        """Frames with their numbers."""
+        closed = self.job.closed.get(self.job.work.targets[self.place])
+        if closed is not None:
+            self.failure = Predicted(self.source, None, closed)
+            return
+        work, limit = self.job.work, self.job.scorer.decoding.max_pixels
+        try:
+            for count, item in enumerate(frames(self.source, work.wanted.every, limit)):
+                if work.noted and count % NOTED == 0:
+                    self._note(item[0])
+                yield item
+        except ImageError as error:
+            self.failure = Predicted(self.source, None, error)
+
+    def _note(self, first: int) -> None:
+        """Note the files of the frames to come, as nobody knows how many there are. Raises OutputError."""
+        work = self.job.work
+        numbers = range(first, first + NOTED * work.wanted.every, work.wanted.every)
+        files = (path for number in numbers for path in self._files(number).values())
+        self.job.noting.add(work.targets[self.place], (path.name for path in files))
+
+    def _files(self, number: int) -> dict[str, Path]:
+        """Where the files of a frame lie, by what they are."""
+        wanted = self.job.work.wanted
+        folder = self.job.work.targets[self.place]
+        return wanted.files(folder / f"{frame_mask(number)}{wanted.suffix}")
+
+    def do(self, item: tuple[int, NDArray[np.uint8]]) -> Predicted:
+        """One frame → its files."""
+        import torch
+
+        number, frame = item
+        job, work = self.job, self.job.work
+        source = frame_source(self.source, number)
+        files = self._files(number)
+        stamp = work.stamp(self.place)
+        if work.keeps and state_of(files.values(), stamp, job.record) is State.KEPT:
+            return Predicted(source, list(files.values())[-1], files=files, kept=True)
+        pixels = torch.from_numpy(frame).movedim(-1, 0).contiguous()
+        return job.write(files, source, lambda: frame, job.scorer.of_pixels(pixels))

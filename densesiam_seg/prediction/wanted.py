@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 from densesiam_seg.errors import UsageError
 
@@ -109,6 +109,20 @@ class Wanted:
             if what == "mask" or (own_name and what.startswith("only") and len(self.only) == 1):
                 found[what] = mask
         return found
+
+    @property
+    def named(self) -> bool:
+        """Whether names of clusters are in a picture or in the name of one."""
+        return self.legend or bool(self.only)
+
+    def facts(self) -> dict[str, Any]:
+        """What the bytes of a file depend on, as JSON; which files there are is not among it."""
+        return {
+            "masks": self.form or "png",
+            "legend": self.legend,
+            "min_confidence": self.min_confidence,
+            "tile": self.tile,
+        }
 
     def require_ids(self, clusters: int) -> None:
         """Raises UsageError where pixels without a cluster have no id, since 255 is one."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from densesiam_seg.errors import counted
-from densesiam_seg.evaluation.evaluate import Evaluation
+from densesiam_seg.evaluation.job import Evaluation
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.naming.clusters import Cluster, merged_into
 from densesiam_seg.reporting.charts import (

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from densesiam_seg.errors import ImageError, OutputError, UsageError, counted
-from densesiam_seg.evaluation.evaluate import Benchmark, Evaluation, benchmark, segmenter_events
+from densesiam_seg.evaluation.evaluate import Benchmark, benchmark, segmenter_events
+from densesiam_seg.evaluation.job import Evaluation
 from densesiam_seg.events import Notice, Progress
 from densesiam_seg.images.decoding import Decoding
 from densesiam_seg.images.scan import scan

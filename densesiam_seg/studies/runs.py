@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from densesiam_seg.config import PretrainConfig, read_config
 from densesiam_seg.errors import ModelError, NumericError, StoppedError
-from densesiam_seg.evaluation.evaluate import Evaluation
+from densesiam_seg.evaluation.job import Evaluation
 from densesiam_seg.evaluation.probe import Probe, probe_events
 from densesiam_seg.events import Notice, Progress, Started, StepRecord, Trained
 from densesiam_seg.inference.segmenter import Segmenter

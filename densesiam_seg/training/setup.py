@@ -192,7 +192,9 @@ def resumed(
     _require_fit(training, loaded.tensors, loaded.path)
     training.restore(loaded.tensors, loaded.state)
     _require_alike(training)
-    differences = compare_fingerprints(loaded.state["fingerprint"], numerics(training))
+    # Runs of before this was noted were one process each.
+    before = {"processes": 1, **loaded.state["fingerprint"]}
+    differences = compare_fingerprints(before, numerics(training))
     if differences:
         yield Notice(f"resume is not bit-exact: {', '.join(differences)}", warning=True)
     if first:
@@ -229,7 +231,7 @@ def numerics(training: Training) -> dict[str, Any]:
     precision = str(training.precision).removeprefix("torch.")
     found = fingerprint(environment(), device=training.device.type, precision=precision)
     # The order of sums, as each process has a part of every batch.
-    return found if training.group.alone else found | {"processes": training.group.count}
+    return found | {"processes": training.group.count}
 
 
 def _store(

@@ -35,9 +35,9 @@ OPTIONS = {
     "": "--version --debug --install-completion --show-completion",
     "train": f"{RUN} --no-report",
     "predict": "images --model/-m --follow-links --out/-o --format --overlay --legend --confidence --entropy "
-    "--min-confidence --only --npy --tile --every --overwrite --resume --json --quiet/-q --help-all "
-    "--batch-size/-b --readout --clusters/-k --fit-images --over-clusters --flip --scales --refine --seed --device "
-    "--precision --max-pixels --page --bands",
+    "--min-confidence --only --npy --tile --every --overwrite --resume --shard --json --quiet/-q "
+    "--help-all --batch-size/-b --readout --clusters/-k --fit-images --over-clusters --flip --scales --refine --seed "
+    "--device --precision --max-pixels --page --bands",
     "evaluate": "dataset --root --model/-m --split --list --allow-missing --allow-outside --out/-o --overwrite "
     "--json --quiet/-q --protocol --image-size --readout --clusters/-k --fit-images --over-clusters --flip --scales "
     "--refine --seed --device --precision",
@@ -114,6 +114,8 @@ MISTAKES = {
     "predict x --min-confidence 2": "--min-confidence 2: must be 0 to 1",
     "predict x --tile 100": "--tile 100: must be at least 256",
     "predict x --every 0": "--every 0",
+    "predict x --shard 2/2 --out y": "--shard 2/2: give I/N",
+    "predict x --shard 1/2": "--out is missing",
     "predict x --seed 9223372036854775808": "seed = 9223372036854775808",
     "evaluate camvid": "Missing option '--root'",
     "evaluate camvid --root x --refine crf": "--refine crf",

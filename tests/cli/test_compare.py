@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from pages import read_page
 from program import Cli, refused
+from tar_files import pack_in_two
 
 from densesiam_seg.naming.edits import merge, rename
 
@@ -67,3 +68,29 @@ def test_what_is_refused(cli: Cli, model_folder: Path, image_folder: Path, tmp_p
     refused(cli("compare", model_folder, model_folder, tmp_path / "x"), 3, "input", "no such file")
     found = cli("compare", model_folder, model_folder, image_folder, "-o", tmp_path / "x.png")
     refused(found, 2, "usage", "ending in .html")
+
+
+def test_images_in_tars(
+    cli: Cli, model_folder: Path, other: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    """The same numbers, under names that people know."""
+    tars = pack_in_two(image_folder, tmp_path / "tars")
+    out = tmp_path / "page.html"
+    found = [
+        json.loads(
+            cli(
+                "compare", model_folder, other, images, "--json", "-o", out, "--overwrite", *MACHINE
+            )[1]
+        )
+        for images in (image_folder, tars)
+    ]
+    names = [[each["image"] for each in one["images"]] for one in found]
+    assert sorted(Path(name).name for name in names[0]) == sorted(
+        Path(name).name for name in names[1]
+    )
+    assert {str(Path(name).parent) for name in names[1]} == {f"{tars}/a.tar", f"{tars}/b.tar"}
+    assert found[0]["agreement"] == found[1]["agreement"] and found[0]["pairs"] == found[1]["pairs"]
+    page = out.read_text()
+    assert len(read_page(out).images) == 36 and f"{tars}/a.tar/00.jpg" in page and "/@" not in page
+    lines = cli("compare", model_folder, other, tars, *MACHINE)[1].splitlines()
+    assert lines[-1].split()[-1] in names[1]

@@ -18,7 +18,7 @@ from rich.console import Console as Terminal
 from densesiam_seg.cli.console import Console, means
 from densesiam_seg.config import TrainConfig
 from densesiam_seg.errors import ImageError, InputError
-from densesiam_seg.evaluation.evaluate import Evaluation
+from densesiam_seg.evaluation.job import Evaluation
 from densesiam_seg.evaluation.metrics import match, score
 from densesiam_seg.events import EpochRecord, Notice, Predicted, Progress, Started, StepRecord
 from densesiam_seg.images.manifest import PassedOver, Skipped

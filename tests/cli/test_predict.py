@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from program import Cli, Patch, refused
 from videos import cut, write_video
@@ -18,6 +19,7 @@ from videos import cut, write_video
 from densesiam_seg.inference.options import Refinement
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.outputs import OUTPUTS
+from densesiam_seg.peers.record import RECORD
 
 
 @pytest.fixture
@@ -36,9 +38,10 @@ def predict(cli: Cli, model_folder: Path) -> Cli:
 
 
 def files(folder: Path) -> set[str]:
-    """Those that are not hidden."""
+    """Those that are not hidden, but for the record."""
     found = (path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix() for path in found if path.name != OUTPUTS}
+    hidden = (OUTPUTS, RECORD)
+    return {path.relative_to(folder).as_posix() for path in found if path.name not in hidden}
 
 
 def mask_of(path: Path) -> np.ndarray:
@@ -121,6 +124,58 @@ class TestMasks:
         code, _, error = predict(images, "-o", out, "--resume")
         assert (code, error) == (0, f"0 masks written, 3 kept: {out}\n")
         assert predict(images, "-o", out, "--overwrite") == (0, "", f"3 masks written: {out}\n")
+
+
+class TestShards:
+    def test_two_and_both_again(
+        self, predict: Cli, images: Path, tmp_path: Path, segmenter: Segmenter
+    ) -> None:
+        """What concerns all images is told by the first one."""
+        (images / "dangling.png").symlink_to("nowhere")
+        out = tmp_path / "out"
+        told = [predict(images, "-o", out, "--shard", f"{index}/2", "--json") for index in range(2)]
+        assert [code for code, _, _ in told] == [9, 0]
+        assert [error.splitlines()[-1] for _, _, error in told] == [
+            "error[partial]: 1 of 2 images of shard 0/2 failed; first: "
+            f"{images / 'dangling.png'}: is a link to nothing; remove it",
+            f"shard 1/2: 2 masks written: {out}",
+        ]
+        assert [json.loads(text)["shard"] for _, text, _ in told] == ["0/2", "1/2"]
+        masks = [each["mask"] for _, text, _ in told for each in json.loads(text)["masks"]]
+        assert masks == [str(out / name) for name in ("00.png", "01.png", "deep/02.png")]
+        np.testing.assert_array_equal(mask_of(out / "01.png"), segmenter.predict(images / "01.png"))
+        code, _, error = predict(images, "-o", out, "--shard", "1/2")
+        assert (code, error) == (0, f"shard 1/2: 0 masks written, 2 kept: {out}\n")
+        found = predict(images, "-o", out, "--shard", "1/2", "--refine", "guided")
+        refused(found, 2, "usage", "its masks were made otherwise", "refine none, now guided")
+
+    def test_of_a_launcher(
+        self, predict: Cli, images: Path, tmp_path: Path, monkeypatch: Patch
+    ) -> None:
+        """An image that fails ends no process, as a launcher would then end all others."""
+        (images / "bad.jpg").write_bytes(b"junk")
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        out = tmp_path / "out"
+        threads = torch.get_num_threads()
+        for rank, done in enumerate((2, 1)):
+            monkeypatch.setenv("RANK", str(rank))
+            code, _, error = predict(images, "-o", out)
+            assert code == 0
+            assert f"shard {rank}/2: {done} mask" in error
+        assert error.splitlines()[-1].startswith("warning: 1 of 2 images of shard 1/2 failed; ")
+        assert error.endswith(f"(listed in {out / 'failed-1-of-2.jsonl'})\n")
+        torch.set_num_threads(threads)
+        refused(predict("-", "-o", out), 2, "usage", "name a list file")
+        refused(predict(images), 2, "usage", "--out is missing")
+        refused(predict(images, "-o", tmp_path / "m.png"), 2, "usage", "there are 4 images")
+        monkeypatch.setenv("WORLD_SIZE", "1")
+        refused(predict(images, "-o", out), 2, "usage", "RANK=1, WORLD_SIZE=1")
+
+    def test_more_shards_than_images(self, predict: Cli, images: Path, tmp_path: Path) -> None:
+        out = tmp_path / "out"
+        found = predict(images / "00.jpg", "-o", out, "--shard", "0/2")
+        assert found == (0, "", f"shard 0/2: 0 masks written: {out}\n")
+        assert files(out) == set()
 
 
 class TestMoreFiles:

@@ -10,6 +10,7 @@ import pytest
 from pages import read_page
 from program import Cli, refused
 from stored_runs import store_run
+from tar_files import pack_in_two
 
 MACHINE = ("--device", "cpu", "--precision", "fp32")
 
@@ -75,3 +76,20 @@ def test_what_is_refused(cli: Cli, run: Path, image_folder: Path, tmp_path: Path
     refused(cli("review", run, tmp_path / "none"), 3, "input", "no such file")
     refused(cli("review", tmp_path, image_folder), 4, "model", "no model here")
     refused(cli("review", run, image_folder, "-o", tmp_path / "l.txt"), 2, "usage", ".csv or .html")
+
+
+def test_images_in_tars(cli: Cli, run: Path, image_folder: Path, tmp_path: Path) -> None:
+    """The same list, under names that people know, everywhere that they are shown."""
+    tars = pack_in_two(image_folder, tmp_path / "tars")
+    files = json.loads(cli("review", run, image_folder, "--json", *MACHINE)[1])["images"]
+    given = ("review", run, tars, "--reference", image_folder, *MACHINE)
+    found = json.loads(cli(*given, "--json")[1])["images"]
+    assert {each["image"] for each in found} == {
+        f"{tars}/{tar}.tar/{file.name}"
+        for place, file in enumerate(sorted(image_folder.iterdir()))
+        for tar in "ab"[place // 6]
+    }
+    assert {each["certainty"] for each in found} == {each["certainty"] for each in files}
+    for out in ("list.csv", "page.html"):
+        text = cli(*given, "-o", tmp_path / out)[1] + (tmp_path / out).read_text()
+        assert text.count(f"{tars}/b.tar/07.png") >= 2 and "/@" not in text

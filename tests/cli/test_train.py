@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from launcher import launched
 from pages import read_page
 from program import RUNS, Cli, Patch, Result, options, other_values, refused
+from tiny_runs import course
 
 from densesiam_seg.config import PretrainConfig
 from densesiam_seg.errors import InputError, OutputError
+from densesiam_seg.io.records import read_records
 from densesiam_seg.io.run_directory import read_status
 
 Call = Callable[..., dict[str, Any]]
@@ -307,3 +310,47 @@ class TestRefusals:
         name, *arguments = command.split()
         refused(cli(name, image_folder, "-o", out, *arguments), 2, "usage", words)
         assert not out.exists()
+
+
+class TestSeveralProcesses:
+    @pytest.fixture
+    def words(self, image_folder: Path, tmp_path: Path, tiny_settings: dict[str, Any]) -> list[str]:
+        """A run of nine steps, as torchrun is to start it again and again."""
+        settings = options({**tiny_settings, "prior": "none"})
+        return ["train", str(image_folder), "--out", str(tmp_path / "run"), *settings, "--resume"]
+
+    def test_a_run_goes_on_with_other_numbers_of_them(
+        self, slim: None, cli: Cli, words: list[str], tmp_path: Path
+    ) -> None:
+        """Two take the first step, one the next, and two the others, of one and the same order of images."""
+        run = tmp_path / "run"
+        first = launched(2, *words, "--max-time", "0.001s", "--no-report")
+        assert first.returncode == 0, first.stderr
+        # The first of them speaks, and no other.
+        assert first.stderr.count("training on 12 images") == 1
+        assert first.stderr.count("stopped by the time limit") == 1
+        assert [record["step"] for record in read_records(run / "metrics.jsonl")] == [1]
+        code, _, told = cli(*words, "--max-time", "0.001s", "--no-report")
+        assert code == 0, told
+        assert "warning: resume is not bit-exact" in told
+        assert "processes 2 -> 1" in told
+        last = launched(2, *words, "--no-report")
+        assert last.returncode == 0, last.stderr
+        assert "processes 1 -> 2" in last.stderr
+        assert read_status(run)["status"] == "done"
+        whole = tmp_path / "whole"
+        again = [str(whole) if word == str(run) else word for word in words]
+        assert cli(*again, "--no-report")[0] == 0
+        for one, other in zip(course(run), course(whole), strict=True):
+            assert one["step"] == other["step"]
+            assert one["losses"] == pytest.approx(other["losses"], rel=0.05)
+
+    def test_mistakes_are_told_once(self, words: list[str], tmp_path: Path) -> None:
+        without = [word for word in words if word not in ("--out", str(tmp_path / "run"))]
+        found = launched(2, *without)
+        assert found.returncode != 0
+        assert found.stderr.count("error[usage]") == 1
+        assert "--out" in found.stderr
+        lost = launched(2, "train", tmp_path / "none", "--out", tmp_path / "other")
+        assert lost.stderr.count("error[input]") == 1
+        assert not (tmp_path / "other").exists()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from program import Cli, Patch, refused
+from tar_files import write_tar
 
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.inference.visualize import draw_files
@@ -154,3 +155,15 @@ class TestRefusals:
         refused(visualize(tmp_path / "none.jpg"), 3, "input", "no such file or folder")
         found = cli("visualize", tmp_path / "none", images, "-o", tmp_path / "sheet.png")
         refused(found, 4, "model", "no model here")
+
+
+def test_images_in_tars(visualize: Cli, images: Path, out: Path, segmenter: Segmenter) -> None:
+    """Also such that cannot be read are named as people know them."""
+    good = {name: (images / name).read_bytes() for name in NAMES}
+    tar = write_tar(images.parent / "x.tar", {"bad.jpg": b"junk", **good})
+    code, text, error = visualize(tar, "-o", out, "--json")
+    assert code == 9 and f"warning: failed: {tar}/bad.jpg: " in error
+    shows(out, segmenter, *(images / name for name in NAMES))
+    value = json.loads(text)
+    assert [item["image"] for item in value["failed"]] == [f"{tar}/bad.jpg"]
+    assert value["images"] == [f"{tar}/{name}" for name in NAMES]

@@ -20,13 +20,13 @@ from densesiam_seg.datasets.scenes import scene
 from densesiam_seg.errors import ImageError, InputError, UsageError
 from densesiam_seg.evaluation.evaluate import (
     Benchmark,
-    Evaluation,
     Reading,
     benchmark,
     evaluate,
     known_classes,
     scoring_events,
 )
+from densesiam_seg.evaluation.job import Evaluation
 from densesiam_seg.evaluation.metrics import Matching
 from densesiam_seg.evaluation.protocol import (
     PROTOCOLS,

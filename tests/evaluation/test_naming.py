@@ -15,7 +15,8 @@ from PIL import Image
 from densesiam_seg.datasets.declaration import load_dataset
 from densesiam_seg.datasets.reader import samples
 from densesiam_seg.errors import InputError, UsageError
-from densesiam_seg.evaluation.evaluate import Benchmark, Evaluation, segmenter_events
+from densesiam_seg.evaluation.evaluate import Benchmark, segmenter_events
+from densesiam_seg.evaluation.job import Evaluation
 from densesiam_seg.evaluation.metrics import match, score
 from densesiam_seg.evaluation.naming import (
     Naming,

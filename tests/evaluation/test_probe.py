@@ -24,7 +24,8 @@ from torch.nn import functional as F
 from densesiam_seg.clustering.kmeans import Centroids, kmeans
 from densesiam_seg.errors import InputError, ModelError, NumericError, UsageError
 from densesiam_seg.evaluation import probe as probe_module
-from densesiam_seg.evaluation.evaluate import Evaluation, benchmark
+from densesiam_seg.evaluation.evaluate import benchmark
+from densesiam_seg.evaluation.job import Evaluation
 from densesiam_seg.evaluation.probe import (
     DECAY,
     Probe,

@@ -17,6 +17,7 @@ import pytest
 from exported import FILES, odd_clusters, write_photos
 from image_files import noise, saved
 from PIL import Image
+from tar_files import write_tar
 
 from densesiam_seg.datasets.scenes import scene
 from densesiam_seg.errors import ImageError, OutputError, StoppedError, UsageError
@@ -80,6 +81,21 @@ class TestPredicted:
             np.testing.assert_array_equal(ids(work.out, stem), wanted)
             seen |= set(np.unique(wanted).tolist())
         assert 3 not in seen and len(seen) > 1
+
+    def test_images_in_tars(self, segmenter: Segmenter, photos: Path) -> None:
+        """The same files below the name of the tar; JPEG files as they are."""
+        files = sorted(path for path in photos.rglob("*") if path.is_file())
+        contents = {path.relative_to(photos).as_posix(): path.read_bytes() for path in files}
+        tar = write_tar(photos.parent / "tars" / "x.tar", contents)
+        found = []
+        for images, out in ((photos, "one"), (tar, "two")):
+            work = plan_masks(scan([images], merge=False), photos.parent / out, "lightly-train")
+            events = export_masks(work, segmenter.clusters, segmenter, Decoding())
+            assert all(e.error is None for e in events if isinstance(e, Predicted))
+            written = (path for path in work.out.rglob("*") if path.suffix in (".png", ".jpg"))
+            found.append({str(p.relative_to(work.out)): p.read_bytes() for p in written})
+        assert found[0] == {name.replace("x.tar/", ""): data for name, data in found[1].items()}
+        assert len(found[0]) == 2 * len(work.sources)
 
     def test_large_images_are_read_in_tiles(
         self, merged: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

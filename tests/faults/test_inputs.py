@@ -26,6 +26,7 @@ from densesiam_seg.datasets.scenes import scene
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.records import read_records
 from densesiam_seg.io.run_directory import read_status
+from densesiam_seg.peers.record import RECORD
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 
@@ -332,8 +333,9 @@ def write_images(folder: Path, count: int, height: int, width: int) -> dict[str,
 
 
 def files_of(out: Path) -> dict[str, bytes]:
-    """Everything that is not hidden."""
-    return {path.name: path.read_bytes() for path in out.iterdir() if path.name[0] != "."}
+    """Everything that is not hidden, but for the record, which tells when a job began."""
+    found = (path for path in out.iterdir() if path.name[0] != "." and path.name != RECORD)
+    return {path.name: path.read_bytes() for path in found}
 
 
 def whole(out: Path, sizes: dict[str, tuple[int, int]]) -> list[str]:

@@ -21,7 +21,8 @@ from program import Cli
 from torch import Tensor
 from trials import Trials, fault
 
-from densesiam_seg.evaluation.evaluate import Evaluation, Reading, benchmark, scoring_events
+from densesiam_seg.evaluation.evaluate import Reading, benchmark, scoring_events
+from densesiam_seg.evaluation.job import Evaluation
 from densesiam_seg.evaluation.protocol import Mask, one_by_one
 from densesiam_seg.events import Notice
 

@@ -18,6 +18,7 @@ from trials import Trials, fault
 
 from densesiam_seg.datasets.scenes import scene
 from densesiam_seg.io.files import remove
+from densesiam_seg.peers.record import RECORD
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 
@@ -48,9 +49,13 @@ def begun(family: Family, *arguments: object) -> Child:
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """Everything below a folder that is not hidden."""
+    """Everything below a folder that is not hidden, but for the record, which tells when a job began."""
     found = (path for path in folder.rglob("*") if path.is_file() and path.name[0] != ".")
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in found
+        if path.name != RECORD
+    }
 
 
 def leftovers(folder: Path) -> list[Path]:

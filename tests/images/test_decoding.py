@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from image_files import saved
+from tar_files import write_tar
 
 from densesiam_seg.errors import ImageError
 from densesiam_seg.images.decode import load_image
@@ -56,3 +57,29 @@ def test_a_page_is_named_below_its_file(tmp_path: Path) -> None:
     assert page_of(str(path)) == (str(path), None)
     (tmp_path / "7").write_bytes(path.read_bytes())
     assert load_image(tmp_path / "7").shape == (3, 3, 4)
+
+
+def test_a_page_is_named_below_a_member_of_a_tar(tmp_path: Path) -> None:
+    tar = write_tar(tmp_path / "x.tar", {"a.tif": b""})
+    for member in (f"{tar}/@0+5/a.tif", f"{tar}/@0+5/7/a.tif"):
+        assert page_of(member) == (member, None)
+        assert page_of(f"{member}/12") == (member, 12)
+    assert page_of(f"{tar}/12") == (str(tar), 12)
+    assert page_of(f"{tar}/@0+5/7") == (f"{tar}/@0+5/7", None)
+
+
+def test_what_parts_of_a_set_noted_adds_up() -> None:
+    """Two parts without a file in common say together what one would that read all of them."""
+    one, two, both = Notes(), Notes(), Notes()
+    for notes in (one, both):
+        notes.add("pages", "b.tif", "3 of them")
+        notes.add("clipped", "b.tif", "0 to 2")
+        notes.range("b.png", 4095, 65535)
+    for notes in (two, both):
+        notes.add("nodata", "c.tif", "7 of 9 pixels")
+        notes.add("pages", "a.tif", "2 of them")
+        notes.range("c.png", 900, 65535)
+        notes.range("d.png", 60000, 65535)
+    assert one.noted() + two.noted() == two.noted() + one.noted() == both.noted()
+    assert (one.noted() + two.noted()).lines() == both.lines()
+    assert len(both.lines()) == 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 from array import array
@@ -13,8 +14,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
+from tar_files import write_tar
 
-from densesiam_seg.errors import InputError
+from densesiam_seg.errors import ImageError, InputError
+from densesiam_seg.images.decode import load_image
 from densesiam_seg.images.manifest import Manifest, PassedOver, Skipped
 from densesiam_seg.images.scan import scan
 
@@ -141,3 +145,86 @@ def test_any_names_survive_json_and_the_digest(names: list[str], bad: set[str]) 
 def test_paths_lie_below_the_root() -> None:
     assert small("a/b.jpg", root="/").path(0) == "/a/b.jpg"
     assert small("a/b.jpg", "c.jpg", root="/data").path(-1) == "/data/c.jpg"
+
+
+class TestTars:
+    """Members have the time of their tar, and are looked up again where that has changed."""
+
+    @pytest.fixture
+    def tar(self, tmp_path: Path) -> Path:
+        write_tar(tmp_path / "x.tar", {"a.jpg": b"1", "b.jpg": b"22", "c.jpg": b"333"})
+        write_tar(tmp_path / "y.tar", {"a.jpg": b"1"})
+        (tmp_path / "w.jpg").write_bytes(b"4444")
+        return tmp_path / "x.tar"
+
+    def test_a_tar_with_another_time(self, tar: Path) -> None:
+        files = scan([tar.parent])
+        assert files.changed() == ([], [])
+        os.utime(tar, (1, 1))
+        assert files.changed() == (["x.tar/a.jpg", "x.tar/b.jpg", "x.tar/c.jpg"], [])
+        again = files.restamped()
+        assert again == scan([tar.parent]) and again.changed() == ([], [])
+        assert again.mtimes_ms.tolist()[1:4] == [1000, 1000, 1000]
+
+    def test_a_tar_with_other_members(self, tar: Path) -> None:
+        files = scan([tar.parent])
+        write_tar(tar, {"d.jpg": b"", "c.jpg": b"333", "a.jpg": b"55555", "b.txt": b"22"})
+        os.utime(tar, (1, 1))
+        assert files.changed() == (["x.tar/a.jpg", "x.tar/c.jpg"], ["x.tar/b.jpg"])
+        write_tar(tar, {"d.jpg": b"", "c.jpg": b"333", "b.jpg": b"22", "a.jpg": b"55555"})
+        os.utime(tar, (1, 1))
+        again = files.restamped()
+        assert again.names == files.names
+        assert again.offsets.tolist() == [-1, 2560, 1536, 512, 0]
+        assert again.sizes.tolist() == [4, 5, 2, 3, 1]
+        assert again.path(1) == f"{tar}/@2560+5/a.jpg"
+
+    def test_tars_that_are_gone_or_damaged(self, tar: Path) -> None:
+        files = scan([tar.parent])
+        members = ["x.tar/a.jpg", "x.tar/b.jpg", "x.tar/c.jpg"]
+        tar.write_bytes(tar.read_bytes()[:700])
+        os.utime(tar, (1, 1))
+        assert files.changed() == ([], members)
+        tar.unlink()
+        assert files.changed() == ([], members)
+        tar.mkdir()
+        assert files.changed() == ([], members)
+
+    def test_pages_of_members(self, tmp_path: Path) -> None:
+        small = [Image.new("L", (4, 4), shade) for shade in (10, 20, 30)]
+        buffer = io.BytesIO()
+        small[0].save(buffer, "TIFF", save_all=True, append_images=small[1:])
+        tar = write_tar(tmp_path / "x.tar", {"b.png": b"", "a.tif": buffer.getvalue()})
+        files = scan([tar], pages=True)
+        names = ("x.tar/a.tif/1", "x.tar/a.tif/2", "x.tar/a.tif/3", "x.tar/b.png")
+        assert files.names == names
+        assert [int(load_image(files.path(place))[0, 0, 0]) for place in range(3)] == [10, 20, 30]
+        assert files.shown(2) == f"{tar}/a.tif/3"
+        with pytest.raises(ImageError, match=r"x\.tar/a\.tif/4: has 3 pages"):
+            load_image(files.path(2)[:-1] + "4")
+        os.utime(tar, (1, 1))
+        assert files.changed() == (list(names), [])
+        assert files.restamped() == scan([tar], pages=True)
+        assert files.without([Skipped(names[1], "empty", "")]).path(1) == files.path(2)
+
+    def test_json(self, tar: Path) -> None:
+        files = scan([tar.parent])
+        saved = json.loads(json.dumps(files.to_dict()))
+        assert Manifest.from_dict(saved) == files
+        assert (saved["tars"], saved["offsets"]) == (["x.tar", "y.tar"], [-1, 0, 1024, 2048, 0])
+        # Places are of no account where tars are moved about.
+        assert Manifest.from_dict({**saved, "root": "/moved"}).digest == files.digest
+        changes: list[dict[str, Any]] = [
+            {"offsets": [0, 0]},
+            {"offsets": [-1, 0, 1024, 2048, "x"]},
+            {"tars": ["y.tar"]},
+            {"tars": ["y.tar", "x.tar"]},
+            {"tars": []},
+        ]
+        for change in changes:
+            with pytest.raises(InputError, match="damaged"):
+                Manifest.from_dict({**saved, **change})
+
+    def test_without_tars_the_form_is_as_ever(self) -> None:
+        keys = ["root", "digest", "names", "sizes", "mtimes_ms", "skipped", "passed_over"]
+        assert list(small("a.jpg").to_dict()) == keys

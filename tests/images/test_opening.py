@@ -11,10 +11,14 @@ import tracemalloc
 import warnings
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
+import imagecodecs
 import numpy as np
 import pytest
+import tifffile
+import torch
 from image_files import (
     Bytes,
     bare_png,
@@ -27,12 +31,14 @@ from image_files import (
     turned,
 )
 from PIL import Image, PngImagePlugin
+from tar_files import pack, write_tar
 
 from densesiam_seg.errors import ImageError
 from densesiam_seg.images.decode import image_size, load_image, load_square
 from densesiam_seg.images.decoding import Decoding
 from densesiam_seg.images.labels import load_label
 from densesiam_seg.images.opening import FORMATS, SUFFIXES
+from densesiam_seg.images.scan import scan
 
 
 def test_suffixes_belong_to_the_formats() -> None:
@@ -267,3 +273,65 @@ def test_frames_are_noted_and_chosen(tmp_path: Path) -> None:
         assert any("3 of them" in line for line in decoding.notes.lines())
         assert abs(int(load_image(path, Decoding(page=3))[0, 0, 0]) - 200) <= 4
         assert reason_of(load_image, f"{path}/4") == "no-such-page"
+
+
+class TestTars:
+    """Images in tars are decoded as files are, and named as people know them."""
+
+    def test_every_kind_of_file(self, tmp_path: Path) -> None:
+        """Those that Pillow, its libraries by themselves, imagecodecs and tifffile read."""
+        (tmp_path / "files").mkdir()
+        picture, deep = Image.fromarray(noise(40, 30)), noise(40, 30).astype(np.uint16) * 257
+        options: dict[str, dict[str, Any]] = {
+            "a.jpg": {},
+            "b.png": {},
+            "c.webp": {},
+            "d.tif": {"compression": "tiff_lzw"},
+            "e.tif": {"compression": "jpeg"},
+            "f.tif": {"compression": "group4"},
+            "g.gif": {},
+            "h.bmp": {},
+            "i.avif": {},
+        }
+        for name, how in options.items():
+            shown = picture.convert("1") if name == "f.tif" else picture
+            saved(tmp_path / "files", name, shown, **how)
+        tifffile.imwrite(tmp_path / "files" / "j.tif", deep, photometric="rgb")
+        (tmp_path / "files" / "k.png").write_bytes(imagecodecs.png_encode(deep))
+        files = sorted((tmp_path / "files").iterdir())
+        found = scan([pack(tmp_path / "x.tar", *files)])
+        assert len(found) == len(files) == 11
+        for place, file in enumerate(files):
+            path = found.path(place)
+            assert torch.equal(load_image(path), load_image(file)), file.name
+            assert torch.equal(load_square(path, 16), load_square(file, 16)), file.name
+            assert image_size(path) == image_size(file)
+        assert np.array_equal(load_label(found.path(1)), load_label(files[1]))
+
+    def test_large_members_are_read_in_pieces(self, tmp_path: Path) -> None:
+        (tmp_path / "files").mkdir()
+        large = saved(tmp_path / "files", "a.tif", noise(800, 900), compression="tiff_lzw")
+        other = saved(tmp_path / "files", "b.png", noise(800, 900))
+        assert min(large.stat().st_size, other.stat().st_size) > 1 << 20
+        found = scan([pack(tmp_path / "x.tar", large, other)])
+        for place, file in enumerate((large, other)):
+            assert torch.equal(load_image(found.path(place)), load_image(file))
+
+    def test_what_is_wrong_is_told_by_the_name_people_know(self, tmp_path: Path) -> None:
+        good = encoded(Image.fromarray(noise(40, 30)), "JPEG")
+        contents = {"a.jpg": good[:700], "b.jpg": b"", "c.jpg": b"junk" * 50, "d.png": good[:200]}
+        tar = write_tar(tmp_path / "x.tar", contents)
+        found = scan([tar])
+        reasons = ["truncated", "empty", "not-an-image", "truncated"]
+        for place, reason in enumerate(reasons):
+            with pytest.raises(ImageError, match=rf"^{tar}/\w\.\w+: ") as caught:
+                load_image(found.path(place))
+            assert (caught.value.reason, caught.value.path) == (reason, found.shown(place))
+        with pytest.raises(ImageError, match=rf"^{tar}/\w\.\w+: "):
+            load_label(found.path(0))
+        write_tar(tar, {"z.jpg": good, **contents})
+        with pytest.raises(ImageError, match=rf"^{tar}/a\.jpg: is not where it was in the tar"):
+            load_image(found.path(0))
+        tar.unlink()
+        with pytest.raises(ImageError, match=rf"^{tar}/a\.jpg: does not exist"):
+            load_image(found.path(0))

@@ -417,11 +417,13 @@ def test_memory_for_each_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         patch.setattr(os, "stat", look)
         tracemalloc.start()
         files = scan([tmp_path])
-        peak = tracemalloc.get_traced_memory()[1]
+        left, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
     assert len(files) == count
     assert files.names[0] == f"{folder}/photograph_000000000.jpg"
-    assert peak / count < 250
+    # While names are sorted they are objects, and at last in one piece too: that is what stays.
+    assert peak / count < 290
+    assert left / count < 110
 
 
 def test_each_page_is_an_image_of_its_own(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tar_files import pack_in_two
 
 from densesiam_seg.errors import ImageError, InputError
 from densesiam_seg.images import store as batches
@@ -196,3 +198,29 @@ class TestNotes:
         Image.new("RGB", (4, 4)).save(deep / "z.png")
         with pytest.raises(InputError, match=r"0\.png holds integers up to 65535, z\.png .* 255"):
             used_range(scan([deep]), Decoding())
+
+
+def test_batches_of_an_epoch_are_cut_when_they_are_asked_for() -> None:
+    count = 100_000
+    tracemalloc.start()
+    groups = epoch_batches(count, 64, seed=0, epoch=0)
+    size = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert size < 9 * count  # eight bytes for each position
+    assert len(groups) == count // 64
+    assert list(groups[3:]) == list(groups)[3:]
+    assert list(groups[:5:2]) == [groups[0], groups[2], groups[4]]
+    assert groups[-1] == list(groups)[-1]
+    assert all(type(index) is int for index in groups[7])
+    with pytest.raises(IndexError):
+        groups[len(groups)]
+    assert len(epoch_batches(3, 4, seed=0, epoch=0)) == 0
+
+
+@pytest.mark.usefixtures("memory")
+def test_images_in_tars_give_the_same_batches(image_folder: Path, tmp_path: Path) -> None:
+    files, tars = store_of(image_folder), store_of(pack_in_two(image_folder, tmp_path / "tars"))
+    assert [name[6:] for name in tars.manifest.names] == list(files.manifest.names)
+    for one, two in zip(two_epochs(files), two_epochs(tars), strict=True):
+        assert one.indices == two.indices
+        assert torch.equal(one.images, two.images)

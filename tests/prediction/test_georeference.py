@@ -11,8 +11,10 @@ import pytest
 import rasterio
 from PIL import Image
 from rasterio.control import GroundControlPoint
+from tar_files import pack
 
 from densesiam_seg.errors import UsageError
+from densesiam_seg.images.scan import scan
 from densesiam_seg.pictures.masks import palette
 from densesiam_seg.prediction import georeference
 from densesiam_seg.prediction.georeference import (
@@ -49,6 +51,28 @@ class TestReading:
         Image.new("RGB", (6, 4)).save(tmp_path / name)
         assert not is_georeferenced(str(tmp_path / name))
         assert read_georeference(str(tmp_path / name)) is None
+
+    def test_in_a_tar(self, tmp_path: Path) -> None:
+        """Also one that turns up behind others, one of several pages, and what has no place."""
+        values = np.full((3, 4, 6), 90, np.uint8)
+        values[:, 1, 2:] = 7
+        geotiff(tmp_path / "a.tif", values, nodata=7)
+        Image.new("RGB", (6, 4)).save(tmp_path / "b.tif")
+        pages = [geotiff(tmp_path / f"{page}.tif").read_bytes() for page in (1, 2)]
+        with rasterio.open(tmp_path / "2.tif") as file:
+            assert file.transform == PLACE
+        tar = pack(
+            tmp_path / "x, y.tar", *(tmp_path / name for name in ("b.tif", "a.tif", "1.tif"))
+        )
+        files = scan([tar])
+        assert files.names[1:] == ("x, y.tar/a.tif", "x, y.tar/b.tif") and pages[0] == pages[1]
+        for place in (0, 1):
+            path, alone = files.path(place), str(tmp_path / files.names[place][9:])
+            found, expected = read_georeference(path), read_georeference(alone)
+            assert is_georeferenced(path) and found is not None and expected is not None
+            assert (found.transform, found.crs) == (expected.transform, expected.crs)
+            np.testing.assert_array_equal(found.missing, expected.missing)
+        assert not is_georeferenced(files.path(2)) and read_georeference(files.path(2)) is None
 
     def test_damaged_files_fail_where_they_are_decoded(self, tmp_path: Path) -> None:
         (tmp_path / "a.tif").write_bytes(b"II*\0junk")

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import PurePosixPath
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from densesiam_seg.errors import UsageError
-from densesiam_seg.prediction.names import fitting_names, mask_names
+from densesiam_seg.prediction.names import Derived, fitting_names, mask_names, stem_of
 
 
 class TestNames:
@@ -44,6 +48,7 @@ class TestNames:
         names = ["x" * 12, "x" * 13, "dd/e"]
         found = ["x" * 12 + ".png", f"xxx-{digest[:8]}.png", "dd/e.png"]
         assert fitting_names(names, 16) == found
+        assert fitting_names(names, 16).cut == {1: found[1]}
 
     @pytest.mark.parametrize(
         ("stem", "kept"), [("木" * 9, "木"), ("xe\u0301" + "x" * 20, "x"), ("\u0301" * 20, "")]
@@ -107,3 +112,60 @@ class TestSeveralFiles:
 def test_other_suffixes() -> None:
     assert fitting_names(["a", "x" * 20], 16, ".tif")[0] == "a.tif"
     assert len(fitting_names(["a", "x" * 20], 16, ".tif")[1]) == 16
+
+
+def slow_mask_names(names: Sequence[str], ends: Sequence[str]) -> list[str] | None:
+    """The rule with everything in memory; None where it cannot tell names apart."""
+    stems = [stem_of(name) for name in names]
+    taken = Counter([*stems, *names])
+    folders = {str(folder) for name in names for folder in PurePosixPath(name).parents}
+    for end in ends:
+        taken.update(folder.removesuffix(end) for folder in folders if folder.endswith(end))
+    if len(ends) > 1:
+        written = Counter(stem + end for stem in stems for end in ends)
+        taken.update(stem for stem in stems if any(written[stem + end] > 1 for end in ends))
+    found = [stem if taken[stem] == 1 else name for stem, name in zip(stems, names, strict=True)]
+    files = {own + end: None for own in found for end in ends}
+    return found if len(files) == len(found) * len(ends) else None
+
+
+class TestWithoutAnObjectPerName:
+    @settings(max_examples=300)
+    @given(
+        st.sets(st.from_regex(r"\A(d/|a[.]png/|d/e/)?[ab._]{0,3}[ab]([.][jp])?\Z")),
+        st.sampled_from([(".png",), ("_b.png", ".png"), ("_a.png", "_b.png", "_a_b.png", ".png")]),
+    )
+    def test_the_names_of_the_slow_rule(self, names: set[str], ends: tuple[str, ...]) -> None:
+        listed = sorted(names)
+        expected = slow_mask_names(listed, ends)
+        if expected is None:
+            with pytest.raises(UsageError, match="would both have this file"):
+                mask_names(listed, ends)
+        else:
+            assert mask_names(listed, ends) == expected
+
+    @settings(max_examples=200)
+    @given(st.from_regex(r"\A(d[.]/)?[ab.]{0,3}[ab]([.][jp]?)?\Z"))
+    def test_stems(self, name: str) -> None:
+        """As pathlib has them, whose versions do not agree on names that begin or end with a dot."""
+        last = PurePosixPath(name).name
+        if not last.startswith(".") and not last.endswith("."):
+            assert stem_of(name) == str(PurePosixPath(name).with_suffix(""))
+        assert name.startswith(stem_of(name)) and stem_of(name).strip("./")
+
+    def test_only_exceptions_are_kept(self) -> None:
+        """So what is sent to another process is the names themselves and little more."""
+        names = (*(f"{number:06}.jpg" for number in range(2000)), "a.jpg", "a.png")
+        found = fitting_names(mask_names(names), 12)
+        assert len(pickle.dumps(found)) < len(pickle.dumps(names)) + 1000
+        again = pickle.loads(pickle.dumps(found))
+        assert again == found and again[-1] == "a.png.png" and again[0] == "000000.png"
+
+
+def test_a_derived_sequence_is_a_tuples_equal() -> None:
+    squares = Derived(lambda number: number * number, range(5))
+    assert squares == (0, 1, 4, 9, 16) == squares and squares == [*squares]
+    assert squares != (0, 1, 4, 9) and squares[:4] == (0, 1, 4, 9) and squares != 7
+    assert (squares[-1], len(squares[1:3]), len(squares[3:2])) == (16, 2, 0)
+    with pytest.raises(IndexError):
+        squares[5]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from PIL import Image
 from densesiam_seg.errors import UsageError
 from densesiam_seg.images.opening import SUFFIXES
 from densesiam_seg.images.scan import scan
+from densesiam_seg.peers.shard import Shard
 from densesiam_seg.prediction import plan as planning
 from densesiam_seg.prediction.plan import plan
 from densesiam_seg.prediction.wanted import Wanted
@@ -34,7 +37,7 @@ class TestPlan:
         assert work.folder == out
         assert work.targets == (out / "a.png", out / "b.png", out / "deep/er/c.png")
         assert work.sources == tuple(str(images / n) for n in ("a.jpg", "b.png", "deep/er/c.webp"))
-        assert (work.done, work.failures) == (0, out / "failed.jsonl")
+        assert work.failures == out / "failed.jsonl"
         assert not out.exists()
 
     def test_one_image(self, images: Path, tmp_path: Path) -> None:
@@ -114,49 +117,6 @@ class TestPlan:
                 **options,
             )
 
-    def test_resume_leaves_what_is_there(self, images: Path, tmp_path: Path) -> None:
-        """A mask without its overlay is made again."""
-        out = tmp_path / "out"
-        for name in ("a.png", "a_overlay.jpg", "b.png"):
-            earlier(out / name)
-        work = plan(scan([images]), out, resume=True)
-        assert (work.targets, work.done) == ((out / "deep/er/c.png",), 2)
-        work = plan(scan([images]), out, resume=True, wanted=Wanted(overlay=True))
-        assert [path.name for path in work.targets] == ["b.png", "c.png"]
-
-    @pytest.mark.parametrize("damage", [b"", b"\0" * 500, b"\x89PNG\r\n", None])
-    def test_resume_makes_what_is_not_whole_again(
-        self, images: Path, tmp_path: Path, damage: bytes | None
-    ) -> None:
-        """As a power cut leaves it: empty, zeros, a part; also the overlay alone."""
-        out = tmp_path / "out"
-        for name in ("a.png", "a_overlay.jpg", "b.png", "b_overlay.jpg"):
-            earlier(out / name)
-        for name in ("a_overlay.jpg", "b.png"):
-            whole = (out / name).read_bytes()
-            (out / name).write_bytes(whole[:-1] if damage is None else damage[: len(whole)])
-            if name == "a_overlay.jpg" and damage and damage[0]:
-                (out / name).write_bytes(b"\xff\xd8")
-        work = plan(scan([images]), out, resume=True)
-        assert [path.name for path in work.targets] == ["b.png", "c.png"]
-        assert (work.done, work.damaged) == (1, 1)
-        work = plan(scan([images]), out, resume=True, wanted=Wanted(overlay=True))
-        assert [path.name for path in work.targets] == ["a.png", "b.png", "c.png"]
-        assert (work.done, work.damaged) == (0, 2)
-
-    def test_resume_leaves_other_peoples_files(self, images: Path, tmp_path: Path) -> None:
-        (tmp_path / "b.png").write_text("my notes")
-        with pytest.raises(UsageError, match=r"b\.png: exists already and is no mask"):
-            plan(scan([images]), tmp_path, resume=True)
-        for mode in ("RGB", "RGBA", "LA"):
-            Image.new(mode, (5, 5)).save(tmp_path / "b.png")
-            with pytest.raises(UsageError, match=r"b\.png: exists already and is no mask"):
-                plan(scan([images]), tmp_path, resume=True)
-        for mode in ("P", "L", "I;16"):
-            Image.new(mode, (5, 5)).save(tmp_path / "b.png")
-            assert plan(scan([images]), tmp_path, resume=True).done == 1
-        assert plan(scan([images]), tmp_path, overwrite=True).damaged == 0
-
 
 class TestFormats:
     def test_a_name_says_which(self, images: Path, tmp_path: Path) -> None:
@@ -232,3 +192,96 @@ class TestVideos:
             plan(scan([clip]), tmp_path)
         assert len(plan(scan([clip]), tmp_path, overwrite=True).sources) == 1
         assert len(plan(scan([clip]), tmp_path, resume=True).sources) == 1
+
+
+class TestParts:
+    """Of a job in shards."""
+
+    @pytest.fixture
+    def many(self, tmp_path: Path) -> Path:
+        """Seven images, two of which share a stem with those of other parts, and three videos among them."""
+        folder = tmp_path / "many"
+        for name in ("a.jpg", "a.png", "b/c.jpg", "d.jpg", "e.jpg", "f.jpg", "f.webp"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).touch()
+        for name in ("a.mp4", "c.mp4", "z.mp4"):
+            (folder / name).touch()
+        return folder
+
+    @pytest.mark.parametrize("count", [1, 2, 3, 4, 9])
+    def test_together_are_the_whole(self, many: Path, tmp_path: Path, count: int) -> None:
+        """Each source once, under the very name that it has in one process; images and videos are spread evenly."""
+        found = scan([many, *many.glob("*.mp4")])
+        whole = plan(found, tmp_path / "out")
+        assert len(whole.sources) == 10 and whole.stills == 7
+        parts = [plan(found, tmp_path / "out", shard=Shard(i, count)) for i in range(count)]
+        expected = dict(zip(whole.sources, whole.targets, strict=True))
+        pairs = [p for part in parts for p in zip(part.sources, part.targets, strict=True)]
+        assert len(pairs) == 10 and dict(pairs) == expected
+        assert {target.name for _, target in pairs} >= {"a.jpg.png", "a.png.png", "f.webp.png"}
+        for total, sizes in ((7, [part.stills for part in parts]), (3, videos_of(parts))):
+            assert sum(sizes) == total and max(sizes) - min(sizes) <= 1
+        for part in parts:
+            assert [*part.sources] == sorted(part.sources[: part.stills]) + sorted(
+                part.sources[part.stills :]
+            )
+
+    def test_of_the_whole_job_are_those_of_each_process(self, many: Path, tmp_path: Path) -> None:
+        """Also after a plan was sent to another process."""
+        found = scan([many])
+        job = plan(found, tmp_path / "out", shard=Shard())
+        assert (job.keeps, job.failures) == (True, tmp_path / "out" / "failed-0-of-1.jsonl")
+        sent = pickle.loads(pickle.dumps(job))
+        for index in range(3):
+            part, own = (
+                sent.part(Shard(index, 3)),
+                plan(found, tmp_path / "out", shard=Shard(index, 3)),
+            )
+            assert (part.sources, part.targets) == (own.sources, own.targets)
+            assert part.failures == own.failures == tmp_path / "out" / f"failed-{index}-of-3.jsonl"
+            assert (part.note, part.images) == (f"{index}-of-3", job.images)
+            assert [part.stamp(place) for place in range(len(part.sources))] == [
+                Path(source).stat().st_mtime_ns // 10**6 for source in part.sources
+            ]
+
+    def test_keep_what_is_there_without_being_asked(self, many: Path, tmp_path: Path) -> None:
+        """Also a part that has nothing there; other things in the way are told as ever."""
+        earlier(tmp_path / "out" / "a.jpg.png")
+        found = scan([many])
+        with pytest.raises(UsageError, match="exists already"):
+            plan(found, tmp_path / "out")
+        assert plan(found, tmp_path / "out", shard=Shard(0, 2)).keeps
+        with pytest.raises(UsageError, match=r"failed-0-of-2\.jsonl: is no list"):
+            (tmp_path / "out" / "failed-0-of-2.jsonl").write_text("mine\n")
+            plan(found, tmp_path / "out", shard=Shard(0, 2))
+
+    def test_overwrite_no_input(self, images: Path) -> None:
+        """Only the shard of the image in question is refused."""
+        assert len(plan(scan([images]), images, shard=Shard(0, 3)).sources) == 1
+        with pytest.raises(UsageError, match=r"b\.png: would overwrite an input image"):
+            plan(scan([images]), images, shard=Shard(1, 3))
+
+    def test_one_file_has_none(self, images: Path, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match="cannot be made in shards; give a folder"):
+            plan(scan([images / "a.jpg"]), tmp_path / "mask.png", shard=Shard(0, 2))
+
+    def test_the_list_of_images_has_a_digest(self, images: Path, tmp_path: Path) -> None:
+        """Of its names; times do not matter."""
+        before = plan(scan([images]), tmp_path / "out").images
+        os.utime(images / "b.png", (7, 7))
+        assert plan(scan([images]), tmp_path / "out").images == before
+        picture(images / "d.png")
+        assert plan(scan([images]), tmp_path / "out").images != before
+
+    def test_no_object_per_image_is_sent(self, tmp_path: Path) -> None:
+        folder = tmp_path / "images"
+        folder.mkdir()
+        for number in range(300):
+            (folder / f"{number:03}.jpg").touch()
+        found = scan([folder])
+        work = plan(found, tmp_path / "out", shard=Shard(1, 3))
+        assert len(pickle.dumps(work)) < len(pickle.dumps(found)) + 2000
+
+
+def videos_of(parts: list[planning.Plan]) -> list[int]:
+    return [len(part.sources) - part.stills for part in parts]

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from photographs import centroids_of, junk, picture
 from PIL import Image
+from tar_files import write_tar
 from videos import damage, write_video
 
 from densesiam_seg.datasets.scenes import scene
@@ -28,7 +29,7 @@ from densesiam_seg.errors import (
     StoppedError,
     UsageError,
 )
-from densesiam_seg.events import Predicted
+from densesiam_seg.events import Notice, Predicted
 from densesiam_seg.images.decode import load_image
 from densesiam_seg.images.decoding import Decoding
 from densesiam_seg.images.manifest import Skipped
@@ -36,6 +37,8 @@ from densesiam_seg.images.scan import each_page, scan
 from densesiam_seg.inference.options import Refinement
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.outputs import OUTPUTS, noted_outputs
+from densesiam_seg.packed.members import as_shown
+from densesiam_seg.peers.record import RECORD
 from densesiam_seg.prediction import batching
 from densesiam_seg.prediction import predict as prediction
 from densesiam_seg.prediction.plan import plan
@@ -45,9 +48,10 @@ from densesiam_seg.prediction.wanted import Wanted
 
 
 def files(folder: Path) -> set[str]:
-    """Those that are not hidden."""
+    """Those that are not hidden, but for the record."""
     found = (path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix() for path in found if path.name != OUTPUTS}
+    hidden = (OUTPUTS, RECORD)
+    return {path.relative_to(folder).as_posix() for path in found if path.name not in hidden}
 
 
 def predict(
@@ -143,6 +147,30 @@ class TestPredict:
         (tmp_path / "file").touch()
         with pytest.raises(OutputError, match="cannot be written"):
             predict(segmenter, [images], tmp_path / "file" / "out")
+
+    def test_images_in_tars_have_the_masks_of_the_files(
+        self, segmenter: Segmenter, images: Path, tmp_path: Path
+    ) -> None:
+        """In a folder for each tar; a tar that was replaced since costs its images alone."""
+        names = ("a.jpg", "b.png", "deep/er/c.webp")
+        contents = {name: (images / name).read_bytes() for name in names}
+        tars = tmp_path / "tars"
+        write_tar(tars / "x.tar", contents | {"c.json": b"{}"})
+        write_tar(tars / "y.tar", {"./b.png": contents["b.png"]})
+        predict(segmenter, [images], tmp_path / "one")
+        results = predict(segmenter, [tars], tmp_path / "two")
+        masks = {f"x.tar/{name}" for name in files(tmp_path / "one")}
+        assert files(tmp_path / "two") == masks | {"y.tar/b.png"}
+        for name in files(tmp_path / "two"):
+            np.testing.assert_array_equal(
+                mask_of(tmp_path / "two" / name), mask_of(tmp_path / "one" / name[6:])
+            )
+        assert [as_shown(each.image) for each in results] == [
+            str(tars / name) for name in (*(f"x.tar/{name}" for name in names), "y.tar/b.png")
+        ]
+        work = plan(scan([tars]), tmp_path / "three")
+        write_tar(tars / "x.tar", {"a.jpg": contents["b.png"]})
+        assert reasons(list(predict_events(segmenter, work))) == ["replaced"] * 3 + [None]
 
     def test_what_was_written_is_noted(
         self, segmenter: Segmenter, images: Path, tmp_path: Path
@@ -435,7 +463,8 @@ class TestStopping:
         done = files(out)
         assert 1 <= len(done) < 40
         assert {mask_of(out / name).shape for name in done} == {(8, 8)}
-        assert len(predict(segmenter, [many], out, resume=True)) == 40 - len(done)
+        again = predict(segmenter, [many], out, resume=True)
+        assert (len(again), sum(result.kept for result in again)) == (40, len(done))
         assert len(files(out)) == 40
 
     def test_no_thread_and_no_handler_stays(
@@ -476,9 +505,17 @@ class TestMoreFiles:
         assert noted_outputs(out) == {f"{stem}{end}" for stem in "ab" for end in self.ENDS}
         (out / "b.npy").write_bytes((out / "b.npy").read_bytes()[:-1])
         work = plan(scan([images]), out, wanted=self.WANTED, resume=True)
-        assert (work.targets, work.done, work.damaged) == ((out / "b.png",), 2, 1)
-        list(predict_events(segmenter, work))
-        assert plan(scan([images]), out, wanted=self.WANTED, resume=True).done == 3
+        told: list[Notice] = []
+        results = list(predict_events(segmenter, work, tell=told.append))
+        assert [(result.mask, result.kept) for result in results] == [
+            (out / "a.png", True),
+            (out / "deep/er/c.png", True),
+            (out / "b.png", False),
+        ]
+        assert [notice.text for notice in told] == [
+            "1 mask of an earlier run not whole: made again"
+        ]
+        assert all(result.kept for result in predict_events(segmenter, work))
 
     def test_too_many_clusters_for_pixels_without_one(
         self, segmenter: Segmenter, images: Path, tmp_path: Path

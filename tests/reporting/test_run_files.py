@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 from stored_runs import store_run
+from tar_files import pack_in_two
 
 from densesiam_seg.errors import InputError, ModelError
+from densesiam_seg.inference.readout import training_images
 from densesiam_seg.naming.edits import suggest
 from densesiam_seg.reporting.run_files import numbers, read_run
 
@@ -79,3 +81,14 @@ def test_numbers() -> None:
     found = numbers(records, "a", "b")
     assert found[0] == 1 and all(map(math.isnan, found[1:]))
     assert json.dumps(numbers([{"a": 2}], "a")) == "[2.0]"
+
+
+def test_images_in_tars(model_folder: Path, image_folder: Path, tmp_path: Path) -> None:
+    tars = pack_in_two(image_folder, tmp_path / "tars")
+    run = store_run(tmp_path / "run", model_folder, tars)
+    assert len(read_run(run).training_images("x")) == 12
+    assert training_images(run, "x").is_there(0)
+    tars.rename(tmp_path / "elsewhere")
+    for ask in (read_run(run).training_images, lambda remedy: training_images(run, remedy)):
+        with pytest.raises(InputError, match=r"/a\.tar/00\.jpg: the training images have moved; y"):
+            ask("y")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from tar_files import pack_in_two
 
 from densesiam_seg.errors import ImageError, ModelError
 from densesiam_seg.images.scan import scan
@@ -92,3 +93,17 @@ def test_another_model_in_its_place(model: Path, view: View) -> None:
         view.state()
     with pytest.raises(ModelError, match="replaced"):
         view.undo(0)
+
+
+def test_images_in_tars_are_shown_as_files_are(
+    model: Path, segmenter: Segmenter, image_folder: Path, tmp_path: Path
+) -> None:
+    tars = pack_in_two(image_folder, tmp_path / "tars")
+    one, two = (View(model, segmenter, scan([images])) for images in (image_folder, tars))
+    assert two.names(5, 2) == ["a.tar/05.png", "b.tar/06.jpg"]
+    for place in (0, 7):
+        assert one.picture(place) == two.picture(place)
+        assert one.thumbnail(place) == two.thumbnail(place)
+        np.testing.assert_array_equal(one.mask(place), two.mask(place))
+    one.close()
+    two.close()

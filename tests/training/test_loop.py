@@ -12,16 +12,20 @@ from typing import Any
 
 import pytest
 import torch
+from courses import courses
+from ranks import in_ranks
 from torch import Tensor
 
 from densesiam_seg.config import with_settings
-from densesiam_seg.errors import NumericError
+from densesiam_seg.errors import NumericError, UsageError
 from densesiam_seg.events import EpochRecord, Progress, StepRecord
 from densesiam_seg.images import store as batches
 from densesiam_seg.images.scan import scan
 from densesiam_seg.images.store import ImageStore, epoch_batches
 from densesiam_seg.methods.method import Method, Objective
 from densesiam_seg.network.model import DenseSiam
+from densesiam_seg.peers.group import ALONE, Group
+from densesiam_seg.peers.shard import Shard
 from densesiam_seg.presets import METHODS
 from densesiam_seg.training.loop import EpochSums, Training
 from densesiam_seg.training.recipes import CONFIGS, FITS, Command, build_method
@@ -45,6 +49,7 @@ def make(image_folder: Path, tiny_settings: dict[str, Any], slim_module: None) -
         command: Command = "train",
         precision: torch.dtype = torch.float32,
         images: int = 12,
+        group: Group = ALONE,
         **settings: Any,
     ) -> Training:
         base = CONFIGS[command]()
@@ -60,7 +65,7 @@ def make(image_folder: Path, tiny_settings: dict[str, Any], slim_module: None) -
         )
         for _ in store.prepare():
             pass
-        method = build_method(config, store, CPU, precision)
+        method = build_method(config, store, CPU, precision, group)
         return Training(method, config, store, CPU, precision)
 
     return build
@@ -438,3 +443,29 @@ class TestReading:
         later.restore(*saved(training))
         assert untimed(later.records()) == whole[0][4:]
         assert same(tensors_of(later), whole[1])
+
+
+class TestSeveralProcesses:
+    def test_they_do_what_one_does(self, image_folder: Path, tiny_settings: dict[str, Any]) -> None:
+        """In the same order, and but for rounding with the same losses, gradients and statistics."""
+        images = [str(path) for path in sorted(image_folder.iterdir())]
+        plain = {**tiny_settings, "prior": "none", "optimizer": "sgd"}
+        # Faster forms draw views in single precision, whose rounding grows a hundredfold in each step.
+        fast = {"precision": "bf16", "segmentation_weight": 0.0}
+        ways: list[tuple[Command, dict[str, Any], float]] = [
+            ("train", {**plain, "image_weight": 0.5, "epochs": 1}, 1e-6),
+            ("train", {**plain, **METHODS["picie"]}, 1e-6),
+            ("pretrain", {**plain, "categories": 5, "grid": 2, "image_weight": 1.0}, 1e-6),
+            ("train", {**plain, **fast}, 1e-2),
+        ]
+        alone = courses(ALONE, images, ways)
+        # Parts of one, one and two images, for four of a batch.
+        for found in in_ranks(3, courses, images, ways):
+            for one, several, (*_, error) in zip(alone, found, ways, strict=True):
+                assert one["order"] == several["order"]
+                for what in ("records", "network"):
+                    torch.testing.assert_close(several[what], one[what], rtol=error, atol=error)
+
+    def test_more_of_them_than_a_batch_has_images_are_refused(self, make: Make) -> None:
+        with pytest.raises(UsageError, match="5 processes cannot share a batch of 4"):
+            make(group=Group(Shard(0, 5)))

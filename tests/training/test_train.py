@@ -19,6 +19,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
+from tar_files import pack_in_two, write_tar
 from tiny_runs import (
     TinyRuns,
     course,
@@ -413,6 +414,30 @@ class TestResumeAfterChange:
         same_end(stopped, reference)  # only its time had changed
         listed = json.loads((stopped / "dataset.json").read_text())
         assert listed["mtimes_ms"][5] == 1000
+
+    def test_a_tar_that_was_packed_again(
+        self, runs: TinyRuns, image_folder: Path, reference: Path
+    ) -> None:
+        """Its images are at other places then, and another one has come."""
+        tars = pack_in_two(image_folder, runs.folder / "tars")
+        stop_after(4, runs.begin("packed", images=tars))
+        contents = {file.name: file.read_bytes() for file in sorted(image_folder.iterdir())[6:]}
+        again = dict(reversed(contents.items())) | {"new.png": contents["07.png"]}
+        write_tar(tars / "b.tar", again)
+        os.utime(tars / "b.tar", (1, 1))
+        with pytest.raises(ModelError, match=r"6 images changed, first b\.tar/06\.jpg and 1 image"):
+            end(runs.resume("packed"))
+        (text,) = warnings_of(runs.resume("packed", accept_data_change=True))
+        assert f"first {tars}/b.tar/new.png" in text
+        same_end(runs.folder / "packed", reference)
+        del again["07.png"]
+        stop_after(4, runs.begin("other", images=tars))
+        write_tar(tars / "b.tar", again)
+        os.utime(tars / "b.tar", (2, 2))
+        with pytest.raises(
+            ModelError, match=r"1 of 13 training images are gone .* first b\.tar/07\.png"
+        ):
+            end(runs.resume("other", accept_data_change=True))
 
     def test_what_is_gone_is_never_accepted(self, stopped: Path, runs: TinyRuns) -> None:
         (stopped.parent / "images" / "05.png").unlink()
