@@ -254,7 +254,7 @@ class TestResume:
 
     @pytest.mark.parametrize(("epoch", "step"), [(0, 0), (1, 3), (None, 2)])
     def test_where_an_epoch_is_prepared(self, runs: TinyRuns, epoch: int | None, step: int) -> None:
-        """Stopped while it is, or after a step; an epoch under way keeps its centroids, and has the same labels again."""
+        """Stopped while it is, or after a step; an epoch under way keeps its centroids and gets the same labels."""
         options: dict[str, Any] = {"method": "picie", "epochs": 2}
         whole = list(runs.begin("whole", **options))
         assert [e for e in whole if isinstance(e, Progress) and "clustering" in e.what] == [
