@@ -175,11 +175,7 @@ def _farthest(
     for block in _blocks(points, step):
         away = (block - centres[nearest(block, centres)]).square().sum(1)
         # As far as the last of as many, and all that are as far.
-<<<<<<< HEAD
         least = away.unique().flip(0)[:count][-1]  # type: ignore[no-untyped-call]
-=======
-        least = torch.unique(away).flip(0)[:count][-1]
->>>>>>> refs/helpers/B2
         chosen = (away >= least) & (away > 0)
         rows = torch.cat((away[chosen, None], block[chosen]), 1).tolist()
         own = set(sorted({*own, *map(tuple, rows)}, reverse=True)[:count])
