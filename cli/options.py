@@ -60,7 +60,8 @@ Overwrite = Annotated[
 Resume = Annotated[
     bool,
     io_option(
-        "--resume", help="Go on with the run in --out (else the latest), to the same weights."
+        "--resume",
+        help="Go on with the run in --out (else the latest), to the same weights; with images begin it if there is none.",
     ),
 ]
 ConfigFile = Annotated[
