@@ -33,7 +33,7 @@ from densesiam_seg.cli import (
 )
 from densesiam_seg.errors import DenseSiamError, UsageError, one_line
 from densesiam_seg.io.signals import SIGNALS
-from densesiam_seg.peers.shard import launched
+from densesiam_seg.peers.shard import Shard, launched
 
 _TAG = re.compile(r"(\\*)(\[[a-zA-Z#/@][^\[\]]*\])")
 """What Rich takes for markup, as `rich.markup.escape` has it, whose import takes longer than the rest of the start."""
@@ -211,7 +211,7 @@ def _run(debug: bool) -> int:
             raise
         if error.told:
             return error.exit_code
-        return _fail(error.name, str(error), error.exit_code)
+        return _fail(error.name, str(error), error.exit_code, own=error.own)
     except (_Interrupted, KeyboardInterrupt, typer.Abort) as stop:
         number = stop.number if isinstance(stop, _Interrupted) else signal.SIGINT
         return _fail("stopped", "stopped by a signal; nothing had to be saved", 128 + number)
@@ -253,11 +253,14 @@ def _is_of_memory(error: Exception) -> bool:
     )
 
 
-def _fail(name: str, message: str, code: int) -> int:
-    rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+def _fail(name: str, message: str, code: int, *, own: bool = False) -> int:
+    try:
+        shard = launched()
+    except UsageError:  # it is what is told
+        shard = Shard()
     # Of several processes all have the same command line, whose mistakes the first one tells.
-    if rank == "0" or code != 2:
-        where = "" if size == "1" else f" (process {rank} of {size})"
+    if shard.index == 0 or code != 2 or own:
+        where = "" if shard.alone else f" (process {shard.index} of {shard.count})"
         print(f"error[{name}]{where}: {one_line(message)}", file=sys.stderr)
     return code
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -180,7 +181,10 @@ def command(
         segmenter = reading.load(model, settings, console.choosing)
         wanted = files.wanted(_chosen(segmenter.clusters, files.only))
     whole = Shard() if ray is not None else own
-    work = plan(manifest, folder, overwrite=overwrite, resume=resume, wanted=wanted, shard=whole)
+    with _own_mistakes():
+        work = plan(
+            manifest, folder, overwrite=overwrite, resume=resume, wanted=wanted, shard=whole
+        )
     segmenter = segmenter or reading.load(model, settings, console.choosing)
     part.spread()
     if part.speaks:
@@ -209,7 +213,18 @@ def command(
         refinement=refinement,
         tell=console.notice,
     )
-    _show(console, work, manifest, events, decoding.notes, part, json=json)
+    with _own_mistakes():
+        _show(console, work, manifest, events, decoding.notes, part, json=json)
+
+
+@contextmanager
+def _own_mistakes() -> Iterator[None]:
+    """Each process tells what it is refused for: what lies in the way may lie in the way of its part alone."""
+    try:
+        yield
+    except UsageError as error:
+        error.own = True
+        raise
 
 
 def _require_one_way(ray: str | None, part: _Part) -> None:

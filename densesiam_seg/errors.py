@@ -24,6 +24,8 @@ class DenseSiamError(Exception):
     name: ClassVar[str] = "bug"
     told: bool = False
     """Whether another process of the same job tells it."""
+    own: bool = False
+    """Whether it may be one that no other process of the job meets, so that this one has to tell it."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         """So that any of them can be sent to another process, whatever its constructor takes."""

@@ -72,11 +72,12 @@ def digest_of_network(segmenter: Segmenter) -> str:
 
 def digest_of_clusters(segmenter: Segmenter, *, names: bool) -> str:
     """SHA-256 of how masks show the clusters: ids, colours, merges and members, and with `names` these too."""
-    rows: list[Any] = [
+    rows: list[list[JSON]] = [
         [each.id, list(each.colour), each.merged_into, list(each.members or ())]
-        + ([each.name] if names else [])
         for each in segmenter.clusters
     ]
+    if names:
+        rows = [[*row, each.name] for row, each in zip(rows, segmenter.clusters, strict=True)]
     return hashlib.sha256(to_json(rows).encode("ascii")).hexdigest()
 
 

@@ -29,6 +29,8 @@ COMPRESSED = {
 }
 """Suffixes of compressed tars, the longer ones behind `.tar` too, and what makes a tar of them again."""
 _BLOCK = 512
+_AT_ITS_END = ("unexpected end of data", "truncated header", "empty header")
+"""What `tarfile` says where a tar is cut off inside a member or between the headers of one."""
 _BEHIND = 1 << 16
 """Bytes behind the end of a tar that are looked at: programs fill up to a whole record."""
 
@@ -105,8 +107,10 @@ def _first(file: _Headers) -> tarfile.TarFile:
     except OSError:
         raise
     except Exception as error:
-        if len(start) < _BLOCK:
+        if len(start) < _BLOCK or str(error) in _AT_ITS_END:
             raise _truncated() from error
+        if start[257:262] == b"ustar":
+            raise _damaged(0) from error
         raise TarError("corrupt", "is no tar", "rename or remove it") from error
 
 
@@ -117,7 +121,7 @@ def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
     except OSError:
         raise
     except Exception as error:  # a malformed header raises what it likes
-        if "unexpected end" in str(error):
+        if str(error) in _AT_ITS_END:
             raise _truncated() from error
         raise _damaged(tar.offset) from error
     tar.members.clear()  # type: ignore[attr-defined]

@@ -26,7 +26,8 @@ def share_statistics(network: nn.Module, group: Group) -> None:
         return
     for module in network.modules():
         if isinstance(module, _BatchNorm):
-            module.__class__ = _shared(type(module))
+            kind: Any = type(module)
+            module.__class__ = _shared(kind)
             module.group = group  # type: ignore[assignment]
 
 

@@ -218,6 +218,12 @@ def _require_places(work: Plan) -> None:
         require_own_list(work.failures)
     if not os.path.isdir(work.folder):  # noqa: PTH112
         return
+    for tar in () if work.single else work.manifest.tars:
+        if os.path.isfile(work.folder / tar):  # noqa: PTH113
+            raise UsageError(
+                f"{work.folder / tar}: is a file where a folder for the masks of its images would be; "
+                "give another --out"
+            )
     allowed = work.overwrite or work.keeps
     inputs = _Inputs(work.manifest)
     for place, target in enumerate(work.targets):

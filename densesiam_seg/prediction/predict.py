@@ -41,6 +41,7 @@ from densesiam_seg.io.outputs import Noting
 from densesiam_seg.io.parallel import on_own_cores
 from densesiam_seg.io.records import Records
 from densesiam_seg.io.signals import StopRequest, stop_requests
+from densesiam_seg.packed.members import as_shown
 from densesiam_seg.peers.record import Record, claim, require_unchanged
 from densesiam_seg.prediction.batching import Group, groups, in_order
 from densesiam_seg.prediction.earlier import Earlier
@@ -171,7 +172,7 @@ def _results(
 def failure_record(image: str, error: ImageError | OutputError) -> dict[str, str]:
     """The record of an image that failed."""
     reason = error.reason if isinstance(error, ImageError) else "not-written"
-    return {"path": image, "reason": reason, "message": str(error)}
+    return {"path": as_shown(image), "reason": reason, "message": str(error)}
 
 
 def _prepare_folders(work: Plan, noting: Noting) -> tuple[set[Path], dict[Path, OutputError]]:

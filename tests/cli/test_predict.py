@@ -165,11 +165,36 @@ class TestShards:
         assert error.splitlines()[-1].startswith("warning: 1 of 2 images of shard 1/2 failed; ")
         assert error.endswith(f"(listed in {out / 'failed-1-of-2.jsonl'})\n")
         torch.set_num_threads(threads)
-        refused(predict("-", "-o", out), 2, "usage", "name a list file")
-        refused(predict(images), 2, "usage", "--out is missing")
-        refused(predict(images, "-o", tmp_path / "m.png"), 2, "usage", "there are 4 images")
         monkeypatch.setenv("WORLD_SIZE", "1")
         refused(predict(images, "-o", out), 2, "usage", "RANK=1, WORLD_SIZE=1")
+
+    def test_mistakes_under_a_launcher(
+        self, predict: Cli, images: Path, tmp_path: Path, monkeypatch: Patch
+    ) -> None:
+        """What all processes do wrong is told by the first; what only one meets is told by that one."""
+        out = tmp_path / "out"
+        out.mkdir()
+        (out / "01.png").write_text("mine")
+        monkeypatch.setenv("WORLD_SIZE", "3")
+        for rank in range(3):
+            monkeypatch.setenv("RANK", str(rank))
+            for wrong, text in {
+                ("-", "-o", out): "a list file",
+                (images,): "--out is missing",
+            }.items():
+                code, _, error = predict(*wrong)
+                assert (code, text in error) == (2, rank == 0)
+        found = {}
+        for rank in range(3):
+            monkeypatch.setenv("RANK", str(rank))
+            threads = torch.get_num_threads()
+            found[rank] = predict(images, "-o", out)
+            torch.set_num_threads(threads)
+        assert [code for code, _, _ in found.values()] == [0, 2, 0]
+        error = found[1][2]
+        assert error.startswith(
+            f"error[usage] (process 1 of 3): {out / '01.png'}: was there before"
+        )
 
     def test_more_shards_than_images(self, predict: Cli, images: Path, tmp_path: Path) -> None:
         out = tmp_path / "out"

@@ -162,6 +162,8 @@ class TestTars:
         assert files.changed() == ([], [])
         os.utime(tar, (1, 1))
         assert files.changed() == (["x.tar/a.jpg", "x.tar/b.jpg", "x.tar/c.jpg"], [])
+        os.utime(tar.with_name("y.tar"), (1, 1))
+        assert files.changed() == ([*files.names[1:]], [])
         again = files.restamped()
         assert again == scan([tar.parent]) and again.changed() == ([], [])
         assert again.mtimes_ms.tolist()[1:4] == [1000, 1000, 1000]

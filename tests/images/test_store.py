@@ -28,6 +28,7 @@ from densesiam_seg.images.store import (
     on_device,
     used_range,
 )
+from densesiam_seg.peers.shard import Shard
 
 SIDE = 64
 
@@ -63,6 +64,11 @@ def test_an_epoch_is_full_batches_of_different_images(
     assert all(len(group) == batch for group in groups)
     assert flat == list(order)[: len(flat)]
     assert sorted(order) == list(range(images))
+    count = min(batch, 3)
+    parts = [groups.part(Shard(index, count)) for index in range(count)]
+    assert [list(group) for group in groups] == [
+        [index for part in together for index in part] for together in zip(*parts, strict=True)
+    ]
 
 
 def test_epochs_and_seeds_have_orders_of_their_own() -> None:

@@ -97,12 +97,20 @@ def test_whole_tars_and_others(tmp_path: Path) -> None:
     for end in (100, 511, 512, 1000, 1537, 2100, 2600, 2647):
         path.write_bytes(whole[:end])
         assert reason(path) == "truncated", end
+    names = write_tar(path, {"a.jpg": b"x" * 600, f"{'b' * 1900}.jpg": b""}).read_bytes()
+    for end in (2049, 2500, 3000, 4000, 4097, 4607):  # inside the headers of the long name
+        path.write_bytes(names[:end])
+        assert reason(path) == "truncated", end
     path.write_bytes(whole[:1536] + b"\x01" * 512 + whole[2048:])
     assert reason(path) == "corrupt"
+    path.write_bytes(whole[:200] + b"\x01" + whole[201:])
+    with pytest.raises(TarError, match="is damaged at byte 0;"):
+        list(entries(str(path)))
     path.write_bytes(b"")
     assert reason(path) == "empty"
     path.write_bytes(b"\xff\xd8\xff\xe0" * 500)
-    assert reason(path) == "corrupt"
+    with pytest.raises(TarError, match="is no tar;"):
+        list(entries(str(path)))
     path.write_bytes(b"\x1f\x8b\x08" + bytes(600))
     assert reason(path) == "compressed"
     path.write_bytes(whole + whole)

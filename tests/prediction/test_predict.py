@@ -168,7 +168,12 @@ class TestPredict:
         assert [as_shown(each.image) for each in results] == [
             str(tars / name) for name in (*(f"x.tar/{name}" for name in names), "y.tar/b.png")
         ]
-        work = plan(scan([tars]), tmp_path / "three")
+        options: list[dict[str, Any]] = [{}, {"overwrite": True}, {"resume": True}]
+        for allowed in options:
+            with pytest.raises(UsageError, match=r"x\.tar: is a file where a folder"):
+                predict(segmenter, [tars], tars, **allowed)
+        predict(segmenter, [tars / "y.tar"], tars / "mask.png")
+        work = plan(scan([tars / "x.tar", tars / "y.tar"]), tmp_path / "three")
         write_tar(tars / "x.tar", {"a.jpg": contents["b.png"]})
         assert reasons(list(predict_events(segmenter, work))) == ["replaced"] * 3 + [None]
 

@@ -15,6 +15,7 @@ import pytest
 from children import Child, Family
 from photographs import junk, picture
 from programs import sabotage, slim
+from tar_files import write_tar
 from videos import write_video
 
 import densesiam_seg
@@ -110,6 +111,9 @@ class TestUnion:
             assert masks_of(out) == expected
             assert sum(tally.images for tally in tallies) == 7
             assert failed(out) == ["f.jpg"]
+            # Each has a note of its own: on a network disk appends of several hosts overwrite each other.
+            notes = {path.name for path in out.glob(".densesiam-seg-outputs*")}
+            assert notes <= {f".densesiam-seg-outputs-{i}-of-{count}.jsonl" for i in range(count)}
             for path in expected:
                 assert (out / path).name in noted_outputs((out / path).parent)
             with pytest.raises(InputError, match="that this program wrote"):
@@ -136,6 +140,28 @@ class TestUnion:
             (2, 0, 1),
         ]
         assert "not a JPEG" in str(tallies[2].failed[0].error)
+
+    def test_images_in_tars(self, segmenter: Segmenter, seven: Path, tmp_path: Path) -> None:
+        """Their masks are those of the files; what is there stays until the tar is packed again."""
+        predict(segmenter, seven, tmp_path / "files")
+        names = ["a.jpg", "a.png", "b/a.png", "b/d.webp", "e.jpg", "f.jpg", "g.jpg"]
+        contents = {name: (seven / name).read_bytes() for name in names}
+        tars, out = tmp_path / "tars", tmp_path / "out"
+        for tar, part in (("x", names[:4]), ("y", names[4:])):
+            write_tar(tars / f"{tar}.tar", {name: contents[name] for name in part})
+            os.utime(tars / f"{tar}.tar", (1_600_000_000, 1_600_000_000))
+        for index in (2, 0, 1):
+            predict(segmenter, tars, out, shard=Shard(index, 3))
+        found = masks_of(out)
+        assert {name[6:]: data for name, data in found.items()} == masks_of(tmp_path / "files")
+        assert {name[:5] for name in found} == {"x.tar", "y.tar"}
+        (record,) = read_records(out / "failed-2-of-3.jsonl")
+        assert record["path"] == f"{tars}/y.tar/f.jpg"
+        again = predict(segmenter, tars, out, shard=Shard(0, 3))
+        assert (again.done, again.kept) == (0, 2)
+        os.utime(tars / "x.tar", (2_000_000_000, 2_000_000_000))  # younger than the masks
+        again = predict(segmenter, tars, out, shard=Shard(0, 3))
+        assert (again.done, again.kept) == (2, 0)
 
     def test_a_video_is_one_source(self, segmenter: Segmenter, seven: Path, tmp_path: Path) -> None:
         """One shard has all of its frames; the second run keeps them."""

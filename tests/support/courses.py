@@ -14,10 +14,12 @@ from densesiam_seg.config import with_settings
 from densesiam_seg.events import StepRecord
 from densesiam_seg.images.scan import scan
 from densesiam_seg.images.store import ImageStore
-from densesiam_seg.methods import pretraining
+from densesiam_seg.methods.method import Objective
+from densesiam_seg.methods.sampling import pool
+from densesiam_seg.network.architecture import Architecture
 from densesiam_seg.network.encoder import Encoder
+from densesiam_seg.network.model import DenseSiam, build_network
 from densesiam_seg.peers.group import Group
-from densesiam_seg.training import recipes
 from densesiam_seg.training.loop import Training
 from densesiam_seg.training.recipes import CONFIGS, FITS, Command, build_method
 
@@ -42,9 +44,18 @@ def courses(
         patch.setattr(
             Tensor, "float", lambda own: own if own.dtype == torch.double else single(own)
         )
-        pool = pretraining.pool
-        patch.setattr(pretraining, "pool", lambda maps, places: pool(maps, places.double()))
+        patch.setattr(
+            "densesiam_seg.methods.pretraining.pool",
+            lambda maps, places: pool(maps, places.double()),
+        )
+        patch.setattr("densesiam_seg.training.recipes.build_network", double_network)
         return [course(group, images, *way[:2]) for way in ways]
+
+
+def double_network(architecture: Architecture, seed: int) -> DenseSiam:
+    network = build_network(architecture, seed).double()
+    network.encoder.__class__ = DoubleEncoder
+    return network
 
 
 def course(
@@ -59,24 +70,14 @@ def course(
     )
     for _ in store.prepare():
         pass
-    device, build = torch.device("cpu"), recipes.build_network
-
-    def in_double(*arguments: Any) -> Any:
-        network = build(*arguments).double()
-        network.encoder.__class__ = DoubleEncoder
-        return network
-
-    recipes.build_network = in_double
-    try:
-        method = build_method(config, store, device, torch.float32, group)
-    finally:
-        recipes.build_network = build
+    device = torch.device("cpu")
+    method = build_method(config, store, device, torch.float32, group)
     order: list[int] = []
     objective = method.objective
 
-    def noting(batch: Tensor, indices: Sequence[int], epoch: int) -> Any:
+    def noting(images: Tensor, indices: Sequence[int], epoch: int) -> Objective:
         order.extend(indices)
-        return objective(batch, indices, epoch)
+        return objective(images, indices, epoch)
 
     method.objective = noting  # type: ignore[method-assign]
     training = Training(method, config, store, device, torch.float32)

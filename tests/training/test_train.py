@@ -254,7 +254,7 @@ class TestResume:
 
     @pytest.mark.parametrize(("epoch", "step"), [(0, 0), (1, 3), (None, 2)])
     def test_where_an_epoch_is_prepared(self, runs: TinyRuns, epoch: int | None, step: int) -> None:
-        """Stopped while it is, or after a step; an epoch under way keeps its centroids and pseudo-labels."""
+        """Stopped while it is, or after a step; an epoch under way keeps its centroids and gets the same labels."""
         options: dict[str, Any] = {"method": "picie", "epochs": 2}
         whole = list(runs.begin("whole", **options))
         assert [e for e in whole if isinstance(e, Progress) and "clustering" in e.what] == [
@@ -271,7 +271,7 @@ class TestResume:
                     if event == Progress(f"clustering for epoch {epoch + 1}", 8, 12):
                         os.kill(os.getpid(), signal.SIGTERM)
         told = {event.what for event in runs.resume() if isinstance(event, Progress)}
-        assert ("clustering for epoch 1" in told) == (epoch == 0)
+        assert ("clustering for epoch 1" in told) == (epoch != 1)
         same_end(runs.path, runs.folder / "whole")
 
     def test_a_stop_before_the_first_step(self, runs: TinyRuns, reference: Path) -> None:
