@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from ray_nodes import two_nodes
+from ray_nodes import on_slim_workers, two_nodes
 
 from densesiam_seg.config import RunConfig
 from densesiam_seg.datasets.scenes import scene
@@ -153,6 +153,7 @@ def test_a_machine_is_lost_half_way(
     segmenter: Segmenter, model_folder: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     """200 images on two machines; run again, nothing is left to do."""
+    monkeypatch.setattr(predicting, "on_workers", on_slim_workers)
     inputs = images(tmp_path / "in", 200, side=160)
     started = time.monotonic()
     expected = alone(segmenter, inputs, tmp_path / "one")

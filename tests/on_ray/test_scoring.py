@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from labelled_scenes import write_labelled_scenes
-from ray_nodes import two_nodes
+from ray_nodes import on_slim_workers, two_nodes
 
 from densesiam_seg.datasets.reader import Sample
 from densesiam_seg.errors import ImageError, WorkerError
@@ -137,6 +137,7 @@ def test_on_a_cluster(
     segmenter: Segmenter, model_folder: Path, root: Path, monkeypatch: Patch
 ) -> None:
     monkeypatch.setattr(scoring, "SAMPLES", 4)
+    monkeypatch.setattr(scoring, "on_workers", on_slim_workers)
     task = benchmark(root / "scenes.toml", root)
     with two_nodes() as nodes:
         *_, result = scored(segmenter, model_folder, task, nodes.address)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
 
@@ -38,6 +38,28 @@ class Nodes:
             if line.startswith("> "):
                 return line[2:].strip()
         raise AssertionError("the cluster has ended")
+
+
+def on_slim_workers(address: str, work: Any, items: Any, **options: Any) -> Any:
+    """`on_workers`, where models have slim backbones."""
+    from densesiam_seg.on_ray.cluster import on_workers
+
+    return on_workers(address, Slim(work), items, **options)
+
+
+class Slim:
+    """Work that is made ready with slim backbones."""
+
+    def __init__(self, work: Any) -> None:
+        self.work = work
+
+    def ready(self) -> Any:
+        from slim import slim_resnets
+
+        slim = slim_resnets()
+        slim.__enter__()
+        do = self.work.ready()
+        return lambda item: (do(item), slim)[0]  # which would end with its last name
 
 
 @contextmanager
