@@ -60,8 +60,7 @@ Overwrite = Annotated[
 Resume = Annotated[
     bool,
     io_option(
-        "--resume",
-        help="Go on with the run in --out (else the latest), to the same weights; with images begin it if there is none.",
+        "--resume", help="Go on with the run in --out (else the latest); with images begin it."
     ),
 ]
 ConfigFile = Annotated[
