@@ -103,11 +103,12 @@ def objective(
         views = z.chunk(2)
         weight_k, weight_a = pixel_weights(config.clusters, config.over_clusters)
         if config.pixel_weight:
-            loss = _siamese_loss(z, nn.Identity(), network.predictor, config)
+            loss = _siamese_loss(z, nn.Identity(), network.predictor, config, group)
             terms["pixel"] = config.pixel_weight * weight_k, loss
         if config.over_cluster_weight:
             assert network.over_projector is not None and network.over_predictor is not None
-            loss = _siamese_loss(features, network.over_projector, network.over_predictor, config)
+            heads = network.over_projector, network.over_predictor
+            loss = _siamese_loss(features, *heads, config, group)
             terms["over_cluster"] = config.over_cluster_weight * weight_a, loss
         if config.segmentation_weight:
             loss = _segmentation_loss(views, winners, config, group)
@@ -121,7 +122,7 @@ def objective(
 
 
 def _siamese_loss(
-    maps: Tensor, projector: nn.Module, predictor: nn.Module, config: TrainConfig
+    maps: Tensor, projector: nn.Module, predictor: nn.Module, config: TrainConfig, group: Group
 ) -> Tensor:
     """PixSim of the projections of maps (2B, C, h, w)."""
 
@@ -134,7 +135,9 @@ def _siamese_loss(
 
     if config.exact():
         return compute(maps)
-    return fused.with_immediate_gradient(compute, maps, predictor, projector)
+    # As in `training.loop`: parts of a batch count by their numbers of images.
+    weight = 1.0 if group.alone else len(maps) / 2 * group.count / config.batch_size
+    return fused.with_immediate_gradient(compute, maps, predictor, projector, weight=weight)
 
 
 def _segmentation_loss(

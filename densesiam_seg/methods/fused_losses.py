@@ -40,17 +40,20 @@ def region_embeddings(z: Tensor, features: Tensor) -> Tensor:
 
 
 def with_immediate_gradient(
-    compute: Callable[[Tensor], Tensor], maps: Tensor, *heads: nn.Module
+    compute: Callable[[Tensor], Tensor], maps: Tensor, *heads: nn.Module, weight: float = 1.0
 ) -> Tensor:
     """Computes the backward pass of `heads` inside the forward pass of their loss, which frees their activations.
 
     `compute(maps)` is the loss. A head's activations are about ten maps as large as the features; this way only one
     head holds them at a time. Not in fp16, where gradients of the unscaled loss would vanish.
+
+    `weight` is how much the loss counts among those of other processes, whose gradients a head adds to its own where
+    batch normalisation shares its statistics.
     """
     if not torch.is_grad_enabled() or not maps.requires_grad or maps.dtype == torch.float16:
         return compute(maps)
     parameters = [p for head in heads for p in head.parameters() if p.requires_grad]
-    loss: Tensor = _ImmediateGradient.apply(compute, maps, *parameters)
+    loss: Tensor = _ImmediateGradient.apply(compute, weight, maps, *parameters)
     return loss
 
 
@@ -59,18 +62,25 @@ class _ImmediateGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, compute: Callable[[Tensor], Tensor], maps: Tensor, *parameters: Tensor
+        ctx: Any,
+        compute: Callable[[Tensor], Tensor],
+        weight: float,
+        maps: Tensor,
+        *parameters: Tensor,
     ) -> Tensor:
         with torch.enable_grad():
             inputs = maps.detach().requires_grad_()
             loss = compute(inputs)
-        ctx.save_for_backward(*torch.autograd.grad(loss, (inputs, *parameters)))
+        upstream = torch.full_like(loss, weight)
+        ctx.save_for_backward(*torch.autograd.grad(loss, (inputs, *parameters), upstream))
+        ctx.weight = weight
         return loss.detach()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *(gradient * upstream for gradient in ctx.saved_tensors)
+        factor = upstream / ctx.weight
+        return None, None, *(gradient * factor for gradient in ctx.saved_tensors)
 
 
 class _SiameseCrossEntropy(torch.autograd.Function):

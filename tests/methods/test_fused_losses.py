@@ -6,10 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from ranks import in_ranks
+from torch import Tensor, nn
 
 from densesiam_seg.methods import fused_losses as fused
 from densesiam_seg.methods import losses
+from densesiam_seg.peers.group import ALONE, Group
+from densesiam_seg.peers.norms import share_statistics
 
 
 def maps(images: int, channels: int, side: int, seed: int = 0) -> Tensor:
@@ -95,3 +98,31 @@ class TestRegionEmbeddings:
         expected = losses.region_embeddings(z, features)
         assert found.dtype == torch.bfloat16
         assert (found.float() - expected).abs().max() <= 0.02 * expected.abs().max()
+
+
+def of_uneven_parts(group: Group, images: Tensor) -> list[Tensor | None]:
+    """Gradients of heads with shared statistics, of a mean over all images."""
+    torch.set_num_threads(1)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1)
+    heads = nn.Sequential(*layers).double()
+    share_statistics(heads, group)
+    part = group.shard.part(len(images))
+    own = images[part.start : part.stop].clone().requires_grad_()
+    share = len(part) / len(images)
+    loss = fused.with_immediate_gradient(
+        lambda values: heads(values).cos().mean(), own, heads, weight=share * group.count
+    )
+    torch.autograd.backward(share * loss)
+    found = [group.total(p.grad) for p in heads.parameters() if p.grad is not None]
+    assert own.grad is not None
+    return [*found, torch.cat(group.gathered(own.grad))]
+
+
+def test_gradients_that_are_computed_at_once_weigh_parts_of_a_batch() -> None:
+    images = maps(3, 3, 4).double()
+    # Parts of one and of two images.
+    torch.testing.assert_close(
+        in_ranks(2, of_uneven_parts, images)[1], of_uneven_parts(ALONE, images)
+    )
