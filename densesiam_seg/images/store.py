@@ -21,7 +21,7 @@ from torch import Tensor
 from densesiam_seg.errors import ImageError, InputError, UsageError, WorkerError
 from densesiam_seg.images.cache import cache_file, read_cache, writing_cache
 from densesiam_seg.images.decode import load_square, load_stretched, load_values
-from densesiam_seg.images.decoding import Decoding
+from densesiam_seg.images.decoding import Decoding, Noted
 from densesiam_seg.images.manifest import Manifest, Skipped
 from densesiam_seg.io.devices import available_cores, free_memory, is_first_here
 from densesiam_seg.io.files import free_space
@@ -112,7 +112,8 @@ class ImageStore:
         if self.keep in ("auto", "disk"):
             known = read_cache(path, self.side)
             sound = known is not None and (yield from known.verify())
-            if known is not None and not any(self.group.largest([not sound])):
+            # One host may have a file that another lacks, which waits while it is looked through.
+            if all(self.group.gathered(sound)) and known is not None:
                 self.file, self._squares = path, known.squares
                 self._settle(known.aspects, known.skipped, known.notes)
                 return
@@ -152,7 +153,7 @@ class ImageStore:
 
         for done in self._decode_all(take, aspects, skipped, part):
             yield done * total // len(part)
-        found = group.gathered((aspects, skipped, self.decoding.notes.lines()))
+        found = group.gathered((aspects, skipped, self.decoding.notes.noted()))
         before = sum(len(other) for other, *_ in found[: group.index])
         whole = array("d", chain.from_iterable(other for other, *_ in found))
         if keep == "ram":
@@ -161,8 +162,8 @@ class ImageStore:
             for place, square in enumerate(decoded, before):
                 self._squares[place] = square
                 self._missing[place] = False
-        lines = dict.fromkeys(chain.from_iterable(notes for *_, notes in found))
-        self._settle(whole, list(chain.from_iterable(bad for _, bad, _ in found)), list(lines))
+        noted = sum((each for *_, each in found), Noted())
+        self._settle(whole, list(chain.from_iterable(bad for _, bad, _ in found)), noted.lines())
 
     def batches(
         self, groups: Sequence[tuple[int, ...]], *, pinned: bool = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import tracemalloc
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from ranks import in_ranks
 from tar_files import pack_in_two
 
 from densesiam_seg.errors import ImageError, InputError
@@ -28,6 +30,7 @@ from densesiam_seg.images.store import (
     on_device,
     used_range,
 )
+from densesiam_seg.peers.group import Group
 from densesiam_seg.peers.shard import Shard
 
 SIDE = 64
@@ -180,6 +183,16 @@ class TestNotes:
         (line,) = told[0]
         assert line.startswith("3 of 3 images") and "of 65535" in line
 
+    def test_hosts_of_which_one_has_decoded_images_read_them_together(
+        self, deep: Path, tmp_path: Path
+    ) -> None:
+        images = [str(path) for path in sorted(deep.iterdir())]
+        one = ImageStore(scan(images), 8, workers=0, keep="disk", caches=tmp_path / "0")
+        list(one.prepare())
+        assert one.file is not None
+        # The warning counts the images of both.
+        assert in_ranks(2, prepared, images, str(tmp_path)) == [(False, one.notes)] * 2
+
     def test_a_stretch_spreads_what_the_set_uses(self, deep: Path, tmp_path: Path) -> None:
         Image.new("L", (4, 4)).save(deep / "a.tif")
         (deep / "a.tif").write_bytes(
@@ -230,3 +243,12 @@ def test_images_in_tars_give_the_same_batches(image_folder: Path, tmp_path: Path
     for one, two in zip(two_epochs(files), two_epochs(tars), strict=True):
         assert one.indices == two.indices
         assert torch.equal(one.images, two.images)
+
+
+def prepared(group: Group, images: Sequence[str], caches: str) -> tuple[bool, list[str]]:
+    """By a process whose host has a folder of decoded images of its own: whether they came from there, and notes."""
+    place = Path(caches, str(group.index))
+    store = ImageStore(scan(images), 8, workers=0, caches=place, group=group)
+    list(store.prepare())
+    assert len(store) == len(images)
+    return store.file is not None, store.notes
