@@ -119,7 +119,7 @@ def _seen(segmenter: Segmenter, pixels: Tensor, draw: np.random.Generator, share
     require_bounded(learned)
     units = unit_features(learned)[0].flatten(1).float().cpu()
     ids = scores[0].argmax(0).flatten().cpu()
-    likely = _probabilities(segmenter, scores)[0].flatten(1).double().cpu()
+    likely = _probabilities(segmenter, scores)[0].flatten(1).cpu().double()
     clusters = segmenter.card.clusters
     sums = torch.zeros(clusters, len(units), dtype=torch.float64)
     sums.index_add_(0, ids, units.T.double())

@@ -75,6 +75,11 @@ def make_repeatable(device: torch.device) -> None:
         torch.use_deterministic_algorithms(True, warn_only=True)
 
 
+def exact_device(device: torch.device) -> torch.device:
+    """Where double precision is computed: on the device, or on the processor for Apple's MPS, which has none."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 def available_cores() -> int:
     """Processor cores that this process may use: its share where a launcher started several on this machine."""
     known = hasattr(os, "sched_getaffinity")

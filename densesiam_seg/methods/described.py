@@ -204,7 +204,9 @@ class Described(Method):
         for index, views in zip(own, places, strict=True):
             draw = generator(self.config.seed, Stream.PIXELS, 0, index)
             points = views.flatten(2).mT
-            drawn.append(points[:, torch.from_numpy(draw.permutation(points.shape[1])[:share])])
+            chosen = torch.from_numpy(draw.permutation(points.shape[1])[:share])
+            # What is sent from one GPU would arrive on the same one.
+            drawn.append(points[:, chosen].cpu())
         sampled = [each for part in self.group.gathered(drawn) for each in part]
         counts = torch.tensor([each.shape[1] for each in sampled])
         views = torch.cat(sampled, 1).float()
@@ -229,17 +231,17 @@ class Described(Method):
         def mean(view: int, sharpening: float) -> Tensor:
             def of_one(each: Tensor) -> Tensor:
                 dense = self._dense(each[view][None].to(weight.device).float())
-                return self._targets(dense, sharpening).mean((0, 2, 3))
+                return self._targets(dense, sharpening).mean((0, 2, 3)).cpu()
 
             # Rounding may make more than 1 of a share.
             total = ExactSum(2.0, len(chosen))
             for found in self._of_each(of_one, places):
                 total.add(found)
-            return (total.total(self.group, bias) / len(chosen)).to(bias)
+            return (total.total(self.group, torch.zeros(len(bias))) / len(chosen)).to(bias)
 
         def added() -> Tensor:
             # Of an unused cluster neither is more than a rounding error.
-            ratio = state["shares"].clamp(min=1e-4) / shares.clamp(min=1e-4)
+            ratio = state["shares"].to(shares).clamp(min=1e-4) / shares.clamp(min=1e-4)
             return (ratio.log() / SHARPENING).cpu()
 
         if first:

@@ -23,7 +23,7 @@ from densesiam_seg.clustering.lloyd import Part, refine, sampled_kmeans
 from densesiam_seg.config import TrainConfig
 from densesiam_seg.errors import InputError
 from densesiam_seg.images.store import EpochBatches, ImageStore, epoch_batches
-from densesiam_seg.io.devices import autocast
+from densesiam_seg.io.devices import autocast, exact_device
 from densesiam_seg.io.randomness import Stream, generator
 from densesiam_seg.methods.losses import label_counts, pseudo_label_loss
 from densesiam_seg.methods.method import Method, Objective, diverged, sound_features
@@ -271,11 +271,12 @@ class PiCIE(Method):
                 chosen = torch.from_numpy(draw.permutation(len(points))[:share])
                 sample.append((place, unit_features(points[chosen.to(points.device)]).cpu()))
         fit = sampled_kmeans(sample, config.clusters, seed=config.seed, group=self.group)
-        fit = Centroids(fit.centres.to(self.device), fit.counts.to(self.device))
+        device = exact_device(self.device)
+        fit = Centroids(fit.centres.to(device), fit.counts.to(device))
         for _, features in collected:
             points = features.chunk(self.views)[view].permute(0, 2, 3, 1).flatten(0, 2)
-            fit = refine(fit, unit_features(points), group=self.group)
-        return fit
+            fit = refine(fit, unit_features(points).to(device), group=self.group)
+        return Centroids(fit.centres.to(self.device), fit.counts.to(self.device))
 
 
 class PseudoLabels:

@@ -26,7 +26,7 @@ from densesiam_seg.config import RunConfig
 from densesiam_seg.errors import InputError, NumericError, UsageError
 from densesiam_seg.events import EpochRecord, Progress, StepRecord
 from densesiam_seg.images.store import Batch, ImageStore, epoch_batches, on_device
-from densesiam_seg.io.devices import autocast
+from densesiam_seg.io.devices import autocast, exact_device
 from densesiam_seg.methods.method import Method, Objective, diverged
 from densesiam_seg.network.model import DenseSiam
 from densesiam_seg.peers.norms import share_statistics
@@ -296,9 +296,10 @@ def _numbers(result: Objective, sound: Tensor, weight: float) -> Tensor:
     """
     spread = torch.zeros_like(result.agreement) if result.spread is None else result.spread
     means = [result.agreement, spread, *result.parts.values(), result.total.detach()]
-    vector = torch.stack([(~sound).float(), *(value.float() for value in means)]).double()
+    vector = torch.stack([(~sound).float(), *(value.float() for value in means)])
+    vector = vector.to(exact_device(vector.device)).double()
     counts = vector.new_tensor([result.disjoint])
-    return torch.cat((vector[:1], counts, weight * vector[1:], result.histogram.double()))
+    return torch.cat((vector[:1], counts, weight * vector[1:], result.histogram.to(vector)))
 
 
 class _WithGradients(nn.Module):

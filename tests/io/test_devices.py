@@ -13,6 +13,7 @@ from densesiam_seg.errors import UsageError
 from densesiam_seg.io.devices import (
     autocast,
     available_cores,
+    exact_device,
     free_memory,
     make_repeatable,
     pick_device,
@@ -151,3 +152,8 @@ def test_processes_of_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatc
     assert free_memory() < 0.75 * memory
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1000")
     assert available_cores() == 1
+
+
+def test_double_precision_is_computed_where_it_is() -> None:
+    assert exact_device(torch.device("mps")) == CPU
+    assert exact_device(torch.device("cuda:1")) == torch.device("cuda:1")
