@@ -110,6 +110,16 @@ def new_run_folder(
     return folder
 
 
+def is_free(folder: Path) -> bool:
+    """Whether a run can begin there: nothing is in the way but what an earlier start left that was killed at once."""
+    try:
+        return not _entries(folder)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+
+
 def latest_model() -> Path:
     """The run below `runs` whose model was written last, by whatever name. Raises ModelError when there is none."""
     models = [*RUNS.glob("*/model/config.json"), *RUNS.glob("*/*/model/config.json")]

@@ -33,6 +33,7 @@ from densesiam_seg.io.lock import run_lock
 from densesiam_seg.io.records import Records
 from densesiam_seg.io.run_directory import (
     Status,
+    is_free,
     new_run_folder,
     noting_failure,
     require_space,
@@ -159,7 +160,9 @@ def run_events(
         request = Request.of(
             inputs, settings, init_from, preset=preset, max_bad=max_bad, follow_links=follow_links
         )
-        begins = group.by_first(lambda: not resume or _is_free(inputs, place))
+        begins = group.by_first(
+            lambda: not resume or (bool(inputs) and place is not None and is_free(place))
+        )
         if begins:
             beginning = _beginning(command, request, inputs, place, group)
             if overwrite and place is not None:
@@ -189,11 +192,6 @@ def run_events(
                 if group.first and isinstance(event, Notice | Started | EpochRecord):
                     _log(folder / "train.log", str(event))
                 yield event
-
-
-def _is_free(inputs: Sequence[str | Path], out: Path | None) -> bool:
-    """Whether a run with these inputs, which is to go on where there is one, begins: there is none."""
-    return bool(inputs) and out is not None and not (os.path.isdir(out) and any(out.iterdir()))  # noqa: PTH112
 
 
 @contextmanager

@@ -27,9 +27,11 @@ from densesiam_seg.errors import (
     UsageError,
 )
 from densesiam_seg.io import run_directory
+from densesiam_seg.io.files import temporary_name
 from densesiam_seg.io.lock import LOCK, run_lock
 from densesiam_seg.io.run_directory import (
     RUN_NAMES,
+    is_free,
     latest_model,
     new_run_folder,
     noting_failure,
@@ -399,3 +401,20 @@ def test_too_little_space_is_an_output_error_with_both_figures(
     usage.assert_called_once_with(Path.cwd())
     with pytest.raises(OutputError, match="5 MB are free and 6 MB are needed"):
         require_space(Path("not/yet/there"), 6_000_000)
+
+
+def test_a_run_may_begin_where_an_earlier_start_was_killed_at_once() -> None:
+    place = Path("new")
+    assert is_free(place)
+    place.mkdir()
+    with run_lock(place):
+        pass
+    temporary_name(place / "run.json").touch()
+    assert is_free(place)
+    start(place)
+    assert not is_free(place)
+    other = Path("other")
+    other.mkdir()
+    (other / ".hidden").touch()
+    assert not is_free(other)
+    assert not is_free(other / ".hidden")
