@@ -15,7 +15,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -29,6 +31,7 @@ from densesiam_seg.images.store import Batch, ImageStore, epoch_batches, on_devi
 from densesiam_seg.io.devices import autocast, exact_device
 from densesiam_seg.methods.method import Method, Objective, diverged
 from densesiam_seg.network.model import DenseSiam
+from densesiam_seg.peers.group import watched
 from densesiam_seg.peers.norms import share_statistics
 
 IN_USE = 0.001
@@ -126,7 +129,6 @@ class Training:
         self.store = store
         self.device = device
         self.precision = precision
-        self._averaged = None if self.group.alone else _averaged(method)
         self.optimizer = _optimizer(self.network, config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
         self.step = 0
@@ -136,6 +138,16 @@ class Training:
         self.last_epoch: EpochRecord | None = None
         self.read_seconds = READ_SECONDS if device.type == "cuda" else 0.0
         """0: every step's results are read before the weights change."""
+
+    @cached_property
+    def _averaged(self) -> DistributedDataParallel:
+        """The method's objective, with gradients that are the mean over the processes of the group.
+
+        Made at the first step, when all processes are known to have the same network.
+        """
+        with watched():
+            # Which parts have gradients changes in the course of a training.
+            return DistributedDataParallel(_WithGradients(self.method), find_unused_parameters=True)
 
     def records(self) -> Iterator[Progress | StepRecord | EpochRecord]:
         """Train from the current step to the last; the state is consistent whenever a record is yielded.
@@ -216,11 +228,12 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.rate() * (factor if group["decays"] else 1.0)
         with autocast(self.device, self.precision):
-            objective = self._averaged or self.method.objective
+            objective = self.method.objective if self.group.alone else self._averaged
             result = objective(batch.images, batch.indices, epoch)
         self.optimizer.zero_grad(set_to_none=True)
         # Gradients become the mean over processes, so that each is multiplied by its share of the images.
-        torch.autograd.backward(self.scaler.scale(result.total * (weight * self.group.count)))
+        with nullcontext() if self.group.alone else watched():
+            torch.autograd.backward(self.scaler.scale(result.total * (weight * self.group.count)))
         numbers = self.group.total(_numbers(result, self._sound(result), weight))
         step = UnreadStep(self.step + 1, epoch, whole, result, numbers)
         if not self.read_seconds and not step.is_sound():
@@ -313,12 +326,6 @@ class _WithGradients(nn.Module):
 
     def forward(self, images: Tensor, indices: Sequence[int], epoch: int) -> Objective:
         return self.method.objective(images, indices, epoch)
-
-
-def _averaged(method: Method) -> DistributedDataParallel:
-    """The objective, with gradients that are the mean over the processes of the group."""
-    # Which parts have gradients changes in the course of a training.
-    return DistributedDataParallel(_WithGradients(method), find_unused_parameters=True)
 
 
 def _optimizer(network: nn.Module, config: RunConfig) -> torch.optim.Optimizer:

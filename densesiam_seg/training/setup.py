@@ -119,6 +119,8 @@ def fresh(run: Run, beginning: Beginning) -> Generator[Event, None, Training]:
         weights_line = copy_network(training.network, *initial)
     else:
         weights_line = load_encoder(training.network.encoder, config.backbone, config.weights)
+    # Before anything that follows from the weights, which one host may have and another may not.
+    _require_alike(training)
     scratch = weights_line.endswith(SCRATCH)
     if not (learned or scratch or initial):
         # Only now is it known that `auto` fetched weights.
@@ -127,7 +129,6 @@ def fresh(run: Run, beginning: Beginning) -> Generator[Event, None, Training]:
             loaded = training.network
             training = _build(config, store, device, run.group)
             copy_network(training.network, loaded, "")
-    _require_alike(training)
     if first:
         head = f"# preset {name}, densesiam-seg {densesiam_seg.__version__}\n"
         replace_text(run.folder / CONFIG, head + config.to_toml())
@@ -282,6 +283,7 @@ def _require_alike(training: Training) -> None:
     if group.alone:
         return
     facts = [
+        ("device or precision", f"{training.device.type}, {training.precision}"),
         ("images", training.store.manifest.digest),
         ("settings", training.config.to_toml()),
         ("weights", digest_of(training.network.state_dict())),
