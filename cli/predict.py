@@ -255,11 +255,9 @@ class _Part:
     def spread(self) -> None:
         """Take as many cores as this process has for its own; launchers leave torch a single one."""
         if self.launched:
-            import torch
+            from densesiam_seg.io.devices import use_own_cores
 
-            from densesiam_seg.io.devices import available_cores
-
-            torch.set_num_threads(available_cores())
+            use_own_cores()
 
 
 def _part(text: str | None, images: Sequence[str], out: Path | None) -> _Part:

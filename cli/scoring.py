@@ -65,9 +65,12 @@ class Scoring:
     def score(self, output: Output) -> None:
         """By this process, or by all that a launcher started, of which the first tells the score."""
         from densesiam_seg.evaluation.evaluate import segmenter_events
+        from densesiam_seg.io.devices import use_own_cores
         from densesiam_seg.peers.group import joined
 
         with joined(self.settings.device) as group:
+            if not group.alone:
+                use_own_cores()
             console = output.console()
             task = group.by_first(self.task)
             segmenter = self._segmenter(console, group)

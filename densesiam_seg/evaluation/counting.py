@@ -224,7 +224,7 @@ def _shared_events(
         for _ in range(0, -(-every // group.count), ROUND):
             failure = work.failure(islice(steps, ROUND))
             told = group.gathered((work.images, failure))
-            raise_first(failure for _, failure in told)
+            raise_first((failure for _, failure in told), told=not group.first)
             yield Progress("scoring", sum(done for done, _ in told), len(samples))
     tally = work.tally
     counts = tuple(group.total(torch.from_numpy(each)).numpy() for each in tally.counts)
@@ -232,8 +232,12 @@ def _shared_events(
     return replace(sum(rest[1:], rest[0]), counts=counts)
 
 
-def raise_first(failures: Iterable[tuple[int, DenseSiamError] | None]) -> None:
-    """Raises the error of the first group that has one, if any has."""
+def raise_first(
+    failures: Iterable[tuple[int, DenseSiamError] | None], *, told: bool = False
+) -> None:
+    """Raises the error of the first group that has one, if any has; `told`, where another process tells it."""
     found = [each for each in failures if each is not None]
     if found:
-        raise min(found, key=lambda each: each[0])[1]
+        _, error = min(found, key=lambda each: each[0])
+        error.told = told
+        raise error

@@ -125,11 +125,12 @@ def segmenter_events(
     The processes of a `group` share the work, and each has the same result. Raises ModelError where their models are
     not the same.
     """
-    if len(set(group.gathered(digest_of_model(segmenter)))) > 1:
-        raise ModelError(
-            "--model: the processes of this job read different models; give a folder that all of them share"
-        )
     counting, job = segmenter_job(segmenter, task, refinement)
+    if len(set(group.gathered((job.model, job.arithmetic)))) > 1:
+        raise ModelError(
+            "--model: the processes of this job read different models, or compute on unlike devices; "
+            "give a folder that all of them share, and --device cpu if not all have a GPU"
+        )
     return _events(task, counting, [job], [None], group)
 
 

@@ -87,6 +87,11 @@ def available_cores() -> int:
     return max(cores // max(_local(SIZE, 1), 1), 1)
 
 
+def use_own_cores() -> None:
+    """Let torch use as many cores as this process has for its own; launchers leave it a single one."""
+    torch.set_num_threads(available_cores())
+
+
 def _local(name: str, otherwise: int) -> int:
     text = os.environ.get(name, "")
     return int(text) if text.isdecimal() else otherwise
