@@ -71,7 +71,7 @@ Quiet = Annotated[bool, io_option("--quiet", "-q", help="Print warnings and erro
 ShardOption = Annotated[
     str | None,
     io_option(
-        "--shard", metavar="I/N", help="Do only the I-th of N parts, from 0, for jobs of many."
+        "--shard", metavar="I/N", help="Part I of N alone, counted from 0."
     ),
 ]
 RayOption = Annotated[

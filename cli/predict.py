@@ -21,6 +21,7 @@ from densesiam_seg.cli.options import (
     RayOption,
     ReadoutOptions,
     RefineOptions,
+    ShardOption,
     io_option,
     require_model,
 )
@@ -131,14 +132,7 @@ def command(
     resume: Annotated[
         bool, io_option("--resume", help="Keep masks that exist, do the missing ones.")
     ] = False,
-    shard: Annotated[
-        str | None,
-        io_option(
-            "--shard",
-            metavar="I/N",
-            help="Part I of N alone, counted from 0.",
-        ),
-    ] = None,
+    shard: ShardOption = None,
     ray: RayOption = None,
     json: Json = False,
     quiet: Quiet = False,

@@ -68,12 +68,6 @@ def as_shown(path: str) -> str:
     return path if member is None else str(member)
 
 
-def file_of(path: str) -> str:
-    """The file on the disk that holds what a path means."""
-    member = member_of(path)
-    return path if member is None else member.tar
-
-
 def tar_above(path: str) -> str:
     """The tar in which a path lies that names a member as people do, `/data/x.tar/a/7.jpg`; empty for any other."""
     for found in _ABOVE.finditer(path):

@@ -95,14 +95,6 @@ class Group:
         found: list[int] = most.tolist()
         return found
 
-    def rows(self, values: Tensor) -> Tensor:
-        """The rows (n, …) of all processes, which may have unlike numbers of them, below each other."""
-        if self.alone:
-            return values
-        import torch
-
-        return torch.cat([each.to(values.device) for each in self.gathered(values.detach().cpu())])
-
     def gathered(self, value: Result) -> list[Result]:
         """The values of all processes, by rank."""
         if self.alone:

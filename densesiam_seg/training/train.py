@@ -293,11 +293,13 @@ def _fit(
     def stop_if_asked(signal_number: int) -> None:
         if signal_number:
             save()
-            raise StoppedError(
+            stopped = StoppedError(
                 f"stopped after step {training.step} of {training.total_steps}; go on with "
                 f"densesiam-seg {run.command} --resume --out {run.folder}",
                 signal_number,
             )
+            stopped.told = not group.first
+            raise stopped
 
     tensors, _ = training.state()
     if group.first:

@@ -36,7 +36,6 @@ def everything(group: Group) -> dict[str, Any]:
     return {
         "total": group.total(torch.tensor([rank, 2**60])).tolist(),
         "largest": group.largest([rank, -rank]),
-        "rows": group.rows(torch.full((rank, 2), float(rank))).tolist(),
         "gathered": group.gathered(f"rank {rank}"),
         "by_first": group.by_first(lambda: rank + 7),
         "refused": refused,
@@ -49,7 +48,6 @@ def test_three_processes_agree() -> None:
     expected = {
         "total": [3, 3 * 2**60],
         "largest": [2, 0],
-        "rows": [[1.0, 1.0], [2.0, 2.0], [2.0, 2.0]],
         "gathered": ["rank 0", "rank 1", "rank 2"],
         "by_first": 7,
         "refused": "a.png: is truncated; remove or convert it truncated",

@@ -59,7 +59,7 @@ def in_parts(group: Group, count: int) -> dict[str, Any]:
     found = results(model, images[part.start : part.stop], count)
     found["gradients"] = {name: group.total(value) for name, value in found["gradients"].items()}
     for name in ("outputs", "images"):
-        found[name] = group.rows(found[name])
+        found[name] = torch.cat(group.gathered(found[name]))
     model.eval()
     found["eval"] = model(images).detach()
     return found
