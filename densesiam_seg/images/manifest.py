@@ -200,14 +200,15 @@ class Manifest:
             return None
         name = self.names[index]
         # No tar lies in another, so the last that is not behind the name is its own.
-        tar = self.tars[bisect_right(self._tar_folders, name) - 1]
+        tar = self._tar_folders[bisect_right(self._tar_folders, name) - 1][:-1]
         return Member(
             self._below_root(tar), name[len(tar) + 1 :], self.offsets[index], self.sizes[index]
         )
 
     @cached_property
     def _tar_folders(self) -> list[str]:
-        return [f"{tar}/" for tar in self.tars]
+        # Sorted anew: `x.tar` comes before `x.tar-2.tar`, but `x.tar/` after it.
+        return sorted(f"{tar}/" for tar in self.tars)
 
     def _below_root(self, name: str) -> str:
         # A `Path` for each of a million names would take longer than to ask for their size.

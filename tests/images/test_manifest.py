@@ -21,6 +21,7 @@ from densesiam_seg.errors import ImageError, InputError
 from densesiam_seg.images.decode import load_image
 from densesiam_seg.images.manifest import Manifest, PassedOver, Skipped
 from densesiam_seg.images.scan import scan
+from densesiam_seg.packed.members import open_file
 
 
 def small(*names: str, root: str = "/data") -> Manifest:
@@ -191,6 +192,16 @@ class TestTars:
         assert files.changed() == ([], members)
         tar.mkdir()
         assert files.changed() == ([], members)
+
+    def test_names_of_tars_that_begin_alike(self, tmp_path: Path) -> None:
+        """`-`, a space and a point come before the `/` that ends the name of the other."""
+        tars = [f"x.tar{end}" for end in ("", " 2.tar", "-1.tar", ".tar", "2.tar")]
+        for tar in tars:
+            write_tar(tmp_path / tar, {"7.png": tar.encode()})
+        found = scan([tmp_path])
+        paths = [found.path(index) for index in range(len(found))]
+        assert [open_file(path).read().decode() for path in paths] == sorted(tars, key="{}/".format)
+        assert Manifest.from_dict(found.to_dict()) == found
 
     def test_pages_of_members(self, tmp_path: Path) -> None:
         small = [Image.new("L", (4, 4), shade) for shade in (10, 20, 30)]
