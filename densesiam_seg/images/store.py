@@ -207,7 +207,7 @@ class ImageStore:
 
     def _place(self) -> Keep:
         """Where the squares go: `keep`, or the first place with room for them, the same in all processes."""
-        places = self.group.gathered(self._own_place())
+        places = self.group.gathered(self.group.by_each(self._own_place))
         return places[0] if len(set(places)) == 1 else "none"
 
     def _own_place(self) -> Keep:

@@ -118,6 +118,17 @@ class Group:
         outcome: Result | _Failed = sent[0]
         return self._value(outcome)
 
+    def by_each(self, work: Callable[[], Result]) -> Result:
+        """What `work` gives this process. Where it fails in any, the first one's error is raised in all."""
+        if self.alone:
+            return work()
+        outcome = _outcome(work)
+        for found in self.gathered(outcome if isinstance(outcome, _Failed) else None):
+            if found is not None:
+                self._value(found)
+        assert not isinstance(outcome, _Failed)
+        return outcome
+
     def dealt(
         self, work: Callable[[Item], Result], items: Sequence[Item]
     ) -> Generator[Result, None, None]:
@@ -142,7 +153,7 @@ class Group:
                 yield self._value(found[place % self.count][place // self.count])
 
     def _value(self, outcome: Result | _Failed) -> Result:
-        """What another process sent; an error that all of them raise is told by the first."""
+        """What a process sent; an error that all of them raise is told by the first."""
         if isinstance(outcome, _Failed):
             outcome.error.told = not self.first
             raise outcome.error

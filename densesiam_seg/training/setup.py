@@ -183,7 +183,8 @@ def resumed(
         raise ModelError(
             f"{store.manifest.skipped[-1].path}: was read before and cannot be now; put it back"
         )
-    training = _build(config, store, pick_device(config.device), run.group)
+    device = run.group.by_each(lambda: pick_device(config.device))
+    training = _build(config, store, device, run.group)
     loaded = run.group.by_first(lambda: load_checkpoint(run.folder / "checkpoints"))
     assert loaded is not None, "a run without checkpoints begins again"
     for path, why in loaded.rejected:

@@ -44,6 +44,7 @@ from densesiam_seg.naming.clusters import CLUSTERS, carried_over
 from densesiam_seg.naming.cuts import cut_to
 from densesiam_seg.naming.edits import suggest
 from densesiam_seg.network.encoder import require_backbone
+from densesiam_seg.network.model import DenseSiam
 from densesiam_seg.peers.group import Group, joined
 from densesiam_seg.presets import Preset
 from densesiam_seg.training.checkpoint import KEEP, save_checkpoint, space_needed
@@ -237,10 +238,15 @@ def _beginning(
         (settings, False) if init_from else begun(command, request.preset, settings, None)
     )
     _, checked = choose_settings(command, request.preset, 0, False, given, learned=learned)
-    pick_device(checked.device)
-    require_backbone(checked.backbone, checked.image_size)
-    require_source(checked.weights)
-    initial = (load_network(Path(init_from)), init_from) if init_from else None
+
+    def ready() -> tuple[DenseSiam, str] | None:
+        """What depends on the machine, and what it has to begin with."""
+        pick_device(checked.device)
+        require_backbone(checked.backbone, checked.image_size)
+        require_source(checked.weights)
+        return (load_network(Path(init_from)), init_from) if init_from else None
+
+    initial = group.by_each(ready)
     pages = checked.page == "all"
     manifest = group.by_first(
         lambda: scan(inputs, follow_links=request.follow_links, out=out, pages=pages)

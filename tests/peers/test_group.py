@@ -33,7 +33,20 @@ def everything(group: Group) -> dict[str, Any]:
         raised = ""
     except InputError as error:
         raised = str(error)
+
+    def last() -> int:
+        if group.index == group.count - 1:
+            raise UsageError("cuda is not present here")
+        return rank
+
+    try:
+        group.by_each(last)
+        alike = ""
+    except UsageError as error:
+        alike = f"{error}, told by the first: {error.told == (rank > 0)}"
     return {
+        "by_each": group.by_each(lambda: rank) - rank,
+        "alike": alike,
         "total": group.total(torch.tensor([rank, 2**60])).tolist(),
         "largest": group.largest([rank, -rank]),
         "gathered": group.gathered(f"rank {rank}"),
@@ -46,6 +59,8 @@ def everything(group: Group) -> dict[str, Any]:
 
 def test_three_processes_agree() -> None:
     expected = {
+        "by_each": 0,
+        "alike": "cuda is not present here, told by the first: True",
         "total": [3, 3 * 2**60],
         "largest": [2, 0],
         "gathered": ["rank 0", "rank 1", "rank 2"],
