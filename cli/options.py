@@ -70,9 +70,7 @@ Json = Annotated[bool, io_option("--json", help="Print one JSON object on stdout
 Quiet = Annotated[bool, io_option("--quiet", "-q", help="Print warnings and errors only.")]
 ShardOption = Annotated[
     str | None,
-    io_option(
-        "--shard", metavar="I/N", help="Part I of N alone, counted from 0."
-    ),
+    io_option("--shard", metavar="I/N", help="Part I of N alone, counted from 0."),
 ]
 RayOption = Annotated[
     str | None,
