@@ -73,7 +73,7 @@ class Scoring:
                 use_own_cores()
             console = output.console()
             task = group.by_first(self.task)
-            segmenter = self._segmenter(console, group)
+            segmenter = group.by_each(lambda: self._segmenter(console, group))
             events = segmenter_events(segmenter, task, self.refinement, group)
             if group.first:
                 output.show(console, console.follow(events)[-1])
