@@ -15,6 +15,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from densesiam_seg.errors import DenseSiamError, UsageError, WorkerError
+from densesiam_seg.peers.meeting import meet
 from densesiam_seg.peers.shard import Shard, launched
 
 if TYPE_CHECKING:
@@ -184,8 +185,10 @@ def joined(device: str = "auto") -> Iterator[Group]:
 
     gpus = device.startswith(("auto", "cuda")) and torch.cuda.is_available()
     with watched():
+        store = meet(shard, _patience())
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if gpus else "gloo",
+            store=store,
             timeout=_patience(),
             rank=shard.index,
             world_size=shard.count,
