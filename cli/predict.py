@@ -30,7 +30,7 @@ from densesiam_seg.config import MACHINE, RunConfig
 from densesiam_seg.errors import UsageError, counted
 from densesiam_seg.events import Predicted
 from densesiam_seg.io.run_directory import RUNS, latest_model, stamped_folders
-from densesiam_seg.peers.shard import Shard, launched, parse_shard
+from densesiam_seg.peers.shard import Shard, own_shard, parse_shard
 from densesiam_seg.prediction.wanted import TILE, Wanted, file_names
 
 if TYPE_CHECKING:
@@ -256,11 +256,9 @@ class _Part:
 
 def _part(text: str | None, images: Sequence[str], out: Path | None) -> _Part:
     """What `--shard` or a launcher says. Raises UsageError for what its processes could not agree on."""
-    if text is not None:
-        part = _Part(parse_shard(text), False)
-    else:
-        found = launched()
-        part = _Part(None, False) if found.alone else _Part(found, True)
+    given = parse_shard(text) if text is not None else None
+    own = own_shard(given)
+    part = _Part(own, given is None and own is not None)
     if part.shard is not None and out is None:
         raise UsageError("--out is missing: all shards of a job write into one folder; name it")
     if part.launched and "-" in images:

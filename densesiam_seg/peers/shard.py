@@ -54,3 +54,12 @@ def launched(environment: Mapping[str, str] = os.environ) -> Shard:
             "unset both for a single process"
         )
     return Shard(int(rank), int(size))
+
+
+def own_shard(given: Shard | None = None) -> Shard | None:
+    """The part that this process has to do: the one `given`, else its place under a launcher; None for all.
+
+    Raises UsageError.
+    """
+    found = given or launched()
+    return None if given is None and found.alone else found

@@ -1,26 +1,20 @@
-"""Prediction in parts, by processes that need not know of each other: a part's work is one call, of plain values.
-
-`Recipe`, `Plan`, `Shard` and `Tally` can be pickled, so a scheduler of any kind may send them to its workers.
-"""
+"""Prediction from Python, of all images or of a part, and what became of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from densesiam_seg.config import RunConfig
 from densesiam_seg.errors import DenseSiamError
-from densesiam_seg.events import Notice, Predicted
-from densesiam_seg.images.decoding import Decoding
+from densesiam_seg.events import Predicted
 from densesiam_seg.images.manifest import Skipped
 from densesiam_seg.images.scan import scan
 from densesiam_seg.inference.options import AS_TRAINED, Refinement
-from densesiam_seg.inference.readout import Clusters, load_with_readout
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.run_directory import latest_model
-from densesiam_seg.peers.shard import Shard, launched
-from densesiam_seg.prediction.plan import Plan, plan
+from densesiam_seg.peers.shard import Shard, own_shard
+from densesiam_seg.prediction.plan import plan
 from densesiam_seg.prediction.predict import error_of, predict_events
 from densesiam_seg.prediction.wanted import Wanted
 
@@ -59,81 +53,6 @@ class Tally:
         """What a command ends with, if anything failed."""
         part = "" if shard is None else f"shard {shard}"
         return error_of(self.failed, self.images, skipped, part)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What makes masks: a model, how it is read out, and how images are read and passed through it."""
-
-    model: Path
-    readout: str = "head"
-    clusters: Clusters = None
-    fit_images: tuple[str, ...] | None = None
-    over_clusters: int | None = None
-    settings: RunConfig = field(default_factory=RunConfig)
-    """Of these `device`, `precision`, `seed`, `max_pixels`, `page` and `bands`."""
-    refinement: Refinement = AS_TRAINED
-    batch_size: int | None = None
-
-    def load(self, tell: Callable[[object], object] | None = None) -> Segmenter:
-        """The model, in this process; `tell` gets what was chosen without labels. Raises ModelError and others."""
-        return load_with_readout(
-            self.model,
-            self.readout,
-            self.clusters,
-            self.fit_images,
-            over_clusters=self.over_clusters,
-            seed=self.settings.seed,
-            device=self.settings.device,
-            precision=self.settings.precision,
-            tell=tell,
-        )
-
-    def events(
-        self,
-        segmenter: Segmenter,
-        work: Plan,
-        decoding: Decoding | None = None,
-        tell: Callable[[Notice], object] | None = None,
-    ) -> Iterator[Predicted]:
-        """`predict_events` with these options."""
-        return predict_events(
-            segmenter,
-            work,
-            decoding=decoding or segmenter.new_decoding(self.settings),
-            batch_size=self.batch_size,
-            refinement=self.refinement,
-            tell=tell,
-        )
-
-
-def predict_shard(
-    recipe: Recipe,
-    work: Plan,
-    shard: Shard,
-    segmenter: Segmenter | None = None,
-    tell: Callable[[Notice], object] | None = None,
-) -> Tally:
-    """Do a shard of a job whole, in whatever process this is; what is there already is left as it is.
-
-    `work` is the plan of the whole job or of any part, `segmenter` what `recipe.load()` gave this process, if it has
-    done so before. Images that fail are in the result and listed in `failed-I-of-N.jsonl`. Raises what `predict_events`
-    does.
-    """
-    tally = Tally()
-    segmenter = segmenter or recipe.load()
-    for _ in tally.counting(recipe.events(segmenter, work.part(shard), tell=tell)):
-        pass
-    return tally
-
-
-def own_shard(given: Shard | None = None) -> Shard | None:
-    """The part that this process has to do: the one `given`, else its place under a launcher; None for all.
-
-    Raises UsageError.
-    """
-    found = given or launched()
-    return None if given is None and found.alone else found
 
 
 def predict(

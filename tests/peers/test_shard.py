@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from densesiam_seg.errors import UsageError
-from densesiam_seg.peers.shard import Shard, launched, parse_shard
+from densesiam_seg.peers.shard import Shard, launched, own_shard, parse_shard
 
 
 @given(st.integers(0, 1000), st.integers(1, 40))
@@ -39,3 +39,15 @@ def test_a_launcher_names_the_shard() -> None:
     for wrong in ({"RANK": "3"}, {"WORLD_SIZE": "2"}, {"RANK": "4", "WORLD_SIZE": "4"}):
         with pytest.raises(UsageError):
             launched(wrong)
+
+
+def test_the_part_of_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert own_shard() is None and own_shard(Shard()) == Shard()
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert own_shard() == Shard(2, 3) and own_shard(Shard(0, 9)) == Shard(0, 9)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert own_shard() is None

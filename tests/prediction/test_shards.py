@@ -19,7 +19,6 @@ from tar_files import write_tar
 from videos import write_video
 
 import densesiam_seg
-from densesiam_seg.config import RunConfig
 from densesiam_seg.errors import InputError, PartialError, UsageError
 from densesiam_seg.events import Notice
 from densesiam_seg.images.scan import scan
@@ -32,10 +31,8 @@ from densesiam_seg.peers.record import RECORD, read_record
 from densesiam_seg.peers.shard import Shard
 from densesiam_seg.prediction.plan import plan
 from densesiam_seg.prediction.predict import predict_events
-from densesiam_seg.prediction.shards import Recipe, Tally, own_shard, predict_shard
+from densesiam_seg.prediction.shards import Tally
 from densesiam_seg.prediction.wanted import Wanted
-
-MACHINE = RunConfig(device="cpu", precision="fp32")
 
 
 @pytest.fixture
@@ -122,17 +119,17 @@ class TestUnion:
     def test_the_parts_of_a_plan_that_was_sent(
         self, segmenter: Segmenter, model_folder: Path, seven: Path, tmp_path: Path
     ) -> None:
-        """As another scheduler has it: values go out, tallies come back."""
+        """As Ray has it: the plan goes out, each part of it meets a model of its own, and results come back."""
         predict(segmenter, seven, tmp_path / "whole")
-        recipe = Recipe(model_folder, settings=MACHINE)
-        job = plan(scan([seven], merge=False), tmp_path / "out", shard=Shard())
-        sent = pickle.dumps((recipe, job))
+        sent = pickle.dumps(plan(scan([seven], merge=False), tmp_path / "out", shard=Shard()))
         tallies = []
         for index in range(3):
-            again, work = pickle.loads(sent)
-            mine = segmenter if index else None
-            found = predict_shard(again, work, Shard(index, 3), mine)
-            tallies.append(pickle.loads(pickle.dumps(found)))
+            work = pickle.loads(sent).part(Shard(index, 3))
+            model = Segmenter.load(model_folder, device="cpu", precision="fp32")
+            results = pickle.loads(pickle.dumps(list(predict_events(model, work))))
+            tallies.append(Tally())
+            for each in results:
+                tallies[-1].add(each)
         assert masks_of(tmp_path / "out") == masks_of(tmp_path / "whole")
         assert [(t.done, t.kept, len(t.failed)) for t in tallies] == [
             (2, 0, 0),
@@ -323,26 +320,14 @@ class TestMadeOtherwise:
             list(events)
 
 
-class TestWhichShard:
-    def test_of_a_launcher(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.delenv("RANK", raising=False)
-        monkeypatch.delenv("WORLD_SIZE", raising=False)
-        assert own_shard() is None and own_shard(Shard()) == Shard()
-        monkeypatch.setenv("RANK", "2")
-        monkeypatch.setenv("WORLD_SIZE", "3")
-        assert own_shard() == Shard(2, 3) and own_shard(Shard(0, 9)) == Shard(0, 9)
-        monkeypatch.setenv("RANK", "0")
-        monkeypatch.setenv("WORLD_SIZE", "1")
-        assert own_shard() is None
-
-    def test_a_launched_script(
-        self, segmenter: Segmenter, seven: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("WORLD_SIZE", "7")
-        for rank in (3, 0):
-            monkeypatch.setenv("RANK", str(rank))
-            assert predict(segmenter, seven, tmp_path / "out").done == 1
-        assert set(masks_of(tmp_path / "out")) == {"a.jpg.png", "b/d.png"}
+def test_a_launched_script(
+    segmenter: Segmenter, seven: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "7")
+    for rank in (3, 0):
+        monkeypatch.setenv("RANK", str(rank))
+        assert predict(segmenter, seven, tmp_path / "out").done == 1
+    assert set(masks_of(tmp_path / "out")) == {"a.jpg.png", "b/d.png"}
 
 
 def test_how_a_shard_ends(segmenter: Segmenter, seven: Path, tmp_path: Path) -> None:
