@@ -26,6 +26,7 @@ from densesiam_seg import __version__
 from densesiam_seg.errors import DenseSiamError, UsageError, WorkerError
 from densesiam_seg.events import Notice
 from densesiam_seg.io.signals import SIGNALS
+from densesiam_seg.peers.outcome import Failed, outcome_of, result_of
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -240,7 +241,7 @@ def _streamed(
     )
     try:
         for row in done.iter_rows():
-            yield row["place"], _value(pickle.loads(row["result"]))
+            yield row["place"], result_of(pickle.loads(row["result"]))
     except DenseSiamError:
         raise
     except Exception as error:
@@ -253,19 +254,6 @@ def _last_line(text: str) -> str:
     """What a failure of Ray comes to: its text has a traceback before it."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1][:300] if lines else "no reason is told"
-
-
-def _value(outcome: Result | _Failed) -> Result:
-    if isinstance(outcome, _Failed):
-        raise outcome.error
-    return outcome
-
-
-@dataclass(frozen=True)
-class _Failed:
-    """A user's error, on its way back."""
-
-    error: DenseSiamError
 
 
 @dataclass(frozen=True)
@@ -285,11 +273,11 @@ class _Worker:
         import torch
 
         torch.set_num_threads(cores)
-        self._work: Callable[[Any], Any] | _Failed
+        self._work: Callable[[Any], Any] | Failed
         try:
             self._work = _made_ready(sent)
         except DenseSiamError as error:
-            self._work = _Failed(_told_of(error))
+            self._work = Failed(_told_of(error))
 
     def __call__(self, rows: Mapping[str, Any]) -> dict[str, Any]:
         import numpy as np
@@ -300,12 +288,7 @@ class _Worker:
         return {"place": rows["place"], "result": results}
 
     def _outcome(self, item: bytes) -> Any:
-        if isinstance(self._work, _Failed):
-            return self._work
-        try:
-            return self._work(pickle.loads(item))
-        except DenseSiamError as error:
-            return _Failed(error)
+        return outcome_of(lambda: result_of(self._work)(pickle.loads(item)))
 
 
 def _made_ready(sent: _Sent) -> Callable[[Any], Any]:

@@ -14,8 +14,9 @@ from contextlib import closing, contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from densesiam_seg.errors import DenseSiamError, UsageError, WorkerError
+from densesiam_seg.errors import UsageError, WorkerError
 from densesiam_seg.peers.meeting import meet
+from densesiam_seg.peers.outcome import Failed, outcome_of, result_of
 from densesiam_seg.peers.shard import Shard, launched
 
 if TYPE_CHECKING:
@@ -113,21 +114,21 @@ class Group:
             return work()
         import torch.distributed as dist
 
-        sent: list[Any] = [_outcome(work) if self.first else None]
+        sent: list[Any] = [outcome_of(work) if self.first else None]
         with watched():
             dist.broadcast_object_list(sent, group=self._waiting)
-        outcome: Result | _Failed = sent[0]
+        outcome: Result | Failed = sent[0]
         return self._value(outcome)
 
     def by_each(self, work: Callable[[], Result]) -> Result:
         """What `work` gives this process. Where it fails in any, the first one's error is raised in all."""
         if self.alone:
             return work()
-        outcome = _outcome(work)
-        for found in self.gathered(outcome if isinstance(outcome, _Failed) else None):
+        outcome = outcome_of(work)
+        for found in self.gathered(outcome if isinstance(outcome, Failed) else None):
             if found is not None:
                 self._value(found)
-        assert not isinstance(outcome, _Failed)
+        assert not isinstance(outcome, Failed)
         return outcome
 
     def dealt(
@@ -148,17 +149,16 @@ class Group:
         step = self.count * cores
         for start in range(0, len(items), step):
             own = items[start : start + step][self.index :: self.count]
-            with closing(on_own_cores(lambda item: _outcome(lambda: work(item)), own)) as done:
+            with closing(on_own_cores(lambda item: outcome_of(lambda: work(item)), own)) as done:
                 found = self.gathered(list(done))
             for place in range(min(step, len(items) - start)):
                 yield self._value(found[place % self.count][place // self.count])
 
-    def _value(self, outcome: Result | _Failed) -> Result:
+    def _value(self, outcome: Result | Failed) -> Result:
         """What a process sent; an error that all of them raise is told by the first."""
-        if isinstance(outcome, _Failed):
+        if isinstance(outcome, Failed):
             outcome.error.told = not self.first
-            raise outcome.error
-        return outcome
+        return result_of(outcome)
 
 
 ALONE = Group()
@@ -234,18 +234,3 @@ def _is_of_connection(error: RuntimeError) -> bool:
     """gloo tells of lost peers by RuntimeErrors without a class of their own."""
     text = str(error).lower()
     return any(word in text for word in ("gloo", "nccl", "connection", "timed out", "socket"))
-
-
-def _outcome(work: Callable[[], Result]) -> Result | _Failed:
-    """What can be sent to others: a result, or the user's error."""
-    try:
-        return work()
-    except DenseSiamError as error:
-        return _Failed(error)
-
-
-class _Failed:
-    """An error that is raised where its process's result is wanted."""
-
-    def __init__(self, error: DenseSiamError) -> None:
-        self.error = error

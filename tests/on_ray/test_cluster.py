@@ -22,15 +22,14 @@ from densesiam_seg import __version__
 from densesiam_seg.errors import InputError, ModelError, UsageError, WorkerError
 from densesiam_seg.on_ray import cluster
 from densesiam_seg.on_ray.cluster import (
-    _Failed,
     _needs,
     _Sent,
-    _value,
     _Worker,
     on_workers,
     parts_of,
     require_cluster,
 )
+from densesiam_seg.peers.outcome import Failed, result_of
 
 Patch = pytest.MonkeyPatch
 
@@ -73,9 +72,9 @@ class TestWorker:
         made = worker(Squares(), tmp_path)
         one, failed, two = outcomes(made, 3, 13, 4)
         assert (one, two) == ((9, str(tmp_path)), (16, str(tmp_path)))
-        assert isinstance(failed, _Failed)
+        assert isinstance(failed, Failed)
         with pytest.raises(InputError, match="not 13"):
-            _value(failed)
+            result_of(failed)
 
     def test_a_folder_that_is_not_there_is_no_error(self, tmp_path: Path) -> None:
         before = str(Path.cwd())
@@ -90,7 +89,7 @@ class TestWorker:
         words = "no model here" if how == "model" else "not 0.0.1"
         for failed in outcomes(made, 1, 2):
             with pytest.raises(WorkerError, match=words) as found:
-                _value(failed)
+                result_of(failed)
             assert socket.gethostname() in str(found.value)
             assert found.value.exit_code == 8
 
