@@ -6,13 +6,11 @@ import hashlib
 from dataclasses import asdict
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from densesiam_seg.images.decoding import Decoding
 from densesiam_seg.inference.options import Refinement
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.files import JSON, to_json
+from densesiam_seg.io.tensors import digest_of
 
 FORMAT = 1
 """Of all that is written; raised with a change by which the same facts give other bytes."""
@@ -55,19 +53,15 @@ def digest_of_model(segmenter: Segmenter) -> str:
 
 def digest_of_network(segmenter: Segmenter) -> str:
     """SHA-256 of the network as it is in memory, of what it is shown, and of a read-out by centroids."""
-    total = hashlib.sha256()
     shape: JSON = [
         asdict(segmenter.card.architecture),
         segmenter.card.image_size,
         segmenter.card.readout,
     ]
-    total.update(to_json(shape).encode("ascii"))
     tensors = {f"network.{name}": value for name, value in segmenter.network.state_dict().items()}
     if segmenter.centroids is not None:
         tensors["centroids"] = segmenter.centroids
-    for name in sorted(tensors):
-        _add(total, name, tensors[name])
-    return total.hexdigest()
+    return digest_of(tensors, to_json(shape).encode("ascii"))
 
 
 def digest_of_clusters(segmenter: Segmenter, *, names: bool) -> str:
@@ -79,10 +73,3 @@ def digest_of_clusters(segmenter: Segmenter, *, names: bool) -> str:
     if names:
         rows = [[*row, each.name] for row, each in zip(rows, segmenter.clusters, strict=True)]
     return hashlib.sha256(to_json(rows).encode("ascii")).hexdigest()
-
-
-def _add(total: hashlib._Hash, name: str, values: Tensor) -> None:
-    plain = values.detach().cpu().contiguous()
-    total.update(f"{name} {plain.dtype} {list(plain.shape)}\n".encode())
-    # numpy has no bfloat16, so the bytes are viewed as such.
-    total.update(plain.reshape(-1).view(torch.uint8).numpy().data)

@@ -70,14 +70,16 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def digest_of(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of the names and values of tensors, whatever device they lie on."""
+def digest_of(tensors: Mapping[str, Tensor], head: bytes = b"") -> str:
+    """SHA-256 of `head` and of tensors with their names, whatever device they lie on."""
     import torch
 
-    total = hashlib.sha256()
-    for name, value in tensors.items():
-        total.update(name.encode())
-        total.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    total = hashlib.sha256(head)
+    for name in sorted(tensors):
+        plain = tensors[name].detach().cpu().contiguous()
+        total.update(f"{name} {plain.dtype} {list(plain.shape)}\n".encode())
+        # numpy has no bfloat16, so the bytes are viewed as such.
+        total.update(plain.reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 

@@ -16,7 +16,13 @@ from tensor_files import HOSTILE, raw_file
 from torch import Tensor
 
 from densesiam_seg.errors import ModelError
-from densesiam_seg.io.tensors import layout, read_layout, read_safetensors, write_safetensors
+from densesiam_seg.io.tensors import (
+    digest_of,
+    layout,
+    read_layout,
+    read_safetensors,
+    write_safetensors,
+)
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool]
 DTYPES += [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8]
@@ -48,6 +54,21 @@ def test_round_trip_through_the_library_and_back(tmp_path: Path) -> None:
     assert_equal(read_safetensors(tmp_path / "b"), some_tensors())
     write_safetensors(tmp_path / "empty", {})
     assert read_safetensors(tmp_path / "empty") == {}
+
+
+def test_digests_of_tensors_in_memory() -> None:
+    """Of names, types, shapes and values, neither of their order nor of how they lie in memory."""
+    pair = {"b": torch.tensor([[1, 2]], dtype=torch.int16), "a": torch.tensor(True)}
+    text = b"head" + b"a torch.bool []\n\x01" + b"b torch.int16 [1, 2]\n\x01\x00\x02\x00"
+    assert digest_of(pair, b"head") == hashlib.sha256(text).hexdigest()
+    own = some_tensors()
+    strided = {name: value.t().contiguous().t() for name, value in reversed(own.items())}
+    assert digest_of(strided) == digest_of(own)
+    base = own["torch.bfloat16"]
+    changes = (base + 1, base.reshape(3, 2), base.to(torch.float16), base.flatten())
+    others = [own | {"torch.bfloat16": other} for other in changes]
+    others.append({("scalar " if name == "scalar" else name): own[name] for name in own})
+    assert len({digest_of(each) for each in (own, *others)}) == 1 + len(others)
 
 
 def test_tied_strided_and_partial_tensors_are_written_out(tmp_path: Path) -> None:
