@@ -288,12 +288,12 @@ def _show(
 ) -> None:
     """Draw a prediction; raises the error that the command ends with."""
     from densesiam_seg.packed.members import as_shown
-    from densesiam_seg.prediction.shards import Tally
+    from densesiam_seg.prediction.shards import ImageTally
 
     skipped = manifest.skipped if part.speaks else ()
     console.skipped(skipped)
     total = len(work.places) if work.stills == len(work.places) else None
-    tally, listed, first = Tally(), list[dict[str, Any]](), None
+    tally, listed, first = ImageTally(), list[dict[str, Any]](), None
     # A million images leave nothing but numbers, unless they are to be listed.
     for result in tally.counting(console.masks(events, total)):
         if result.mask is not None and not result.kept:

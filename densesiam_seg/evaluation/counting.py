@@ -95,7 +95,7 @@ class Counting:
 
 
 @dataclass(frozen=True)
-class Tally:
+class SampleTally:
     """What some samples came to; that of others is added to it."""
 
     counts: tuple[Counts, ...]
@@ -112,9 +112,9 @@ class Tally:
         lines = self.noted.lines()
         return [*self.turned.notices(), *(Notice(line, warning=True) for line in lines)]
 
-    def __add__(self, other: Tally) -> Tally:
+    def __add__(self, other: SampleTally) -> SampleTally:
         pairs = zip(self.counts, other.counts, strict=True)
-        return Tally(
+        return SampleTally(
             tuple(one + two for one, two in pairs),
             self.images + other.images,
             tuple(sorted((*self.unreadable, *other.unreadable))),
@@ -123,10 +123,12 @@ class Tally:
         )
 
 
-def nothing(counting: Counting) -> Tally:
+def nothing(counting: Counting) -> SampleTally:
     """The tally of no sample."""
     classes = len(counting.dataset.classes)
-    return Tally(tuple(np.zeros((classes, clusters), np.int64) for clusters in counting.clusters))
+    return SampleTally(
+        tuple(np.zeros((classes, clusters), np.int64) for clusters in counting.clusters)
+    )
 
 
 def groups_of(samples: int) -> int:
@@ -152,10 +154,10 @@ class Tallying:
         self._turned, self._noted = Turned(), Noted()
 
     @property
-    def tally(self) -> Tally:
+    def tally(self) -> SampleTally:
         """The sum so far."""
         unreadable = tuple(sorted(self._unreadable))
-        return Tally(self._counts, self.images, unreadable, self._turned, self._noted)
+        return SampleTally(self._counts, self.images, unreadable, self._turned, self._noted)
 
     def run(self) -> Generator[int, None, None]:
         """Count; yields after each group how many samples it had. Raises the first sample's error that has one.
@@ -199,7 +201,7 @@ class Tallying:
 
 def tally_events(
     counting: Counting, samples: Sequence[Sample], group: Group
-) -> Generator[Progress, None, Tally]:
+) -> Generator[Progress, None, SampleTally]:
     """Count all samples, with the other processes of a group, if any; returns their tally.
 
     Raises the error of the first sample that has one, in all processes.
@@ -216,7 +218,7 @@ def tally_events(
 
 def _shared_events(
     counting: Counting, samples: Sequence[Sample], group: Group
-) -> Generator[Progress, None, Tally]:
+) -> Generator[Progress, None, SampleTally]:
     """Every process takes each `group.count`-th group of samples, so that none is far behind the others."""
     every = groups_of(len(samples))
     work = Tallying(counting, samples, range(group.index, every, group.count))

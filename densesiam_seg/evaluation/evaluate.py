@@ -14,7 +14,7 @@ from pathlib import Path
 from densesiam_seg.datasets.declaration import Dataset, load_dataset
 from densesiam_seg.datasets.reader import Samples, samples
 from densesiam_seg.errors import ModelError, UsageError
-from densesiam_seg.evaluation.counting import Counting, Tally, tally_events
+from densesiam_seg.evaluation.counting import Counting, SampleTally, tally_events
 from densesiam_seg.evaluation.job import Evaluation, Job
 from densesiam_seg.evaluation.metrics import Matching
 from densesiam_seg.evaluation.protocol import MasksOf, Protocol, masks_made_by, pick_protocol
@@ -230,7 +230,7 @@ def _events(
 
 
 def last_events(
-    jobs: Sequence[Job], matchings: Sequence[Matching | None], tally: Tally
+    jobs: Sequence[Job], matchings: Sequence[Matching | None], tally: SampleTally
 ) -> Iterator[Notice | Evaluation]:
     """What a tally comes to: warnings, then an `Evaluation` for each job; a matching of None is the best."""
     notices = tally.notices()

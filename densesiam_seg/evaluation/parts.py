@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from densesiam_seg.errors import InputError, ModelError, UsageError, counted
-from densesiam_seg.evaluation.counting import BATCH, Tally, Tallying, groups_of
+from densesiam_seg.evaluation.counting import BATCH, SampleTally, Tallying, groups_of
 from densesiam_seg.evaluation.evaluate import Benchmark, last_events, segmenter_job
 from densesiam_seg.evaluation.job import Evaluation, Job
 from densesiam_seg.evaluation.protocol import Turned
@@ -49,7 +49,7 @@ class Part:
 
     shard: Shard
     job: Job
-    tally: Tally
+    tally: SampleTally
 
     def data(self) -> bytes:
         """The content of its file."""
@@ -158,7 +158,7 @@ def _part(content: Mapping[str, Any]) -> Part:
     noted = Noted(**{name: _frozen(value) for name, value in content["noted"].items()})
     _require(type(turned.count) is type(noted.deep) is type(noted.dark) is int, "its warnings")
     unreadable = _frozen(content["unreadable"])
-    tally = Tally((np.array(rows, np.int64),), own, unreadable, turned, noted)
+    tally = SampleTally((np.array(rows, np.int64),), own, unreadable, turned, noted)
     return Part(shard, job, tally)
 
 

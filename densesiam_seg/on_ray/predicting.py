@@ -28,7 +28,7 @@ IMAGES = 16
 
 
 @dataclass(frozen=True)
-class Answer:
+class DoneShard:
     """What became of a shard."""
 
     results: list[Predicted]
@@ -51,14 +51,14 @@ class RayPrediction:
     sign: Path
     """A file that shows whether a worker writes to the same disk."""
 
-    def ready(self) -> Callable[[Shard], Answer]:
+    def ready(self) -> Callable[[Shard], DoneShard]:
         """Load the model. Raises DenseSiamError."""
         if not self.sign.exists():
             raise WorkerError(f"it sees another folder {self.work.folder}")
         segmenter = self.model.load()
-        return lambda shard: self.answer(segmenter, shard)
+        return lambda shard: self.done(segmenter, shard)
 
-    def answer(self, segmenter: Segmenter, shard: Shard) -> Answer:
+    def done(self, segmenter: Segmenter, shard: Shard) -> DoneShard:
         """Do a shard; what is there already is left as it is."""
         notices: list[Notice] = []
         decoding = segmenter.new_decoding(self.settings)
@@ -73,7 +73,7 @@ class RayPrediction:
         results = list(events)
         failed = [each.image for each in results if isinstance(each.error, ImageError)]
         unseen = next((image for image in failed if not os.path.lexists(image)), "")
-        return Answer(results, notices, decoding.notes.noted(), unseen, socket.gethostname())
+        return DoneShard(results, notices, decoding.notes.noted(), unseen, socket.gethostname())
 
 
 @dataclass

@@ -14,7 +14,7 @@ from densesiam_seg.errors import DenseSiamError
 from densesiam_seg.evaluation.counting import (
     BATCH,
     Counting,
-    Tally,
+    SampleTally,
     Tallying,
     groups_of,
     nothing,
@@ -36,7 +36,7 @@ SAMPLES = 32
 class Answer:
     """What a worker found in some samples."""
 
-    tally: Tally
+    tally: SampleTally
     failure: DenseSiamError | None
     """Of the first sample that has one; those behind it are not in the tally."""
     unseen: str = ""

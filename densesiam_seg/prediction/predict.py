@@ -105,8 +105,9 @@ def predict_events(
             left = work.left(found.left)
         noting = Noting(work.note)
         folders, closed = _prepare_folders(left, noting)
-        job = Job(left, Scorer(segmenter, decoding, refinement, work.wanted.tile), closed, record, noting)  # fmt: skip
-        with closing(_results(job, batch_size, stop)) as results:
+        scorer = Scorer(segmenter, decoding, refinement, work.wanted.tile)
+        maker = Maker(left, scorer, closed, record, noting)
+        with closing(_results(maker, batch_size, stop)) as results:
             for result in results:
                 if result.error is not None and work.failures is not None:
                     with Records(work.failures) as records:
@@ -148,17 +149,17 @@ def _stopped(work: Plan) -> str:
 
 
 def _results(
-    job: Job, batch_size: int | None, stop: StopRequest
+    maker: Maker, batch_size: int | None, stop: StopRequest
 ) -> Generator[Predicted, None, None]:
     """What becomes of the images, then of each video's frames. Raises StoppedError between two of them."""
-    work = job.work
+    work = maker.work
     stills, text = work.sources[: work.stills], _stopped(work)
-    scorer = job.scorer
+    scorer = maker.scorer
     every = groups(scorer.segmenter, stills, batch_size, scorer.decoding, scorer.tile)
-    with closing(on_own_cores(job.do, stop.until(every, text))) as found:
+    with closing(on_own_cores(maker.do, stop.until(every, text))) as found:
         yield from in_order(found)
     for place in range(len(stills), len(work.sources)):
-        video = Video(job, place)
+        video = Video(maker, place)
         every_frame = stop.until(video.frames(), text)
         with closing(
             on_own_cores(video.do, every_frame, max_waiting=WAITING_FRAMES)
@@ -166,7 +167,7 @@ def _results(
             yield from found_frames
         if video.failure is not None:
             yield video.failure
-        sync_folders({work.targets[place]} - job.closed.keys())
+        sync_folders({work.targets[place]} - maker.closed.keys())
 
 
 def failure_record(image: str, error: ImageError | OutputError) -> dict[str, str]:
@@ -208,8 +209,8 @@ def _prepare_folders(work: Plan, noting: Noting) -> tuple[set[Path], dict[Path, 
 
 
 @dataclass(frozen=True)
-class Job:
-    """What is done with each group of images, in several threads at once."""
+class Maker:
+    """Makes the files of each group of images, in several threads at once."""
 
     work: Plan
     scorer: Scorer

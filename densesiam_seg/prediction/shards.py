@@ -20,7 +20,7 @@ from densesiam_seg.prediction.wanted import Wanted
 
 
 @dataclass
-class Tally:
+class ImageTally:
     """What became of the images: numbers, and those that failed."""
 
     done: int = 0
@@ -67,7 +67,7 @@ def predict(
     refinement: Refinement = AS_TRAINED,
     batch_size: int | None = None,
     device: str = "auto",
-) -> Tally:
+) -> ImageTally:
     """Write a mask for each image into the folder `out` (or, of one image, to the file `out`); returns how many.
 
     `images` are as on the command line: files, folders, globs and lists. `model` is a run or model directory (None: the
@@ -83,7 +83,7 @@ def predict(
     if not isinstance(model, Segmenter):
         model = Segmenter.load(model or latest_model(), device=device)
     events = predict_events(model, work, batch_size=batch_size, refinement=refinement)
-    tally = Tally()
+    tally = ImageTally()
     for _ in tally.counting(events):
         pass
     return tally

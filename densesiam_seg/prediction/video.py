@@ -17,7 +17,7 @@ from densesiam_seg.events import Predicted
 from densesiam_seg.prediction.earlier import State, state_of
 
 if TYPE_CHECKING:
-    from densesiam_seg.prediction.predict import Job
+    from densesiam_seg.prediction.predict import Maker
 
 SUFFIXES = frozenset({".mp4", ".m4v", ".mkv", ".avi", ".mov", ".webm"})
 SLACK = 2.5
@@ -138,22 +138,22 @@ def frame_source(path: str, number: int) -> str:
 class Video:
     """The frames of one video, read one after the other by the caller's thread and done in several."""
 
-    job: Job
+    maker: Maker
     place: int
     failure: Predicted | None = None
     """Why it broke off, once its frames have been read."""
 
     @property
     def source(self) -> str:
-        return self.job.work.sources[self.place]
+        return self.maker.work.sources[self.place]
 
     def frames(self) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         """Frames with their numbers."""
-        closed = self.job.closed.get(self.job.work.targets[self.place])
+        closed = self.maker.closed.get(self.maker.work.targets[self.place])
         if closed is not None:
             self.failure = Predicted(self.source, None, closed)
             return
-        work, limit = self.job.work, self.job.scorer.decoding.max_pixels
+        work, limit = self.maker.work, self.maker.scorer.decoding.max_pixels
         try:
             for count, item in enumerate(frames(self.source, work.wanted.every, limit)):
                 if work.noted and count % NOTED == 0:
@@ -164,15 +164,15 @@ class Video:
 
     def _note(self, first: int) -> None:
         """Note the files of the frames to come, as nobody knows how many there are. Raises OutputError."""
-        work = self.job.work
+        work = self.maker.work
         numbers = range(first, first + NOTED * work.wanted.every, work.wanted.every)
         files = (path for number in numbers for path in self._files(number).values())
-        self.job.noting.add(work.targets[self.place], (path.name for path in files))
+        self.maker.noting.add(work.targets[self.place], (path.name for path in files))
 
     def _files(self, number: int) -> dict[str, Path]:
         """Where the files of a frame lie, by what they are."""
-        wanted = self.job.work.wanted
-        folder = self.job.work.targets[self.place]
+        wanted = self.maker.work.wanted
+        folder = self.maker.work.targets[self.place]
         return wanted.files(folder / f"{frame_mask(number)}{wanted.suffix}")
 
     def do(self, item: tuple[int, NDArray[np.uint8]]) -> Predicted:
@@ -180,11 +180,11 @@ class Video:
         import torch
 
         number, frame = item
-        job, work = self.job, self.job.work
+        maker, work = self.maker, self.maker.work
         source = frame_source(self.source, number)
         files = self._files(number)
         stamp = work.stamp(self.place)
-        if work.keeps and state_of(files.values(), stamp, job.record) is State.KEPT:
+        if work.keeps and state_of(files.values(), stamp, maker.record) is State.KEPT:
             return Predicted(source, list(files.values())[-1], files=files, kept=True)
         pixels = torch.from_numpy(frame).movedim(-1, 0).contiguous()
-        return job.write(files, source, lambda: frame, job.scorer.of_pixels(pixels))
+        return maker.write(files, source, lambda: frame, maker.scorer.of_pixels(pixels))

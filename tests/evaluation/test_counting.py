@@ -17,7 +17,7 @@ from densesiam_seg.errors import ImageError, InputError
 from densesiam_seg.evaluation import counting as counting_module
 from densesiam_seg.evaluation.counting import (
     Counting,
-    Tally,
+    SampleTally,
     Tallying,
     groups_of,
     nothing,
@@ -70,7 +70,9 @@ def counting(root: Path, allow_missing: bool = False) -> tuple[Counting, tuple[S
     return how, task.samples.items
 
 
-def counted(root: Path, group: Group = ALONE, allow_missing: bool = False) -> tuple[Tally, Any]:
+def counted(
+    root: Path, group: Group = ALONE, allow_missing: bool = False
+) -> tuple[SampleTally, Any]:
     """The tally, and the last progress."""
     how, samples = counting(root, allow_missing)
     events = tally_events(how, samples, group)
@@ -82,7 +84,7 @@ def counted(root: Path, group: Group = ALONE, allow_missing: bool = False) -> tu
             return end.value, last
 
 
-def same(one: Tally, other: Tally) -> bool:
+def same(one: SampleTally, other: SampleTally) -> bool:
     return repr(one) == repr(other)
 
 
@@ -124,7 +126,7 @@ def test_the_first_failure_and_where(root: Path) -> None:
     raise_first([None])
 
 
-def of_ranks(group: Group, root: str, broken: str) -> tuple[Tally, Any, Tally, str]:
+def of_ranks(group: Group, root: str, broken: str) -> tuple[SampleTally, Any, SampleTally, str]:
     """What each of several processes gets, and the error where two images cannot be read."""
     counting_module.ROUND = 1
     tally, last = counted(Path(root), group)

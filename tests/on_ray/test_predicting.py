@@ -22,7 +22,7 @@ from densesiam_seg.images.decoding import Noted
 from densesiam_seg.images.scan import scan
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.on_ray import predicting
-from densesiam_seg.on_ray.predicting import Answer, RayJob
+from densesiam_seg.on_ray.predicting import DoneShard, RayJob
 from densesiam_seg.on_ray.sent_model import SentModel
 from densesiam_seg.peers.shard import Shard
 from densesiam_seg.prediction.plan import plan
@@ -66,7 +66,7 @@ def local(monkeypatch: Patch) -> Callable[[Sequence[int]], None]:
     def set_order(order: Sequence[int]) -> None:
         def on_workers(
             address: str, work: Any, items: Sequence[Any], **options: Any
-        ) -> Generator[tuple[int, Answer], None, None]:
+        ) -> Generator[tuple[int, DoneShard], None, None]:
             do = pickle.loads(pickle.dumps(work)).ready()
             for place in order:
                 yield place, pickle.loads(pickle.dumps(do(items[place])))
@@ -128,8 +128,8 @@ def test_a_worker_that_sees_no_images(
     inputs = images(tmp_path / "in", 2)
     first = str(inputs / "000.png")
 
-    def on_workers(*given: Any, **options: Any) -> Generator[tuple[int, Answer], None, None]:
-        yield 0, Answer([], [], Noted(), first, "far")
+    def on_workers(*given: Any, **options: Any) -> Generator[tuple[int, DoneShard], None, None]:
+        yield 0, DoneShard([], [], Noted(), first, "far")
 
     monkeypatch.setattr(predicting, "on_workers", on_workers)
     with pytest.raises(WorkerError, match=f"worker on far sees no {first}"):

@@ -31,7 +31,7 @@ from densesiam_seg.peers.record import RECORD, read_record
 from densesiam_seg.peers.shard import Shard
 from densesiam_seg.prediction.plan import plan
 from densesiam_seg.prediction.predict import predict_events
-from densesiam_seg.prediction.shards import Tally
+from densesiam_seg.prediction.shards import ImageTally
 from densesiam_seg.prediction.wanted import Wanted
 
 
@@ -75,7 +75,7 @@ def stamps(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in folder.rglob("*.png")}
 
 
-def predict(model: Segmenter, images: Path, out: Path, **options: Any) -> Tally:
+def predict(model: Segmenter, images: Path, out: Path, **options: Any) -> ImageTally:
     return densesiam_seg.predict(images, out, model, **options)
 
 
@@ -127,7 +127,7 @@ class TestUnion:
             work = pickle.loads(sent).part(Shard(index, 3))
             model = Segmenter.load(model_folder, device="cpu", precision="fp32")
             results = pickle.loads(pickle.dumps(list(predict_events(model, work))))
-            tallies.append(Tally())
+            tallies.append(ImageTally())
             for each in results:
                 tallies[-1].add(each)
         assert masks_of(tmp_path / "out") == masks_of(tmp_path / "whole")
@@ -255,7 +255,7 @@ class TestMadeOtherwise:
         """A name is in no mask, but on an overlay with a legend; a merge is in both."""
         folder = segmenter.save(tmp_path / "model")
 
-        def shard(name: str, **options: Any) -> Tally:
+        def shard(name: str, **options: Any) -> ImageTally:
             model = Segmenter.load(folder, device="cpu", precision="fp32")
             return predict(model, seven, tmp_path / name, shard=Shard(0, 1), **options)
 
@@ -337,7 +337,7 @@ def test_how_a_shard_ends(segmenter: Segmenter, seven: Path, tmp_path: Path) -> 
     error = tally.error((), Shard(5, 7))
     assert isinstance(error, PartialError)
     assert str(error).startswith("1 of 1 image of shard 5/7 failed; first: ")
-    assert isinstance(tally.error(), InputError) and Tally(done=3).error() is None
+    assert isinstance(tally.error(), InputError) and ImageTally(done=3).error() is None
 
 
 @pytest.fixture(scope="module")
