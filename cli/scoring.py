@@ -131,7 +131,9 @@ class Scoring:
 
 
 def merge_parts(parts: list[str], output: Output) -> None:
-    """All parts of an evaluation → its score."""
+    """All parts of an evaluation → its score. Raises UsageError under a launcher, which would print it often."""
+    if not launched().alone:
+        raise UsageError("--merge: works in one process; give it no launcher")
     from densesiam_seg.evaluation.parts import joined_events
 
     console = output.console()

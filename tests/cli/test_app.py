@@ -409,6 +409,7 @@ class TestLaunchers:
     def test_ways_that_exclude_a_launcher(self, cli: Cli) -> None:
         where = ("evaluate", "camvid", "--root", "x")
         told(cli(*where, "--ray", "auto"), "--ray: works in one process")
+        told(cli("evaluate", "--merge", "parts"), "--merge: works in one process")
         part = ("--out", "x.json", "--shard")
         told(cli(*where, *part, "1/2"), "every process would do that part")
         found = cli(*where, *part, "0/2")
