@@ -43,7 +43,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         images = Path(folder, "images")
         images.mkdir()
-        for index in range(2 * BATCH * given.steps // 2):
+        for index in range(BATCH * given.steps):
             pixels, _ = scene(0, index, SIDE)
             Image.fromarray(pixels).save(images / f"{index:04}.png")
         inside = namespace()

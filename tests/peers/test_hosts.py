@@ -107,8 +107,8 @@ class Hosts:
         self._until(lambda: self.steps() >= step)
 
     def end(self) -> float:
-        """Wait for the end of the run; the seconds that it took."""
-        self._until(lambda: all(agent.poll() == 0 for agent in self.agents))
+        """Wait for the end of the run; the seconds that it took. torchrun's agents may wait for each other longer."""
+        self._until(lambda: read_status(self.out).get("status") == "done")
         return time.monotonic() - self.started
 
     def _until(self, reached: Callable[[], bool]) -> None:
@@ -130,14 +130,14 @@ class Hosts:
     def told(self) -> str:
         return "\n".join(path.read_text()[-3000:] for path in sorted(self.logs.glob("*.log")))
 
-    def kill(self) -> None:
+    def end_all(self) -> None:
+        """Kill whatever is left in both namespaces."""
+        for name in NAMES:
+            left = subprocess.run(["ip", "netns", "pids", name], capture_output=True, check=False)
+            for pid in left.stdout.split():
+                os.kill(int(pid), signal.SIGKILL)
         for agent in self.agents:
-            agent.terminate()
-        for agent in self.agents:
-            try:
-                agent.wait(40)
-            except subprocess.TimeoutExpired:
-                agent.kill()
+            agent.wait()
 
 
 @pytest.fixture
@@ -157,7 +157,7 @@ def hosts(
 
     yield start
     for each in started:
-        each.kill()
+        each.end_all()
 
 
 @pytest.fixture(scope="module")
