@@ -128,7 +128,9 @@ class ImageStore:
                 notes = self.decoding.notes
                 with writing_cache(path, aspects, skipped, notes) as write:
                     yield from self._decode_all(write, aspects, skipped)
-            aspects, skipped = max(self.group.gathered((aspects, skipped)), key=_known)
+            aspects, skipped = max(
+                self.group.gathered((aspects, skipped), patient=True), key=_known
+            )
             if (known := read_cache(path, self.side)) is not None:
                 self.file, self._squares = path, known.squares
         elif keep == "ram":
@@ -153,7 +155,7 @@ class ImageStore:
 
         for done in self._decode_all(take, aspects, skipped, part):
             yield done * total // len(part)
-        found = group.gathered((aspects, skipped, self.decoding.notes.noted()))
+        found = group.gathered((aspects, skipped, self.decoding.notes.noted()), patient=True)
         before = sum(len(other) for other, *_ in found[: group.index])
         whole = array("d", chain.from_iterable(other for other, *_ in found))
         if keep == "ram":

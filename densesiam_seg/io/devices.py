@@ -21,7 +21,9 @@ def pick_device(name: str) -> torch.device:
     Of several CUDA devices each of the processes that a launcher started on this machine has its own.
     """
     if name == "auto":
-        other = "mps" if torch.backends.mps.is_available() else "cpu"
+        # Apple's devices cannot share what they have computed.
+        alone = os.environ.get("WORLD_SIZE", "1") == "1"
+        other = "mps" if alone and torch.backends.mps.is_available() else "cpu"
         name = "cuda" if torch.cuda.is_available() else other
     if name == "cuda" and torch.cuda.is_available() and _local(RANK, 0):
         return torch.device("cuda", _local(RANK, 0) % torch.cuda.device_count())

@@ -31,8 +31,8 @@ TIMEOUT = "DENSESIAM_SEG_TIMEOUT"
 SECONDS = 600.0
 """Unless the environment has another."""
 WAIT = timedelta(days=7)
-"""For what one process does alone while the others wait, such as listing fifty million files. A process that dies is
-noticed at once, as its connections close."""
+"""For what one process does alone while the others wait, such as listing fifty million files. One that dies is noticed
+at once, as its connections close; one whose machine is cut off is noticed by torchrun, whose agents ask each other."""
 
 
 class Group:
@@ -97,15 +97,15 @@ class Group:
         found: list[int] = most.tolist()
         return found
 
-    def gathered(self, value: Result) -> list[Result]:
-        """The values of all processes, by rank."""
+    def gathered(self, value: Result, *, patient: bool = False) -> list[Result]:
+        """The values of all processes, by rank; `patient` where their work takes unlike time."""
         if self.alone:
             return [value]
         import torch.distributed as dist
 
         found: list[Any] = [None] * self.count
         with watched():
-            dist.all_gather_object(found, value, group=self._waiting)
+            dist.all_gather_object(found, value, group=self._waiting if patient else None)
         return found
 
     def by_first(self, work: Callable[[], Result]) -> Result:
@@ -183,7 +183,14 @@ def joined(device: str = "auto") -> Iterator[Group]:
     import torch
     import torch.distributed as dist
 
+    from densesiam_seg.io.devices import pick_device
+
+    if device == "mps":
+        raise UsageError("--device mps: works in one process; give cpu")
     gpus = device.startswith(("auto", "cuda")) and torch.cuda.is_available()
+    if gpus:
+        # Else every process would open the first one too, for memory that a GPU copies from by itself.
+        torch.cuda.set_device(pick_device("cuda" if device == "auto" else device))
     with watched():
         store = meet(shard, _patience())
         dist.init_process_group(

@@ -378,7 +378,7 @@ def _finish(run: Run, training: Training) -> Iterator[Event]:
     segmenter = segmenter_of(training, range(len(training.store)), facts, group=run.group)
     if run.group.first:
         yield from _saved(run, training, segmenter)
-    run.group.gathered(None)
+    run.group.gathered(None, patient=True)
     passed_over = asdict(training.store.manifest.passed_over)
     complete = training.step >= training.total_steps
     yield Trained(run.folder, model, training.last_epoch, complete, passed_over)
