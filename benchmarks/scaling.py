@@ -3,7 +3,8 @@
     python -P benchmarks/scaling.py [--rounds 3] [--steps 24]
 
 Weak scaling: two processes have a batch that is twice as large, so that each does as much as one does alone; a thread
-each. The runs alternate. Bytes are those of the loopback device of a network namespace, where that is allowed.
+each. What two cores can do at best is what two single runs at the same time take, as cores share caches and memory. The
+runs alternate. Bytes are those of the loopback device of a network namespace, where that is allowed.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 
@@ -39,6 +41,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--steps", type=int, default=24)
+    options.add_argument("--ways", type=int, default=len(WAYS), help="of them the first")
     given = options.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         images = Path(folder, "images")
@@ -47,9 +50,9 @@ def main() -> None:
             pixels, _ = scene(0, index, SIDE)
             Image.fromarray(pixels).save(images / f"{index:04}.png")
         inside = namespace()
-        for name, words in WAYS.items():
+        for name, words in list(WAYS.items())[: given.ways]:
             print(name)
-            alone, both, sent = [], [], []
+            alone, beside, both, sent = [], [], [], []
             for turn in range(given.rounds):
                 for processes, found in ((1, alone), (2, both)):
                     out = Path(folder, f"{len(name)}-{turn}-{processes}")
@@ -57,12 +60,23 @@ def main() -> None:
                     found.append(seconds)
                     if processes == 2 and wire is not None:
                         sent.append(wire / gradients(out))
-            ratios = [one / two for one, two in zip(alone, both, strict=True)]
-            print(f"  seconds a step, 1 process: {told(alone)}; 2 processes: {told(both)}")
-            print(f"  weak scaling: {told(ratios)}")
+                with ThreadPoolExecutor() as pool:
+                    outs = [Path(folder, f"{len(name)}-{turn}-beside-{each}") for each in "ab"]
+                    pair = [pool.submit(run, images, out, 1, words, inside) for out in outs]
+                    beside.append(sum(each.result()[0] for each in pair) / 2)
+            print(f"  seconds a step, 1 process: {told(alone)}")
+            print(f"  two single runs at the same time: {told(beside)}")
+            print(f"  2 processes of one run: {told(both)}")
+            print(f"  weak scaling: {told(over(alone, both))}")
+            print(f"  what the cores allow: {told(over(alone, beside))}")
             print(f"  bytes sent by a process over those of the gradients: {told(sent)}")
         if inside:
             subprocess.run(["ip", "netns", "del", NAMESPACE], check=False)
+
+
+def over(ones: Sequence[float], others: Sequence[float]) -> list[float]:
+    """The ratios of two rows of runs."""
+    return [one / other for one, other in zip(ones, others, strict=True)]
 
 
 def told(values: Sequence[float]) -> str:

@@ -27,6 +27,7 @@ from densesiam_seg.events import EpochRecord, Event, Notice, Progress, Started, 
 from densesiam_seg.images.scan import scan
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.inference.suggesting import Suggested, suggestion_events
+from densesiam_seg.inference.visualize import spread
 from densesiam_seg.io.devices import pick_device
 from densesiam_seg.io.files import output_error, remove_leftovers
 from densesiam_seg.io.lock import run_lock
@@ -60,6 +61,8 @@ Images = str | Path | Sequence[str | Path]
 
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0)
 """A pipe in the log's place would wait for a reader."""
+READOUT_IMAGES = 10_000
+"""Of the set, evenly spread, that a read-out is fitted to where no clusters were learned."""
 SAVE_SECONDS = 60.0
 """Wall time between checkpoints unless another is asked for. A run can be resumed from any step to the same result."""
 
@@ -375,7 +378,8 @@ def _finish(run: Run, training: Training) -> Iterator[Event]:
         "seed": training.config.seed,
     }
     model = run.folder / "model"
-    segmenter = segmenter_of(training, range(len(training.store)), facts, group=run.group)
+    images = spread(len(training.store), READOUT_IMAGES)
+    segmenter = segmenter_of(training, images, facts, group=run.group)
     if run.group.first:
         yield from _saved(run, training, segmenter)
     run.group.gathered(None, patient=True)
