@@ -63,8 +63,10 @@ class TestKill:
         counts = phase_counts(programs, "counted")
         assert all(counts.values()), counts
         names = set(digests(reference))
-        assert {"method.centroids_1", "method.labels", "config.json"} <= names
-        assert any(name.startswith("optimizer.") for name in names)
+        assert {"method.centroids_1", "method.epoch", "config.json"} <= names
+        # Pseudo-labels follow from the encoder as it was when their epoch began.
+        for kind in ("optimizer.", "method.start."):
+            assert any(name.startswith(kind) for name in names)
         landed = dict.fromkeys(PHASES, 0)
         for number in trials.several(4, 100):
             with trials.trial(number):
