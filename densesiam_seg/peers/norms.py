@@ -76,7 +76,7 @@ class _Normalise(torch.autograd.Function):
         mean, square = (sums[:-1] / count).chunk(2)
         variance = (square - mean.square()).clamp(min=0)
         scale = (variance + eps).rsqrt()
-        kind = _full(maps[:0])
+        kind = _at_least_single(maps.dtype)
         result = F.batch_norm(maps, mean.to(kind), variance.to(kind), weight, bias, eps=eps)
         ctx.save_for_backward(maps, weight, mean, scale, count)
         ctx.group = group
@@ -87,7 +87,7 @@ class _Normalise(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         maps, weight, mean, scale, count = ctx.saved_tensors
-        channels, kind = maps.shape[1], _full(maps[:0])
+        channels, kind = maps.shape[1], _at_least_single(maps.dtype)
         sums = torch.zeros(2, channels, dtype=torch.float64, device=maps.device)
         if maps.numel():
             # Σ upstream · normalised and Σ upstream, which are the gradients of weight and bias.
@@ -103,7 +103,7 @@ class _Normalise(torch.autograd.Function):
         first, second, third = (
             each.to(kind).view(shape) for each in (factor, slope, -factor * shift - slope * mean)
         )
-        gradient = torch.addcmul(third, _full(maps), second).addcmul_(_full(upstream), first)
+        gradient = torch.addcmul(third, maps.to(kind), second).addcmul_(upstream.to(kind), first)
         of_weight, of_bias = (None, None) if weight is None else sums.to(weight.dtype)
         return gradient.to(maps.dtype), of_weight, of_bias, None, None
 
@@ -120,7 +120,7 @@ def _moments(maps: Tensor) -> Tensor:
         mean, variance = (torch.stack(part).double() for part in zip(*each, strict=True))
     else:
         dimensions = [each for each in range(1, maps.dim()) if each != 1]
-        values = _full(maps)
+        values = maps.to(_at_least_single(maps.dtype))
         found = (
             torch.var_mean(values, dimensions, correction=0) if dimensions else (0 * values, values)
         )
@@ -128,6 +128,6 @@ def _moments(maps: Tensor) -> Tensor:
     return torch.cat((mean.mean(0), (variance + mean.square()).mean(0)))
 
 
-def _full(maps: Tensor) -> Tensor:
-    """Maps in single precision, or in double precision where they are."""
-    return maps if maps.dtype == torch.float64 else maps.float()
+def _at_least_single(kind: torch.dtype) -> torch.dtype:
+    """Single precision for halves; others as they are."""
+    return torch.promote_types(kind, torch.float32)
