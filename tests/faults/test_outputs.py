@@ -7,6 +7,7 @@ import random
 import shutil
 import signal
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -74,19 +75,28 @@ def cut(child: Child, folder: Path, enough: int, number: int) -> int:
     return child.wait()
 
 
+Predict = Callable[..., Child]
+"""Begins a prediction into a folder, with further options."""
+
+
+@pytest.fixture
+def predict(family: Family, model_folder: Path, images: Path, kind: str) -> Predict:
+    """`predict` with the other files of a kind."""
+
+    def begin(out: Path, *more: str) -> Child:
+        where = ("predict", images, "--out", out, "--model", model_folder)
+        return begun(family, *where, *KINDS[kind], *more)
+
+    return begin
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @fault(
     "F19",
     "kill -9 and SIGTERM in predict with its other files",
     "every file is whole; --resume ends with those of a whole run",
 )
-def test_cut_predictions(
-    trials: Trials, family: Family, model_folder: Path, images: Path, tmp_path: Path, kind: str
-) -> None:
-    def predict(out: Path, *more: str) -> Child:
-        where = ("predict", images, "--out", out, "--model", model_folder)
-        return begun(family, *where, *KINDS[kind], *more)
-
+def test_cut_predictions(trials: Trials, predict: Predict, tmp_path: Path) -> None:
     assert predict(tmp_path / "whole").wait() == 0
     reference = files_of(tmp_path / "whole")
     draw, landed = random.Random(0), 0
@@ -112,13 +122,7 @@ def test_cut_predictions(
 @fault(
     "F3", "predict with its other files, on a disk that fills", "exit 5, all whole; then resumed"
 )
-def test_full_disk(
-    trials: Trials, family: Family, model_folder: Path, images: Path, tmp_path: Path, kind: str
-) -> None:
-    def predict(out: Path, *more: str) -> Child:
-        where = ("predict", images, "--out", out, "--model", model_folder)
-        return begun(family, *where, *KINDS[kind], *more)
-
+def test_full_disk(trials: Trials, predict: Predict, tmp_path: Path) -> None:
     assert predict(tmp_path / "whole").wait() == 0
     reference = files_of(tmp_path / "whole")
     pages = sum(-(-len(data) // 4096) for data in reference.values())
