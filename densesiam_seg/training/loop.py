@@ -27,12 +27,13 @@ from torch.nn.parallel import DistributedDataParallel
 from densesiam_seg.config import RunConfig
 from densesiam_seg.errors import InputError, NumericError, UsageError
 from densesiam_seg.events import EpochRecord, Progress, StepRecord
-from densesiam_seg.images.store import Batch, ImageStore, epoch_batches, on_device
+from densesiam_seg.images.store import ImageStore, epoch_batches, on_device
 from densesiam_seg.io.devices import autocast, exact_device
 from densesiam_seg.methods.method import Method, Objective, diverged
 from densesiam_seg.network.model import DenseSiam
 from densesiam_seg.peers.group import watched
 from densesiam_seg.peers.norms import share_statistics
+from densesiam_seg.training.drawing import Drawn, drawing
 
 IN_USE = 0.001
 """A cluster counts as in use from this share of an epoch's pixels on."""
@@ -129,13 +130,15 @@ class Training:
         self.store = store
         self.device = device
         self.precision = precision
-        self.optimizer = _optimizer(self.network, config)
+        self.optimizer = _optimizer(self.network, config, fused=_fuses(config, device) or None)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
         self.step = 0
         self.steps_per_epoch = len(store) // config.batch_size
         self.total_steps = self.steps_per_epoch * config.epochs
         self.sums = EpochSums()
         self.last_epoch: EpochRecord | None = None
+        self.compiled: float | None = None
+        """Seconds in which parts of the step were compiled; None where they were not."""
         self.read_seconds = READ_SECONDS if device.type == "cuda" else 0.0
         """0: every step's results are read before the weights change."""
 
@@ -166,11 +169,14 @@ class Training:
             pinned = self.device.type == "cuda"
             own = groups[done:].part(self.group.shard)
             batches = on_device(self.method.batches(self.store, own, pinned=pinned), self.device)
+            views = drawing(self.method, batches, epoch, self.device)
             unread: list[UnreadStep] = []
-            for batch, whole in zip(batches, groups[done:], strict=True):
+            for drawn, whole in zip(views, groups[done:], strict=True):
                 if not unread:
                     began = time.perf_counter()
-                unread.append(self._advance(batch, whole, epoch))
+                unread.append(self._advance(drawn, whole, epoch))
+                # Before results are waited for, so that the GPU goes on meanwhile.
+                views.ahead()
                 last = self.step % self.steps_per_epoch == 0
                 if last or self._is_time_to_read(began):
                     records = self._read(unread, began)
@@ -218,18 +224,19 @@ class Training:
             records.append(record)
         return records
 
-    def _advance(self, batch: Batch, whole: tuple[int, ...], epoch: int) -> UnreadStep:
+    def _advance(self, drawn: Drawn, whole: tuple[int, ...], epoch: int) -> UnreadStep:
         """One optimiser step with this process's part of a `whole` batch.
 
         Raises NumericError, with the weights as they were, when something is not finite and results are read at once.
         """
-        weight = len(batch.indices) / len(whole)
+        seen, indices = drawn
+        weight = len(indices) / len(whole)
         factor = self.config.decay(self.step / self.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.rate() * (factor if group["decays"] else 1.0)
         with autocast(self.device, self.precision):
             objective = self.method.objective if self.group.alone else self._averaged
-            result = objective(batch.images, batch.indices, epoch)
+            result = objective(seen, indices, epoch)
         self.optimizer.zero_grad(set_to_none=True)
         # Gradients become the mean over processes, so that each is multiplied by its share of the images.
         with nullcontext() if self.group.alone else watched():
@@ -286,9 +293,13 @@ class Training:
         for name, value in _below("optimizer.", tensors).items():
             moment, _, owner = name.partition(".")
             parameter = parameters[owner]
-            # In its parameter's memory layout, which fixes the order of sums; Adam's step count has another shape.
+            # In its parameter's memory layout, which fixes the order of sums; Adam's step count has another shape, and
+            # lies beside its parameter where the optimiser is fused.
             same = value.shape == parameter.shape
-            copied = torch.empty_like(parameter).copy_(value) if same else value.clone()
+            place = parameter.device if self.optimizer.defaults.get("fused") else value.device
+            copied = (
+                torch.empty_like(parameter).copy_(value) if same else value.to(place, copy=True)
+            )
             self.optimizer.state[parameter][moment] = copied
         self.method.restore(_below("method.", tensors))
         self.step = state["step"]
@@ -311,7 +322,8 @@ def _numbers(result: Objective, sound: Tensor, weight: float) -> Tensor:
     means = [result.agreement, spread, *result.parts.values(), result.total.detach()]
     vector = torch.stack([(~sound).float(), *(value.float() for value in means)])
     vector = vector.to(exact_device(vector.device)).double()
-    counts = vector.new_tensor([result.disjoint])
+    # Filled on the device: a copy to a GPU would wait for all work queued on it.
+    counts = vector.new_full((1,), result.disjoint)
     return torch.cat((vector[:1], counts, weight * vector[1:], result.histogram.to(vector)))
 
 
@@ -324,18 +336,30 @@ class _WithGradients(nn.Module):
         self.trained = nn.ParameterList(p for p in method.trained().parameters() if p.requires_grad)
         self.method = method
 
-    def forward(self, images: Tensor, indices: Sequence[int], epoch: int) -> Objective:
-        return self.method.objective(images, indices, epoch)
+    def forward(self, drawn: Any, indices: Sequence[int], epoch: int) -> Objective:
+        return self.method.objective(drawn, indices, epoch)
 
 
-def _optimizer(network: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
-    """SGD or Adam of two groups: the predictors, whose rate stays, and everything else but a frozen backbone."""
+def _fuses(config: RunConfig, device: torch.device) -> bool:
+    """Whether the optimiser makes one pass over all weights: on a GPU, but for exact mode."""
+    return device.type == "cuda" and not config.exact()
+
+
+def _optimizer(
+    network: nn.Module, config: RunConfig, *, fused: bool | None = None
+) -> torch.optim.Optimizer:
+    """SGD or Adam of two groups: the predictors, whose rate stays, and everything else but a frozen backbone.
+
+    `fused` None: as torch chooses.
+    """
     predictors = [p for name, p in network.named_parameters() if "predictor." in name]
     known = set(predictors)
     others = [p for p in network.parameters() if p not in known and p.requires_grad]
     groups = [{"params": others, "decays": True}, {"params": predictors, "decays": False}]
     if config.optimizer == "adam":
-        return torch.optim.Adam(groups, config.rate(), weight_decay=config.weight_decay)
+        return torch.optim.Adam(
+            groups, config.rate(), weight_decay=config.weight_decay, fused=fused
+        )
     return torch.optim.SGD(
-        groups, config.rate(), momentum=MOMENTUM, weight_decay=config.weight_decay
+        groups, config.rate(), momentum=MOMENTUM, weight_decay=config.weight_decay, fused=fused
     )
