@@ -38,7 +38,7 @@ from densesiam_seg.images.store import epoch_batches, on_device
 from densesiam_seg.inference.model_card import ModelCard
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io import devices
-from densesiam_seg.io.devices import pick_precision
+from densesiam_seg.io.devices import make_repeatable, pick_precision
 from densesiam_seg.network.architecture import Architecture
 from densesiam_seg.network.encoder import PYRAMID_ZOOM
 from densesiam_seg.network.model import build_network
@@ -229,6 +229,7 @@ def warm(numbers: Numbers, scratch: Path) -> Iterator[Row]:
 
 def _compile_seconds(device: str, size: int, batch: int, compiler: str) -> float:
     devices.COMPILER = compiler
+    make_repeatable(torch.device(device))
     numbers = Numbers(torch.device(device), size, batch)
     return compile_now(ready_training(numbers.settings("resnet18"), 1, numbers.device))
 
@@ -269,6 +270,7 @@ def measure_gpu(
     found |= {"size": numbers.size, "batch": numbers.batch}
     ending = threading.Timer(LIMIT, _end, (path,))
     ending.daemon = True
+    make_repeatable(numbers.device)  # as in a run
     ending.start()
     # An empty folder: cold. A rehearsal makes no machine code.
     compiler = "inductor" if cuda else "aot_eager"
@@ -343,6 +345,7 @@ def profile_step() -> None:
     gpu = torch.cuda.is_available()
     numbers = on_this_card() if gpu else Numbers(torch.device("cpu"), 160, 16, images=64)
     torch.set_num_threads(torch.get_num_threads() if gpu else 1)
+    make_repeatable(numbers.device)
     with TemporaryDirectory() as scratch:
         for compiled in (False, True) if gpu else (False,):
             training = fed_training(numbers, Path(scratch), compiled=compiled)

@@ -81,6 +81,8 @@ def make_repeatable(device: torch.device) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(True, warn_only=True)
+        # Else every new map is filled first, in case that somebody reads what was never written.
+        torch.utils.deterministic.fill_uninitialized_memory = False
 
 
 def compiled(function: Function) -> Function:

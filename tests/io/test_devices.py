@@ -117,6 +117,7 @@ def test_repeatable_on_a_gpu_only(monkeypatch: pytest.MonkeyPatch, own: str | No
     make_repeatable(CUDA)
     switch.assert_called_once_with(True, warn_only=True)
     assert not torch.backends.cudnn.benchmark
+    assert not torch.utils.deterministic.fill_uninitialized_memory
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == own or ":4096:8"
 
 
