@@ -20,6 +20,7 @@ from densesiam_seg.network import resnet
 from densesiam_seg.network.architecture import Features
 from densesiam_seg.network.description import PYRAMID_STAGES, Description
 from densesiam_seg.network.timm_backbones import TimmBackbone
+from densesiam_seg.network.weightless import weightless
 
 PYRAMID_ZOOM = 3
 """The largest size in which a pyramid's stages are described, in image sizes."""
@@ -72,7 +73,7 @@ def require_backbone(name: str, side: int) -> None:
     """Refuse a backbone that is not there or does not take images of `side`. Raises UsageError."""
     if not name.startswith(TIMM):
         return
-    with torch.device("meta"):
+    with weightless():
         backbone = TimmBackbone(name.removeprefix(TIMM))
     for height, width in ((side, side), (side, 2 * side)):
         try:

@@ -19,6 +19,7 @@ from densesiam_seg.backbones import TIMM
 from densesiam_seg.clustering.resizing import opaque, resized, scaled
 from densesiam_seg.errors import UsageError
 from densesiam_seg.network import efficientnet
+from densesiam_seg.network.weightless import weightless
 from densesiam_seg.views.photometric import MEAN, STD
 
 DEPTHS = 4
@@ -124,7 +125,7 @@ class TimmBackbone(nn.Module):
     def named_in_order(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A state dict under timm's names, of a file with other names in timm's order. Raises ValueError."""
         architecture = self.name.partition(".")[0]
-        with torch.device("meta"):
+        with weightless():
             whole = (
                 efficientnet.EfficientNetLite(architecture, CLASSES)
                 if efficientnet.known(architecture)
