@@ -126,7 +126,7 @@ class Segmenter:
         if merged:
             expected["merges"] = ((count - 1, 2), "int64")
             expected["merges_counts"] = ((count,), "int64")
-        tensors = read_safetensors(stored.tensors, expected=expected)
+        tensors = read_safetensors(stored.tensors, expected=expected, mapped=True)
         centroids, merges = tensors.pop("centroids", None), None
         if merged:
             merges = Merges(tensors.pop("merges").numpy(), tensors.pop("merges_counts").numpy())
