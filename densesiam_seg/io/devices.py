@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -82,7 +82,7 @@ def make_repeatable(device: torch.device) -> None:
         torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(True, warn_only=True)
         # Else every new map is filled first, in case that somebody reads what was never written.
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def compiled(function: Function) -> Function:
@@ -90,11 +90,11 @@ def compiled(function: Function) -> Function:
 
     No kernel is chosen by its speed: the choice could change from run to run, and with it the last bits.
     """
-    options = {"deterministic": True} if COMPILER == "inductor" else None
-    found: Function = torch.compile(
+    options: dict[str, Any] | None = {"deterministic": True} if COMPILER == "inductor" else None
+    found: Any = torch.compile(
         function, fullgraph=True, dynamic=False, backend=COMPILER, options=options
     )
-    return found
+    return cast("Function", found)
 
 
 def compiler_cache() -> Path:

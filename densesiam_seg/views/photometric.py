@@ -96,7 +96,7 @@ def changed(images: Tensor, colours: Tensor) -> Tensor:
 
 def _weighted(images: Tensor) -> Tensor:
     """Luma (B, 1, H, W) as a sum, which a compiler joins with what is around it, as it does not with a product."""
-    red, green, blue = images.split(1, 1)
+    red, green, blue = images[:, :1], images[:, 1:2], images[:, 2:]
     return LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
 
 

@@ -22,6 +22,7 @@ from densesiam_seg.methods.compiled import (
     try_pixels,
 )
 from densesiam_seg.methods.densesiam import objective
+from densesiam_seg.methods.losses import Balance, Similarity
 from densesiam_seg.methods.method import Objective
 from densesiam_seg.network.architecture import Architecture
 from densesiam_seg.network.model import DenseSiam, build_network, predictor, projector
@@ -36,14 +37,13 @@ def trained() -> DenseSiam:
     """With heads that no multiple of 8 fits, and a mixture's shares."""
     architecture = Architecture("resnet18", 12, 5, 11, mixture=True)
     network = build_network(architecture, 1).train()
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.to(memory_format=torch.channels_last)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             # Else all batch norms begin alike, and a mistaken order of theirs would show nothing.
             if "projector" in name or "predictor" in name:
-                parameter += 0.1 * torch.randn(
-                    parameter.shape, generator=torch.Generator().manual_seed(len(name))
-                )
+                draw = torch.Generator().manual_seed(len(name))
+                parameter.add_(torch.randn(parameter.shape, generator=draw), alpha=0.1)
     return network
 
 
@@ -87,7 +87,7 @@ def require_same(
     ],
 )
 def test_losses_gradients_and_statistics_are_those_of_exact_mode(
-    trained: DenseSiam, similarity: str, balance: str, prior: bool
+    trained: DenseSiam, similarity: Similarity, balance: Balance, prior: bool
 ) -> None:
     config = replace(EXACT, similarity=similarity, balance=balance)
     maps, twin = features(), features()
@@ -116,9 +116,11 @@ def test_losses_that_are_off_and_labels_that_nobody_has(trained: DenseSiam) -> N
     """With one cluster far ahead the others have no pixel, and weigh nothing."""
     config = replace(EXACT, over_cluster_weight=0.0, pixel_weight=0.0)
     network = copy.deepcopy(trained)
-    network.projector = nn.Sequential(nn.Conv2d(12, 5, 1))
+    layer = nn.Conv2d(12, 5, 1)
+    network.projector = nn.Sequential(layer)
     with torch.no_grad():
-        network.projector[0].bias.copy_(torch.tensor([50.0, 0, 0, 0, 0]))
+        assert layer.bias is not None
+        layer.bias.copy_(torch.tensor([50.0, 0, 0, 0, 0]))
     pixels = pixel_losses(network, features(), config, None)
     assert list(pixels.losses) == ["segmentation"]
     assert pixels.histogram.tolist() == [256, 0, 0, 0, 0]

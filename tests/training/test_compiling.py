@@ -108,7 +108,11 @@ def test_one_line_where_it_fails(
 
 @pytest.mark.usefixtures("willing")
 def test_nothing_to_compile_says_nothing(image_folder: Path, tiny_settings: dict[str, Any]) -> None:
-    weights = {"pixel_weight": 0.0, "over_cluster_weight": 0.0, "segmentation_weight": 0.0}
+    weights: dict[str, Any] = {
+        "pixel_weight": 0.0,
+        "over_cluster_weight": 0.0,
+        "segmentation_weight": 0.0,
+    }
     training = ready(
         image_folder,
         tiny_settings,
