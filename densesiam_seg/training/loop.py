@@ -130,7 +130,7 @@ class Training:
         self.store = store
         self.device = device
         self.precision = precision
-        self.optimizer = _optimizer(self.network, config, fused=_fuses(config, device) or None)
+        self.optimizer = _optimizer(self.network, config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
         self.step = 0
         self.steps_per_epoch = len(store) // config.batch_size
@@ -171,10 +171,10 @@ class Training:
             batches = on_device(self.method.batches(self.store, own, pinned=pinned), self.device)
             views = drawing(self.method, batches, epoch, self.device)
             unread: list[UnreadStep] = []
-            for drawn, whole in zip(views, groups[done:], strict=True):
+            for whole in groups[done:]:
                 if not unread:
                     began = time.perf_counter()
-                unread.append(self._advance(drawn, whole, epoch))
+                unread.append(self._advance(views, whole, epoch))
                 # Before results are waited for, so that the GPU goes on meanwhile.
                 views.ahead()
                 last = self.step % self.steps_per_epoch == 0
@@ -224,12 +224,12 @@ class Training:
             records.append(record)
         return records
 
-    def _advance(self, drawn: Drawn, whole: tuple[int, ...], epoch: int) -> UnreadStep:
-        """One optimiser step with this process's part of a `whole` batch.
+    def _advance(self, views: Iterator[Drawn], whole: tuple[int, ...], epoch: int) -> UnreadStep:
+        """One optimiser step with this process's part of a `whole` batch, the next of the `views`.
 
         Raises NumericError, with the weights as they were, when something is not finite and results are read at once.
         """
-        seen, indices = drawn
+        seen, indices = next(views)
         weight = len(indices) / len(whole)
         factor = self.config.decay(self.step / self.total_steps)
         for group in self.optimizer.param_groups:
@@ -237,6 +237,8 @@ class Training:
         with autocast(self.device, self.precision):
             objective = self.method.objective if self.group.alone else self._averaged
             result = objective(seen, indices, epoch)
+        # What the way back needs of it is kept elsewhere, in half precision where there is one.
+        del seen
         self.optimizer.zero_grad(set_to_none=True)
         # Gradients become the mean over processes, so that each is multiplied by its share of the images.
         with nullcontext() if self.group.alone else watched():
@@ -293,13 +295,9 @@ class Training:
         for name, value in _below("optimizer.", tensors).items():
             moment, _, owner = name.partition(".")
             parameter = parameters[owner]
-            # In its parameter's memory layout, which fixes the order of sums; Adam's step count has another shape, and
-            # lies beside its parameter where the optimiser is fused.
+            # In its parameter's memory layout, which fixes the order of sums; Adam's step count has another shape.
             same = value.shape == parameter.shape
-            place = parameter.device if self.optimizer.defaults.get("fused") else value.device
-            copied = (
-                torch.empty_like(parameter).copy_(value) if same else value.to(place, copy=True)
-            )
+            copied = torch.empty_like(parameter).copy_(value) if same else value.clone()
             self.optimizer.state[parameter][moment] = copied
         self.method.restore(_below("method.", tensors))
         self.step = state["step"]
@@ -340,26 +338,15 @@ class _WithGradients(nn.Module):
         return self.method.objective(drawn, indices, epoch)
 
 
-def _fuses(config: RunConfig, device: torch.device) -> bool:
-    """Whether the optimiser makes one pass over all weights: on a GPU, but for exact mode."""
-    return device.type == "cuda" and not config.exact()
-
-
-def _optimizer(
-    network: nn.Module, config: RunConfig, *, fused: bool | None = None
-) -> torch.optim.Optimizer:
-    """SGD or Adam of two groups: the predictors, whose rate stays, and everything else but a frozen backbone.
-
-    `fused` None: as torch chooses.
-    """
+def _optimizer(network: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
+    """SGD or Adam of two groups: the predictors, whose rate stays, and everything else but a frozen backbone."""
+    # Not fused: torch's SGD then refuses weights that get their first gradient later, as those of regions do.
     predictors = [p for name, p in network.named_parameters() if "predictor." in name]
     known = set(predictors)
     others = [p for p in network.parameters() if p not in known and p.requires_grad]
     groups = [{"params": others, "decays": True}, {"params": predictors, "decays": False}]
     if config.optimizer == "adam":
-        return torch.optim.Adam(
-            groups, config.rate(), weight_decay=config.weight_decay, fused=fused
-        )
+        return torch.optim.Adam(groups, config.rate(), weight_decay=config.weight_decay)
     return torch.optim.SGD(
-        groups, config.rate(), momentum=MOMENTUM, weight_decay=config.weight_decay, fused=fused
+        groups, config.rate(), momentum=MOMENTUM, weight_decay=config.weight_decay
     )
