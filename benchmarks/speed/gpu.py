@@ -101,28 +101,22 @@ Stage = Callable[[Numbers, Path], Iterator[Row]]
 
 
 def step(backbone: str, numbers: Numbers, scratch: Path) -> Iterator[Row]:
-    """The step with all losses, as it was and compiled, against the bare network, in turns."""
-    plain, seconds, works = numbers.settings(backbone), [], []
-    for compiled in (False, True):
-        training = ready_training(plain, numbers.steps, numbers.device)
-        if compiled:
-            seconds.append(compile_now(training))
-        works.append(epochs_of(training))
-    alone = bare(
-        backbone, numbers.size, numbers.batch, fast=True, device=numbers.device, repeats=numbers.steps,
-    )  # fmt: skip
-    _peak(reset=True)
-    before, after, network = alternate(*works, alone, repeats=numbers.repeats)
-    images = numbers.steps * numbers.batch
-    for name, taken, limit in (
-        ("step, compiled", after, LIMITS[backbone]),
-        ("step, --no-compile", before, None),
-    ):
+    """The step with all losses against the bare network, in turns: as it was, then compiled."""
+    config, images = numbers.settings(backbone), numbers.steps * numbers.batch
+    facts = backbone, numbers.size, numbers.batch
+    alone = bare(*facts, fast=True, device=numbers.device, repeats=numbers.steps)
+    for mode in ("--no-compile", "compiled"):
+        training = ready_training(config, numbers.steps, numbers.device)
+        if mode == "compiled":
+            yield _told(f"compile seconds, {backbone}", [compile_now(training)], "s")
+        _peak(reset=True)
+        taken, network = alternate(epochs_of(training), alone, repeats=numbers.repeats)
         note = f"{images / min(taken):.0f} images/s, {1e3 * min(taken) / numbers.steps:.1f} ms"
-        yield ratio_row(f"{name} / bare network, {backbone}", taken, network, limit, note=note)
+        limit = LIMITS[backbone] if mode == "compiled" else None
+        name = f"step, {mode} / bare network, {backbone}"
+        yield ratio_row(name, taken, network, limit, note=note)
+        yield _told(f"largest memory, {mode}, {backbone}", [_peak()], "GB")
     yield rate_row(f"bare network, {backbone}", images, network, "images/s", None)
-    yield _told(f"compile seconds, cold, {backbone}", seconds, "s")
-    yield _told(f"largest memory, {backbone}", [_peak()], "GB")
 
 
 def parts(numbers: Numbers, scratch: Path) -> Iterator[Row]:
@@ -246,14 +240,14 @@ def network_compiled(numbers: Numbers, scratch: Path) -> Iterator[Row]:
 
 
 STAGES: dict[str, tuple[float, Stage]] = {
-    "step-18": (65, partial(step, "resnet18")),
-    "step-50": (55, partial(step, "resnet50")),
+    "step-18": (80, partial(step, "resnet18")),
+    "step-50": (50, partial(step, "resnet50")),
     "parts": (35, parts),
     "input": (55, fed),
     "predict": (20, masks),
     "default": (30, default_recipe),
     "warm": (30, warm),
-    "network": (35, network_compiled),
+    "network": (25, network_compiled),
 }
 """Seconds and work of each, the most wanted first; what a stage leaves over no other one gets, so that the script ends
 in time."""
