@@ -138,7 +138,14 @@ def _views(
     """uint8 (B, 3, S, S) → normalised float (B, 3, R, R), some images after the other."""
     device, side = images.device, images.shape[-1] // 2
     if images.is_cuda and not exact and not pretraining:
-        return normalise_(_halved_views(images, photometry, geometry.to(device), colour))
+        # Compiled, changes need no memory between them.
+        step = GPU_CHUNK if colour is changed else len(images)
+        place = geometry.to(device)
+        halved = [
+            _halved_views(images[part], photometry[part], place[part], colour)
+            for part in (slice(first, first + step) for first in range(0, len(images), step))
+        ]
+        return normalise_(torch.cat(halved))
     if exact or device.type != "cpu":
         apply = _crop_then_colour if pretraining else _colour_then_crop
         geometry = geometry.to(device)
@@ -169,7 +176,7 @@ def _colour_then_crop(
 def _halved_views(
     images: Tensor, photometry: Photometry, geometry: Geometry, colour: Colour
 ) -> Tensor:
-    """The same of a whole batch in float16 products: float32 views (B, 3, R, R) in the network's memory layout."""
+    """The same of some images in float16 products: float32 views (B, 3, R, R) in the network's memory layout."""
     source = images.shape[-1]
     rows, columns = (each.half() for each in crop_matrices(geometry, source, source // 2))
     blur = blur_matrix(photometry.sigma.to(images.device), source).half()
