@@ -126,6 +126,11 @@ def rows(
 
         return start_rows(repeats)
 
+    def mask() -> Iterator[Row]:
+        from starts import mask_rows
+
+        return mask_rows(scratch, photos, repeats)
+
     def gpu() -> Iterator[Row]:
         from gpu import gpu_rows
 
@@ -144,6 +149,7 @@ def rows(
         "evaluate": evaluate,
         "scan": scan,
         "start": start,
+        "mask": mask,
         "growth": growth,
         "gpu": gpu,
     }
