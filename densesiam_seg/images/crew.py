@@ -28,8 +28,15 @@ from densesiam_seg.images.decode import square, stretched
 from densesiam_seg.images.decoding import Decoding, Notes
 
 _CODE = "from densesiam_seg.images.crew import serve; serve()"
-_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "67108864"}
-"""Where glibc gave memory back after each image, the system would clear it again for the next: 440 pages of it."""
+_SETTINGS = {
+    # Where glibc gave memory back after each image, the system would clear it again for the next: 440 pages of it.
+    "MALLOC_MMAP_THRESHOLD_": "33554432",
+    "MALLOC_TRIM_THRESHOLD_": "67108864",
+    # numpy would start a thread for each core, of no use to anyone.
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+}
 _ABOVE_STREAMS = 10
 """A stream of this process may be closed, and its number is then the first that is free."""
 
@@ -94,7 +101,7 @@ class Crew:
             for kind, *said in reply["notes"]:
                 getattr(self.form.decoding.notes, kind)(*said)
             if "aspect" in reply:
-                out = process.square.copy() if out is None else out
+                out = np.empty_like(process.square) if out is None else out
                 np.copyto(out, process.square)
             with self._lock:
                 if process in self._alive:
@@ -152,7 +159,7 @@ class _Process:
                 start_new_session=True,
                 env={
                     **os.environ,
-                    **_MEMORY,
+                    **_SETTINGS,
                     "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
                 },
             )

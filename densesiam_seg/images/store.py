@@ -264,8 +264,8 @@ class ImageStore:
             np.take(squares.numpy(), group, axis=0, out=images.numpy(), mode="clip")
             return Batch(images, group)
 
-        # Copies to pinned memory, reads of a file and waiting for images take time, so a thread makes them ahead; memory
-        # needs none.
+        # Copies to pinned memory, reads of a file and waiting for images take time, so a thread makes batches ahead;
+        # memory needs none.
         waits = pinned or self.file is not None or (self.workers > 0 and not kept)
         return ahead(gather, groups, 1 if waits else 0, max_waiting=2)
 
