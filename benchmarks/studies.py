@@ -107,21 +107,31 @@ def main() -> None:
     jobs = list(missing(budget))
     print(f"{len(jobs)} runs are missing", flush=True)
     pool = ProcessPoolExecutor(budget.jobs, mp_context=get_context("spawn"))
-    with pool:
-        made = {pool.submit(run, budget, job, ends): job for job in jobs}
+    made = {pool.submit(run, budget, job, ends): job for job in jobs}
+    signal.signal(signal.SIGTERM, lambda *_: stop(pool))
+    try:
         for number, future in enumerate(as_completed(made), 1):
             job, result = made[future], future.result()
             if result is not None:
                 note(budget, job, result)
-                left = ends - time.time()
-                names = " and ".join(row for _, row in job.rows)
+                told = " and ".join(row for _, row in job.rows)
                 print(
-                    f"{number} of {len(jobs)}: {job.weights}, seed {job.seed}, {names}: {result}; "
-                    f"{left:.0f} s left",
+                    f"{number} of {len(jobs)}: {job.weights}, seed {job.seed}, {told}: {result}; "
+                    f"{ends - time.time():.0f} s left",
                     flush=True,
                 )
+    except KeyboardInterrupt:
+        print("stopped; what is trained is saved", flush=True)
+    pool.shutdown(cancel_futures=True)
     rest = len(list(missing(budget)))
     print("done" if not rest else f"{rest} runs are missing; give the same command again")
+
+
+def stop(pool: ProcessPoolExecutor) -> None:
+    """Hand a signal that came to this process alone on to the runs, which save; Ctrl-C comes to all of them."""
+    for process in (pool._processes or {}).values():
+        process.terminate()
+    raise KeyboardInterrupt
 
 
 def missing(budget: Budget) -> Iterator[Job]:
