@@ -245,11 +245,10 @@ class TestLate:
         self, image_folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         read: list[str] = []
-        load = batches.load_square
 
         def noted(path: str, *more: Any) -> torch.Tensor:
             read.append(Path(path).name[:2])
-            return load(path, *more)
+            return load_square(path, *more)
 
         monkeypatch.setattr(batches, "load_square", noted)
         store = ImageStore(scan([image_folder]), SIDE, workers=0)

@@ -53,7 +53,7 @@ from densesiam_seg.events import (
     StepRecord,
     Trained,
 )
-from densesiam_seg.images.store import epoch_batches
+from densesiam_seg.images.store import ImageStore, epoch_batches
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.environment import environment
 from densesiam_seg.io.lock import LOCK, run_lock
@@ -602,7 +602,8 @@ class TestImagesReadByTraining:
             if isinstance(event, Notice) and "of 65535" in event.text
         ]
         (place,) = places
-        assert isinstance(events[place - 1], EpochRecord) and events[place - 1].epoch == 0
+        before = events[place - 1]
+        assert isinstance(before, EpochRecord) and before.epoch == 0
 
     @pytest.mark.parametrize("command", ["train", "pretrain"])
     def test_bad_files_begin_it_again(
@@ -631,7 +632,7 @@ class TestImagesReadByTraining:
             for seed in range(100)
             if 12 in epoch_batches(13, 4, seed=seed, epoch=0)[2]  # in the last step
         )
-        with_seed = {"images": spoilt, "seed": bad}
+        with_seed: dict[str, Any] = {"images": spoilt, "seed": bad}
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(setup, "reads_late", lambda device: False)
             end(runs.begin("expected", **with_seed))
@@ -653,10 +654,9 @@ class TestImagesReadByTraining:
 
     def test_processes_read_them(self, runs: TinyRuns, reference: Path) -> None:
         made: list[Any] = []
-        real = setup.ImageStore
 
         def with_processes(*given: Any, **more: Any) -> Any:
-            made.append(real(*given, **{**more, "processes": True}))
+            made.append(ImageStore(*given, **{**more, "processes": True}))
             return made[-1]
 
         with pytest.MonkeyPatch.context() as patch:
