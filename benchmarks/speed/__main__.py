@@ -90,6 +90,17 @@ def rows(
 
         return decode_rows(scratch, photos, repeats)
 
+    def inputs() -> Iterator[Row]:
+        from inputs import input_rows, overlap_rows
+
+        yield from input_rows(scratch, photos, repeats)
+        yield from overlap_rows(scratch, photos, repeats)
+
+    def fed() -> Iterator[Row]:
+        from epochs import fed_rows
+
+        return fed_rows(scratch, photos, min(repeats, 3))
+
     def views() -> Iterator[Row]:
         from inputs import view_rows
 
@@ -142,6 +153,8 @@ def rows(
         "epoch": epoch,
         "methods": methods,
         "decode": decode,
+        "input": inputs,
+        "fed": fed,
         "views": views,
         "kmeans": kmeans,
         "scoring": scoring,
