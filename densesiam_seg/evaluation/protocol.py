@@ -239,13 +239,17 @@ def refined_masks(segmenter: Segmenter, refinement: Refinement) -> MasksOf:
             return segmenter.soft(segmenter.read_out(features))
 
         if protocol.upsample == "logits":
-            scores = refined(images, partial(at, None), refinement, len(sizes), zoom=zoom)
+            count, shown_at = len(sizes), partial(at, None)
+            scores = refined(
+                images, shown_at, refinement, count, zoom=zoom, only_largest=True
+            )
             yield from ([each] for each in scores[: len(sizes)])
             return
         for place, size in enumerate(sizes):
             # One image at a time, as in `read_masks`.
             own = images[place : place + 1]
-            yield [refined(own, partial(at, size), refinement, zoom=zoom)[0]]
+            shown_at = partial(at, size)
+            yield [refined(own, shown_at, refinement, zoom=zoom, only_largest=True)[0]]
 
     return _argmax_masks(segmenter, scores_of)
 

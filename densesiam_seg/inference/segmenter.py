@@ -246,7 +246,7 @@ class Segmenter:
         ImageError and InputError.
         """
         images, size = self.read(image, decoding=decoding)
-        return self.mask(self.scores(images, refinement)[0], *size)
+        return self.mask(self.scores(images, refinement, only_largest=True)[0], *size)
 
     def mask(self, scores: Tensor, height: int, width: int) -> NDArray[np.integer]:
         """Scores (K, h, w) of one image → the mask (H, W): the largest cluster, under the id that shows it."""
@@ -288,11 +288,17 @@ class Segmenter:
 
     @torch.inference_mode()
     def scores(
-        self, images: Tensor, refinement: Refinement = AS_TRAINED, count: int | None = None
+        self,
+        images: Tensor,
+        refinement: Refinement = AS_TRAINED,
+        count: int | None = None,
+        *,
+        only_largest: bool = False,
     ) -> Tensor:
         """uint8 images (B, 3, H, W) → scores (B, K, h, w) after all passes; where these are plain, `logits`.
 
-        Edges are sharpened in the first `count` images alone.
+        Edges are sharpened in the first `count` images alone. With `only_largest` they are good for a mask and for
+        nothing else, and cost less (`refined`).
         """
         how = refinement.settled(self.card.refine)
         if how.plain:
@@ -303,6 +309,7 @@ class Segmenter:
             how,
             count,
             zoom=self.network.encoder.zoom,
+            only_largest=only_largest,
         )
 
     def soft(self, scores: Tensor) -> Tensor:

@@ -90,7 +90,7 @@ class Convolution(nn.Module):
         self.shown: tuple[list[float], list[float]] | None = None
         """Factor and summand of each channel that come before all else."""
         self.shifted: Tensor | None = None
-        if self.padding is None and max(self.stride) > 1:
+        if self.padding is None and max(self.stride) > 1 and max(self.dilation) == 1:
             # A column and a row of zeros before the weights make a padding even whose odd rest lies behind.
             self.shifted = self._laid_out(F.pad(weight, (1, 0, 1, 0)))
 
@@ -140,8 +140,7 @@ class Convolution(nn.Module):
         if not any(each % 2 for each in lacking):
             return maps, self.weight, [each // 2 for each in lacking]
         if self.shifted is not None and all(each % 2 for each in lacking):
-            if self.dilation == [1, 1]:
-                return maps, self.shifted, [each // 2 + 1 for each in lacking]
+            return maps, self.shifted, [each // 2 + 1 for each in lacking]
         down, right = lacking
         sides = (right // 2, right - right // 2, down // 2, down - down // 2)
         return F.pad(maps, sides), self.weight, [0, 0]
