@@ -240,9 +240,7 @@ def refined_masks(segmenter: Segmenter, refinement: Refinement) -> MasksOf:
 
         if protocol.upsample == "logits":
             count, shown_at = len(sizes), partial(at, None)
-            scores = refined(
-                images, shown_at, refinement, count, zoom=zoom, only_largest=True
-            )
+            scores = refined(images, shown_at, refinement, count, zoom=zoom, only_largest=True)
             yield from ([each] for each in scores[: len(sizes)])
             return
         for place, size in enumerate(sizes):

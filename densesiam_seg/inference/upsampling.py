@@ -1,16 +1,17 @@
 """Masks out of logits: the argmax of bilinearly upsampled logits, without upsampling all of them.
 
-Axes: K clusters, h w logits, H W mask; of a band of the mask n rows and m columns, from s rows of logits.
+Axes: K clusters, h w logits, H W mask; n blocks of pixels that lie between the same four places, C of the clusters.
 
 A bilinear value is a weighted mean of four logits of a cluster. Where the four places have the same largest cluster, it
-is therefore the largest everywhere between them. On a processor only columns with a disagreement are interpolated, and
-only of clusters that can win: a cluster whose largest logit at four places is less than another one's smallest there
-is not the largest between them.
+is therefore the largest everywhere between them. On a processor only pixels with a disagreement around them are
+interpolated, and only the clusters that can win there: one whose largest logit at the four places is less than another
+one's smallest is not the largest between them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +32,8 @@ PIECE = 2**19
 """Upsampled logits that a processor holds at once: 2 MB, which fit in its caches."""
 MARGIN = 1e-5
 """Part of the largest logit by which rounding may not move an interpolated one."""
+LARGE = 2**13
+"""Places from which on clusters without a chance anywhere are left out first."""
 LONGEST = 64
 """Pixels along an axis that are interpolated at once between two places."""
 FEW = (2, 4, 8)
@@ -40,7 +43,7 @@ FEW = (2, 4, 8)
 def upsample_argmax(logits: Tensor, height: int, width: int) -> Tensor:
     """Cluster of each pixel, (H, W) uint8 (int32 above 255 clusters), of logits (K, h, w) upsampled bilinearly.
 
-    Works through bands of rows, so beside the mask memory does not grow with the image.
+    Works through parts of the image, so beside the mask memory does not grow with it.
     """
     logits = logits.detach().float().contiguous()
     return (_sparse if logits.device.type == "cpu" else _dense)(logits, height, width)
@@ -79,12 +82,13 @@ def _dense(logits: Tensor, height: int, width: int) -> Tensor:
 
 def _sparse(logits: Tensor, height: int, width: int) -> Tensor:
     """On a processor: each pixel begins as the cluster above and left of it; then comes what must be interpolated."""
+    if logits[0].numel() < LARGE:
+        return _sparse_of(logits, height, width)
     chance = _with_a_chance(logits)
-    if len(chance) < len(logits):
-        found = _sparse_of(logits[chance], height, width).numpy()
-        ids = chance.numpy().astype(_type(len(logits)))
-        return torch.from_numpy(ids.take(found))
-    return _sparse_of(logits, height, width)
+    if len(chance) == len(logits):
+        return _sparse_of(logits, height, width)
+    found = _sparse_of(logits[chance], height, width).numpy()
+    return torch.from_numpy(chance.numpy().astype(_type(len(logits))).take(found))
 
 
 def _with_a_chance(logits: Tensor) -> Tensor:
@@ -102,15 +106,14 @@ def _sparse_of(logits: Tensor, height: int, width: int) -> Tensor:
     largest = _largest_everywhere(logits)
     if largest.shape == (height, width):
         return torch.from_numpy(largest)
-    rows, columns = places(logits.shape[1], height), places(logits.shape[2], width)
-    mask = largest.take(rows[0].numpy(), 0).take(columns[0].numpy(), 1)
-    down, across = _runs(rows, logits.shape[1]), _runs(columns, logits.shape[2])
-    mixed = _disagreements(largest)[down.low][:, across.low]
+    down, across = _runs(logits.shape[1], height), _runs(logits.shape[2], width)
+    mask = largest.take(down.place_of, 0).take(across.place_of, 1)
+    mixed = _disagreements(largest).take(down.low, 0).take(across.low, 1)
     blocks = np.nonzero(mixed)
     at_once = max(PIECE // (4 * len(logits)), 1)
     for start in range(0, len(blocks[0]), at_once):
         these = slice(start, start + at_once)
-        _interpolate(mask, logits, down.part(blocks[0][these]), across.part(blocks[1][these]))
+        _interpolate(mask, logits, down, across, blocks[0][these], blocks[1][these])
     return torch.from_numpy(mask)
 
 
@@ -122,19 +125,16 @@ class _Runs(NamedTuple):
     """The places (R,)."""
     pixels: NDArray[np.int64]
     """Of each run (R, n); the last one again in runs that are shorter."""
-    fractions: Tensor
+    fractions: NDArray[np.float32]
     """Of the pixels, (R, n)."""
-
-    def part(self, chosen: NDArray[np.int64]) -> _Runs:
-        """Some of the runs, or one several times."""
-        numbers = torch.from_numpy(chosen)
-        pixels, fractions = self.pixels[chosen], self.fractions.index_select(0, numbers)
-        return _Runs(self.low[chosen], self.high[chosen], pixels, fractions)
+    place_of: NDArray[np.int64]
+    """The lower place of every pixel of the axis."""
 
 
-def _runs(along: Places, source: int) -> _Runs:
-    """The runs of an axis; none is much longer than others, nor longer than `LONGEST`."""
-    low, high, fraction = (each.numpy() for each in along)
+@lru_cache(maxsize=32)
+def _runs(source: int, target: int) -> _Runs:
+    """The runs of an axis; none is much longer than others, nor longer than `LONGEST`. Not to be written to."""
+    low, high, fraction = (each.numpy() for each in places(source, target))
     longest = min(-(-len(low) // source), LONGEST)
     new = np.diff(low, prepend=-1) != 0
     # How far each pixel is behind the beginning of its run.
@@ -142,13 +142,26 @@ def _runs(along: Places, source: int) -> _Runs:
     starts = np.flatnonzero(behind % longest == 0)
     ends = np.append(starts[1:], len(low))
     pixels = np.minimum(starts[:, None] + np.arange(longest), ends[:, None] - 1)
-    return _Runs(low[starts], high[starts], pixels, torch.from_numpy(fraction[pixels]))
+    return _Runs(low[starts], high[starts], pixels, fraction[pixels], low)
 
 
-def _interpolate(mask: Ids, logits: Tensor, down: _Runs, across: _Runs) -> None:
-    """Fill the blocks of a mask (H, W) between the runs (n,) of both axes."""
+def _interpolate(
+    mask: Ids,
+    logits: Tensor,
+    down: _Runs,
+    across: _Runs,
+    rows: NDArray[np.int64],
+    columns: NDArray[np.int64],
+) -> None:
+    """Fill the blocks of a mask (H, W) where these runs (n,) of both axes meet."""
     clusters, _, width = logits.shape
-    corners = np.stack([i * width + j for i in (down.low, down.high) for j in across[:2]])
+    corners = np.stack(
+        [
+            i.take(rows) * width + j.take(columns)
+            for i in (down.low, down.high)
+            for j in (across.low, across.high)
+        ]
+    )
     around = logits.flatten(1).index_select(1, torch.from_numpy(corners.ravel()))
     around = around.view(clusters, 4, -1)
     able = _contenders(around)
@@ -162,11 +175,14 @@ def _interpolate(mask: Ids, logits: Tensor, down: _Runs, across: _Runs) -> None:
             these = chosen[start : start + at_once]
             ids = _first(able[:, these], most)
             own = around[torch.from_numpy(ids), :, torch.from_numpy(these)[:, None]]
-            rows, columns = down.part(these), across.part(these)
-            found = _largest(_between(own, rows.fractions, columns.fractions))
-            winners = np.take_along_axis(ids, found.astype(np.int64), 1)
-            shape = (len(these), rows.pixels.shape[1], columns.pixels.shape[1])
-            mask[rows.pixels[:, :, None], columns.pixels[:, None]] = winners.reshape(shape)
+            i, j = rows[these], columns[these]
+            fractions = [
+                torch.from_numpy(each) for each in (down.fractions[i], across.fractions[j])
+            ]
+            found = _largest(_between(own, *fractions)).astype(np.intp)
+            winners = np.take_along_axis(ids, found, 1)
+            lines, dots = down.pixels[i][:, :, None], across.pixels[j][:, None]
+            mask[lines, dots] = winners.reshape(len(these), lines.shape[1], -1)
 
 
 def _contenders(around: Tensor) -> NDArray[np.bool_]:

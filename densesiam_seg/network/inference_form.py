@@ -180,7 +180,9 @@ def _prepare(module: nn.Module, precision: torch.dtype) -> None:
         _pair_up(module, list(module._modules), precision)
     else:
         # timm's blocks of EfficientNets and torchvision's stem call these one after the other.
-        names = [name for name in _IN_TURN.get(type(module).__name__, ()) if name in module._modules]
+        names = [
+            name for name in _IN_TURN.get(type(module).__name__, ()) if name in module._modules
+        ]
         _pair_up(module, names, precision)
     for name, child in list(module.named_children()):
         if _is_known(child):
