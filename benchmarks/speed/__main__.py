@@ -116,6 +116,11 @@ def rows(
 
         return predict_rows(scratch, photos, min(repeats, 5))
 
+    def recipe() -> Iterator[Row]:
+        from masks_of import recipe_rows
+
+        return recipe_rows(scratch, photos, min(repeats, 3))
+
     def evaluate() -> Iterator[Row]:
         from masks_of import evaluate_rows
 
@@ -141,6 +146,7 @@ def rows(
         "kmeans": kmeans,
         "scoring": scoring,
         "predict": predict,
+        "recipe": recipe,
         "evaluate": evaluate,
         "scan": scan,
         "start": start,
