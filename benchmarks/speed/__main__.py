@@ -127,6 +127,11 @@ def rows(
 
         return predict_rows(scratch, photos, min(repeats, 5))
 
+    def recipe() -> Iterator[Row]:
+        from masks_of import recipe_rows
+
+        return recipe_rows(scratch, photos, min(repeats, 3))
+
     def evaluate() -> Iterator[Row]:
         from masks_of import evaluate_rows
 
@@ -159,6 +164,7 @@ def rows(
         "kmeans": kmeans,
         "scoring": scoring,
         "predict": predict,
+        "recipe": recipe,
         "evaluate": evaluate,
         "scan": scan,
         "start": start,

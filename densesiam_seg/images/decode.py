@@ -44,8 +44,14 @@ def load_image(path: str | os.PathLike[str], decoding: Decoding = PLAIN) -> Tens
 
     Raises `ImageError`. WebP and GIF above Pillow's own limit (179 million pixels) stay refused.
     """
+    return load_oriented(path, decoding)[0]
+
+
+def load_oriented(path: str | os.PathLike[str], decoding: Decoding = PLAIN) -> tuple[Tensor, int]:
+    """What `load_image` gives, and the EXIF orientation 1 to 8 that it was turned by. Raises `ImageError`."""
     with opened(path, decoding) as image:
-        return _tensor(rgb_planes(image.picture(), image.name, decoding))
+        planes = rgb_planes(image.picture(), image.name, decoding)
+        return _tensor(planes), image.orientation
 
 
 def load_reduced(
