@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -265,6 +266,8 @@ def import_torch() -> None:
 
     What the import makes is many, and stays: the collector need not look at it later either.
     """
+    if "torch" in sys.modules:
+        return
     gc.disable()
     try:
         import torch  # noqa: F401

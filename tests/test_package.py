@@ -38,7 +38,7 @@ def test_the_public_names() -> None:
 
 
 def test_the_public_names_load_no_more_than_they_need() -> None:
-    """FAISS and SciPy come with their first use; torchvision, and torch's compiler with it, with the first network."""
+    """FAISS and SciPy come with their first use; torchvision, and torch's compiler with it, with its backbones."""
     code = (
         "import sys, densesiam_seg.training.train, densesiam_seg.evaluation.evaluate, densesiam_seg.cli.console;"
         "import densesiam_seg.reporting.report, densesiam_seg.reporting.comparing;"

@@ -102,6 +102,17 @@ def rows(
 
         return decode_rows(scratch, photos, repeats)
 
+    def inputs() -> Iterator[Row]:
+        from inputs import input_rows, overlap_rows
+
+        yield from input_rows(scratch, photos, repeats)
+        yield from overlap_rows(scratch, photos, repeats)
+
+    def fed() -> Iterator[Row]:
+        from epochs import fed_rows
+
+        return fed_rows(scratch, photos, min(repeats, 3))
+
     def views() -> Iterator[Row]:
         from inputs import view_rows
 
@@ -128,6 +139,11 @@ def rows(
 
         return predict_rows(scratch, photos, min(repeats, 5))
 
+    def recipe() -> Iterator[Row]:
+        from masks_of import recipe_rows
+
+        return recipe_rows(scratch, photos, min(repeats, 3))
+
     def evaluate() -> Iterator[Row]:
         from masks_of import evaluate_rows
 
@@ -138,19 +154,28 @@ def rows(
 
         return start_rows(repeats)
 
+    def mask() -> Iterator[Row]:
+        from starts import mask_rows
+
+        return mask_rows(scratch, photos, repeats)
+
     return {
         "step": steps,
         "memory": memory,
         "epoch": epoch,
         "methods": methods,
         "decode": decode,
+        "input": inputs,
+        "fed": fed,
         "views": views,
         "kmeans": kmeans,
         "scoring": scoring,
         "predict": predict,
+        "recipe": recipe,
         "evaluate": evaluate,
         "scan": scan,
         "start": start,
+        "mask": mask,
         "growth": growth,
     }
 

@@ -27,6 +27,7 @@ from densesiam_seg.prediction.plan import plan
 from densesiam_seg.prediction.predict import predict_events
 
 IMAGES = 101
+RECIPE_IMAGES = 24
 SIZE = (480, 360)
 CLASSES = 11
 
@@ -44,6 +45,20 @@ def predict_rows(scratch: Path, photos: Path | None, repeats: int) -> Iterator[R
 
     name = f"predict a folder of {SIZE[0]}x{SIZE[1]} JPEGs"
     yield from against_forward(name, whole, segmenter, prepared, together, 1.3, repeats)
+
+
+def recipe_rows(scratch: Path, photos: Path | None, repeats: int) -> Iterator[Row]:
+    """The same with the default recipe's network, which reads three sizes, and its edge filter."""
+    folder, segmenter = scratch / "val", described()
+    paths = jpegs(folder, IMAGES, SIZE, photos)[:RECIPE_IMAGES]
+    prepared = [segmenter.normalised(segmenter.read(path)[0]) for path in paths]
+
+    def whole() -> None:
+        work = plan(scan(list(paths)), scratch / "recipe-masks", overwrite=True)
+        assert all(result.error is None for result in predict_events(segmenter, work))
+
+    name = f"predict {RECIPE_IMAGES} of them with the default recipe"
+    yield from against_forward(name, whole, segmenter, prepared, 1, None, repeats)
 
 
 def evaluate_rows(scratch: Path, photos: Path | None, repeats: int) -> Iterator[Row]:
@@ -76,13 +91,36 @@ def untrained() -> Segmenter:
     return Segmenter(build_network(architecture, 0), ModelCard(architecture, 160), device="cpu")
 
 
+def described() -> Segmenter:
+    """The default recipe's architecture with random weights; clusters are as far from certain as trained ones' are."""
+    torch.set_num_threads(available_cores())
+    architecture = Architecture(
+        clusters=27,
+        backbone="timm:tf_efficientnet_lite0",
+        over_clusters=0,
+        features="stages",
+        mixture=True,
+    )
+    network = build_network(architecture, 0)
+    draw = torch.Generator().manual_seed(0)
+    assert network.encoder.description is not None and network.mixture is not None
+    axes = network.encoder.description.axes
+    axes.copy_(torch.randn(axes.shape, generator=draw))
+    centres = network.mixture.centres
+    centres.copy_(torch.randn(centres.shape, generator=draw))
+    weight = network.projector[0].weight
+    with torch.no_grad():
+        weight.copy_(3 * torch.randn(weight.shape, generator=draw))
+    return Segmenter(network, ModelCard(architecture, 160, refine="pamr"), device="cpu")
+
+
 def against_forward(
     name: str,
     whole: Callable[[], object],
     segmenter: Segmenter,
     prepared: list[Tensor],
     together: int,
-    limit: float,
+    limit: float | None,
     repeats: int,
 ) -> Iterator[Row]:
     """All the work over the network alone: called image by image, and in the very batches and threads of the work."""

@@ -21,7 +21,7 @@ from densesiam_seg.datasets.declaration import Dataset
 from densesiam_seg.datasets.reader import Sample
 from densesiam_seg.errors import DenseSiamError, ImageError, InputError
 from densesiam_seg.evaluation.metrics import Counts, confusion
-from densesiam_seg.evaluation.protocol import MasksOf, Protocol, Turned, prepare_sample
+from densesiam_seg.evaluation.protocol import MasksOf, Protocol, Turned, prepare_turned
 from densesiam_seg.events import Notice, Progress
 from densesiam_seg.images.decoding import Decoding, Noted, Notes
 from densesiam_seg.io.parallel import on_own_cores
@@ -64,12 +64,11 @@ class Counting:
         pairs: list[tuple[Tensor, NDArray[np.uint8]] | InputError] = []
         for sample in samples:
             try:
-                pairs.append(
-                    prepare_sample(
-                        sample, self.dataset, self.protocol, self.side, self.zoom, decoding
-                    )
+                image, label, apart = prepare_turned(
+                    sample, self.dataset, self.protocol, self.side, self.zoom, decoding
                 )
-                turned += Turned.of(sample)
+                pairs.append((image, label))
+                turned += apart
             except InputError as error:
                 pairs.append(error)
         sound = [pair for pair in pairs if not isinstance(pair, InputError)]

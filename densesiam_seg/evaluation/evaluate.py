@@ -147,7 +147,8 @@ def segmenter_job(
     counting = _counting(task, masks_of, [reading], side, zoom, decoding)
     job = _job(task, reading, side, how.describe(), zoom)
     precision = str(segmenter.precision).removeprefix("torch.")
-    where = f"{segmenter.device.type}, {precision}"
+    exact = ", exact" if segmenter.exact else ""
+    where = f"{segmenter.device.type}, {precision}{exact}"
     return counting, replace(job, model=digest_of_model(segmenter), arithmetic=where)
 
 

@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from densesiam_seg.datasets.declaration import Dataset
-from densesiam_seg.datasets.labels import orientation, read_label
+from densesiam_seg.datasets.labels import orientation, read_oriented_label
 from densesiam_seg.datasets.reader import Sample
 from densesiam_seg.errors import InputError, UsageError, counted
 from densesiam_seg.events import Notice
-from densesiam_seg.images.decode import PLAIN, load_image
+from densesiam_seg.images.decode import PLAIN, load_oriented
 from densesiam_seg.images.decoding import Decoding
 from densesiam_seg.inference.options import AS_TRAINED, Refinement
 from densesiam_seg.inference.refinement import refined
@@ -90,24 +90,35 @@ def prepare_sample(
     The image's sides have `zoom` times `side`, as some networks read it so. Raises ImageError for a file that cannot be
     read and InputError for a label that fits neither image nor dataset.
     """
-    image = load_image(sample.image, decoding)
-    label = read_label(dataset, sample.label)
+    return prepare_turned(sample, dataset, protocol, side, zoom, decoding)[:2]
+
+
+def prepare_turned(
+    sample: Sample,
+    dataset: Dataset,
+    protocol: Protocol,
+    side: int,
+    zoom: int = 1,
+    decoding: Decoding = PLAIN,
+) -> tuple[Tensor, NDArray[np.uint8], Turned]:
+    """What `prepare_sample` gives, and whether EXIF tags turn image and label apart, without reading them once more."""
+    image, turn = load_oriented(sample.image, decoding)
+    label, label_turn = read_oriented_label(dataset, sample.label)
+    apart = _apart(turn, label_turn)
     height, width = image.shape[-2:]
     if label.shape != (height, width):
-        turned = turned_apart(sample)
         raise InputError(
             f"{sample.label}: is {label.shape[1]}x{label.shape[0]} but its image is {width}x{height}"
-            f"{f' ({turned})' if turned else ''}; give labels of the images' own size"
+            f"{f' ({apart})' if apart else ''}; give labels of the images' own size"
         )
     if protocol.crop:
         size = _cover(height, width, side)
         label = _nearest(label, *size)[_window(size, side)]
-    return prepare_image(image, protocol, zoom * side), label
+    return prepare_image(image, protocol, zoom * side), label, Turned.of(sample, apart)
 
 
-def turned_apart(sample: Sample) -> str:
-    """The EXIF orientations of image and label where they differ, as words; else empty."""
-    image, label = orientation(sample.image), orientation(sample.label)
+def _apart(image: int, label: int) -> str:
+    """EXIF orientations of image and label where they differ, as words; else empty."""
     return "" if image == label else f"EXIF orientation {image}, its label {label}"
 
 
@@ -117,12 +128,13 @@ class Turned:
 
     count: int = 0
     first: tuple[str, str, str] = ("", "", "")
-    """Name, image and what `turned_apart` says, of the first by name."""
+    """Name, image and what is said of their orientations, of the first by name."""
 
     @classmethod
-    def of(cls, sample: Sample) -> Turned:
-        """Of one sample."""
-        apart = turned_apart(sample)
+    def of(cls, sample: Sample, apart: str | None = None) -> Turned:
+        """Of one sample; `apart` are the words about its orientations, which are read where it is None."""
+        if apart is None:
+            apart = _apart(orientation(sample.image), orientation(sample.label))
         return cls(1, (sample.name, str(sample.image), apart)) if apart else cls()
 
     def __add__(self, other: Turned) -> Turned:
@@ -239,13 +251,15 @@ def refined_masks(segmenter: Segmenter, refinement: Refinement) -> MasksOf:
             return segmenter.soft(segmenter.read_out(features))
 
         if protocol.upsample == "logits":
-            scores = refined(images, partial(at, None), refinement, len(sizes), zoom=zoom)
+            count, shown_at = len(sizes), partial(at, None)
+            scores = refined(images, shown_at, refinement, count, zoom=zoom, only_largest=True)
             yield from ([each] for each in scores[: len(sizes)])
             return
         for place, size in enumerate(sizes):
             # One image at a time, as in `read_masks`.
             own = images[place : place + 1]
-            yield [refined(own, partial(at, size), refinement, zoom=zoom)[0]]
+            shown_at = partial(at, size)
+            yield [refined(own, shown_at, refinement, zoom=zoom, only_largest=True)[0]]
 
     return _argmax_masks(segmenter, scores_of)
 

@@ -17,7 +17,14 @@ LabelArray = NDArray[np.uint8] | NDArray[np.int32] | NDArray[np.int64]
 
 
 def load_label(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> LabelArray:
-    """Decode a label file exactly: class indices (H, W) or colours uint8 (H, W, 3).
+    """What `load_oriented_label` gives, without the orientation."""
+    return load_oriented_label(path, max_pixels=max_pixels)[0]
+
+
+def load_oriented_label(
+    path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS
+) -> tuple[LabelArray, int]:
+    """Decode a label file exactly: class indices (H, W) or colours uint8 (H, W, 3); also its EXIF orientation.
 
     Palette images give their indices, 1-, 2- and 4-bit grey the stored numbers, both as uint8;
     signed and deeper numbers are int32, and int64 where they exceed that. An alpha channel must be
@@ -40,8 +47,8 @@ def load_label(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
         if base in ("1", "L") and "I" in depth:
             raise _refused(name, "stores grey inverted, so its label values are ambiguous")
         if isinstance(stored, np.ndarray):
-            return _numbers(stored, name)
-        return _values(stored, base, depth, name)
+            return _numbers(stored, name), image.orientation
+        return _values(stored, base, depth, name), image.orientation
 
 
 def _numbers(stored: NDArray[Any], name: str) -> LabelArray:

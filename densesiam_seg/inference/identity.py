@@ -12,7 +12,7 @@ from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.files import JSON, to_json
 from densesiam_seg.io.tensors import digest_of
 
-FORMAT = 1
+FORMAT = 2
 """Of all that is written; raised with a change by which the same facts give other bytes."""
 
 
@@ -42,6 +42,7 @@ def facts_of(
         "batch_size": batch_size,
         "device": segmenter.device.type,
         "precision": str(segmenter.precision).removeprefix("torch."),
+        "exact": segmenter.exact,
     }
 
 

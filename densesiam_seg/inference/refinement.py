@@ -8,6 +8,7 @@ Both edge filters are linear in the scores and the same for every cluster, so sc
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import cast
 
 import torch
@@ -26,6 +27,10 @@ DILATIONS = (1, 2, 4, 8, 12, 24)
 """PAMR's, as published."""
 CONTRAST = 0.1
 """PAMR's scale of colour differences, in local standard deviations."""
+MARGIN = 1e-4
+"""Part of the largest score by which rounding may not change what a map's extremes are."""
+KEPT_PLACES = 2**22
+"""Places of neighbours that are kept for the next image of a size, 16 MB."""
 VALUES = 2**26
 """Scores that an edge filter may hold of one image, 256 MB; beyond, it works at a lower resolution."""
 
@@ -40,11 +45,13 @@ def refined(
     count: int | None = None,
     *,
     zoom: int = 1,
+    only_largest: bool = False,
 ) -> Tensor:
     """uint8 images (B, 3, H, W) → their scores (B, K, h, w) after all passes, the sharpened ones at H/zoom W/zoom.
 
     Scores are averaged at the size of the largest pass. A mirrored image's are mirrored back. Images beyond `count`
-    only fill the batch, and no edges are sharpened for them.
+    only fill the batch, and no edges are sharpened for them. With `only_largest` the largest score of each place is
+    right, while others may be lower than they are: all that a mask needs.
     """
     found = []
     for scale, mirrored in how.passes:
@@ -52,7 +59,9 @@ def refined(
         shown = resized(images, size, antialias=True)
         found.append(scores_of(shown.flip(-1)).flip(-1) if mirrored else scores_of(shown))
     height, width = (max(scores.shape[axis] for scores in found) for axis in (-2, -1))
-    mean = torch.stack([resized(scores, (height, width)) for scores in found]).mean(0)
+    mean = resized(found[0], (height, width))
+    if len(found) > 1:
+        mean = torch.stack([resized(scores, (height, width)) for scores in found]).mean(0)
     if how.refine in ("auto", "none"):
         return mean
     guides = images[:count]
@@ -60,10 +69,10 @@ def refined(
         # A network that reads an image larger than its size does so for small things; edges are those of its size.
         size = [scaled(side, 1, zoom) for side in images.shape[-2:]]
         guides = resized(guides, size, antialias=True)
-    return sharpened(guides, mean[:count], how.refine)
+    return sharpened(guides, mean[:count], how.refine, only_largest=only_largest)
 
 
-def sharpened(images: Tensor, scores: Tensor, refine: str) -> Tensor:
+def sharpened(images: Tensor, scores: Tensor, refine: str, *, only_largest: bool = False) -> Tensor:
     """Scores (B, K, h, w) upsampled to the images' size H W and filtered with the images as guides, one at a time."""
     height, width = images.shape[-2:]
     layers = max(scores.shape[1], 8 * len(DILATIONS))
@@ -74,9 +83,33 @@ def sharpened(images: Tensor, scores: Tensor, refine: str) -> Tensor:
         guide = resized(image[None].to(scores.device).float().div_(255.0), size)
         if refine == "guided":
             results.append(guided_filter(guide, own[None]))
+            continue
+        maps = resized(own[None], size)
+        kept = contenders(maps) if only_largest else None
+        if kept is None or len(kept) == maps.shape[1]:
+            results.append(pamr(guide, maps))
         else:
-            results.append(pamr(guide, resized(own[None], size)))
+            drawn = maps.amin().expand_as(maps).clone()
+            drawn[:, kept] = pamr(guide, maps[:, kept])
+            results.append(drawn)
     return torch.cat(results)
+
+
+def contenders(maps: Tensor) -> Tensor:
+    """Which of the maps (1, K, H, W) can be the largest anywhere once means of their pixels are taken, as PAMR does.
+
+    Such means lie between a map's extremes, and so do those of a sum of maps. The largest of some maps is no less than
+    their sum divided by their number: a map that does not reach the least of that anywhere is out.
+    """
+    highest = maps.amax((0, 2, 3))
+    margin = MARGIN * maps.abs().amax()
+    kept = torch.ones_like(highest, dtype=torch.bool)
+    while True:
+        least = maps[:, kept].mean(1).amin()
+        still = kept & (highest >= least - margin)
+        if torch.equal(still, kept):
+            return kept.nonzero()[:, 0]
+        kept = still
 
 
 def guided_filter(
@@ -156,6 +189,9 @@ def pamr(
     itself counted once a dilation). Border pixels are repeated beyond the image.
     """
     weights = affinities(guide, dilations)
+    if maps.device.type == "cpu":
+        pairs = zip(weights, maps, strict=True)
+        return torch.stack([_drawn(each, own, iterations, dilations) for each, own in pairs])
     for _ in range(iterations):
         drawn = torch.zeros_like(maps)
         for weight, moved in zip(weights.unbind(1), _neighbours(maps, dilations), strict=True):
@@ -164,17 +200,68 @@ def pamr(
     return maps
 
 
+def _drawn(weights: Tensor, maps: Tensor, iterations: int, dilations: Sequence[int]) -> Tensor:
+    """PAMR of the maps (K, H, W) of one image on a processor, given the weights (8 D, H, W).
+
+    A pixel's scores lie side by side, so that its neighbours' are summed without leaving the processor's registers. The
+    sums are those of moved maps, to the bit.
+    """
+    places = _places(*maps.shape[-2:], tuple(dilations))
+    shares = weights.flatten(1).T.contiguous()
+    table = maps.flatten(1).T.contiguous()
+    for _ in range(iterations):
+        table = F.embedding_bag(places, table, mode="sum", per_sample_weights=shares)
+    return table.T.reshape(maps.shape)
+
+
+def _places(height: int, width: int, dilations: tuple[int, ...]) -> Tensor:
+    """Places (H W, 8 D) of the neighbours of each pixel in a list of all."""
+    if height * width * 8 * len(dilations) <= KEPT_PLACES:
+        return _kept_places(height, width, dilations)
+    return _new_places(height, width, dilations)
+
+
+def _new_places(height: int, width: int, dilations: tuple[int, ...]) -> Tensor:
+    # Outside of inference mode, as they may be kept for whoever comes next.
+    with torch.inference_mode(False):
+        own = torch.arange(height * width, dtype=torch.int32).view(1, 1, height, width)
+        rows = own[..., :1] // width
+        columns = own[..., :1, :]
+        moved = [
+            (rows + down).clamp(0, height - 1) * width + (columns + right).clamp(0, width - 1)
+            for step in dilations
+            for down in (-step, 0, step)
+            for right in (-step, 0, step)
+            if down or right
+        ]
+        return torch.stack([each.flatten() for each in moved], 1)
+
+
+_kept_places = lru_cache(maxsize=4)(_new_places)
+
+
 def affinities(guide: Tensor, dilations: Sequence[int] = DILATIONS) -> Tensor:
     """Weights (B, 8 D, H, W) of the neighbours of each pixel of a guide (B, 3, H, W); they sum to 1."""
     count = 9 * len(dilations)
-    own = len(dilations) * guide
-    mean = (own + sum(_neighbours(guide, dilations))) / count
-    squares = len(dilations) * (guide - mean).square()
+    mean = len(dilations) * guide
     for moved in _neighbours(guide, dilations):
-        squares += (moved - mean).square()
-    scale = CONTRAST * (squares / (count - 1)).sqrt() + 1e-8
-    unlike = [((moved - guide).abs() / scale).mean(1) for moved in _neighbours(guide, dilations)]
-    return torch.stack(unlike, 1).neg_().softmax(1)
+        mean += moved
+    mean /= count
+    squares = len(dilations) * (guide - mean).square_()
+    away = torch.empty_like(guide)
+    for moved in _neighbours(guide, dilations):
+        torch.sub(moved, mean, out=away)
+        squares.addcmul_(away, away)
+    scale = CONTRAST * squares.div_(count - 1).sqrt_() + 1e-8
+    factor = -1 / (guide.shape[1] * scale)
+    unlike = guide.new_empty(len(guide), 8 * len(dilations), *guide.shape[-2:])
+    for place, moved in enumerate(_neighbours(guide, dilations)):
+        torch.sub(moved, guide, out=away)
+        torch.sum(away.abs_().mul_(factor), 1, out=unlike[:, place])
+    # A softmax in place. Not all exponents are small: a neighbour differs by 32 of these scales at most, or another
+    # one that differs by less has made them larger.
+    weights = unlike.exp_()
+    return weights.div_(weights.sum(1, keepdim=True))
 
 
 def _neighbours(maps: Tensor, dilations: Sequence[int]) -> Iterator[Tensor]:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from densesiam_seg.backbones import TIMM, TORCHVISION
 from densesiam_seg.clustering.resizing import resized, scaled
 from densesiam_seg.errors import UsageError
-from densesiam_seg.network import resnet
+from densesiam_seg.network import efficientnet, resnet
 from densesiam_seg.network.architecture import Features
 from densesiam_seg.network.description import PYRAMID_STAGES, Description
 from densesiam_seg.network.timm_backbones import TimmBackbone
@@ -72,7 +72,7 @@ def _torchvisions(name: str) -> nn.Module:
 
 def require_backbone(name: str, side: int) -> None:
     """Refuse a backbone that is not there or does not take images of `side`. Raises UsageError."""
-    if not name.startswith(TIMM):
+    if not name.startswith(TIMM) or efficientnet.known(name.removeprefix(TIMM)):
         return
     with weightless():
         backbone = TimmBackbone(name.removeprefix(TIMM))

@@ -26,6 +26,8 @@ class SentModel:
     """Of the device that this process uses."""
     precision: str
     """On such a device; on another the worker has its own."""
+    exact: bool
+    """On such a device: whether layers are computed one by one."""
 
     @classmethod
     def of(cls, segmenter: Segmenter, path: Path, device: str) -> SentModel:
@@ -37,6 +39,7 @@ class SentModel:
             device.partition(":")[0],  # a worker sees one GPU
             segmenter.device.type,
             _PRECISIONS[str(segmenter.precision).removeprefix("torch.")],
+            segmenter.exact,
         )
 
     def load(self) -> Segmenter:
@@ -44,6 +47,8 @@ class SentModel:
         alike = pick_device(self.device).type == self.kind
         precision = self.precision if alike else "auto"
         plain = Segmenter.load(self.path, device=self.device, precision=precision)
+        if alike:
+            plain.exact = self.exact
         segmenter = plain.fitted_as(self.read_out)
         if digest_of_model(segmenter) != self.digest:
             raise ModelError(f"{self.path}: is another model there")

@@ -105,7 +105,10 @@ def predict_events(
             left = work.left(found.left)
         noting = Noting(work.note)
         folders, closed = _prepare_folders(left, noting)
-        scorer = Scorer(segmenter, decoding, refinement, work.wanted.tile)
+        only_largest = not work.wanted.graded
+        scorer = Scorer(
+            segmenter, decoding, refinement, work.wanted.tile, only_largest=only_largest
+        )
         maker = Maker(left, scorer, closed, record, noting)
         with closing(_results(maker, batch_size, stop)) as results:
             for result in results:

@@ -36,10 +36,18 @@ class Scorer:
     """Gives scores to several threads; images with a side above `tile` are looked at in tiles, if it is not 0."""
 
     def __init__(
-        self, segmenter: Segmenter, decoding: Decoding, refinement: Refinement, tile: int
+        self,
+        segmenter: Segmenter,
+        decoding: Decoding,
+        refinement: Refinement,
+        tile: int,
+        *,
+        only_largest: bool = False,
     ) -> None:
+        """With `only_largest` scores are good for masks alone (`Segmenter.scores`)."""
         self.segmenter, self.decoding = segmenter, decoding
         self.refinement, self.tile = refinement, tile
+        self.only_largest = only_largest
         self._lock = device_lock(segmenter.device)
         self._large = Lock()
 
@@ -59,7 +67,7 @@ class Scorer:
         for batch in batches:
             count = len(batch.places)
             with self._lock:
-                every = self.segmenter.scores(batch.images, self.refinement, count).cpu()
+                every = self._of_images(batch.images, count)
             for place, size, scores in zip(batch.places, batch.sizes, every, strict=False):
                 yield place, Scored(scores, size)
 
@@ -71,7 +79,14 @@ class Scorer:
             return Scored(self._tiled(pixels, shown), size)
         image, _ = self.segmenter.read(pixels)
         with self._lock:
-            return Scored(self.segmenter.scores(image, self.refinement)[0].cpu(), size)
+            return Scored(self._of_images(image, 1)[0], size)
+
+    def _of_images(self, images: Tensor, count: int) -> Tensor:
+        """Of the first `count` images, uint8 (B, 3, H, W), as the network gets them."""
+        found = self.segmenter.scores(
+            images, self.refinement, count, only_largest=self.only_largest
+        )
+        return found.cpu()
 
     def _of_large(self, source: str, size: tuple[int, int]) -> Scored:
         shown = shown_size(self.segmenter, size, self.tile)

@@ -45,6 +45,16 @@ def require_argmax(mask: Tensor, logits: Tensor, height: int, width: int) -> Non
     assert (whole.amax(0) - chosen).max() < 1e-5
 
 
+def plain(logits: Tensor, height: int, width: int) -> Tensor:
+    """Every cluster interpolated everywhere, across and then down, and the first of the largest."""
+    low, high, fraction = places(logits.shape[2], width)
+    wide = torch.lerp(logits[..., low], logits[..., high], fraction)
+    low, high, fraction = places(logits.shape[1], height)
+    full = torch.lerp(wide[:, low], wide[:, high], fraction[:, None]).numpy()
+    kind = torch.uint8 if len(logits) <= 255 else torch.int32
+    return torch.from_numpy(full.argmax(0)).to(kind)
+
+
 class TestByHand:
     """Eight pixels across two places lie at 0, 0, 1/8, 3/8, 5/8, 7/8, 1, 1 of the way."""
 
@@ -93,9 +103,9 @@ class TestAgainstReferences:
         draw=st.sampled_from([random_logits, regions]),
         limits=st.fixed_dictionaries(
             {
-                **dict.fromkeys(("PIECE", "BAND", "TILE"), st.integers(1, 300)),
-                "LANES": st.integers(1, 4),
-                "MOSTLY": st.sampled_from([0.0, 0.5, 1.0]),
+                **dict.fromkeys(("PIECE", "TILE", "LARGE"), st.integers(1, 300)),
+                "LONGEST": st.integers(1, 9),
+                "FEW": st.sampled_from([(), (2,), (1, 3, 5)]),
             }
         ),
     )
@@ -108,11 +118,33 @@ class TestAgainstReferences:
         limits: dict[str, float],
     ) -> None:
         logits = draw(clusters, *source)
+        upsampling._runs.cache_clear()
         with pytest.MonkeyPatch.context() as patch:
             for name, value in limits.items():
                 patch.setattr(upsampling, name, value)
+            assert torch.equal(upsample_argmax(logits, *size), plain(logits, *size))
             require_argmax(upsample_argmax(logits, *size), logits, *size)
             require_argmax(upsampling._dense(logits, *size), logits, *size)
+        upsampling._runs.cache_clear()
+
+    @given(
+        values=st.lists(st.integers(-2, 2), min_size=36, max_size=36),
+        size=st.tuples(st.integers(1, 20), st.integers(1, 20)),
+        scale=st.sampled_from([1.0, 1e-30, 1e30]),
+    )
+    def test_equal_logits_are_those_of_plain_interpolation(
+        self, values: list[int], size: tuple[int, int], scale: float
+    ) -> None:
+        """Few values, so that many clusters are equal: the first of them wins, as in an argmax."""
+        logits = scale * torch.tensor(values, dtype=torch.float32).view(4, 3, 3)
+        assert torch.equal(upsample_argmax(logits, *size), plain(logits, *size))
+
+    def test_real_scores_are_those_of_plain_interpolation(self) -> None:
+        for draw, clusters in ((random_logits, 27), (regions, 27), (regions, 300)):
+            logits = draw(clusters, 40, 54)
+            for scores in (logits, 9 * logits, (9 * logits).softmax(0)):
+                found = upsample_argmax(scores, 360, 480)
+                assert torch.equal(found, plain(scores, 360, 480))
 
     @pytest.mark.parametrize("clusters", [1, 2, 27, 255, 256, 300])
     def test_any_number_of_clusters(self, clusters: int) -> None:
@@ -161,7 +193,7 @@ class TestWork:
     def test_work_at_once_is_bounded(
         self, height: int, width: int, draw: Draw, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """By PIECE, or the least that can be done: a row of logits, or LANES columns of a pixel's row."""
+        """By PIECE, or the least that can be done: all clusters of one place, or between four."""
         clusters, rows, columns = 4, 6, 8
         held: list[int] = []
         largest = upsampling._largest
@@ -172,22 +204,48 @@ class TestWork:
 
         monkeypatch.setattr(upsampling, "_largest", spy)
         monkeypatch.setattr(upsampling, "PIECE", 150)
+        monkeypatch.setattr(upsampling, "LONGEST", 5)
+        upsampling._runs.cache_clear()
         upsample_argmax(draw(clusters, rows, columns), height, width)
-        assert max(held) <= max(150, clusters * columns, clusters * upsampling.LANES)
+        upsampling._runs.cache_clear()
+        assert max(held) <= max(150, clusters * 5 * 5)
 
     def test_an_agreement_needs_no_work(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """One of eight columns differs: two gaps of a hundred pixels are interpolated."""
         logits = torch.zeros(2, 8, 8)
         logits[1, :, 3] = 1.0
         done: list[int] = []
-        interpolate = upsampling._interpolate
+        between = upsampling._between
 
-        def spy(*arguments: upsampling.Ids) -> None:
-            done.append(len(arguments[4]))
-            interpolate(*arguments)  # type: ignore[arg-type]
+        def spy(around: Tensor, *fractions: Tensor) -> Tensor:
+            found = between(around, *fractions)
+            done.append(found[:, 0].numel())
+            return found
 
-        monkeypatch.setattr(upsampling, "_interpolate", spy)
+        monkeypatch.setattr(upsampling, "_between", spy)
         mask = upsample_argmax(logits, 8, 800)
-        assert sum(done) == 200
+        # The other way of looking at 8 rows: each lies at its place.
+        assert 8 * 200 <= sum(done) <= 8 * 4 * 64
         # Cluster 1 has 1 - |x - 3| between the columns 2 and 4, and pixel p lies at x = (p + ½) / 100 - ½.
         assert mask.any(0).nonzero()[[0, -1]].flatten().tolist() == [250, 449]
+
+    def test_only_clusters_that_can_win_are_interpolated(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Of 27 clusters two are above the others, each on its side."""
+        logits = torch.zeros(27, 4, 4)
+        logits[5, :, :2] = 2.0
+        logits[5, :, 2:] = 1.0
+        logits[9, :, :2] = 1.0
+        logits[9, :, 2:] = 2.0
+        done: set[int] = set()
+        between = upsampling._between
+
+        def spy(around: Tensor, *fractions: Tensor) -> Tensor:
+            done.add(around.shape[1])
+            return between(around, *fractions)
+
+        monkeypatch.setattr(upsampling, "_between", spy)
+        mask = upsample_argmax(logits, 8, 8)
+        assert done == {2}
+        assert mask.tolist() == [[5] * 4 + [9] * 4] * 8

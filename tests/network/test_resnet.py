@@ -15,8 +15,8 @@ from densesiam_seg.backbones import TORCHVISION
 from densesiam_seg.network.encoder import Backbone
 from densesiam_seg.network.resnet import SIZES, ResNet
 
-KINDS = ("resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2")
-"""One of each; the others have more blocks."""
+KINDS = ("resnet18", "resnet50", "resnext50_32x4d")
+"""One of each; the others have more blocks or channels."""
 
 
 def torchvisions(name: str) -> nn.Module:
