@@ -25,7 +25,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from epochs import store_of
+from epochs import fed_rows, store_of
 from material import copies, jpegs
 from measure import Row, alternate, in_new_process, peak_bytes, rate_row, ratio_row, timed
 from profiling import shares, table
@@ -133,25 +133,18 @@ def parts(numbers: Numbers, scratch: Path) -> Iterator[Row]:
 
 def fed(numbers: Numbers, scratch: Path) -> Iterator[Row]:
     """Epochs from JPEGs, the first with decoding, and the input alone."""
-    _images(numbers, scratch, numbers.images)
-    steps = numbers.images // numbers.batch
-    ready = ready_training(numbers.settings("resnet18"), steps, numbers.device, compiled=True)
-    course = epochs_of(ready)
-    course()
-    network = [timed(course) for _ in range(2)]
-    began = time.perf_counter()
-    training = fed_training(numbers, scratch)
-    opening = time.perf_counter() - began
-    compile_now(training)
-    whole = epochs_of(training)
-    first = [opening + timed(whole)]
-    later = [timed(whole) for _ in range(3)]
-    note = f"{numbers.images} JPEGs of {numbers.source[0]}x{numbers.source[1]}, kept in memory"
-    yield ratio_row(
-        "first epoch from JPEGs / its network steps", first, network[:1], 1.5, note=note
+    yield from fed_rows(
+        scratch,
+        None,
+        min(numbers.repeats, 2),
+        device=numbers.device,
+        size=numbers.size,
+        batch=numbers.batch,
+        count=numbers.images,
+        pixels=numbers.source,
+        limits=(1.5, 1.1),
     )
-    yield ratio_row("later epochs / their network steps", later, [min(network)] * 3, 1.1, note=note)
-    yield rate_row("opening the images", numbers.images, [opening], "images/s", None)
+    training = fed_training(numbers, scratch)
     for keep in ("ram", "none"):
         config = numbers.settings("resnet18")
         store = training.store
