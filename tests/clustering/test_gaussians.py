@@ -98,7 +98,7 @@ def test_densities_and_sums_by_products_against_the_points_own(given: int) -> No
         count = max(float(shares[:, k].sum()), 1.0)
         centre = (points * shares[:, k : k + 1]).sum(0) / count
         away = points - centre
-        covariance = (away * shares[:, k : k + 1]).T @ away / count + RIDGE * torch.eye(4)
+        covariance = (away * shares[:, k : k + 1]).T @ away / count + RIDGE * torch.eye(4).double()
         whitening = torch.linalg.inv(torch.linalg.cholesky(covariance))[given:]
         torch.testing.assert_close(fit.centres[k], centre)
         torch.testing.assert_close(fit.whitening[k], whitening)
