@@ -11,6 +11,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import torch
@@ -50,9 +51,10 @@ from densesiam_seg.naming.clusters import (
     name_clusters,
     write_clusters,
 )
+from densesiam_seg.network.inference_form import inference_form
 from densesiam_seg.network.model import DenseSiam, build_network
 from densesiam_seg.pictures.masks import Colour
-from densesiam_seg.views.photometric import normalise
+from densesiam_seg.views.photometric import normalise_
 
 ImageLike = str | Path | Image.Image | NDArray[np.uint8] | Tensor
 
@@ -75,6 +77,23 @@ class ReadOut:
     merges: Merges | None
 
 
+class _Form:
+    """The network as passes need it, made when the first one comes; for segmenters that share their network."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._found: DenseSiam | None = None
+
+    def of(self, segmenter: Segmenter) -> DenseSiam:
+        """It; for several threads at once."""
+        with self._lock:
+            if self._found is None:
+                plain = segmenter.exact or segmenter.device.type != "cpu"
+                network = segmenter.network
+                self._found = network if plain else inference_form(network, segmenter.precision)
+            return self._found
+
+
 class Segmenter:
     """A network in inference form. Build it with `Segmenter.load`, or from a network in memory."""
 
@@ -93,7 +112,10 @@ class Segmenter:
         assert (card.readout == "merge") == (merges is not None)
         self.device = pick_device(device)
         self.precision = pick_precision(precision, self.device)
+        self.exact = precision == "fp32"
+        """Whether layers are computed one by one, as in training; else `network.inference_form` is."""
         self.network: DenseSiam = network.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        self._form = _Form()
         self.card = card
         low_high = (card.stretch[0], card.stretch[1]) if card.stretch else None
         self.decoding = Decoding(bands=tuple(card.bands) if card.bands else None, stretch=low_high)
@@ -257,7 +279,8 @@ class Segmenter:
 
     def normalised(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) → what `features` and `logits` take, on the model's device."""
-        return normalise(images.to(self.device).float().div_(255.0))
+        # In place: a large image's copies would each be new memory.
+        return normalise_(images.to(self.device).float().div_(255.0))
 
     def logits(self, images: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) → scores (B, K, h, w) of the read-out, float32."""
@@ -292,16 +315,23 @@ class Segmenter:
 
         With a mixture its K log-posteriors follow them; `learned` removes these.
         """
-        images = images.to(self.device).contiguous(memory_format=torch.channels_last)
+        network, images = self._for_pass(images.to(self.device))
         with autocast(self.device, self.precision):
-            return self.network.dense(images)
+            return network.dense(images)
+
+    def _for_pass(self, images: Tensor) -> tuple[DenseSiam, Tensor]:
+        """The network and images as it reads them: in its own form a convolution puts channels last."""
+        network = self._form.of(self)
+        if network is self.network:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return network, images
 
     @torch.inference_mode()
     def parts(self, images: Tensor, around: Surroundings | None = None) -> tuple[Tensor, ...]:
         """A tile, uint8 (1, 3, H, W) → its local features and log-posteriors, for `joined_logits`."""
-        shown = self.normalised(images).contiguous(memory_format=torch.channels_last)
+        network, shown = self._for_pass(self.normalised(images))
         with autocast(self.device, self.precision):
-            local, logs = self.network.parts(shown, around)
+            local, logs = network.parts(shown, around)
         return (local,) if logs is None else (local, logs)
 
     @torch.inference_mode()
@@ -317,9 +347,9 @@ class Segmenter:
         """What a mixture knows of a whole image, uint8 (1, 3, H, W), for its tiles; None where there is none."""
         if self.network.mixture is None:
             return None
-        shown = self.normalised(images).contiguous(memory_format=torch.channels_last)
+        network, shown = self._for_pass(self.normalised(images))
         with autocast(self.device, self.precision):
-            return self.network.gist(shown)
+            return network.gist(shown)
 
     def learned(self, features: Tensor) -> Tensor:
         """The encoder's own channels of `features`."""
@@ -341,7 +371,7 @@ class Segmenter:
     def _scores_of(self, features: Tensor) -> Tensor:
         if self.centroids is None:
             with autocast(self.device, self.precision):
-                scores = self.network.scores(features)
+                scores = self._form.of(self).scores(features)
             return scores.float()
         units = unit_features(self.learned(features))
         weight, bias = Centroids(self.centroids, torch.empty(0)).classifier()

@@ -1,0 +1,282 @@
+"""The network as inference needs it on a processor: batch norms folded, weights laid out once.
+
+Axes: B images, C D channels into and out of a convolution, H W maps.
+
+In inference a batch norm is a linear map of each channel, so it goes into the weights of the convolution before it, and
+what clips its result goes into the same pass over memory. The weights are brought into the precision and the order in
+which oneDNN reads them once, and not in every pass. This rounds otherwise than the layers one by one; models that are
+trained or exported, and `--precision fp32`, have their layers as they are.
+"""
+
+from __future__ import annotations
+
+import copy
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from densesiam_seg.network.model import DenseSiam
+from densesiam_seg.network.timm_backbones import TimmBackbone
+from densesiam_seg.views.photometric import MEAN, STD
+
+_CLIPS: dict[str, tuple[str, list[float]]] = {
+    "Identity": ("none", []),
+    "ReLU": ("relu", []),
+    "ReLU6": ("hardtanh", [0.0, 6.0]),
+}
+"""What follows a batch norm, by its name, and how oneDNN calls it."""
+
+
+def inference_form(network: DenseSiam, precision: torch.dtype) -> DenseSiam:
+    """A copy of a network on the processor whose convolutions are prepared, as far as their surroundings are known.
+
+    Other layers share their tensors with the network. It is returned itself where oneDNN cannot do this here.
+    """
+    if not available(precision):
+        return network
+    shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    form: DenseSiam = copy.deepcopy(network, shared).eval()
+    with torch.inference_mode():
+        backbone = form.encoder.backbone
+        _prepare(backbone, precision)
+        if isinstance(backbone, TimmBackbone):
+            _normalise_in_stem(backbone)
+        for module in (form.encoder.decoder, form.projector):
+            if module is not None:
+                _prepare(module, precision)
+    return form
+
+
+@cache
+def available(precision: torch.dtype) -> bool:
+    """Whether this processor and this torch have what `Convolution` calls, which torch does not document."""
+    plain = nn.Conv2d(8, 8, 3, 2, device="cpu")
+    maps = torch.ones(1, 8, 9, 9)
+    with torch.inference_mode():
+        for parameter in plain.parameters():
+            parameter.fill_(1 / 64)
+        try:
+            if precision == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+                return False
+            found = Convolution(plain, precision)(maps)
+        except (AttributeError, NotImplementedError, RuntimeError, TypeError):
+            return False
+        return torch.allclose(found.float(), plain(maps), rtol=2**-6)
+
+
+class Convolution(nn.Module):
+    """A convolution of maps (B, C, H, W) with the batch norm and the clipping after it, as one pass."""
+
+    def __init__(
+        self,
+        plain: nn.Conv2d,
+        precision: torch.dtype,
+        norm: nn.modules.batchnorm._BatchNorm | None = None,
+        clip: str = "Identity",
+    ) -> None:
+        super().__init__()
+        weight, bias = _folded(plain, norm)
+        self.precision = precision
+        self.stride, self.dilation = list(plain.stride), list(plain.dilation)
+        self.kernel, self.groups = list(plain.kernel_size), plain.groups
+        self.clip, self.bounds = _CLIPS[clip]
+        self.padding = None if _is_same(plain) else [int(each) for each in plain.padding]
+        # Neither is a parameter, as oneDNN's own order has no place in a state dict.
+        self.weight = self._laid_out(weight)
+        self.bias = bias.float()
+        self.shown: tuple[list[float], list[float]] | None = None
+        """Factor and summand of each channel that come before all else."""
+        self.shifted: Tensor | None = None
+        if self.padding is None and max(self.stride) > 1:
+            # A column and a row of zeros before the weights make a padding even whose odd rest lies behind.
+            self.shifted = self._laid_out(F.pad(weight, (1, 0, 1, 0)))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Maps in any precision and order → maps in this one's, the channels last."""
+        if self.shown is not None:
+            maps = _affine(maps, *self.shown)
+        maps = maps.contiguous(memory_format=torch.channels_last).to(self.precision)
+        weight, padding = self.weight, self.padding
+        if padding is None:
+            maps, weight, padding = self._same(maps)
+        result: Tensor = torch.ops.mkldnn._convolution_pointwise(
+            maps,
+            weight,
+            self.bias,
+            padding,
+            self.stride,
+            self.dilation,
+            self.groups,
+            self.clip,
+            self.bounds,
+            "",
+        )
+        return result
+
+    def _laid_out(self, weight: Tensor) -> Tensor:
+        weight = weight.to(self.precision).contiguous(memory_format=torch.channels_last)
+        if max(weight.shape[-2:]) == 1:
+            # For these oneDNN's order depends on the maps' size, and another one is twenty times as slow.
+            return weight
+        laid_out: Tensor = torch._C._nn.mkldnn_reorder_conv2d_weight(
+            weight.to_mkldnn(), self.padding or [0, 0], self.stride, self.dilation, self.groups
+        )
+        return laid_out
+
+    def _same(self, maps: Tensor) -> tuple[Tensor, Tensor, list[int]]:
+        """TensorFlow's padding: what a side lacks is added half before and half behind, an odd rest behind.
+
+        Returns maps, weight and even padding that come to the same.
+        """
+        lacking = [
+            max((-(-side // step) - 1) * step + (kernel - 1) * dilation + 1 - side, 0)
+            for side, step, kernel, dilation in zip(
+                maps.shape[-2:], self.stride, self.kernel, self.dilation, strict=True
+            )
+        ]
+        if not any(each % 2 for each in lacking):
+            return maps, self.weight, [each // 2 for each in lacking]
+        if self.shifted is not None and all(each % 2 for each in lacking):
+            if self.dilation == [1, 1]:
+                return maps, self.shifted, [each // 2 + 1 for each in lacking]
+        down, right = lacking
+        sides = (right // 2, right - right // 2, down // 2, down - down // 2)
+        return F.pad(maps, sides), self.weight, [0, 0]
+
+
+def _affine(maps: Tensor, factors: list[float], summands: list[float]) -> Tensor:
+    """Each channel times its factor plus its summand; by planes, as that is three times as fast."""
+    result = torch.empty_like(maps, memory_format=torch.contiguous_format)
+    for place, (factor, summand) in enumerate(zip(factors, summands, strict=True)):
+        torch.mul(maps[:, place], factor, out=result[:, place]).add_(summand)
+    return result
+
+
+class Residual(nn.Module):
+    """A block of a ResNet: its convolutions in turn, added to what came in, and clipped."""
+
+    def __init__(self, convolutions: list[nn.Module], shortcut: nn.Module) -> None:
+        super().__init__()
+        self.convolutions = nn.Sequential(*convolutions)
+        self.shortcut = shortcut
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, D, H, W)."""
+        found: Tensor = self.convolutions(maps)
+        return found.add_(self.shortcut(maps)).relu_()
+
+
+def _prepare(module: nn.Module, precision: torch.dtype) -> None:
+    """Replace what is known inside a module, in place; other layers stay as they are."""
+    for name, child in list(module.named_children()):
+        prepared = _residual(child, precision)
+        if prepared is not None:
+            setattr(module, name, prepared)
+            continue
+        _prepare(child, precision)
+    if isinstance(module, nn.Sequential):
+        _pair_up(module, list(module._modules), precision)
+    else:
+        # timm's blocks of EfficientNets and torchvision's stem call these one after the other.
+        names = [name for name in _IN_TURN.get(type(module).__name__, ()) if name in module._modules]
+        _pair_up(module, names, precision)
+    for name, child in list(module.named_children()):
+        if _is_known(child):
+            setattr(module, name, Convolution(child, precision))
+
+
+_IN_TURN = {
+    "Backbone": ("conv1", "bn1", "relu"),
+    "EfficientNet": ("conv_stem", "bn1"),
+    "DepthwiseSeparableConv": ("conv_dw", "bn1", "aa", "se", "conv_pw", "bn2"),
+    "InvertedResidual": ("conv_pw", "bn1", "conv_dw", "bn2", "aa", "se", "conv_pwl", "bn3"),
+    "EdgeResidual": ("conv_exp", "bn1", "aa", "se", "conv_pwl", "bn2"),
+    "ConvBnAct": ("conv", "bn1"),
+}
+"""Children of a module of that name which it calls directly one after the other."""
+
+
+def _normalise_in_stem(backbone: TimmBackbone) -> None:
+    """Let the first convolution do what `TimmBackbone` does to images whose weights expect other numbers."""
+    stem = getattr(backbone.plain, "conv_stem", None)
+    if not isinstance(stem, Convolution) or (backbone.mean, backbone.deviation) == (MEAN, STD):
+        return
+    usual = zip(MEAN, STD, backbone.mean, backbone.deviation, strict=True)
+    pairs = [(std / own_std, (mean - own_mean) / own_std) for mean, std, own_mean, own_std in usual]
+    stem.shown = [factor for factor, _ in pairs], [summand for _, summand in pairs]
+    backbone.mean, backbone.deviation = MEAN, STD
+
+
+def _pair_up(module: nn.Module, names: list[str], precision: torch.dtype) -> None:
+    """Of children that are called in turn, fold each batch norm into the convolution just before it."""
+    for index, name in enumerate(names[:-1]):
+        plain, norm = module.get_submodule(name), module.get_submodule(names[index + 1])
+        if not (_is_known(plain) and isinstance(norm, nn.BatchNorm2d)):
+            continue
+        used, clip = [names[index + 1]], "Identity"
+        if hasattr(norm, "act"):  # timm's have one inside
+            clip = type(norm.act).__name__
+        elif index + 2 < len(names):
+            after = type(module.get_submodule(names[index + 2])).__name__
+            if after in ("ReLU", "ReLU6"):
+                clip = after
+                used.append(names[index + 2])
+        if clip in _CLIPS and norm.running_var is not None:
+            setattr(module, name, Convolution(plain, precision, norm, clip))
+            for each in used:
+                setattr(module, each, nn.Identity())
+
+
+def _residual(block: nn.Module, precision: torch.dtype) -> Residual | None:
+    """torchvision's blocks of a ResNet in this form."""
+    if type(block).__module__ != "torchvision.models.resnet":
+        return None
+    count = {"BasicBlock": 2, "Bottleneck": 3}.get(type(block).__name__)
+    if count is None:
+        return None
+    parts: Any = block
+    convolutions: list[nn.Module] = [
+        Convolution(
+            getattr(parts, f"conv{number}"),
+            precision,
+            getattr(parts, f"bn{number}"),
+            "ReLU" if number < count else "Identity",
+        )
+        for number in range(1, count + 1)
+    ]
+    shortcut: nn.Module = nn.Identity()
+    if parts.downsample is not None:
+        plain, norm = parts.downsample
+        shortcut = Convolution(plain, precision, norm)
+    return Residual(convolutions, shortcut)
+
+
+def _is_known(module: nn.Module) -> bool:
+    """Whether it is a convolution of which all is known."""
+    plain = type(module) is nn.Conv2d and not isinstance(module.padding, str)
+    return (plain or _is_same(module)) and module.padding_mode == "zeros"
+
+
+def _is_same(module: nn.Module) -> bool:
+    """Whether it is timm's convolution with TensorFlow's padding."""
+    return type(module).__name__ == "Conv2dSame"
+
+
+def _folded(
+    plain: nn.Conv2d, norm: nn.modules.batchnorm._BatchNorm | None
+) -> tuple[Tensor, Tensor]:
+    """Weight (D, C, ...) and bias (D,) of a convolution and a batch norm in one, float32."""
+    weight = plain.weight.detach()
+    bias = weight.new_zeros(len(weight)) if plain.bias is None else plain.bias.detach()
+    if norm is None:
+        return weight, bias
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale = (norm.running_var + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight.detach()
+    shift = bias - norm.running_mean
+    shift = shift * scale if norm.bias is None else shift * scale + norm.bias.detach()
+    return weight * scale.view(-1, 1, 1, 1), shift
