@@ -32,18 +32,21 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--rows", nargs="+", choices=sorted(rows(Path(), None, 1, 1)), metavar="NAME"
+        "--rows", nargs="+", choices=sorted(rows(Path(), None, 1, 1, 1)), metavar="NAME"
     )
     parser.add_argument(
         "--photos", type=Path, help="folder of JPEGs to use instead of drawn scenes"
     )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--paths", type=int, default=1_000_000, help="files of the scanning row")
+    parser.add_argument("--images", type=int, default=1_000, help="the most of the `before` rows")
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        known = rows(Path(scratch), arguments.photos, arguments.repeats, arguments.paths)
+        known = rows(
+            Path(scratch), arguments.photos, arguments.repeats, arguments.paths, arguments.images
+        )
         names = ["gpu"] if arguments.gpu else arguments.rows or [n for n in known if n != "gpu"]
         found: list[Row] = []
         for name in names:
@@ -56,7 +59,7 @@ def main() -> None:
 
 
 def rows(
-    scratch: Path, photos: Path | None, repeats: int, paths: int
+    scratch: Path, photos: Path | None, repeats: int, paths: int, images: int
 ) -> dict[str, Callable[[], Iterator[Row]]]:
     """Every group of rows by its name; nothing is imported before it is asked for."""
 
@@ -126,6 +129,11 @@ def rows(
 
         return start_rows(repeats)
 
+    def before() -> Iterator[Row]:
+        from before import before_rows
+
+        return before_rows(scratch, photos, (100, 400, images))
+
     def gpu() -> Iterator[Row]:
         from gpu import gpu_rows
 
@@ -145,6 +153,7 @@ def rows(
         "scan": scan,
         "start": start,
         "growth": growth,
+        "before": before,
         "gpu": gpu,
     }
 

@@ -89,9 +89,8 @@ def before_rows(scratch: Path, photos: Path | None, counts: tuple[int, ...]) -> 
     for count in counts:
         folder = copies(scratch / f"before-{count}", sources, count)
         settings = {"image_size": SIDE} | ({"epochs": 0} if count > STEPPED else {})
-        parts, peak = in_new_process(
-            profile, str(folder), str(scratch / f"run-{count}"), settings, __file__
-        )
+        out = str(scratch / f"run-{count}")
+        parts, peak = in_new_process(profile, str(folder), out, settings)
         for name, (wall, processor) in sorted(parts.items(), key=lambda each: -each[1][1]):
             cores = processor / max(wall, 1e-9)
             print(
@@ -109,9 +108,7 @@ def before_rows(scratch: Path, photos: Path | None, counts: tuple[int, ...]) -> 
         )
 
 
-def profile(
-    images: str, out: str, settings: dict[str, Any], _: str
-) -> tuple[dict[str, list[float]], int]:
+def profile(images: str, out: str, settings: dict[str, Any]) -> tuple[dict[str, list[float]], int]:
     """Train with the default recipe: wall and processor seconds of each part, and the most memory."""
     clocks = Clocks()
     for owner, name, part in PARTS:

@@ -154,11 +154,7 @@ class Described(Method):
         chosen = _chosen(store)
         part = group.shard.part(len(chosen))
         own = chosen[part.start : part.stop]
-        batches = store.batches([(index,) for index in own])
-        read: list[tuple[Views, Tensor]] = []
-        for views in self._of_each(lambda batch: self._stages(batch.images), batches):
-            read.append(views)
-            yield -(-min(len(read) * group.count, len(chosen)) // 2)
+        read = yield from self._read(store, own, len(chosen))
         # A process may have no image.
         grid = next(filter(None, group.gathered(_coarser(read[0][1]) if read else None)))
         description.fit(
@@ -186,6 +182,17 @@ class Described(Method):
             bias.copy_(directions.logs)
         for index, each, (_, look) in zip(own, described, read, strict=True):
             self._keep(index, self._joined(each, look))
+
+    def _read(
+        self, store: ImageStore, own: Sequence[int], count: int
+    ) -> Generator[int, None, list[tuple[Views, Tensor]]]:
+        """Stages and appearance of this process's `own` images of `count`; yields half of how many are read."""
+        read: list[tuple[Views, Tensor]] = []
+        batches = store.batches([(index,) for index in own])
+        for views in self._of_each(lambda batch: self._stages(batch.images), batches):
+            read.append(views)
+            yield -(-min(len(read) * self.group.count, count) // 2)
+        return read
 
     def _of_each(self, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """`work` of each item on one core, so that no number depends on how many there are; on a GPU in turn."""
