@@ -130,7 +130,7 @@ def test_the_wheel_holds_every_package_and_nothing_else(wheel: Path) -> None:
         program = archive.read(entry_points).decode()
     about = entry_points.removesuffix("entry_points.txt")
     assert {name for name in names if not name.startswith(about)} == wanted
-    assert "densesiam-seg = densesiam_seg.cli.app:main" in program
+    assert "densesiam-seg = densesiam_seg.cli.app:program" in program
     assert f"{about}licenses/LICENSE" in names
 
 

@@ -164,34 +164,34 @@ def run_events(
         request = Request.of(
             inputs, settings, init_from, preset=preset, max_bad=max_bad, follow_links=follow_links
         )
-        begins = group.by_first(
-            lambda: not resume or (bool(inputs) and place is not None and is_free(place))
+        goes_on = group.by_first(
+            lambda: resume and (not inputs or place is None or not is_free(place))
         )
-        if begins:
+        if goes_on:
+            # Wrong settings are refused before anything is written; the number of images does not matter for that.
+            choose_settings(command, None, 0, False, settings)
+            beginning = None
+        else:
             beginning = _beginning(command, request, inputs, place, group)
             if overwrite and place is not None:
                 _require_kept(place, beginning.given.get("weights"))
-        else:
-            # Wrong settings are refused before anything is written; the number of images does not matter for that.
-            choose_settings(command, None, 0, False, settings)
         folder = group.by_first(
             lambda: new_run_folder(
                 command,
                 place,
                 overwrite=overwrite,
-                resume=not begins,
-                request=request.to_dict() if begins else None,
+                resume=goes_on,
+                request=None if goes_on else request.to_dict(),
             )
         )
         with _held(folder, group) as stop:
             run = Run(command, folder, stop, group)
             deadline = math.inf if max_time is None else time.monotonic() + max_time
-            prepared: Generator[Event, None, Training | None]
-            if begins:
-                prepared = fresh(run, beginning)
-            else:
-                group.by_first(lambda: require_repeated(folder, request))
-                prepared = _going_on(run, settings, accept_data_change=accept_data_change)
+            prepared = (
+                fresh(run, beginning)
+                if beginning
+                else _going_on(run, request, settings, accept_data_change=accept_data_change)
+            )
             for event in _fit(run, prepared, deadline, rhythm):
                 if group.first and isinstance(event, Notice | Started | EpochRecord):
                     _log(folder / "train.log", str(event))
@@ -219,9 +219,13 @@ def _held(folder: Path, group: Group) -> Iterator[StopRequest]:
 
 
 def _going_on(
-    run: Run, settings: Mapping[str, Any], *, accept_data_change: bool
+    run: Run, again: Request, settings: Mapping[str, Any], *, accept_data_change: bool
 ) -> Generator[Event, None, Training | None]:
-    """The run in its folder from its last checkpoint, or from the beginning where it has none."""
+    """The run in its folder from its last checkpoint, or from the beginning where it has none.
+
+    What is asked for `again` must be what the run was begun with.
+    """
+    run.group.by_first(lambda: require_repeated(run.folder, again))
     if run.group.by_first(lambda: has_begun(run.folder)):
         return resumed(run, settings, accept_data_change=accept_data_change)
     request = run.group.by_first(lambda: repeatable(run.folder, run.command, settings))
