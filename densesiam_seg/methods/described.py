@@ -209,7 +209,10 @@ class Described(Method):
                 return work(item)
 
         with closing(on_own_cores(alone, items, max_waiting=1)) as results:
-            yield from results
+            for each in results:
+                # What is done with it meanwhile takes no core from the others; the number is restored at the end.
+                torch.set_num_threads(1)
+                yield each
 
     @property
     def _reader(self) -> Encoder:
