@@ -131,7 +131,9 @@ def counted(work: Callable[..., Any], clocks: Clocks, part: str) -> Callable[...
     return timed
 
 
-def resumed(steps: Generator[Any, None, Any], clocks: Clocks, part: str) -> Iterator[Any]:
+def resumed(
+    steps: Generator[Any, None, Any], clocks: Clocks, part: str
+) -> Generator[Any, None, Any]:
     """A generator whose every step is counted."""
     while True:
         with clocks.of(part):
