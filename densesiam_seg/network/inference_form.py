@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from functools import cache
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -255,7 +255,7 @@ def _residual(block: nn.Module, precision: torch.dtype) -> Residual | None:
     return Residual(convolutions, shortcut)
 
 
-def _is_known(module: nn.Module) -> bool:
+def _is_known(module: nn.Module) -> TypeGuard[nn.Conv2d]:
     """Whether it is a convolution of which all is known."""
     plain = type(module) is nn.Conv2d and not isinstance(module.padding, str)
     return (plain or _is_same(module)) and module.padding_mode == "zeros"
