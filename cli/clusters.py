@@ -14,6 +14,7 @@ from densesiam_seg.cli.options import (
     Json,
     Quiet,
     RunArgument,
+    import_torch,
     io_option,
     recipe_option,
 )
@@ -177,7 +178,8 @@ def name(
 ) -> None:
     """Name and merge clusters after a handful of labelled masks, by the matching with which models are scored."""
     folder = _folder(run)
-    # Only now, as torch comes with it, which mistakes need not wait for.
+    # Only now, as mistakes need not wait for it.
+    import_torch()
     from densesiam_seg.cli.console import Console
     from densesiam_seg.evaluation.naming import (
         LABEL_SUFFIXES,

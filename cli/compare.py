@@ -16,6 +16,7 @@ from densesiam_seg.cli.options import (
     Overwrite,
     Quiet,
     RunArgument,
+    import_torch,
     io_option,
     require_model,
 )
@@ -52,7 +53,8 @@ def command(
     require_model(run)
     require_model(other)
 
-    # Only now, as torch comes with it, which mistakes need not wait for.
+    # Only now, as mistakes need not wait for it.
+    import_torch()
     from densesiam_seg.cli.console import Console
     from densesiam_seg.inference.segmenter import Segmenter
     from densesiam_seg.reporting.comparing import Compared, compare_events, write_comparison

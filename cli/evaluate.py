@@ -25,6 +25,7 @@ from densesiam_seg.cli.options import (
     ShardOption,
     Split,
     TrainSplit,
+    import_torch,
     io_option,
     recipe_option,
     require_model,
@@ -121,7 +122,8 @@ def evaluate(
 
         require_cluster(ray)
 
-    # Only now, as torch comes with it, which mistakes need not wait for.
+    # Only now, as mistakes need not wait for it.
+    import_torch()
     from densesiam_seg.evaluation.evaluate import benchmark
 
     def task() -> Benchmark:
@@ -179,7 +181,8 @@ def probe(
     require_new(out, overwrite)
     require_model(run)
 
-    # Only now, as torch comes with it, which mistakes need not wait for.
+    # Only now, as mistakes need not wait for it.
+    import_torch()
     from densesiam_seg.cli.console import Console, means
     from densesiam_seg.evaluation.probe import Probe, ready_probe
 

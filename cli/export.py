@@ -17,6 +17,7 @@ from densesiam_seg.cli.options import (
     Quiet,
     RefineOptions,
     RunArgument,
+    import_torch,
     io_option,
     require_model,
 )
@@ -67,7 +68,8 @@ def masks(
     manifest = scan(images, merge=False, follow_links=follow_links, out=out, pages=pages)
     require_model(run)
 
-    # Only now, as torch comes with it, which mistakes need not wait for.
+    # Only now, as mistakes need not wait for it.
+    import_torch()
     from densesiam_seg.cli.console import Console
     from densesiam_seg.exporting.masks import export_masks, plan_masks
     from densesiam_seg.inference.segmenter import Segmenter
@@ -187,7 +189,8 @@ def backbone(
 
     require_model(run)
 
-    # Only now, as torch comes with it, which mistakes need not wait for.
+    # Only now, as mistakes need not wait for it.
+    import_torch()
     from densesiam_seg.cli.console import Console
     from densesiam_seg.exporting.backbone import export_backbone, require_export_target
     from densesiam_seg.inference.segmenter import Segmenter

@@ -17,6 +17,7 @@ from densesiam_seg.cli.options import (
     Quiet,
     RunArgument,
     Split,
+    import_torch,
     io_option,
     require_model,
 )
@@ -81,7 +82,8 @@ def command(
         found = scan(images, merge=False, follow_links=follow_links, out=out, pages=pages)
     require_model(run)
 
-    # Only now, as torch comes with it, which mistakes need not wait for.
+    # Only now, as mistakes need not wait for it.
+    import_torch()
     from densesiam_seg.cli.console import Console
     from densesiam_seg.evaluation.evaluate import benchmark
     from densesiam_seg.inference.segmenter import Segmenter

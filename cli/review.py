@@ -14,6 +14,7 @@ from densesiam_seg.cli.options import (
     Overwrite,
     Quiet,
     RunArgument,
+    import_torch,
     io_option,
     require_model,
 )
@@ -60,7 +61,8 @@ def command(
         known = [listed.path(index) for index in range(len(listed))]
     require_model(run)
 
-    # Only now, as torch comes with it, which mistakes need not wait for.
+    # Only now, as mistakes need not wait for it.
+    import_torch()
     from densesiam_seg.cli.console import Console
     from densesiam_seg.inference.segmenter import Segmenter
     from densesiam_seg.packed.members import as_shown

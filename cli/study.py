@@ -20,6 +20,7 @@ from densesiam_seg.cli.options import (
     ScoringProtocol,
     Split,
     TrainSplit,
+    import_torch,
     io_option,
     recipe_option,
 )
@@ -85,7 +86,8 @@ def command(
     """
     given = read_config(config, PretrainConfig()) if config else {}
 
-    # Only now, as torch comes with it, which mistakes need not wait for.
+    # Only now, as mistakes need not wait for it.
+    import_torch()
     from densesiam_seg.cli.console import Console
     from densesiam_seg.studies.study import study_events
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from densesiam_seg.backbones import WORDS
 from densesiam_seg.cli.options import (
     RunOptions,
+    import_torch,
     io_option,
     require_model,
     seconds,
@@ -44,7 +45,8 @@ def train(run: RunOptions, settings: dict[str, Any], no_report: NoReport = False
     given = _given("train", run, TrainConfig(), settings)
     _refuse_early(given)
 
-    # Only now, as torch comes with it, which mistakes need not wait for.
+    # Only now, as mistakes need not wait for it.
+    import_torch()
     from densesiam_seg.training.train import training_events
 
     follow_up = "predict IMAGE --model {run} --out mask.png"
@@ -63,6 +65,7 @@ def pretrain(run: RunOptions, settings: dict[str, Any]) -> None:
     """
     given = _given("pretrain", run, PretrainConfig(), settings)
     _refuse_early(given)
+    import_torch()
     from densesiam_seg.training.train import pretraining_events
 
     _show("pretrain", pretraining_events(**given), run, "train IMAGES --weights {run}")

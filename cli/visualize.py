@@ -17,6 +17,7 @@ from densesiam_seg.cli.options import (
     Quiet,
     ReadoutOptions,
     RunArgument,
+    import_torch,
     io_option,
     require_model,
 )
@@ -78,7 +79,8 @@ def command(
     pages = settings.page == "all"
     manifest = scan(images, merge=False, follow_links=follow_links, pages=pages)
     require_model(run)
-    # Only now, as torch comes with it, which mistakes need not wait for.
+    # Only now, as mistakes need not wait for it.
+    import_torch()
     from densesiam_seg.cli.console import Console
     from densesiam_seg.inference.visualize import draw_files, require_picture_target, spread
     from densesiam_seg.packed.members import as_shown

@@ -19,7 +19,7 @@ from pathlib import Path
 from densesiam_seg.datasets.declaration import Dataset
 from densesiam_seg.datasets.index import Index, stem
 from densesiam_seg.errors import InputError, looked_for
-from densesiam_seg.images.lists import lines_of, spellings
+from densesiam_seg.packed.lists import lines_of, spellings
 
 _FOLDERS = 8
 """So many folders at the start of a full path may be those of another computer."""

@@ -38,7 +38,7 @@ def test_the_public_names() -> None:
 
 
 def test_the_public_names_load_no_more_than_they_need() -> None:
-    """FAISS and SciPy come with their first use; torchvision, and torch's compiler with it, with the first network."""
+    """FAISS and SciPy come with their first use; torchvision, and torch's compiler with it, with its backbones."""
     code = (
         "import sys, densesiam_seg.training.train, densesiam_seg.evaluation.evaluate, densesiam_seg.cli.console;"
         "import densesiam_seg.reporting.report, densesiam_seg.reporting.comparing;"
@@ -130,7 +130,7 @@ def test_the_wheel_holds_every_package_and_nothing_else(wheel: Path) -> None:
         program = archive.read(entry_points).decode()
     about = entry_points.removesuffix("entry_points.txt")
     assert {name for name in names if not name.startswith(about)} == wanted
-    assert "densesiam-seg = densesiam_seg.cli.app:main" in program
+    assert "densesiam-seg = densesiam_seg.cli.app:program" in program
     assert f"{about}licenses/LICENSE" in names
 
 

@@ -90,6 +90,17 @@ def rows(
 
         return decode_rows(scratch, photos, repeats)
 
+    def inputs() -> Iterator[Row]:
+        from inputs import input_rows, overlap_rows
+
+        yield from input_rows(scratch, photos, repeats)
+        yield from overlap_rows(scratch, photos, repeats)
+
+    def fed() -> Iterator[Row]:
+        from epochs import fed_rows
+
+        return fed_rows(scratch, photos, min(repeats, 3))
+
     def views() -> Iterator[Row]:
         from inputs import view_rows
 
@@ -131,6 +142,11 @@ def rows(
 
         return start_rows(repeats)
 
+    def mask() -> Iterator[Row]:
+        from starts import mask_rows
+
+        return mask_rows(scratch, photos, repeats)
+
     def gpu() -> Iterator[Row]:
         from gpu import gpu_rows
 
@@ -142,6 +158,8 @@ def rows(
         "epoch": epoch,
         "methods": methods,
         "decode": decode,
+        "input": inputs,
+        "fed": fed,
         "views": views,
         "kmeans": kmeans,
         "scoring": scoring,
@@ -150,6 +168,7 @@ def rows(
         "evaluate": evaluate,
         "scan": scan,
         "start": start,
+        "mask": mask,
         "growth": growth,
         "gpu": gpu,
     }

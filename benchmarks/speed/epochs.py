@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,17 +17,71 @@ from steps import epochs_of, ready_training, settings
 from densesiam_seg.config import TrainConfig, with_settings
 from densesiam_seg.events import EpochRecord, Progress
 from densesiam_seg.images.scan import scan
-from densesiam_seg.images.store import ImageStore, Keep
+from densesiam_seg.images.store import ImageStore, Keep, left_out
 from densesiam_seg.io.devices import available_cores, pick_precision
 from densesiam_seg.io.records import Records
 from densesiam_seg.presets import train_preset
 from densesiam_seg.training.checkpoint import save_checkpoint
 from densesiam_seg.training.loop import Training
 from densesiam_seg.training.recipes import build_method
+from densesiam_seg.training.setup import reads_late
 
 CPU = torch.device("cpu")
 PAPER = 0.28
 """DenseSiam's cost over PiCIE's in the paper."""
+
+
+def fed_rows(
+    scratch: Path,
+    photos: Path | None,
+    repeats: int,
+    *,
+    device: torch.device = CPU,
+    size: int = 160,
+    batch: int = 16,
+    count: int = 352,
+    pixels: tuple[int, int] = (480, 360),
+    limits: tuple[float | None, float | None] = (None, None),
+) -> Iterator[Row]:
+    """An epoch from JPEG files, the first with all reading that is before it, and the next, over its network steps.
+
+    Everything as a run does it on the device: on a GPU processes decode, and the first epoch is not kept waiting.
+    """
+    name = f"{pixels[0]}x{pixels[1]}"
+    images = copies(
+        scratch / f"fed-{name}-{count}", jpegs(scratch / name, 64, pixels, photos), count
+    )
+    config = settings(size, batch, epochs=2, region_start=0.0, device=device.type)
+    steps = count // batch
+    ready = epochs_of(ready_training(with_settings(config, {"epochs": repeats + 1}), steps, device))
+    ready()
+    rounds = []
+    for _ in range(repeats):
+        bare = timed(ready)
+        store = ImageStore(
+            scan([images]), 2 * size, keep="ram", caches=scratch, processes=device.type != "cpu"
+        )
+        precision = pick_precision(config.precision, device)
+        method = build_method(config, store, device, precision)
+        run = epochs_of(Training(method, config, store, device, precision))
+        rounds.append((timed(lambda store=store, run=run: _first(store, run, device, batch)), bare))
+        rounds[-1] = (rounds[-1][0], timed(run), bare)
+    first, later, bare_steps = map(list, zip(*rounds, strict=True))
+    what = f"{device.type}: epoch from {count} JPEGs of {name} / its network steps"
+    note = f"size {size}, batch {batch}, {count / min(bare_steps):.0f} images/s of network"
+    yield ratio_row(f"{what}, first", first, bare_steps, limits[0], note=note)
+    yield ratio_row(f"{what}, later", later, bare_steps, limits[1], note=note)
+
+
+def _first(
+    store: ImageStore, run: Callable[[], None], device: torch.device, batch_size: int
+) -> None:
+    """What is read before the first epoch, and that epoch."""
+    late = reads_late(device)
+    rest = left_out(len(store), batch_size, seed=0, epoch=0) if late else None
+    for _ in store.prepare(rest):
+        pass
+    run()
 
 
 def store_of(images: Path, config: TrainConfig, keep: Keep, caches: Path) -> ImageStore:
@@ -119,7 +173,7 @@ def method_rows(scratch: Path, photos: Path | None, repeats: int) -> Iterator[Ro
     seconds: dict[str, list[float]] = {"densesiam": [], "picie": []}
     runs: dict[str, Any] = {}
     for method in seconds:
-        base = train_preset("balanced", 352, gpu=False, method=method, prior=False)[1]
+        base = train_preset("balanced", 352, gpu=False, method=method, start="none")[1]
         config = with_settings(
             base,
             {

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from weakref import finalize
 
 import torch
 import torchvision
-from material import jpegs
-from measure import Row, alternate, in_new_process, peak_bytes, ratio_row, threads
+from material import copies, jpegs
+from measure import Row, alternate, in_new_process, peak_bytes, rate_row, ratio_row, threads, timed
 from PIL import Image, ImageFilter
 from torch import Tensor
 from torchvision.transforms import functional as official
 
+from densesiam_seg.images.crew import Crew, Form
 from densesiam_seg.images.decode import load_square
+from densesiam_seg.images.scan import scan
+from densesiam_seg.images.store import ImageStore, epoch_batches
+from densesiam_seg.io.devices import available_cores
 from densesiam_seg.views.pair import view_pair
 from densesiam_seg.views.parameters import sample_geometry, sample_photometry
 from densesiam_seg.views.photometric import MEAN, STD
 
-IMAGES = 24
+IMAGES, FED = 24, 192
 
 
 def decode_rows(scratch: Path, photos: Path | None, repeats: int) -> Iterator[Row]:
@@ -50,6 +57,75 @@ def torchvision_square(path: Path, side: int) -> Tensor:
     """Decode, shorter side to `side`, centre crop."""
     pixels = torchvision.io.decode_jpeg(torchvision.io.read_file(str(path)))
     return official.center_crop(official.resize(pixels, [side], antialias=True), [side])
+
+
+def input_rows(scratch: Path, photos: Path | None, repeats: int) -> Iterator[Row]:
+    """Batches of 32 alone, decoded each time by threads and by processes, and from memory; wall time."""
+    for pixels, side in (((480, 360), 320), ((640, 480), 320), ((640, 480), 640)):
+        name = f"{pixels[0]}x{pixels[1]}"
+        sources = jpegs(scratch / f"input-{name}", IMAGES, pixels, photos)
+        folder = copies(scratch / f"input-{name}-all", sources, FED)
+        counts = [n for n in (1, 2, 4, 8, 16, 32) if n <= max(available_cores(), 2)]
+        for workers in counts:
+            stores = [_ready(folder, side, workers, processes) for processes in (False, True)]
+            found = alternate(*(partial(_drain, store) for store in stores), repeats=repeats)
+            for what, seconds in zip(("threads", "processes"), found, strict=True):
+                title = f"input alone, {name} to {side}, {workers} {what}"
+                yield rate_row(title, FED, seconds, "images/s", None)
+        store = ImageStore(scan([folder]), side, keep="ram")
+        _consume(store.prepare())
+        (seconds,) = alternate(partial(_drain, store), repeats=repeats)
+        yield rate_row(f"input alone, {side} from memory", FED, seconds, "images/s", None)
+
+
+def overlap_rows(scratch: Path, photos: Path | None, repeats: int) -> Iterator[Row]:
+    """An epoch from JPEGs over steps that leave the processor free, as a GPU's do: they only wait, which is not judged.
+
+    They take 1.6 times as long as the input, like those of an H200 with 16 cores if these decode 2,000 images a second.
+    """
+    folder = copies(
+        scratch / "input-640x480-all",
+        jpegs(scratch / "input-640x480", IMAGES, (640, 480), photos),
+        FED,
+    )
+    decoding = timed(partial(_drain, _ready(folder, 640, available_cores(), False)))
+    groups = epoch_batches(FED, 32, seed=0, epoch=0)
+    wait = 1.6 * decoding / len(groups)
+
+    def epoch(late: bool) -> None:
+        store = ImageStore(scan([folder]), 640, keep="ram")
+        _consume(store.prepare([] if late else None))
+        for _ in store.batches(groups):
+            time.sleep(wait)
+
+    for late, how in ((False, "all images read before"), (True, "read by training")):
+        seconds = [timed(partial(epoch, late)) for _ in range(repeats)]
+        yield ratio_row(
+            f"first epoch / steps that leave the processor free, {how}",
+            seconds,
+            [wait * len(groups)] * repeats,
+            1.5 if late else None,
+            note=f"{FED} JPEGs of 640x480 to 640",
+        )
+
+
+def _ready(folder: Path, side: int, workers: int, processes: bool) -> ImageStore:
+    """One that decodes every image anew, its processes started."""
+    store = ImageStore(scan([folder]), side, workers=workers, keep="none")
+    if processes:
+        # Also with fewer of them than a training would have.
+        store._crew = Crew(Form(side, False, store.decoding), workers)
+        finalize(store, store._crew.close)
+    _consume(store.prepare())
+    return store
+
+
+def _drain(store: ImageStore) -> None:
+    _consume(store.batches(epoch_batches(FED, 32, seed=0, epoch=0)))
+
+
+def _consume(items: Iterable[object]) -> None:
+    deque(items, maxlen=0)
 
 
 def view_rows(scratch: Path, photos: Path | None, repeats: int, side: int = 320) -> Iterator[Row]:
@@ -146,8 +222,6 @@ def scan_rows(paths: int) -> Iterator[Row]:
 
 
 def _scan(folder: str) -> tuple[float, int, int]:
-    from densesiam_seg.images.scan import scan
-
     before, began = peak_bytes(), time.perf_counter()
     manifest = scan([folder])
     assert manifest.digest

@@ -59,7 +59,7 @@ class Blank:
 def settings(size: int, batch: int, **more: Any) -> TrainConfig:
     """The balanced preset's settings at this size."""
     config = with_settings(
-        train_preset("balanced", 10 * batch, gpu=False, prior=False)[1],
+        train_preset("balanced", 10 * batch, gpu=False, start="none")[1],
         {"image_size": size, "batch_size": batch, "clusters": CLUSTERS, "weights": "none", **more},
     )
     assert isinstance(config, TrainConfig)

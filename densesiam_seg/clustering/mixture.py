@@ -81,7 +81,10 @@ class Mixture(nn.Module):
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("deviation", torch.ones(channels))
         self.register_buffer("centres", torch.zeros(clusters, channels))
-        self.register_buffer("whitening", torch.eye(channels)[gist:].repeat(clusters, 1, 1))
+        whitening = torch.zeros(clusters, own, channels)
+        # What `torch.eye` and `repeat` would make; on the meta device these bring torch's compiler along.
+        whitening.diagonal(gist, 1, 2).fill_(1.0)
+        self.register_buffer("whitening", whitening)
         self.register_buffer("offsets", torch.zeros(clusters))
         self.register_buffer("shares", torch.full((clusters,), 1 / clusters))
 

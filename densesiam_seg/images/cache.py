@@ -17,8 +17,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import PIL
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from densesiam_seg.images.decoding import Decoding, Notes
@@ -80,7 +82,7 @@ def read_cache(path: Path, side: int) -> CachedSquares | None:
 @contextmanager
 def writing_cache(
     path: Path, aspects: Sequence[float], skipped: list[Skipped], notes: Notes
-) -> Iterator[Callable[[int, Tensor], None]]:
+) -> Iterator[Callable[[int, NDArray[np.uint8]], None]]:
     """Gives what appends a square, by its number; the cache is there once the block ends. Raises OutputError.
 
     `aspects`, `skipped` and `notes` are written as they are then.
@@ -89,8 +91,8 @@ def writing_cache(
     make_folder(path.parent)
     with replacing(path, sync=False) as file:
 
-        def write(number: int, square: Tensor) -> None:
-            data = square.contiguous().numpy().data
+        def write(number: int, square: NDArray[np.uint8]) -> None:
+            data = np.ascontiguousarray(square).data
             file.write(data)
             digest.update(data)
 

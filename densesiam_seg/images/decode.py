@@ -9,12 +9,11 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from densesiam_seg.images.decoding import MAX_PIXELS, Decoding
 from densesiam_seg.images.opening import opened
@@ -28,6 +27,9 @@ from densesiam_seg.images.pixels import (
     span,
     values_in_use,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Up to this aspect ratio an image is resized whole and then cropped, which gives torchvision's
 # pixels to the bit; beyond it the whole resized image would be large and mostly thrown away.
@@ -49,7 +51,7 @@ def load_oriented(path: str | os.PathLike[str], decoding: Decoding = PLAIN) -> t
     """What `load_image` gives, and the EXIF orientation 1 to 8 that it was turned by. Raises `ImageError`."""
     with opened(path, decoding) as image:
         planes = rgb_planes(image.picture(), image.name, decoding)
-        return torch.from_numpy(planes), image.orientation
+        return _tensor(planes), image.orientation
 
 
 def load_reduced(
@@ -68,7 +70,7 @@ def load_reduced(
         if picture.width * picture.height > MAX_PIXELS:
             short = min(picture.width, picture.height)
             factor = next((each for each in (8, 4, 2) if short >= each * side), 1)
-        return torch.from_numpy(rgb_planes(picture, image.name, decoding, factor)), size
+        return _tensor(rgb_planes(picture, image.name, decoding, factor)), size
 
 
 def load_square(path: str | os.PathLike[str], side: int, decoding: Decoding = PLAIN) -> Tensor:
@@ -77,12 +79,19 @@ def load_square(path: str | os.PathLike[str], side: int, decoding: Decoding = PL
     Bilinear with antialiasing, sizes and offsets rounded as torchvision's Resize and CenterCrop do.
     A JPEG is decoded at 1/2, 1/4 or 1/8 size where both its sides stay at least `side`. Raises `ImageError`.
     """
+    return _tensor(square(path, side, decoding))
+
+
+def square(
+    path: str | os.PathLike[str], side: int, decoding: Decoding = PLAIN
+) -> NDArray[np.uint8]:
+    """The same without torch, which a process that only decodes does not load."""
     with opened(path, decoding) as image:
         height, width = image.height, image.width
         image.draft(side)
         picture = image.picture()
-        square = _centre_square(picture, side, width, height, span(picture, image.name, decoding))
-        return _planar(square)
+        found = span(picture, image.name, decoding)
+        return _planar(_centre_square(picture, side, width, height, found))
 
 
 def load_stretched(
@@ -93,6 +102,14 @@ def load_stretched(
     Bilinear with antialiasing; a JPEG is decoded at reduced size where both its sides stay at least `side`.
     Raises `ImageError`.
     """
+    planes, aspect = stretched(path, side, decoding)
+    return _tensor(planes), aspect
+
+
+def stretched(
+    path: str | os.PathLike[str], side: int, decoding: Decoding = PLAIN
+) -> tuple[NDArray[np.uint8], float]:
+    """The same without torch."""
     with opened(path, decoding) as image:
         height, width = image.height, image.width
         image.draft(side)
@@ -120,9 +137,16 @@ def load_values(
         return values_in_use(picture, count), white
 
 
-def _planar(picture: Image.Image) -> Tensor:
+def _planar(picture: Image.Image) -> NDArray[np.uint8]:
     """uint8 (3, H, W) of a small picture in mode L or RGB."""
-    return torch.from_numpy(np.stack([np.asarray(channel) for channel in channels(picture)]))
+    return np.stack([np.asarray(channel) for channel in channels(picture)])
+
+
+def _tensor(values: NDArray[np.uint8]) -> Tensor:
+    """The same memory as a tensor."""
+    import torch
+
+    return torch.from_numpy(values)
 
 
 def _centre_square(

@@ -16,12 +16,12 @@ from pathlib import Path
 from densesiam_seg.errors import ImageError, InputError
 from densesiam_seg.images.candidates import Candidates, images_below, is_system_folder
 from densesiam_seg.images.decoding import Decoding
-from densesiam_seg.images.lists import lines_of, spellings
 from densesiam_seg.images.manifest import Manifest
 from densesiam_seg.images.opening import SUFFIXES, opened
 from densesiam_seg.io.files import open_regular
 from densesiam_seg.io.outputs import is_note, noted_outputs
 from densesiam_seg.io.run_directory import RUN_NAMES, STATUS, read_status
+from densesiam_seg.packed.lists import lines_of, spellings
 from densesiam_seg.packed.names import Names
 
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, MutableSequence, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, MutableSequence, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
-from typing import Literal, overload
+from typing import Literal, TypeAlias, overload
+from weakref import finalize
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from densesiam_seg.errors import ImageError, InputError, UsageError, WorkerError
 from densesiam_seg.images.cache import cache_file, read_cache, writing_cache
+from densesiam_seg.images.crew import Crew, Form, LostProcessError, may_start
 from densesiam_seg.images.decode import load_square, load_stretched, load_values
 from densesiam_seg.images.decoding import Decoding, Noted
 from densesiam_seg.images.manifest import Manifest, Skipped
@@ -46,6 +48,23 @@ CACHES = Path("runs", "cache")
 Fit = Literal["crop", "stretch"]
 """How an image becomes a square: its centre, or the whole of it at another aspect."""
 Keep = Literal["auto", "ram", "disk", "none"]
+Square: TypeAlias = NDArray[np.uint8]
+"""An image as (3, S, S)."""
+Decoded: TypeAlias = tuple[Square, float] | ImageError
+"""A square and width over height of what it shows, or what is wrong with its file."""
+FEWEST_PROCESSES = 4
+"""Cores from which on processes decode instead of threads, which as few cores as this keep busy as well."""
+
+
+class UnreadError(ImageError):
+    """An image that was taken for a good one until training read it; all that was trained counts it in."""
+
+    @classmethod
+    def of(cls, bad: Skipped) -> UnreadError:
+        """The error for what would have been skipped."""
+        error = cls(bad.path, bad.reason, "")
+        error.args = (bad.message,)
+        return error
 
 
 @dataclass(frozen=True)
@@ -61,6 +80,8 @@ class ImageStore:
 
     `keep` says which; `auto` is a file that an earlier run has left in the folder `caches`, else memory where they fit,
     else a new file where that fits.
+
+    With `processes` images are decoded by other processes where there are more than a few workers.
 
     Of a `group` of processes each reads a part of the images first, so that all know which are usable. In memory it
     keeps those, and others from when it needs them on; the first process of each machine writes a file, if one is asked
@@ -78,6 +99,7 @@ class ImageStore:
         keep: Keep = "auto",
         caches: Path = CACHES,
         group: Group = ALONE,
+        processes: bool = False,
     ) -> None:
         self.manifest = manifest
         self.group = group
@@ -96,16 +118,35 @@ class ImageStore:
         self._squares: Tensor | None = None
         self._missing: NDArray[np.bool_] | None = None
         """Whether an image (N,) has not been decoded by this process yet."""
+        self.late = False
+        """Whether most images are read by training, and not before."""
+        self._crew: Crew | None = None
+        if processes and self.workers >= FEWEST_PROCESSES and may_start():
+            self._crew = Crew(Form(side, fit == "stretch", self.decoding), self.workers)
+            finalize(self, self._crew.close)
+        self.fallback: str | None = None
+        """Why threads decode where processes should; known after `prepare`."""
 
     def __len__(self) -> int:
         return len(self.manifest)
 
-    def prepare(self) -> Iterator[int]:
+    @property
+    def unread(self) -> bool:
+        """Whether there are images that nobody has decoded yet."""
+        return self.late and self._missing is not None and bool(self._missing.any())
+
+    def prepare(self, first: Sequence[int] | None = None) -> Iterator[int]:
         """Read every image once; yields how many are done.
 
         Bad files move from the manifest to its list of skipped ones, so that positions never shift during training.
+
+        Of images that are not kept on the disk only the `first` ones are read, if these are given, and all others when
+        batches ask for them: training begins at once, and a bad file among them is an UnreadError.
         Raises UsageError where there is no room for what `keep` asks for.
         """
+        if self._crew is not None:
+            self.fallback = self._crew.begin()
+            self._crew = None if self.fallback else self._crew
         path = cache_file(
             self.caches, self.manifest, side=self.side, fit=self.fit, decoding=self.decoding
         )
@@ -118,6 +159,9 @@ class ImageStore:
                 self._settle(known.aspects, known.skipped, known.notes)
                 return
         keep = self._place()
+        may = self.group.alone and self.fit == "crop" and keep != "disk"
+        if may and first is not None and (yield from self._prepare_late(keep, first)):
+            return
         if not self.group.alone and keep != "disk":
             yield from self._prepare_part(keep)
             return
@@ -134,12 +178,27 @@ class ImageStore:
             if (known := read_cache(path, self.side)) is not None:
                 self.file, self._squares = path, known.squares
         elif keep == "ram":
-            squares = torch.empty((len(self), 3, self.side, self.side), dtype=torch.uint8)
-            yield from self._decode_all(squares.__setitem__, aspects, skipped)
+            squares = self._room(len(self))
+            yield from self._decode_all(squares.numpy().__setitem__, aspects, skipped)
             self._squares = squares[: len(aspects)]
         else:
             yield from self._decode_all(lambda number, square: None, aspects, skipped)
         self._settle(aspects, skipped, self.decoding.notes.lines())
+
+    def _prepare_late(self, keep: Keep, first: Sequence[int]) -> Generator[int, None, bool]:
+        """Read the first images alone; returns whether all of them are good, else nothing is decided yet."""
+        squares = self._room(len(self)) if keep == "ram" else None
+        places = (
+            (index, squares.numpy()[index] if squares is not None else None) for index in first
+        )
+        for done, result in enumerate(self._decode(places), 1):
+            if isinstance(result, ImageError):
+                return False
+            yield done * len(self) // len(first)
+        self._squares, self._missing, self.late = squares, np.ones(len(self), np.bool_), True
+        self._missing[list(first)] = False
+        self._settle([1.0] * len(self), [], [])
+        return True
 
     def _prepare_part(self, keep: Keep) -> Iterator[int]:
         """The same where each process reads a part: what it finds there it tells the others."""
@@ -147,9 +206,9 @@ class ImageStore:
         part = group.shard.part(total)
         aspects = array("d")
         skipped: list[Skipped] = []
-        decoded: list[Tensor] = []
+        decoded: list[Square] = []
 
-        def take(number: int, square: Tensor) -> None:
+        def take(number: int, square: Square) -> None:
             if keep == "ram":
                 decoded.append(square)
 
@@ -159,10 +218,10 @@ class ImageStore:
         before = sum(len(other) for other, *_ in found[: group.index])
         whole = array("d", chain.from_iterable(other for other, *_ in found))
         if keep == "ram":
-            self._squares = torch.empty((len(whole), 3, self.side, self.side), dtype=torch.uint8)
+            self._squares = self._room(len(whole))
             self._missing = np.ones(len(whole), np.bool_)
             for place, square in enumerate(decoded, before):
-                self._squares[place] = square
+                self._squares[place] = torch.from_numpy(square)
                 self._missing[place] = False
         noted = sum((each for *_, each in found), Noted())
         self._settle(whole, list(chain.from_iterable(bad for _, bad, _ in found)), noted.lines())
@@ -174,38 +233,58 @@ class ImageStore:
 
         With `pinned` they lie in memory that a GPU copies from by itself.
         """
-        flat = (index for group in groups for index in group)
         # As it is now: what is decoded in the meantime is still to come from `decoded`.
         missing = None if self._missing is None else self._missing.copy()
-        decoded: Iterator[tuple[Tensor, float] | ImageError] | None = None
-        if self._squares is None:
-            decoded = self._decode(flat)
-        elif missing is not None and missing.any():
-            decoded = self._decode(index for index in flat if missing[index])
+        squares = self._squares
+        laid_out: deque[Tensor] = deque()
+        """Batches whose images are being decoded."""
+
+        def places() -> Iterator[tuple[int, Square]]:
+            """Where each image that is to be decoded goes: to its place in memory, or straight into its batch."""
+            for group in groups:
+                if squares is not None:
+                    assert missing is not None
+                    yield from ((i, squares.numpy()[i]) for i in group if missing[i])
+                else:
+                    laid_out.append(self._room(len(group), pinned=pinned))
+                    yield from zip(group, laid_out[-1].numpy(), strict=True)
+
+        kept = squares is not None and (missing is None or not missing.any())
+        decoded = iter(()) if kept else self._decode(places())
 
         def gather(group: tuple[int, ...]) -> Batch:
-            if self._squares is not None:
-                if missing is not None and decoded is not None:
-                    self._fill([index for index in group if missing[index]], decoded)
-                # By numpy: torch's threads would spin between copies and take cores from the network.
-                images = torch.from_numpy(self._squares.numpy()[list(group)])
-            else:
-                assert decoded is not None
-                images = torch.stack([_sound(square) for square in islice(decoded, len(group))])
-            return Batch(images.pin_memory() if pinned else images, group)
+            for index in group:
+                if squares is None or (missing is not None and missing[index]):
+                    self._take(index, next(decoded))
+            if squares is None:
+                return Batch(laid_out.popleft(), group)
+            images = self._room(len(group), pinned=pinned)
+            # By numpy: torch's threads would spin between copies and take cores from the network. In one call without
+            # Python's lock, into memory that is ready, which `squares[group]` does not have.
+            np.take(squares.numpy(), group, axis=0, out=images.numpy(), mode="clip")
+            return Batch(images, group)
 
-        # Copies to pinned memory and reads of a file take time, so a thread makes them ahead; memory needs none.
-        waits = pinned or self.file is not None
+        # Copies to pinned memory, reads of a file and waiting for images take time, so a thread makes batches ahead;
+        # memory needs none.
+        waits = pinned or self.file is not None or (self.workers > 0 and not kept)
         return ahead(gather, groups, 1 if waits else 0, max_waiting=2)
 
-    def _fill(
-        self, indices: Sequence[int], decoded: Iterator[tuple[Tensor, float] | ImageError]
-    ) -> None:
-        """Keep the squares of some images, which come in this order."""
-        assert self._squares is not None and self._missing is not None
-        for index in indices:
-            self._squares[index] = _sound(next(decoded))
+    def _take(self, index: int, result: Decoded) -> None:
+        """Note that an image is decoded. Raises ImageError where it could not be."""
+        if isinstance(result, ImageError):
+            if self.unread:
+                name = self.manifest.names[index]
+                raise UnreadError.of(Skipped(name, result.reason, str(result)))
+            raise result
+        if self._missing is not None:
             self._missing[index] = False
+            if self.late and not self.unread:
+                self.notes = self.decoding.notes.lines()
+
+    def _room(self, images: int, *, pinned: bool = False) -> Tensor:
+        """Memory for so many squares."""
+        shape = (images, 3, self.side, self.side)
+        return torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
 
     def _place(self) -> Keep:
         """Where the squares go: `keep`, or the first place with room for them, the same in all processes."""
@@ -233,7 +312,7 @@ class ImageStore:
 
     def _decode_all(
         self,
-        take: Callable[[int, Tensor], None],
+        take: Callable[[int, Square], None],
         aspects: MutableSequence[float],
         skipped: list[Skipped],
         part: range | None = None,
@@ -243,7 +322,8 @@ class ImageStore:
         Where that fails it is listed as skipped.
         """
         part = range(len(self)) if part is None else part
-        for done, (index, result) in enumerate(zip(part, self._decode(part), strict=True), 1):
+        results = self._decode((index, None) for index in part)
+        for done, (index, result) in enumerate(zip(part, results, strict=True), 1):
             if isinstance(result, ImageError):
                 name = self.manifest.names[index]
                 skipped.append(Skipped(name, result.reason, str(result)))
@@ -253,29 +333,48 @@ class ImageStore:
                 aspects.append(aspect)
             yield done
 
-    def _decode(self, indices: Iterable[int]) -> Iterator[tuple[Tensor, float] | ImageError]:
-        def load(index: int) -> tuple[Tensor, float] | ImageError:
-            path = self.manifest.path(index)
-            try:
-                if self.fit == "stretch":
-                    return load_stretched(path, self.side, self.decoding)
-                return load_square(path, self.side, self.decoding), 1.0
-            except ImageError as error:
-                return error
-            except MemoryError as error:
-                raise WorkerError(
-                    f"{self.manifest.shown(index)}: memory ran out while it was read; "
-                    "give fewer --workers or a smaller --max-pixels"
-                ) from error
-
+    def _decode(self, places: Iterable[tuple[int, Square | None]]) -> Iterator[Decoded]:
+        """Images by their positions, in this order, each in the memory that is given for it or in new memory."""
         try:
-            yield from ahead(load, indices, self.workers, patience=PATIENCE)
+            yield from ahead(self._load, places, self.workers, patience=PATIENCE)
         except HungError as error:
-            assert isinstance(error.item, int)
+            assert isinstance(error.item, tuple)
+            self._end_crew()
             raise WorkerError(
-                f"{self.manifest.shown(error.item)}: has not been read after {PATIENCE:.0f} s; "
+                f"{self.manifest.shown(error.item[0])}: has not been read after {PATIENCE:.0f} s; "
                 "look after the disk or network it lies on, then go on with --resume"
             ) from error
+
+    def _load(self, place: tuple[int, Square | None]) -> Decoded:
+        index, out = place
+        path = self.manifest.path(index)
+        try:
+            if self._crew is not None:
+                return self._crew.decode(path, out)
+            if self.fit == "stretch":
+                square, aspect = load_stretched(path, self.side, self.decoding)
+            else:
+                square, aspect = load_square(path, self.side, self.decoding), 1.0
+        except ImageError as error:
+            return error
+        except MemoryError as error:
+            raise WorkerError(
+                f"{self.manifest.shown(index)}: memory ran out while it was read; "
+                "give fewer --workers or a smaller --max-pixels"
+            ) from error
+        except LostProcessError as error:
+            raise WorkerError(
+                f"{self.manifest.shown(index)}: the process that read it has ended ({error}), as when memory runs out; "
+                "give fewer --workers or a smaller --max-pixels, then go on with --resume"
+            ) from error
+        if out is None:
+            return square.numpy(), aspect
+        out[:] = square.numpy()
+        return out, aspect
+
+    def _end_crew(self) -> None:
+        if self._crew is not None:
+            self._crew.close()
 
 
 def used_range(manifest: Manifest, decoding: Decoding) -> tuple[float, float]:
@@ -343,12 +442,6 @@ def _known(found: tuple[Sequence[float], Sequence[Skipped]]) -> int:
     return len(found[0]) + len(found[1])
 
 
-def _sound(decoded: tuple[Tensor, float] | ImageError) -> Tensor:
-    if isinstance(decoded, ImageError):
-        raise decoded
-    return decoded[0]
-
-
 class EpochBatches(Sequence[tuple[int, ...]]):
     """Batches of positions, cut from one array when they are asked for: an epoch needs no object for each image."""
 
@@ -381,3 +474,10 @@ def epoch_batches(images: int, batch_size: int, *, seed: int, epoch: int) -> Epo
     """Positions of each full batch of an epoch; the incomplete last batch is dropped."""
     order = generator(seed, Stream.ORDER, epoch).permutation(images)
     return EpochBatches(order[: images - images % batch_size], batch_size)
+
+
+def left_out(images: int, batch_size: int, *, seed: int, epoch: int) -> list[int]:
+    """Positions of the images of the incomplete last batch."""
+    order = generator(seed, Stream.ORDER, epoch).permutation(images)
+    rest: list[int] = order[images - images % batch_size :].tolist()
+    return rest

@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -79,9 +80,24 @@ def stored_model(path: Path) -> StoredModel:
     merged = card.readout == "merge"
     clusters = read_clusters(folder / CLUSTERS, card.clusters, merged=merged).clusters
     tensors = folder / TENSORS
-    verify(tensors, digest)
+    _verify_once(tensors, digest, _state(tensors))
     read_layout(tensors)
     return StoredModel(card, clusters, tensors)
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """What changes with a file."""
+    try:
+        status = os.stat(path)  # noqa: PTH116
+    except (OSError, ValueError):  # which is told where the file is read
+        return ()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+@lru_cache(maxsize=8)
+def _verify_once(path: Path, sha256: str, state: tuple[int, ...]) -> None:
+    """`verify`; a command looks at its model before it imports torch, and loads it afterwards."""
+    verify(path, sha256)
 
 
 def write_card(path: Path, card: ModelCard, digest: str) -> None:

@@ -53,6 +53,7 @@ from densesiam_seg.naming.clusters import (
 )
 from densesiam_seg.network.inference_form import inference_form
 from densesiam_seg.network.model import DenseSiam, build_network
+from densesiam_seg.network.weightless import weightless
 from densesiam_seg.pictures.masks import Colour
 from densesiam_seg.views.photometric import normalise_
 
@@ -135,7 +136,7 @@ class Segmenter:
         card, clusters, merged = stored.card, stored.clusters, stored.card.readout == "merge"
         # On the meta device a network has shapes but no memory: a hostile file cannot make it large.
         try:
-            with torch.device("meta"):
+            with weightless():
                 network = DenseSiam(card.architecture)
         except UsageError as error:
             raise ModelError(f"{path}: {error}") from error
@@ -147,7 +148,7 @@ class Segmenter:
         if merged:
             expected["merges"] = ((count - 1, 2), "int64")
             expected["merges_counts"] = ((count,), "int64")
-        tensors = read_safetensors(stored.tensors, expected=expected)
+        tensors = read_safetensors(stored.tensors, expected=expected, mapped=True)
         centroids, merges = tensors.pop("centroids", None), None
         if merged:
             merges = Merges(tensors.pop("merges").numpy(), tensors.pop("merges_counts").numpy())

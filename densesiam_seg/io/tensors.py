@@ -94,9 +94,12 @@ def read_layout(path: Path) -> Layout:
 
 
 def read_safetensors(
-    path: Path, *, expected: Layout | None = None, finite: bool = True
+    path: Path, *, expected: Layout | None = None, finite: bool = True, mapped: bool = False
 ) -> dict[str, Tensor]:
-    """The tensors of a file, each in memory of its own on the CPU.
+    """The tensors of a file on the CPU, each in memory of its own; where it is `mapped`, in that of the file itself.
+
+    A mapped file is not copied, and read only where its tensors are. It may be replaced meanwhile, as this program
+    does, but whoever writes into it changes the tensors, or ends the process.
 
     No data is read before the header is sound (`read_layout`) and equal to `expected` (where given). With `finite`, a
     NaN or an infinity is refused. Raises ModelError.
@@ -110,7 +113,9 @@ def read_safetensors(
             if expected is not None:
                 _compare(found, expected, path)
             file.seek(0)
-            tensors = safetensors.torch.load(file.read())
+            tensors = (
+                safetensors.torch.load_file(path) if mapped else safetensors.torch.load(file.read())
+            )
         for name, tensor in tensors.items():
             # A sum is finite only if all its terms are, and takes a fraction of the time; large terms may overflow it.
             quick = tensor.dtype == torch.float32 and bool(tensor.sum().isfinite())

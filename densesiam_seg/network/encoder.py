@@ -16,9 +16,11 @@ from torch.nn import functional as F
 from densesiam_seg.backbones import TIMM, TORCHVISION
 from densesiam_seg.clustering.resizing import resized, scaled
 from densesiam_seg.errors import UsageError
+from densesiam_seg.network import efficientnet, resnet
 from densesiam_seg.network.architecture import Features
 from densesiam_seg.network.description import PYRAMID_STAGES, Description
 from densesiam_seg.network.timm_backbones import TimmBackbone
+from densesiam_seg.network.weightless import weightless
 
 PYRAMID_ZOOM = 3
 """The largest size in which a pyramid's stages are described, in image sizes."""
@@ -29,18 +31,11 @@ class Backbone(nn.Module):
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        # Loading torchvision takes a second, as it brings torch's compiler along.
-        import torchvision
-
         stages = TORCHVISION[name]
-        model = getattr(torchvision.models, name)(weights=None)
+        model = resnet.ResNet(resnet.SIZES[name]) if name in resnet.SIZES else _torchvisions(name)
         # `features` of ConvNeXt and Swin holds all stages.
         for part in dict.fromkeys(part.partition(".")[0] for path in stages.path for part in path):
             setattr(self, part, getattr(model, part))
-        for module in self.modules():
-            # torch's own generator draws which layers are dropped; a resumed run could not repeat that.
-            if isinstance(module, torchvision.ops.StochasticDepth | nn.Dropout):
-                module.p = 0.0
         self.path = stages.path
         self.channels: tuple[int, ...] = stages.channels
         self.channels_last = stages.channels_last
@@ -61,11 +56,24 @@ class Backbone(nn.Module):
         return tuple(stages)
 
 
+def _torchvisions(name: str) -> nn.Module:
+    """A model of torchvision with first weights, in which nothing is dropped."""
+    # Importing torchvision takes longer than importing torch, as it brings torch's compiler along.
+    import torchvision
+
+    model: nn.Module = getattr(torchvision.models, name)(weights=None)
+    for module in model.modules():
+        # torch's own generator draws which layers are dropped; a resumed run could not repeat that.
+        if isinstance(module, torchvision.ops.StochasticDepth | nn.Dropout):
+            module.p = 0.0
+    return model
+
+
 def require_backbone(name: str, side: int) -> None:
     """Refuse a backbone that is not there or does not take images of `side`. Raises UsageError."""
-    if not name.startswith(TIMM):
+    if not name.startswith(TIMM) or efficientnet.known(name.removeprefix(TIMM)):
         return
-    with torch.device("meta"):
+    with weightless():
         backbone = TimmBackbone(name.removeprefix(TIMM))
     for height, width in ((side, side), (side, 2 * side)):
         try:

@@ -2,7 +2,7 @@
 
 Axes: B images, C channels, H W image size, h w = H W over the stride of a stage.
 
-This is the one file that imports timm, and it does so only where a backbone is one of timm's.
+This is the one file that imports timm, and only for models that `efficientnet` does not have.
 """
 
 from __future__ import annotations
@@ -12,16 +12,19 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from densesiam_seg.backbones import TIMM
 from densesiam_seg.clustering.resizing import opaque, resized, scaled
 from densesiam_seg.errors import UsageError
+from densesiam_seg.network import efficientnet
+from densesiam_seg.network.weightless import weightless
 from densesiam_seg.views.photometric import MEAN, STD
 
 DEPTHS = 4
 """How many blocks of a plain transformer the decoder sees: evenly spaced, the last among them."""
+CLASSES = 1000
+"""Of ImageNet, which published classifiers have."""
 
 
 class TimmBackbone(nn.Module):
@@ -92,9 +95,9 @@ class TimmBackbone(nn.Module):
         TensorFlow's `same` padding depends on what a side leaves over a stride; here that is nothing, as sides are
         multiples of them all.
         """
-        from timm.layers import Conv2dSame
-
-        same = [name for name, each in self.plain.named_modules() if isinstance(each, Conv2dSame)]
+        # timm's class and that of `efficientnet` have one name.
+        named = self.plain.named_modules()
+        same = [name for name, each in named if type(each).__name__ == "Conv2dSame"]
         for name in same:
             layer = self.plain.get_submodule(name)
             sides = zip(layer.kernel_size, layer.dilation, layer.stride, strict=True)
@@ -114,15 +117,19 @@ class TimmBackbone(nn.Module):
 
     def fetch(self) -> None:
         """Take over the weights that timm publishes under this name; raises whatever timm and the Hub's library do."""
-        source = _create(self.name, pretrained=True)
+        source = _created_by_timm(self.name, pretrained=True)
         source.prune_intermediate_layers(self.indices, prune_norm=not self.one_stride)
         self.plain.load_state_dict(source.state_dict())
 
     def named_in_order(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A state dict under timm's names, of a file with other names in timm's order. Raises ValueError."""
         architecture = self.name.partition(".")[0]
-        with torch.device("meta"):
-            whole = _timm().create_model(architecture)
+        with weightless():
+            whole = (
+                efficientnet.EfficientNetLite(architecture, CLASSES)
+                if efficientnet.known(architecture)
+                else _timm().create_model(architecture)
+            )
         return dict(zip(whole.state_dict(), tensors.values(), strict=True))
 
     def translate(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -132,8 +139,14 @@ class TimmBackbone(nn.Module):
         return dict(tensors) if convert is None else dict(convert(dict(tensors), self.plain))
 
 
-def _create(name: str, *, pretrained: bool = False) -> Any:
-    """Raises UsageError where timm has no such model."""
+def _create(name: str) -> Any:
+    """The model with first weights. Raises UsageError where timm has none of that name."""
+    if efficientnet.known(name):
+        return efficientnet.EfficientNetLite(name)
+    return _created_by_timm(name)
+
+
+def _created_by_timm(name: str, *, pretrained: bool = False) -> Any:
     timm = _timm()
     architecture, _, tag = name.partition(".")
     if not timm.is_model(name):
@@ -148,7 +161,7 @@ def _create(name: str, *, pretrained: bool = False) -> Any:
 
 
 def _timm() -> Any:
-    # Importing it takes half a second, which runs with torchvision's backbones need not wait for.
+    # Importing it takes as long as importing torch, as it brings torchvision along.
     import timm
 
     return timm

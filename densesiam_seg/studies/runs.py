@@ -29,7 +29,10 @@ from densesiam_seg.studies.plan import Plan
 from densesiam_seg.training.train import pretraining_events
 
 ROWS, COSTS = "rows.jsonl", "costs.jsonl"
-BUDGET = ("epochs", "image_size", "batch_size", "learning_rate", "backbone", "features")
+BUDGET = (
+    *("epochs", "image_size", "batch_size", "learning_rate"),
+    *("backbone", "weights", "features"),
+)
 """The settings in a run's result, beside its steps: how long and on what it trained."""
 
 

@@ -114,17 +114,17 @@ def _study(study: Study) -> Iterator[StudyEvent]:
             result = yield from finish(run)
             with Records(study.folder / ROWS) as records:
                 records.append(asdict(result))
-            _publish(study)
+            publish(study)
             yield Notice(f"{place}: {result}")
         # Also after a killed run.
         tidy(run)
-    done = _publish(study)
+    done = publish(study)
     error = done.error()
     write_status(study.folder, "done", reason=str(error or ""), exit_code=9 if error else 0)
     yield done
 
 
-def _publish(study: Study) -> Studied:
+def publish(study: Study) -> Studied:
     """Write the table and the chart of what is finished."""
     plan, results = study.plan, read_results(study.folder)
     protocols = [result.linear.protocol for result in results if result.linear]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from math import inf
@@ -19,10 +19,10 @@ from densesiam_seg.errors import DenseSiamError, InputError, ModelError, Stopped
 from densesiam_seg.events import Event, Notice, Progress, Trained
 from densesiam_seg.images.decoding import Decoding
 from densesiam_seg.images.manifest import Manifest
-from densesiam_seg.images.store import ImageStore, used_range
+from densesiam_seg.images.store import ImageStore, UnreadError, left_out, used_range
 from densesiam_seg.io.devices import available_cores, make_repeatable, pick_device, pick_precision
 from densesiam_seg.io.environment import compare_fingerprints, environment, fingerprint
-from densesiam_seg.io.files import open_regular, replace_json, replace_text
+from densesiam_seg.io.files import open_regular, remove, replace_json, replace_text
 from densesiam_seg.io.records import truncate_to_step, write_records
 from densesiam_seg.io.run_directory import read_status, write_status
 from densesiam_seg.io.signals import StopRequest
@@ -62,6 +62,8 @@ class Run:
     folder: Path
     stop: StopRequest
     group: Group = ALONE
+    reads_first: bool = False
+    """Whether every image is read before training, wherever it runs."""
 
     def require_going_on(self) -> None:
         if self.stop:
@@ -104,13 +106,13 @@ def fresh(run: Run, beginning: Beginning) -> Generator[Event, None, Training]:
     source = initial[0].architecture if initial else None
     given, learned = begun(run.command, name, given, source)
     _, config = choose_settings(run.command, name, len(manifest), gpu, given, learned=learned)
-    store = _store(run, manifest, config, None)
+    store = _store(run, manifest, config, None, device)
     if config.stretch:
         decoding = store.decoding
         used = run.group.by_first(lambda: used_range(manifest, decoding))
         yield Notice(f"stretch: {used[0]:.4g} to {used[1]:.4g} of the range become 0 and 255")
-        store = _store(run, manifest, config, used)
-    yield from _decode(store, run)
+        store = _store(run, manifest, config, used, device)
+    yield from _decode(store, run, _read_first(run, config, len(manifest), device))
     yield from _report_skipped(run, store.manifest, beginning.max_bad)
     # Skipped files change the number of steps of an epoch.
     _, config = choose_settings(run.command, name, len(store), gpu, given, learned=learned)
@@ -175,15 +177,20 @@ def resumed(
     if changes:
         manifest = run.group.by_first(manifest.restamped)
         yield Notice(f"since the run began {changes}: the result may be another", warning=True)
-    store = _store(run, manifest, config, stretch)
+    device = run.group.by_each(lambda: pick_device(config.device))
+    store = _store(run, manifest, config, stretch, device)
+    unread = run.group.by_first(lambda: _unread(run.folder))
     if changes and first:
         _write_images(run.folder, store)
-    yield from _decode(store, run)
+    yield from _decode(store, run, None)
     if len(store) != len(manifest):
+        if unread:
+            raise UnreadError.of(store.manifest.skipped[-1])
         raise ModelError(
             f"{store.manifest.skipped[-1].path}: was read before and cannot be now; put it back"
         )
-    device = run.group.by_each(lambda: pick_device(config.device))
+    if unread and first:
+        _write_images(run.folder, store)
     training = _build(config, store, device, run.group)
     loaded = run.group.by_first(lambda: load_checkpoint(run.folder / "checkpoints"))
     assert loaded is not None, "a run without checkpoints begins again"
@@ -225,7 +232,26 @@ def _changes(folder: Path, manifest: Manifest) -> str:
 def _write_images(folder: Path, store: ImageStore) -> None:
     """Write `dataset.json`: the images of a run, and the range that they were stretched from."""
     stretch = {"stretch": list(store.decoding.stretch)} if store.decoding.stretch else {}
-    replace_json(folder / "dataset.json", store.manifest.to_dict() | stretch)
+    unread = {"unread": True} if store.unread else {}
+    replace_json(folder / "dataset.json", store.manifest.to_dict() | stretch | unread)
+
+
+def _unread(folder: Path) -> bool:
+    """Whether the run in a folder had not read all of its images when it stopped."""
+    return "unread" in json.loads(_text(folder / "dataset.json"))
+
+
+def all_read(run: Run, store: ImageStore) -> Iterator[Notice]:
+    """What is known after the first epoch where training has read the images."""
+    if store.late and run.group.first:
+        _write_images(run.folder, store)
+        yield from (Notice(line, warning=True) for line in store.notes)
+
+
+def forget(folder: Path) -> None:
+    """Delete what a run has learned, so that it begins again."""
+    for name in ("metrics.jsonl", "checkpoints"):
+        remove(folder / name)
 
 
 def numerics(training: Training) -> dict[str, Any]:
@@ -241,6 +267,7 @@ def _store(
     manifest: Manifest,
     config: RunConfig,
     stretch: tuple[float, float] | None,
+    device: torch.device,
 ) -> ImageStore:
     # Views are cropped from twice the image size; a description of stages reads up to three times.
     times = PYRAMID_ZOOM if getattr(config, "features", "") == "stages" else 2
@@ -253,7 +280,23 @@ def _store(
         keep=config.cache,
         caches=Path(config.cache_dir),
         group=run.group,
+        processes=device.type != "cpu",
     )
+
+
+def _read_first(run: Run, config: RunConfig, images: int, device: torch.device) -> list[int] | None:
+    """Images to read before training, which are those that the first epoch leaves out; None: all of them.
+
+    On a processor reading would take from the network what it gains.
+    """
+    if run.reads_first or not reads_late(device):
+        return None
+    return left_out(images, config.batch_size, seed=config.seed, epoch=0)
+
+
+def reads_late(device: torch.device) -> bool:
+    """Whether the network leaves the processor free to read images."""
+    return device.type != "cpu"
 
 
 def _build(config: RunConfig, store: ImageStore, device: torch.device, group: Group) -> Training:
@@ -264,11 +307,13 @@ def _build(config: RunConfig, store: ImageStore, device: torch.device, group: Gr
     return Training(method, config, store, device, precision)
 
 
-def _decode(store: ImageStore, run: Run) -> Iterator[Event]:
+def _decode(store: ImageStore, run: Run, first: Sequence[int] | None) -> Iterator[Event]:
     total = len(store)
-    for done in store.prepare():
+    for done in store.prepare(first):
         run.require_going_on()
         yield Progress("reading images", done, total)
+    if store.fallback is not None:
+        yield Notice(f"{store.fallback}: threads read the images, more slowly", warning=True)
     for line in store.notes:
         yield Notice(line, warning=True)
     if store.file is not None:

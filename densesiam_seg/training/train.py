@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from densesiam_seg.config import TrainConfig, spelled_out
 from densesiam_seg.errors import StoppedError, UsageError, WorkerError, one_line
 from densesiam_seg.events import EpochRecord, Event, Notice, Progress, Started, StepRecord, Trained
 from densesiam_seg.images.scan import scan
+from densesiam_seg.images.store import UnreadError
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.inference.suggesting import Suggested, suggestion_events
 from densesiam_seg.inference.visualize import spread
@@ -52,7 +53,16 @@ from densesiam_seg.training.checkpoint import KEEP, save_checkpoint, space_neede
 from densesiam_seg.training.loop import Training
 from densesiam_seg.training.recipes import CONFIGS, Command, begun, choose_settings
 from densesiam_seg.training.request import Request, anywhere, repeatable, require_repeated
-from densesiam_seg.training.setup import Beginning, Run, fresh, has_begun, numerics, resumed
+from densesiam_seg.training.setup import (
+    Beginning,
+    Run,
+    all_read,
+    forget,
+    fresh,
+    has_begun,
+    numerics,
+    resumed,
+)
 from densesiam_seg.training.snapshot import draw_clusters, segmenter_of
 from densesiam_seg.training.weights import load_network, require_source
 
@@ -164,35 +174,36 @@ def run_events(
         request = Request.of(
             inputs, settings, init_from, preset=preset, max_bad=max_bad, follow_links=follow_links
         )
-        begins = group.by_first(
-            lambda: not resume or (bool(inputs) and place is not None and is_free(place))
+        goes_on = group.by_first(
+            lambda: resume and (not inputs or place is None or not is_free(place))
         )
-        if begins:
+        if goes_on:
+            # Wrong settings are refused before anything is written; the number of images does not matter for that.
+            choose_settings(command, None, 0, False, settings)
+            beginning = None
+        else:
             beginning = _beginning(command, request, inputs, place, group)
             if overwrite and place is not None:
                 _require_kept(place, beginning.given.get("weights"))
-        else:
-            # Wrong settings are refused before anything is written; the number of images does not matter for that.
-            choose_settings(command, None, 0, False, settings)
         folder = group.by_first(
             lambda: new_run_folder(
                 command,
                 place,
                 overwrite=overwrite,
-                resume=not begins,
-                request=request.to_dict() if begins else None,
+                resume=goes_on,
+                request=None if goes_on else request.to_dict(),
             )
         )
         with _held(folder, group) as stop:
             run = Run(command, folder, stop, group)
             deadline = math.inf if max_time is None else time.monotonic() + max_time
-            prepared: Generator[Event, None, Training | None]
-            if begins:
-                prepared = fresh(run, beginning)
-            else:
-                group.by_first(lambda: require_repeated(folder, request))
-                prepared = _going_on(run, settings, accept_data_change=accept_data_change)
-            for event in _fit(run, prepared, deadline, rhythm):
+            prepared = (
+                fresh(run, beginning)
+                if beginning
+                else _going_on(run, request, settings, accept_data_change=accept_data_change)
+            )
+            events = _fit(run, prepared, deadline, rhythm)
+            for event in _beginning_again(run, request, settings, events, deadline, rhythm):
                 if group.first and isinstance(event, Notice | Started | EpochRecord):
                     _log(folder / "train.log", str(event))
                 yield event
@@ -219,13 +230,39 @@ def _held(folder: Path, group: Group) -> Iterator[StopRequest]:
 
 
 def _going_on(
-    run: Run, settings: Mapping[str, Any], *, accept_data_change: bool
+    run: Run, again: Request, settings: Mapping[str, Any], *, accept_data_change: bool
 ) -> Generator[Event, None, Training | None]:
-    """The run in its folder from its last checkpoint, or from the beginning where it has none."""
+    """The run in its folder from its last checkpoint, or from the beginning where it has none.
+
+    What is asked for `again` must be what the run was begun with.
+    """
+    run.group.by_first(lambda: require_repeated(run.folder, again))
     if run.group.by_first(lambda: has_begun(run.folder)):
         return resumed(run, settings, accept_data_change=accept_data_change)
     request = run.group.by_first(lambda: repeatable(run.folder, run.command, settings))
     return fresh(run, _beginning(run.command, request, request.images, run.folder, run.group))
+
+
+def _beginning_again(
+    run: Run,
+    request: Request,
+    settings: Mapping[str, Any],
+    events: Iterator[Event],
+    deadline: float,
+    rhythm: Rhythm,
+) -> Iterator[Event]:
+    """The events of a run; where training meets a bad file, those of the run without it follow."""
+    try:
+        yield from events
+        return
+    except UnreadError as error:
+        bad = str(error)
+    # Not in the block above, which keeps the network for its traceback.
+    yield Notice(f"{bad}; training begins again when all images are read", warning=True)
+    run.group.by_first(lambda: forget(run.folder))
+    run = replace(run, reads_first=True)
+    again = _going_on(run, request, settings, accept_data_change=False)
+    yield from _fit(run, again, deadline, rhythm)
 
 
 def _beginning(
@@ -348,6 +385,8 @@ def _fit(
 
 def _after_epoch(run: Run, training: Training, record: EpochRecord) -> Iterator[Event]:
     """Warn of a collapse, and draw a picture where one is asked for."""
+    if record.epoch == 0:
+        yield from all_read(run, training.store)
     if record.collapsed() and record.spread is not None:
         text = (
             f"the representation is collapsing onto one direction (spread {record.spread:.3f}, healthy is near 1); "

@@ -160,17 +160,24 @@ from densesiam_seg.network.architecture import Architecture
 from densesiam_seg.network.model import build_network
 from densesiam_seg.inference.model_card import ModelCard
 from densesiam_seg.inference.segmenter import Segmenter
-architecture = Architecture(channels=8, clusters=5, over_clusters=6)
-card = ModelCard(architecture, 32, clusters=5)
-Segmenter(build_network(architecture, seed=1), card, device="cpu", precision="fp32").save("model")
+lite = "timm:tf_efficientnet_lite0"
 Image.new("RGB", (32, 32)).save("a.png")
-sys.argv = ["densesiam-seg", "predict", "a.png", "--model", "model", "--out", "mask.png"]
-try:
-    main()
-except SystemExit as end:
-    assert end.code == 0
+for architecture in (
+    Architecture(channels=8, clusters=5, over_clusters=6, mixture=True),
+    Architecture(lite, channels=8, clusters=5, over_clusters=0, features="stages", mixture=True),
+):
+    card = ModelCard(architecture, 32, clusters=5, refine="pamr")
+    network = build_network(architecture, seed=1)
+    network.mixture.centres[:, -3:] += 1
+    Segmenter(network, card, device="cpu").save("model")
+    sys.argv = ["densesiam-seg", "predict", "a.png", "--model", "model", "--out", "mask.png", "--overwrite"]
+    try:
+        main()
+    except SystemExit as end:
+        assert end.code == 0
 rooms = {f"densesiam_seg.{name}" for name in ("evaluation", "training", "studies", "demo")}
-assert not (rooms | {"faiss", "scipy"}) & sys.modules.keys()
+heavy = {"faiss", "scipy", "torchvision", "timm", "torch._dynamo", "torch._inductor", "sympy", "matplotlib", "jinja2"}
+assert not (rooms | heavy) & sys.modules.keys(), (rooms | heavy) & sys.modules.keys()
 """
 
 
@@ -518,3 +525,56 @@ os.execv(sys.executable, [sys.executable, "-P", "-c", "from densesiam_seg.cli.ap
 
         monkeypatch.setattr(sys, "stdout", Gone())
         assert fails(PartialError("some"))[0] == 9
+
+
+class TestProgram:
+    """The process itself, which ends before Python would take everything apart."""
+
+    CODE = """
+import atexit, sys, threading, time
+from densesiam_seg.cli import app
+sys.argv = ["densesiam-seg", *sys.argv[2:]]
+def slow():
+    time.sleep(0.2)
+    print("thread", flush=True)
+def work(**_):
+    threading.Thread(target=slow).start()
+    atexit.register(print, "registered")
+    print("done")
+    {ending}
+app.app = work
+class Torch:
+    def __del__(self):
+        print("taken apart")
+torch = Torch()
+torch.itself = torch
+app.program()
+"""
+
+    @pytest.mark.parametrize(
+        ("ending", "code"),
+        [("return 0", 0), ("raise app.UsageError('x')", 2), ("raise ValueError('x')", 1)],
+    )
+    def test_what_was_begun_is_ended(self, ending: str, code: int) -> None:
+        """Threads and what was registered; and nothing that is buffered is lost."""
+        run = subprocess.run(
+            [sys.executable, "-c", self.CODE.format(ending=ending)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert run.returncode == code
+        assert run.stdout.split("\n") == ["done", "thread", "registered", ""]
+        assert run.stderr.count("\n") == (code != 0)
+
+    def test_a_child_process_ends_as_it_would(self) -> None:
+        ending = "import os, sys; child = os.fork(); sys.exit(7) if not child else None; "
+        ending += "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])); return 3"
+        run = subprocess.run(
+            [sys.executable, "-c", self.CODE.format(ending=ending)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert run.returncode == 3
+        assert "7" in run.stdout.split("\n")

@@ -151,3 +151,17 @@ def test_damaged_files_are_refused_before_torch_is_imported(
         assert error.startswith("error[model]: "), (name, error)
     assert read_status(stopped)["exit_code"] == 4
     assert not (tmp_path / "out").exists()
+
+
+def test_torch_is_imported_without_the_collector() -> None:
+    code = """
+import gc, sys
+from densesiam_seg.cli.options import import_torch
+passes = []
+gc.callbacks.append(lambda phase, info: passes.append("torch" in sys.modules))
+assert "torch" not in sys.modules and gc.get_freeze_count() == 0
+import_torch()
+assert "torch" in sys.modules and gc.isenabled() and gc.get_freeze_count() > 100_000
+assert len(passes) < 4, len(passes)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

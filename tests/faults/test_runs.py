@@ -287,7 +287,7 @@ class TestThreads:
 
     @fault("F11", "a thread that reads images dies", "exit 1, of memory 8, no hang; then the bits")
     def test_dies(self, trials: Trials, programs: Programs, reference: Path) -> None:
-        """There are no worker processes. What no reader of images raises is a bug of ours."""
+        """Worker processes are for GPUs (`tests/images/test_crew.py`). What no reader raises is a bug of ours."""
         errors = self.ERRORS if trials.full else self.ERRORS[:4]
         for number, error in enumerate(errors):
             for workers in (0, 2) if trials.full else (2 * (number % 2),):

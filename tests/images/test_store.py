@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import random
 import shutil
+import signal
 import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +21,7 @@ from PIL import Image
 from ranks import in_ranks
 from tar_files import pack_in_two
 
-from densesiam_seg.errors import ImageError, InputError
+from densesiam_seg.errors import ImageError, InputError, WorkerError
 from densesiam_seg.images import store as batches
 from densesiam_seg.images.decode import load_square, load_stretched
 from densesiam_seg.images.decoding import Decoding
@@ -26,7 +30,9 @@ from densesiam_seg.images.store import (
     Batch,
     Fit,
     ImageStore,
+    UnreadError,
     epoch_batches,
+    left_out,
     on_device,
     used_range,
 )
@@ -36,8 +42,11 @@ from densesiam_seg.peers.shard import Shard
 SIDE = 64
 
 
-def store_of(folder: Path, *, workers: int = 0, fit: Fit = "crop") -> ImageStore:
-    store = ImageStore(scan([folder]), SIDE, fit=fit, workers=workers)
+def store_of(
+    folder: Path, *, workers: int = 0, fit: Fit = "crop", processes: bool = False
+) -> ImageStore:
+    store = ImageStore(scan([folder]), SIDE, fit=fit, workers=workers, processes=processes)
+    assert (store._crew is not None) == (processes and workers >= 4)
     count = len(store)
     assert list(store.prepare()) == list(range(1, count + 1))
     return store
@@ -90,10 +99,12 @@ def two_epochs(store: ImageStore) -> list[Batch]:
 
 
 @pytest.mark.usefixtures("memory")
-@pytest.mark.parametrize("workers", [0, 1, 3])
-def test_pixels_are_those_of_the_named_files(image_folder: Path, workers: int) -> None:
+@pytest.mark.parametrize(("workers", "processes"), [(0, True), (1, False), (3, True), (4, True)])
+def test_pixels_are_those_of_the_named_files(
+    image_folder: Path, workers: int, processes: bool
+) -> None:
     names = sorted(path.name for path in image_folder.iterdir())
-    found = two_epochs(store_of(image_folder, workers=workers))
+    found = two_epochs(store_of(image_folder, workers=workers, processes=processes))
     groups = [epoch_batches(12, 4, seed=0, epoch=epoch) for epoch in range(2)]
     assert [batch.indices for batch in found] == [*groups[0], *groups[1]]
     for batch in on_device(iter(found), torch.device("cpu")):
@@ -121,12 +132,12 @@ def folder(image_folder: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.usefixtures("memory")
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, 2, 4])
 @pytest.mark.parametrize("fit", ["crop", "stretch"])
 def test_bad_files_leave_the_list_before_positions_count(
     folder: Path, workers: int, fit: Fit
 ) -> None:
-    store = store_of(folder, workers=workers, fit=fit)
+    store = store_of(folder, workers=workers, fit=fit, processes=True)
     assert store.manifest.names == ("b.png", "d.jpg", "e.png")
     assert [item.path for item in store.manifest.skipped] == ["a.png", "c.jpg"]
     for item in store.manifest.skipped:
@@ -156,6 +167,124 @@ def test_squares_in_memory_need_no_files(image_folder: Path, tmp_path: Path) -> 
     store = store_of(copy)
     shutil.rmtree(copy)
     assert len(two_epochs(store)) == 6
+
+
+class TestProcesses:
+    """What becomes of a training where one that decodes dies or hangs."""
+
+    @pytest.fixture
+    def store(self, image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> ImageStore:
+        """One that decodes in each epoch, with a single process at work."""
+        monkeypatch.setattr(batches, "free_memory", lambda: 0)
+        store = store_of(image_folder, workers=4, processes=True)
+        assert store._crew is not None
+        store._crew.close()
+        store._load((0, None))
+        return store
+
+    def process(self, store: ImageStore) -> int:
+        assert store._crew is not None
+        (only,) = store._crew._alive
+        return only.popen.pid
+
+    def test_one_is_killed(self, store: ImageStore) -> None:
+        os.kill(self.process(store), signal.SIGKILL)
+        with pytest.raises(WorkerError, match=r"\d\.(jpg|png): the process .*SIGKILL"):
+            list(store.batches(epoch_batches(12, 4, seed=0, epoch=0)))
+        assert len(list(store.batches(epoch_batches(12, 4, seed=0, epoch=0)))) == 3
+
+    def test_one_hangs(self, store: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        pid = self.process(store)
+        monkeypatch.setattr(batches, "PATIENCE", 0.5)
+        os.kill(pid, signal.SIGSTOP)
+        with pytest.raises(WorkerError, match=r"\.(jpg|png): has not been read"):
+            list(store.batches(epoch_batches(12, 4, seed=0, epoch=0)))
+        assert not Path(f"/proc/{pid}").exists()
+        monkeypatch.undo()
+        assert len(list(store.batches([(0, 1)]))) == 1
+
+    def test_none_is_left_of_a_store(self, image_folder: Path) -> None:
+        store = ImageStore(scan([image_folder]), SIDE, workers=4, processes=True)
+        store._load((0, None))
+        pid = self.process(store)
+        del store
+        gc.collect()
+        assert not Path(f"/proc/{pid}").exists()
+
+    def test_threads_do_it_where_none_starts(
+        self, image_folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("densesiam_seg.images.crew._CODE", "raise SystemExit(3)")
+        store = ImageStore(scan([image_folder]), SIDE, workers=4, processes=True)
+        list(store.prepare())
+        assert "exit code 3" in str(store.fallback)
+        assert len(two_epochs(store)) == 6
+
+
+class TestLate:
+    """Images that training itself reads."""
+
+    @pytest.mark.usefixtures("memory")
+    @pytest.mark.parametrize("workers", [0, 3])
+    def test_batches_are_the_same(self, image_folder: Path, workers: int) -> None:
+        """Of twelve images five fill a batch twice, and the rest is read first."""
+        late, plain = (ImageStore(scan([image_folder]), SIDE, workers=workers) for _ in range(2))
+        list(plain.prepare())
+        rest = left_out(12, 5, seed=0, epoch=0)
+        groups = epoch_batches(12, 5, seed=0, epoch=0)
+        assert {*rest, *(i for group in groups for i in group)} == set(range(12))
+        assert list(late.prepare(rest)) == [6, 12]
+        assert late.late and late.unread and not plain.late
+        for epoch in range(3):
+            groups = epoch_batches(12, 5, seed=0, epoch=epoch)
+            for one, two in zip(late.batches(groups), plain.batches(groups), strict=True):
+                assert one.indices == two.indices and torch.equal(one.images, two.images)
+            assert not late.unread
+
+    def test_only_the_first_are_read_before(
+        self, image_folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        read: list[str] = []
+
+        def noted(path: str, *more: Any) -> torch.Tensor:
+            read.append(Path(path).name[:2])
+            return load_square(path, *more)
+
+        monkeypatch.setattr(batches, "load_square", noted)
+        store = ImageStore(scan([image_folder]), SIDE, workers=0)
+        list(store.prepare([3, 7]))
+        assert read == ["03", "07"]
+        next(iter(store.batches([(5, 3, 1), (0,)])))
+        assert read == ["03", "07", "05", "01"]
+        list(store.batches([(0, 1), (5, 2)]))
+        assert read[4:] == ["00", "02"]
+
+    @pytest.mark.usefixtures("memory")
+    def test_a_bad_file_is_met_by_training(self, folder: Path) -> None:
+        """`a.png`, `c.jpg` are bad, in positions 0 and 2."""
+        store = ImageStore(scan([folder]), SIDE, workers=0)
+        list(store.prepare([1]))
+        assert store.manifest.names == ("a.png", "b.png", "c.jpg", "d.jpg", "e.png")
+        with pytest.raises(UnreadError, match=r"/c\.jpg: ") as caught:
+            list(store.batches([(3, 4), (2, 0)]))
+        assert caught.value.path == "c.jpg" and caught.value.reason
+
+    @pytest.mark.usefixtures("memory")
+    def test_a_bad_file_among_the_first_is_skipped_as_ever(self, folder: Path) -> None:
+        store = ImageStore(scan([folder]), SIDE, workers=0)
+        list(store.prepare([1, 2]))
+        assert not store.late and store.manifest.names == ("b.png", "d.jpg", "e.png")
+
+    def test_a_file_of_squares_and_whole_images_are_read_before(
+        self, image_folder: Path, tmp_path: Path
+    ) -> None:
+        stores = [
+            ImageStore(scan([image_folder]), SIDE, keep="disk", caches=tmp_path),
+            ImageStore(scan([image_folder]), SIDE, fit="stretch"),
+        ]
+        for store in stores:
+            list(store.prepare([0]))
+            assert not store.late and not store.unread
 
 
 class TestNotes:

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from densesiam_seg.clustering.merging import Merges
 from densesiam_seg.errors import ModelError
-from densesiam_seg.inference.model_card import MAX_CONFIG_BYTES
+from densesiam_seg.inference.model_card import MAX_CONFIG_BYTES, stored_model
 from densesiam_seg.inference.segmenter import Segmenter
-from densesiam_seg.io.sealed import seal
+from densesiam_seg.io.sealed import seal, verify
 from densesiam_seg.io.tensors import read_safetensors, write_safetensors
 
 Damage = Callable[[Path], object]
@@ -287,6 +287,29 @@ class TestRefusals:
     def test_an_unfinished_run_tells_how_to_finish_it(self, tmp_path: Path) -> None:
         (tmp_path / "checkpoints").mkdir()
         refused(tmp_path, f"has not finished.*--resume --out {tmp_path}")
+
+    def test_weights_are_verified_once_until_they_change(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[Path] = []
+
+        def counting(path: Path, sha256: str) -> None:
+            asked.append(path)
+            verify(path, sha256)
+
+        monkeypatch.setattr("densesiam_seg.inference.model_card.verify", counting)
+        for _ in range(2):
+            stored_model(folder)
+        weights = folder / "model.safetensors"
+        assert asked == [weights]
+        content, times = bytearray(weights.read_bytes()), weights.stat()
+        content[-1] ^= 1
+        weights.write_bytes(content)
+        os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
+        for _ in range(2):
+            with pytest.raises(ModelError, match="SHA-256"):
+                stored_model(folder)
+        assert asked == [weights] * 3
 
     def test_nothing_is_unpickled(self, folder: Path, tmp_path: Path) -> None:
         marker = tmp_path / "marker"

@@ -201,3 +201,20 @@ def test_differences_from_the_expected_tensors_are_named(
     monkeypatch.setattr(safetensors.torch, "load", None)
     with pytest.raises(ModelError, match=f"m: {message}"):
         read_safetensors(tmp_path / "m", expected=wanted)
+
+
+def test_a_mapped_file_is_the_same_and_may_be_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    tensors = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor([1, 2])}
+    write_safetensors(path, tensors)
+    found = read_safetensors(path, mapped=True, expected=layout(tensors))
+    write_safetensors(path, {"a": torch.zeros(2, 3), "b": torch.tensor([3, 4])})
+    assert all(torch.equal(found[name], value) for name, value in tensors.items())
+    found["a"][0] = 7.0  # in memory alone
+    assert not read_safetensors(path)["a"].any()
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ModelError):
+        read_safetensors(path, mapped=True)
+    write_safetensors(path, {"a": torch.tensor([float("nan")])})
+    with pytest.raises(ModelError, match="NaN"):
+        read_safetensors(path, mapped=True)

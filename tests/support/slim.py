@@ -8,10 +8,11 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-import torchvision
 from torch import nn
 
 from densesiam_seg.backbones import TORCHVISION
+from densesiam_seg.network import resnet
+from densesiam_seg.network.resnet import Size
 
 
 @contextmanager
@@ -25,7 +26,7 @@ def slim_resnets() -> Iterator[None]:
         convolution = nn.Conv2d(source, target, 3, stride, 1, bias=False)
         return nn.Sequential(convolution, nn.BatchNorm2d(target), nn.ReLU())
 
-    def slim(weights: None = None) -> SimpleNamespace:
+    def slim(size: Size) -> SimpleNamespace:
         parts: dict[str, nn.Module] = {
             "conv1": nn.Conv2d(3, 4, 3, 2, 1, bias=False),
             "bn1": nn.BatchNorm2d(4),
@@ -37,8 +38,8 @@ def slim_resnets() -> Iterator[None]:
         return SimpleNamespace(**parts)
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resnet, "ResNet", slim)
         for name, declared in TORCHVISION.items():
             if declared.path[0][0] == "conv1":
                 patch.setitem(TORCHVISION, name, replace(declared, channels=(4, 8, 8, 16)))
-                patch.setattr(torchvision.models, name, slim)
         yield

@@ -19,6 +19,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tar_files import pack_in_two, write_tar
 from tiny_runs import (
     TinyRuns,
@@ -43,7 +44,16 @@ from densesiam_seg.errors import (
     StoppedError,
     UsageError,
 )
-from densesiam_seg.events import EpochRecord, Event, Notice, Progress, StepRecord, Trained
+from densesiam_seg.events import (
+    EpochRecord,
+    Event,
+    Notice,
+    Progress,
+    Started,
+    StepRecord,
+    Trained,
+)
+from densesiam_seg.images.store import ImageStore, epoch_batches
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.environment import environment
 from densesiam_seg.io.lock import LOCK, run_lock
@@ -545,6 +555,115 @@ def test_checkpoints_by_steps(runs: TinyRuns, monkeypatch: pytest.MonkeyPatch) -
             end(runs.begin("b", **wrong))
     with pytest.raises(UsageError, match="--checkpoint-every"):
         end(runs.begin("b", checkpoint_steps=1, checkpoint_every=1.0))
+
+
+class TestImagesReadByTraining:
+    """As where a GPU trains: a run does not wait until all images are read, and ends as one that does."""
+
+    @pytest.fixture(autouse=True)
+    def late(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(setup, "reads_late", lambda device: True)
+
+    @pytest.fixture
+    def spoilt(self, own_images: Path) -> Path:
+        """Two of fourteen images are cut off in the middle, and are read in different steps of the first epoch."""
+        for name in ("00", "05"):
+            data = (own_images / "00.jpg").read_bytes()
+            (own_images / f"{name}-bad.jpg").write_bytes(data[: len(data) // 2])
+        return own_images
+
+    @pytest.fixture
+    def plain(
+        self, runs: TinyRuns, spoilt: Path, monkeypatch: pytest.MonkeyPatch, late: None
+    ) -> Path:
+        """The run that reads all of them first."""
+        with monkeypatch.context() as patch:
+            patch.setattr(setup, "reads_late", lambda device: False)
+            end(runs.begin("plain", images=spoilt))
+        return runs.folder / "plain"
+
+    @pytest.mark.parametrize("keep", ["ram", "none"])
+    def test_the_end_is_the_same(self, runs: TinyRuns, reference: Path, keep: str) -> None:
+        events = list(runs.begin(cache=keep))
+        assert not [event for event in events if isinstance(event, Progress)]
+        same_end(runs.path, reference)
+        assert "unread" not in json.loads((runs.path / "dataset.json").read_text())
+
+    def test_what_is_told_of_the_files_is_told_after_an_epoch(
+        self, runs: TinyRuns, own_images: Path
+    ) -> None:
+        for number in range(9):
+            values = np.full((40, 40), 300 * number, np.uint16)
+            Image.fromarray(values).save(own_images / f"deep{number}.png")
+        events = list(runs.begin(images=own_images))
+        places = [
+            place
+            for place, event in enumerate(events)
+            if isinstance(event, Notice) and "of 65535" in event.text
+        ]
+        (place,) = places
+        before = events[place - 1]
+        assert isinstance(before, EpochRecord) and before.epoch == 0
+
+    @pytest.mark.parametrize("command", ["train", "pretrain"])
+    def test_bad_files_begin_it_again(
+        self, runs: TinyRuns, spoilt: Path, plain: Path, command: Command
+    ) -> None:
+        """Pre-training, which must know how wide images are, reads them all first."""
+        events = list(runs.begin(images=spoilt, command=command, checkpoint_steps=1))
+        again = [text for text in warnings_of(events) if "begins again" in text]
+        starts = [event for event in events if isinstance(event, Started)]
+        if command == "pretrain":
+            assert not again and len(starts) == 1
+            return
+        assert len(again) == 1 and "-bad.jpg: " in again[0]
+        assert [start.images for start in starts] == [14, 12]
+        same_end(runs.path, plain)
+        for name in ("dataset.json", "skipped.jsonl", "config.toml"):
+            assert (runs.path / name).read_bytes() == (plain / name).read_bytes()
+
+    def test_one_that_stopped_before_its_first_bad_file(
+        self, runs: TinyRuns, spoilt: Path, plain: Path
+    ) -> None:
+        (spoilt / "00-bad.jpg").rename(spoilt / "zz-bad.jpg")
+        (spoilt / "05-bad.jpg").unlink()
+        bad = next(
+            seed
+            for seed in range(100)
+            if 12 in epoch_batches(13, 4, seed=seed, epoch=0)[2]  # in the last step
+        )
+        with_seed: dict[str, Any] = {"images": spoilt, "seed": bad}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(setup, "reads_late", lambda device: False)
+            end(runs.begin("expected", **with_seed))
+        stop_after(1, runs.begin(**with_seed))
+        assert json.loads((runs.path / "dataset.json").read_text())["unread"] is True
+        events = list(runs.resume())
+        assert any("begins again" in text for text in warnings_of(events))
+        same_end(runs.path, runs.folder / "expected")
+
+    def test_one_that_stopped_and_has_none(self, runs: TinyRuns, reference: Path) -> None:
+        stop_after(1, runs.begin())
+        end(runs.resume())
+        same_end(runs.path, reference)
+        assert "unread" not in json.loads((runs.path / "dataset.json").read_text())
+
+    def test_too_many_bad_files_are_refused_as_ever(self, runs: TinyRuns, spoilt: Path) -> None:
+        with pytest.raises(InputError, match="2 of 14 files cannot be used"):
+            end(runs.begin(images=spoilt, max_bad=0.1))
+
+    def test_processes_read_them(self, runs: TinyRuns, reference: Path) -> None:
+        made: list[Any] = []
+
+        def with_processes(*given: Any, **more: Any) -> Any:
+            made.append(ImageStore(*given, **{**more, "processes": True}))
+            return made[-1]
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(setup, "ImageStore", with_processes)
+            end(runs.begin(workers=4))
+        same_end(runs.path, reference)
+        assert made[0]._crew._alive
 
 
 class TestTimeLimit:

@@ -8,7 +8,7 @@ import os
 import pytest
 
 from densesiam_seg.errors import InputError
-from densesiam_seg.images.lists import lines_of, spellings
+from densesiam_seg.packed.lists import lines_of, spellings
 
 
 @pytest.mark.parametrize("coding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
