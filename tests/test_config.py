@@ -28,9 +28,9 @@ from densesiam_seg.errors import InputError, UsageError
 COMMON: dict[str, Any] = {
     "batch_size": 256, "learning_rate": 0.05, "weights": "auto", "backbone": "resnet18", "freeze": False, "seed": 0,
     "channels": 128, "optimizer": "sgd", "rate_scaling": "batch", "weight_decay": 1e-4, "visualize_every": 0,
-    "device": "auto", "precision": "auto", "workers": -1, "threads": 0, "cache": "auto", "cache_dir": "runs/cache",
-    "max_pixels": 89_000_000, "similarity": "cross-entropy", "pixel_weight": 1.0, "region_weight": 0.1,
-    "region_stop_gradient": True, "page": "first", "bands": "first", "stretch": False,
+    "device": "auto", "precision": "auto", "compile": True, "workers": -1, "threads": 0, "cache": "auto",
+    "cache_dir": "runs/cache", "max_pixels": 89_000_000, "similarity": "cross-entropy", "pixel_weight": 1.0,
+    "region_weight": 0.1, "region_stop_gradient": True, "page": "first", "bands": "first", "stretch": False,
 }  # fmt: skip
 TRAIN: dict[str, Any] = COMMON | {
     "image_size": 320, "schedule": "constant", "epochs": 10, "clusters": 27, "method": "densesiam",

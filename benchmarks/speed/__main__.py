@@ -1,7 +1,8 @@
 """Everything around the network against the network itself: each figure with its limit, in one run.
 
     make bench                                     # or: python benchmarks/speed [--photos DIR] [--rows step views …]
-    python benchmarks/speed --gpu                  # the step and the input path on a GPU, size 320, batch 256
+    python benchmarks/speed --gpu                  # all about a GPU in six minutes; --rehearse: on a processor
+    python benchmarks/speed --profile              # a step by its parts, on this machine's device
 
 Ratios are medians of rounds in which both sides took turns, with the lowest and the highest. Rows on one thread count
 processor seconds, so they bear other work on the machine; rows on all cores count wall time and want an idle machine.
@@ -39,12 +40,23 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--paths", type=int, default=1_000_000, help="files of the scanning row")
-    parser.add_argument("--gpu", action="store_true")
+    parser.add_argument("--gpu", action="store_true", help="all stages on a GPU, or some --stages")
+    parser.add_argument("--profile", action="store_true", help="a step by its parts")
+    parser.add_argument("--rehearse", action="store_true", help="--gpu on a processor, small")
+    parser.add_argument("--stages", nargs="+", metavar="NAME", help="of --gpu")
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
+    if arguments.profile:
+        from gpu import profile_step
+
+        profile_step()
+        return
+    if arguments.gpu:
+        gpu(arguments.results, arguments.stages, rehearse=arguments.rehearse)
+        return
     with tempfile.TemporaryDirectory() as scratch:
         known = rows(Path(scratch), arguments.photos, arguments.repeats, arguments.paths)
-        names = ["gpu"] if arguments.gpu else arguments.rows or [n for n in known if n != "gpu"]
+        names = arguments.rows or list(known)
         found: list[Row] = []
         for name in names:
             for row in known[name]():
@@ -147,11 +159,6 @@ def rows(
 
         return mask_rows(scratch, photos, repeats)
 
-    def gpu() -> Iterator[Row]:
-        from gpu import gpu_rows
-
-        return gpu_rows(scratch, photos, repeats)
-
     return {
         "step": steps,
         "memory": memory,
@@ -170,8 +177,21 @@ def rows(
         "start": start,
         "mask": mask,
         "growth": growth,
-        "gpu": gpu,
     }
+
+
+def gpu(results: Path, stages: list[str] | None, *, rehearse: bool) -> None:
+    """The script for a GPU; a rehearsal's results are no results, but show what there would be."""
+    from gpu import REHEARSAL, STAGES, measure_gpu, on_this_card
+
+    unknown = set(stages or ()) - set(STAGES)
+    if unknown:
+        raise SystemExit(
+            f"--stages: no {', '.join(sorted(unknown))}; there are {', '.join(STAGES)}"
+        )
+    numbers = REHEARSAL if rehearse else on_this_card()
+    with tempfile.TemporaryDirectory() as scratch:
+        print(measure_gpu(numbers, Path(scratch), results, facts("drawn scenes"), stages))
 
 
 def line(row: Row) -> str:
@@ -187,7 +207,18 @@ def write(found: list[Row], folder: Path, photos: Path | None) -> None:
     """This run's rows by name beside those of earlier runs that were not measured now, and the history."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "speed.json"
-    facts = {
+    told = facts("photographs" if photos else "drawn scenes")
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    known |= {row.name: {**asdict(row), "verdict": row.verdict, **told} for row in found}
+    path.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+    with (folder / "speed-history.jsonl").open("a", encoding="utf-8") as history:
+        record = {**told, "rows": {row.name: round(row.value, 4) for row in found}}
+        history.write(json.dumps(record) + "\n")
+
+
+def facts(pictures: str) -> dict[str, str]:
+    """When, where and of which revision."""
+    return {
         "when": time.strftime("%Y-%m-%d"),
         "revision": subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"],
@@ -198,14 +229,8 @@ def write(found: list[Row], folder: Path, photos: Path | None) -> None:
         ).stdout.strip(),
         "machine": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
         "torch": torch.__version__,
-        "pictures": "photographs" if photos else "drawn scenes",
+        "pictures": pictures,
     }
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    known |= {row.name: {**asdict(row), "verdict": row.verdict, **facts} for row in found}
-    path.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
-    with (folder / "speed-history.jsonl").open("a", encoding="utf-8") as history:
-        record = {**facts, "rows": {row.name: round(row.value, 4) for row in found}}
-        history.write(json.dumps(record) + "\n")
 
 
 if __name__ == "__main__":

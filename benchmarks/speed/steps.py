@@ -7,14 +7,15 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from measure import Row, alternate, in_new_process, peak_bytes, ratio_row, threads
+from measure import Row, alternate, in_new_process, peak_bytes, ratio_row, threads, timed
 from torch import Tensor
 
 from densesiam_seg.config import TrainConfig, with_settings
 from densesiam_seg.events import EpochRecord
 from densesiam_seg.images.store import Batch
+from densesiam_seg.io import devices
 from densesiam_seg.io.devices import autocast, pick_precision
-from densesiam_seg.methods.densesiam import DenseSiamMethod, objective
+from densesiam_seg.methods.densesiam import DenseSiamMethod, Seen, objective
 from densesiam_seg.methods.method import Objective
 from densesiam_seg.network.encoder import Encoder
 from densesiam_seg.network.model import DenseSiam
@@ -33,10 +34,14 @@ class Ready(DenseSiamMethod):
         super().__init__(network, config)
         self.views = views
 
-    def objective(self, images: Tensor, indices: Sequence[int], epoch: int) -> Objective:
-        """Of the same views every time."""
+    def drawn(self, images: Tensor, indices: Sequence[int], epoch: int) -> Seen:
+        """The same views every time."""
+        return Seen(images, self.views)
+
+    def objective(self, drawn: Seen | Tensor, indices: Sequence[int], epoch: int) -> Objective:
+        """With the loss of regions."""
         features = self.network.paired_features(self.views)
-        return objective(self.network, features, self.config, regions=True)
+        return objective(self.network, features, self.config, regions=True, pixels=self.pixels)
 
 
 class Blank:
@@ -71,17 +76,43 @@ def random_views(size: int, batch: int, device: torch.device) -> ViewPair:
     from densesiam_seg.views.parameters import sample_geometry
 
     draw = torch.Generator().manual_seed(0)
-    one, two = (torch.randn(batch, 3, size, size, generator=draw).to(device) for _ in range(2))
+    # As views come from a GPU, or from a processor.
+    layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+    one, two = (
+        torch.randn(batch, 3, size, size, generator=draw).to(device, memory_format=layout)
+        for _ in range(2)
+    )
     return ViewPair(one, two, sample_geometry(0, 0, range(batch)).to(device))
 
 
-def ready_training(config: TrainConfig, steps: int, device: torch.device) -> Training:
-    """A loop of `steps` steps an epoch whose views are ready."""
+def ready_training(
+    config: TrainConfig, steps: int, device: torch.device, *, compiled: bool = False
+) -> Training:
+    """A loop of `steps` steps an epoch whose views are ready; `compiled` as a long run on a GPU is."""
     precision = pick_precision(config.precision, device)
     store: Any = Blank(steps * config.batch_size)
     method = build_method(config, store, device, precision)
     views = random_views(config.image_size, config.batch_size, device)
-    return Training(Ready(method.network, config, views), config, store, device, precision)
+    training = Training(Ready(method.network, config, views), config, store, device, precision)
+    if compiled:
+        compile_now(training)
+    return training
+
+
+def compile_now(training: Training) -> float:
+    """Compile what `training.compiling` would, and how many seconds that takes."""
+
+    # What others of this process have compiled counts against a limit.
+    torch.compiler.reset()
+
+    def compile() -> None:
+        with autocast(training.device, training.precision):
+            training.method.compile(training.config.batch_size)
+        if training.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    training.compiled = timed(compile)
+    return training.compiled
 
 
 def epochs_of(training: Training) -> Callable[[], None]:
@@ -98,7 +129,14 @@ def epochs_of(training: Training) -> Callable[[], None]:
 
 
 def bare(
-    backbone: str, size: int, batch: int, *, fast: bool, device: torch.device, repeats: int = 1
+    backbone: str,
+    size: int,
+    batch: int,
+    *,
+    fast: bool,
+    device: torch.device,
+    repeats: int = 1,
+    compiled: bool = False,
 ) -> Callable[[], None]:
     """Forward and backward of the encoder on both views: fp32, view by view, as the papers' code; or as here."""
     torch.manual_seed(0)
@@ -108,12 +146,13 @@ def bare(
         encoder = encoder.to(memory_format=torch.channels_last)
         views = views.contiguous(memory_format=torch.channels_last)
     precision = pick_precision("auto", device) if fast else torch.float32
+    call = devices.compiled(encoder.forward) if compiled else encoder
 
     def step() -> None:
         for _ in range(repeats):
             encoder.zero_grad(set_to_none=True)
             with autocast(device, precision):
-                outputs = [encoder(part) for part in ([views] if fast else views.chunk(2))]
+                outputs = [call(part) for part in ([views] if fast else views.chunk(2))]
             total = sum(
                 (output.float().square().mean() for output in outputs),
                 torch.zeros((), device=device),

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import torch
 
 from densesiam_seg.errors import UsageError
 
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+COMPILER = "inductor"
+"""torch's own, which needs Triton on a GPU and a C++ compiler on a processor."""
 RANK, SIZE = "LOCAL_RANK", "LOCAL_WORLD_SIZE"
 """What a launcher sets: the number of this process on its machine, from 0, and how many it started there."""
 
@@ -75,6 +81,27 @@ def make_repeatable(device: torch.device) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(True, warn_only=True)
+        # Else every new map is filled first, in case that somebody reads what was never written.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def compiled(function: Function) -> Function:
+    """`function` as one graph of fixed shapes, which is compiled where it is first called.
+
+    No kernel is chosen by its speed: the choice could change from run to run, and with it the last bits.
+    """
+    options: dict[str, Any] | None = {"deterministic": True} if COMPILER == "inductor" else None
+    found: Any = torch.compile(
+        function, fullgraph=True, dynamic=False, backend=COMPILER, options=options
+    )
+    return cast("Function", found)
+
+
+def compiler_cache() -> Path:
+    """Where the compiler keeps what it has made, for later runs; TORCHINDUCTOR_CACHE_DIR names another folder."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    return Path(cache_dir())
 
 
 def exact_device(device: torch.device) -> torch.device:

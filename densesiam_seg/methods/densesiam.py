@@ -6,13 +6,22 @@ Axes: B images, K clusters, C channels, h feature side.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from densesiam_seg.config import TrainConfig
 from densesiam_seg.images.store import Batch, ImageStore
+from densesiam_seg.io.devices import compiled
 from densesiam_seg.methods import fused_losses as fused
+from densesiam_seg.methods.compiled import (
+    PixelForm,
+    Pixels,
+    pixel_losses,
+    try_colour,
+    try_pixels,
+)
 from densesiam_seg.methods.losses import (
     image_loss,
     label_counts,
@@ -28,8 +37,17 @@ from densesiam_seg.methods.mixture_prior import fit_mixture, prior_shares
 from densesiam_seg.methods.stage_cache import StageCache
 from densesiam_seg.network.model import SHARPNESS, DenseSiam, matched
 from densesiam_seg.peers.group import ALONE, Group
-from densesiam_seg.views.pair import view_pair
+from densesiam_seg.views.pair import Colour, ViewPair, view_pair
 from densesiam_seg.views.parameters import sample_geometry
+from densesiam_seg.views.photometric import changed
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the objective sees of a batch: stored images, uint8 (B, 3, S, S), and their two views."""
+
+    images: Tensor
+    views: ViewPair
 
 
 class DenseSiamMethod(Method):
@@ -41,6 +59,9 @@ class DenseSiamMethod(Method):
         self.group = group
         self.stage_cache: StageCache | None = None
         """A frozen backbone's stages of all views, once they are written to the disk."""
+        self.pixels: PixelForm | None = None
+        """The pixel losses as the compiler made them; None: as here."""
+        self.colour: Colour = changed
 
     def batches(
         self, store: ImageStore, groups: Sequence[tuple[int, ...]], *, pinned: bool
@@ -53,20 +74,51 @@ class DenseSiamMethod(Method):
         if epoch == 0 and self.network.mixture is not None:
             yield from fit_mixture(self.network, store, self.config.seed, group=self.group)
 
-    def objective(self, images: Tensor, indices: Sequence[int], epoch: int) -> Objective:
+    def compilable(self) -> bool:
+        """Where there are pixel heads."""
+        return self.config.uses_pixels()
+
+    def compile(self, batch_size: int) -> None:
+        """The heads with their pixel losses, and the colour changes of the views."""
+        config = self.config
+        pixels, colour = compiled(pixel_losses), compiled(changed)
+        try_pixels(pixels, self.network, config, batch_size)
+        if self.stage_cache is None:
+            try_colour(colour, self.network, config, batch_size)
+        self.pixels, self.colour = pixels, colour
+
+    def drawn(self, images: Tensor, indices: Sequence[int], epoch: int) -> Seen | Tensor:
+        """The views of a batch; cached stages are those of views already."""
+        if self.stage_cache:
+            return images
+        config = self.config
+        seed, round_, exact = config.seed, config.round(epoch), config.exact()
+        views = view_pair(
+            images, indices, seed=seed, round_=round_, exact=exact, colour=self.colour
+        )
+        return Seen(images, views)
+
+    def objective(self, drawn: Seen | Tensor, indices: Sequence[int], epoch: int) -> Objective:
         """Losses of one of those batches; the region loss joins in the last epochs."""
         config, network, prior = self.config, self.network, None
-        seed, round_ = config.seed, config.round(epoch)
-        if self.stage_cache:
-            geometry = sample_geometry(seed, round_, indices).to(images.device)
-            features = matched(network.encoder.dense(self.stage_cache.stages(images)), geometry)
+        if isinstance(drawn, Tensor):
+            assert self.stage_cache is not None
+            geometry = sample_geometry(config.seed, config.round(epoch), indices).to(drawn.device)
+            features = matched(network.encoder.dense(self.stage_cache.stages(drawn)), geometry)
         else:
-            views = view_pair(images, indices, seed=seed, round_=round_, exact=config.exact())
-            features = network.paired_features(views)
+            features = network.paired_features(drawn.views)
             if config.follows_prior():
-                prior = prior_shares(network, images, views.geometry, features.shape[-1])
-        regions = epoch >= config.region_epoch()
-        return objective(network, features, config, regions=regions, prior=prior, group=self.group)
+                geometry = drawn.views.geometry
+                prior = prior_shares(network, drawn.images, geometry, features.shape[-1])
+        return objective(
+            network,
+            features,
+            config,
+            regions=epoch >= config.region_epoch(),
+            prior=prior,
+            group=self.group,
+            pixels=self.pixels,
+        )
 
 
 def objective(
@@ -77,11 +129,12 @@ def objective(
     regions: bool,
     prior: Tensor | None = None,
     group: Group = ALONE,
+    pixels: PixelForm | None = None,
 ) -> Objective:
     """Losses of both views' features in exact correspondence (2B, C, h, h), view 1 first (section 3).
 
     `prior` (B, K, h, h): the mixture's posteriors of the clusters at the same places. A loss whose weight is 0 is not
-    computed.
+    computed. `pixels` computes the losses of pixels, where not as here.
     """
     terms: Terms = {}
     agreement, spread = torch.zeros((), device=features.device), None
@@ -90,35 +143,61 @@ def objective(
         loss, agreement, spread = image_loss(network, features, group)
         terms["image"] = config.image_weight, loss
     if config.uses_pixels():
-        z = network.projector(features)
-        with torch.no_grad():
-            winners = _winners(z, config)
-            winners_1, winners_2 = winners.chunk(2)
-            agreement = (winners_1 == winners_2).float().mean()
-            histogram = label_counts(winners, config.clusters)
-        if prior is not None:
-            network.update_mean_shares(z, group)
-            terms["prior"] = 1.0, prior_loss(SHARPNESS * z, torch.cat((prior, prior)))
-        # Before any other loss: the order of use decides the order in which the gradients of z are added up.
-        views = z.chunk(2)
-        weight_k, weight_a = pixel_weights(config.clusters, config.over_clusters)
-        if config.pixel_weight:
-            loss = _siamese_loss(z, nn.Identity(), network.predictor, config, group)
-            terms["pixel"] = config.pixel_weight * weight_k, loss
-        if config.over_cluster_weight:
-            assert network.over_projector is not None and network.over_predictor is not None
-            heads = network.over_projector, network.over_predictor
-            loss = _siamese_loss(features, *heads, config, group)
-            terms["over_cluster"] = config.over_cluster_weight * weight_a, loss
-        if config.segmentation_weight:
-            loss = _segmentation_loss(views, winners, config, group)
-            terms["segmentation"] = config.segmentation_weight, loss
+        if pixels is None:
+            found = _pixel_losses(network, features, config, prior, group)
+        else:
+            # In halves they lie so already; another layout would be another graph.
+            maps = features.contiguous(memory_format=torch.channels_last)
+            found = pixels(network, maps, config, prior)
+            if prior is not None:
+                network.update_mean_shares(found.z.detach(), group)
+        agreement, histogram = found.agreement, found.histogram
+        weights = _weights(config)
+        terms |= {name: (weights[name], loss) for name, loss in found.losses.items()}
         if regions and config.region_weight:
             embed = region_embeddings if config.exact() else fused.region_embeddings
-            loss = region_loss(network, embed(z, features), config.region_stop_gradient)
+            loss = region_loss(network, embed(found.z, features), config.region_stop_gradient)
             terms["region"] = config.region_weight, loss
     sound = sound_features(features)
     return Objective(*weighted(terms), agreement, histogram, spread=spread, sound=sound)
+
+
+def _weights(config: TrainConfig) -> dict[str, float]:
+    """Of each loss of pixels."""
+    weight_k, weight_a = pixel_weights(config.clusters, config.over_clusters)
+    return {
+        "prior": 1.0,
+        "pixel": config.pixel_weight * weight_k,
+        "over_cluster": config.over_cluster_weight * weight_a,
+        "segmentation": config.segmentation_weight,
+    }
+
+
+def _pixel_losses(
+    network: DenseSiam, features: Tensor, config: TrainConfig, prior: Tensor | None, group: Group
+) -> Pixels:
+    """The pixel heads' outputs and losses, each head for itself."""
+    losses: dict[str, Tensor] = {}
+    z = network.projector(features)
+    with torch.no_grad():
+        winners = _winners(z, config)
+        winners_1, winners_2 = winners.chunk(2)
+        agreement = (winners_1 == winners_2).float().mean()
+        histogram = label_counts(winners, config.clusters)
+    if prior is not None:
+        network.update_mean_shares(z, group)
+        losses["prior"] = prior_loss(SHARPNESS * z, torch.cat((prior, prior)))
+    # Before any other loss: the order of use decides the order in which the gradients of z are added up.
+    views = z.chunk(2)
+    if config.pixel_weight:
+        losses["pixel"] = _siamese_loss(z, nn.Identity(), network.predictor, config, group)
+    if config.over_cluster_weight:
+        assert network.over_projector is not None and network.over_predictor is not None
+        heads = network.over_projector, network.over_predictor
+        losses["over_cluster"] = _siamese_loss(features, *heads, config, group)
+    if config.segmentation_weight:
+        losses["segmentation"] = _segmentation_loss(views, winners, config, group)
+    return Pixels(z, agreement, histogram, losses)
 
 
 def _siamese_loss(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -87,9 +88,26 @@ class Method(ABC):
         """What `objective` takes, for each group of images' positions: stored images, uint8 (B, 3, S, S)."""
         return store.batches(groups, pinned=pinned)
 
+    def drawn(self, images: Tensor, indices: Sequence[int], epoch: int) -> Any:
+        """What `objective` sees of one of those batches on the network's device: no function of the network's weights.
+
+        By default the images as they are. Tensors of views lie in dataclasses, so that a GPU may draw them ahead.
+        """
+        return images
+
+    def compilable(self) -> bool:
+        """Whether it has anything that pays to compile on a GPU."""
+        return False
+
+    def compile(self, batch_size: int) -> None:  # noqa: B027
+        """Compile that, and try it under autocast. Weights and state stay as they are.
+
+        Raises whatever the compiler raises; then nothing has changed.
+        """
+
     @abstractmethod
-    def objective(self, images: Tensor, indices: Sequence[int], epoch: int) -> Objective:
-        """The objective of one of those batches on the network's device; called under autocast."""
+    def objective(self, drawn: Any, indices: Sequence[int], epoch: int) -> Objective:
+        """The objective of what was `drawn` of a batch; called under autocast."""
 
     def state(self) -> dict[str, Tensor]:
         """Tensors that a checkpoint must hold beside the network's."""

@@ -8,6 +8,7 @@ Axes: B images, N places of a view, C channels, K pseudo categories.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,14 @@ from densesiam_seg.peers.group import ALONE, Group
 from densesiam_seg.views.pair import IndependentPair, independent_views
 
 
+@dataclass(frozen=True)
+class SeenPair:
+    """What the objective sees of a batch: two views of each image, and the sampler's random positions."""
+
+    views: IndependentPair
+    draws: Tensor
+
+
 class Pretext(Method):
     """Pre-training on independently drawn views; `aspects` (images,) are the images' widths over heights."""
 
@@ -45,14 +54,17 @@ class Pretext(Method):
         self.group = group
         self.aspects = aspects
 
-    def objective(self, images: Tensor, indices: Sequence[int], epoch: int) -> Objective:
-        """Losses of one batch of stretched images."""
+    def drawn(self, images: Tensor, indices: Sequence[int], epoch: int) -> SeenPair:
+        """The views of a batch of stretched images."""
         config, aspects = self.config, self.aspects[list(indices)]
         views = independent_views(
             images, indices, aspects, seed=config.seed, round_=epoch, exact=config.exact()
         )
-        draws = grid_draws(config, epoch, indices, images.device)
-        return pretext_objective(self.network, views, config, draws, self.group)
+        return SeenPair(views, grid_draws(config, epoch, indices, images.device))
+
+    def objective(self, drawn: SeenPair, indices: Sequence[int], epoch: int) -> Objective:
+        """Losses of one batch."""
+        return pretext_objective(self.network, drawn.views, self.config, drawn.draws, self.group)
 
 
 def pretext_objective(

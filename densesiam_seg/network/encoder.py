@@ -21,6 +21,7 @@ from densesiam_seg.network.architecture import Features
 from densesiam_seg.network.description import PYRAMID_STAGES, Description
 from densesiam_seg.network.timm_backbones import TimmBackbone
 from densesiam_seg.network.weightless import weightless
+from densesiam_seg.views.geometric import enlarged
 
 PYRAMID_ZOOM = 3
 """The largest size in which a pyramid's stages are described, in image sizes."""
@@ -103,8 +104,15 @@ class Decoder(nn.Module):
         total: Tensor = levels.pop()
         while levels:
             level = levels.pop()
-            total = level + F.interpolate(total, level.shape[-2:], mode="bilinear")
+            total = level + _upsampled(total, level.shape[-2:])
         return total
+
+
+def _upsampled(maps: Tensor, size: torch.Size) -> Tensor:
+    """Bilinear; in training on a GPU with a gradient that repeats."""
+    if maps.is_cuda and maps.requires_grad and maps.dtype != torch.float32:
+        return enlarged(maps, (size[0], size[1]))
+    return F.interpolate(maps, size, mode="bilinear")
 
 
 class Encoder(nn.Module):

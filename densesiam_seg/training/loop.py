@@ -27,12 +27,13 @@ from torch.nn.parallel import DistributedDataParallel
 from densesiam_seg.config import RunConfig
 from densesiam_seg.errors import InputError, NumericError, UsageError
 from densesiam_seg.events import EpochRecord, Progress, StepRecord
-from densesiam_seg.images.store import Batch, ImageStore, epoch_batches, on_device
+from densesiam_seg.images.store import ImageStore, epoch_batches, on_device
 from densesiam_seg.io.devices import autocast, exact_device
 from densesiam_seg.methods.method import Method, Objective, diverged
 from densesiam_seg.network.model import DenseSiam
 from densesiam_seg.peers.group import watched
 from densesiam_seg.peers.norms import share_statistics
+from densesiam_seg.training.drawing import Drawn, drawing
 
 IN_USE = 0.001
 """A cluster counts as in use from this share of an epoch's pixels on."""
@@ -136,6 +137,8 @@ class Training:
         self.total_steps = self.steps_per_epoch * config.epochs
         self.sums = EpochSums()
         self.last_epoch: EpochRecord | None = None
+        self.compiled: float | None = None
+        """Seconds in which parts of the step were compiled; None where they were not."""
         self.read_seconds = READ_SECONDS if device.type == "cuda" else 0.0
         """0: every step's results are read before the weights change."""
 
@@ -166,11 +169,14 @@ class Training:
             pinned = self.device.type == "cuda"
             own = groups[done:].part(self.group.shard)
             batches = on_device(self.method.batches(self.store, own, pinned=pinned), self.device)
+            views = drawing(self.method, batches, epoch, self.device)
             unread: list[UnreadStep] = []
-            for batch, whole in zip(batches, groups[done:], strict=True):
+            for whole in groups[done:]:
                 if not unread:
                     began = time.perf_counter()
-                unread.append(self._advance(batch, whole, epoch))
+                unread.append(self._advance(views, whole, epoch))
+                # Before results are waited for, so that the GPU goes on meanwhile.
+                views.ahead()
                 last = self.step % self.steps_per_epoch == 0
                 if last or self._is_time_to_read(began):
                     records = self._read(unread, began)
@@ -218,18 +224,21 @@ class Training:
             records.append(record)
         return records
 
-    def _advance(self, batch: Batch, whole: tuple[int, ...], epoch: int) -> UnreadStep:
-        """One optimiser step with this process's part of a `whole` batch.
+    def _advance(self, views: Iterator[Drawn], whole: tuple[int, ...], epoch: int) -> UnreadStep:
+        """One optimiser step with this process's part of a `whole` batch, the next of the `views`.
 
         Raises NumericError, with the weights as they were, when something is not finite and results are read at once.
         """
-        weight = len(batch.indices) / len(whole)
+        seen, indices = next(views)
+        weight = len(indices) / len(whole)
         factor = self.config.decay(self.step / self.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.rate() * (factor if group["decays"] else 1.0)
         with autocast(self.device, self.precision):
             objective = self.method.objective if self.group.alone else self._averaged
-            result = objective(batch.images, batch.indices, epoch)
+            result = objective(seen, indices, epoch)
+        # What the way back needs of it is kept elsewhere, in half precision where there is one.
+        del seen
         self.optimizer.zero_grad(set_to_none=True)
         # Gradients become the mean over processes, so that each is multiplied by its share of the images.
         with nullcontext() if self.group.alone else watched():
@@ -311,7 +320,8 @@ def _numbers(result: Objective, sound: Tensor, weight: float) -> Tensor:
     means = [result.agreement, spread, *result.parts.values(), result.total.detach()]
     vector = torch.stack([(~sound).float(), *(value.float() for value in means)])
     vector = vector.to(exact_device(vector.device)).double()
-    counts = vector.new_tensor([result.disjoint])
+    # Filled on the device: a copy to a GPU would wait for all work queued on it.
+    counts = vector.new_full((1,), result.disjoint)
     return torch.cat((vector[:1], counts, weight * vector[1:], result.histogram.to(vector)))
 
 
@@ -324,12 +334,13 @@ class _WithGradients(nn.Module):
         self.trained = nn.ParameterList(p for p in method.trained().parameters() if p.requires_grad)
         self.method = method
 
-    def forward(self, images: Tensor, indices: Sequence[int], epoch: int) -> Objective:
-        return self.method.objective(images, indices, epoch)
+    def forward(self, drawn: Any, indices: Sequence[int], epoch: int) -> Objective:
+        return self.method.objective(drawn, indices, epoch)
 
 
 def _optimizer(network: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
     """SGD or Adam of two groups: the predictors, whose rate stays, and everything else but a frozen backbone."""
+    # Not fused: torch's SGD then refuses weights that get their first gradient later, as those of regions do.
     predictors = [p for name, p in network.named_parameters() if "predictor." in name]
     known = set(predictors)
     others = [p for p in network.parameters() if p not in known and p.requires_grad]

@@ -18,6 +18,7 @@ from densesiam_seg.presets import Preset
 OF_THE_MACHINE = (
     "device",
     "precision",
+    "compile",
     "threads",
     "workers",
     "cache",

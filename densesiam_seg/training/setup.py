@@ -34,6 +34,7 @@ from densesiam_seg.network.model import DenseSiam
 from densesiam_seg.peers.group import ALONE, Group
 from densesiam_seg.presets import Preset
 from densesiam_seg.training.checkpoint import any_saved, discard_checkpoint, load_checkpoint
+from densesiam_seg.training.compiling import compiling
 from densesiam_seg.training.loop import Training
 from densesiam_seg.training.recipes import (
     CONFIGS,
@@ -135,13 +136,16 @@ def fresh(run: Run, beginning: Beginning) -> Generator[Event, None, Training]:
         head = f"# preset {name}, densesiam-seg {densesiam_seg.__version__}\n"
         replace_text(run.folder / CONFIG, head + config.to_toml())
         _write_images(run.folder, store)
-        replace_json(run.folder / "env.json", {**environment(), "fingerprint": numerics(training)})
+        _write_environment(run.folder, training)
     summary = [f"{each} {getattr(config, each)}" for each in SUMMARY if hasattr(config, each)]
     yield Notice(f"preset {name}: {', '.join(summary)}")
     yield Notice(weights_line)
     if config.freeze and scratch:
         yield Notice("the frozen backbone is untrained; give it --weights", warning=True)
     yield from _cache_stages(training, run)
+    yield from compiling(training)
+    if first and training.compiled is not None:
+        _write_environment(run.folder, training)
     return training
 
 
@@ -201,14 +205,15 @@ def resumed(
     _require_fit(training, loaded.tensors, loaded.path)
     training.restore(loaded.tensors, loaded.state)
     _require_alike(training)
-    # Runs of before this was noted were one process each.
-    before = {"processes": 1, **loaded.state["fingerprint"]}
+    yield from _cache_stages(training, run)
+    yield from compiling(training)
+    # Runs of before this was noted were one process each, and nothing was compiled.
+    before = {"processes": 1, "compiled": False, **loaded.state["fingerprint"]}
     differences = compare_fingerprints(before, numerics(training))
     if differences:
         yield Notice(f"resume is not bit-exact: {', '.join(differences)}", warning=True)
     if first:
         truncate_to_step(run.folder / "metrics.jsonl", training.step)
-    yield from _cache_stages(training, run)
     return training
 
 
@@ -254,12 +259,19 @@ def forget(folder: Path) -> None:
         remove(folder / name)
 
 
+def _write_environment(folder: Path, training: Training) -> None:
+    """Write `env.json`: where the run is made, and how long its compiler took if it had one."""
+    facts = {"fingerprint": numerics(training), "compile_seconds": training.compiled}
+    replace_json(folder / "env.json", {**environment(), **facts})
+
+
 def numerics(training: Training) -> dict[str, Any]:
     """What the last bits of the run's results depend on."""
     precision = str(training.precision).removeprefix("torch.")
     found = fingerprint(environment(), device=training.device.type, precision=precision)
     # The order of sums, as each process has a part of every batch.
-    return found | {"processes": training.group.count}
+    compiled = training.compiled is not None
+    return found | {"processes": training.group.count, "compiled": compiled}
 
 
 def _store(

@@ -66,6 +66,21 @@ def warp(features: Tensor, geometry: Geometry) -> Tensor:
     return _resample_half(features, rows, columns)
 
 
+def enlarged(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear resize of maps (B, C, h, w) in half precision, whose gradient is a product too.
+
+    That of `F.interpolate` adds up in no fixed order on a GPU; where results must repeat torch has another way, which
+    gathers and sorts, and costs many times as much.
+    """
+    whole = torch.zeros(1, device=maps.device), torch.ones(1, device=maps.device)
+    never = torch.zeros(1, device=maps.device)
+    rows, columns = (
+        bilinear_matrix(*whole, never, source, target)
+        for source, target in zip(maps.shape[-2:], size, strict=True)
+    )
+    return _resample_half(maps, rows, columns)
+
+
 def blur_matrix(sigma: Tensor, side: int) -> Tensor:
     """(B, side, side) Gaussian blur along one axis, renormalised at the border; the identity where sigma is 0."""
     pixels = torch.arange(side, device=sigma.device)

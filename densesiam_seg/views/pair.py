@@ -5,13 +5,14 @@ Axes: B images, S side of the stored square image, R = S/2 side of a view.
 Every view is a colour change, linear maps along both axes (crop, resize, flip and the blur) and a normalisation.
 In exact mode the maps are dense matrices over whole images, whose bits stay the same from one version to the next.
 Otherwise, on a processor, only the pixels that the crop reads are recoloured, in place, and the maps are multiplied in
-bands: the same views up to rounding in a fifth of the time.
+bands: the same views up to rounding in a fifth of the time. A GPU computes in float16, in which dense maps cost little.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -31,12 +32,21 @@ from densesiam_seg.views.parameters import (
     sample_photometry,
     sample_pretraining_geometry,
 )
-from densesiam_seg.views.photometric import adjust_colour, brightened_luma, normalise_, recolour
+from densesiam_seg.views.photometric import (
+    adjust_colour,
+    brightened_luma,
+    changed,
+    normalise_,
+    recolour,
+)
 
 CHUNK = 16
 """Images whose bands are in memory at once."""
 GPU_CHUNK = 64
 """Images that are augmented at once on a GPU."""
+
+Colour: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""`photometric.changed`, or the same compiled."""
 
 
 @dataclass(frozen=True)
@@ -59,18 +69,24 @@ class IndependentPair:
 
 
 def view_pair(
-    images: Tensor, indices: Sequence[int], *, seed: int, round_: int, exact: bool = True
+    images: Tensor,
+    indices: Sequence[int],
+    *,
+    seed: int,
+    round_: int,
+    exact: bool = True,
+    colour: Colour = changed,
 ) -> ViewPair:
     """Both views of stored images, uint8 (B, 3, S, S) on any device, at B manifest positions `indices`.
 
     View 1 is changed in colour and then cropped, view 2 is changed in colour and left whole: its features are cropped
-    later, by `warp` with the returned geometry (PiCIE, CVPR 2021, section 3).
+    later, by `warp` with the returned geometry (PiCIE, CVPR 2021, section 3). `colour` makes a GPU's colour changes.
     """
     geometry = sample_geometry(seed, round_, indices)
     whole = Geometry(*(torch.full_like(geometry.top, value) for value in (0.0, 0.0, 1.0, 1.0, 0.0)))
     return ViewPair(
-        _views(images, sample_photometry(seed, round_, indices, 1), geometry, exact),
-        _views(images, sample_photometry(seed, round_, indices, 2), whole, exact),
+        _views(images, sample_photometry(seed, round_, indices, 1), geometry, exact, colour=colour),
+        _views(images, sample_photometry(seed, round_, indices, 2), whole, exact, colour=colour),
         geometry.to(images.device),
     )
 
@@ -117,9 +133,19 @@ def _views(
     exact: bool,
     *,
     pretraining: bool = False,
+    colour: Colour = changed,
 ) -> Tensor:
     """uint8 (B, 3, S, S) → normalised float (B, 3, R, R), some images after the other."""
     device, side = images.device, images.shape[-1] // 2
+    if images.is_cuda and not exact and not pretraining:
+        # Compiled, changes need no memory between them.
+        step = GPU_CHUNK if colour is changed else len(images)
+        place = geometry.to(device)
+        halved = [
+            _halved_views(images[part], photometry[part], place[part], colour)
+            for part in (slice(first, first + step) for first in range(0, len(images), step))
+        ]
+        return normalise_(torch.cat(halved))
     if exact or device.type != "cpu":
         apply = _crop_then_colour if pretraining else _colour_then_crop
         geometry = geometry.to(device)
@@ -145,6 +171,19 @@ def _colour_then_crop(
     blur = blur_matrix(photometry.to(images.device).sigma, images.shape[-1])
     coloured = adjust_colour(images.float().div_(255.0), photometry)
     views.copy_(resample(coloured, rows @ blur, columns @ blur))
+
+
+def _halved_views(
+    images: Tensor, photometry: Photometry, geometry: Geometry, colour: Colour
+) -> Tensor:
+    """The same of some images in float16 products: float32 views (B, 3, R, R) in the network's memory layout."""
+    source = images.shape[-1]
+    rows, columns = (each.half() for each in crop_matrices(geometry, source, source // 2))
+    blur = blur_matrix(photometry.sigma.to(images.device), source).half()
+    with torch.autocast(images.device.type, enabled=False):
+        coloured = colour(images, photometry.colours().to(images.device))
+        rows, columns = (rows @ blur).unsqueeze(1), (columns @ blur).unsqueeze(1)
+        return (rows @ coloured @ columns.mT).float().to(memory_format=torch.channels_last)
 
 
 def _colour_then_crop_fast(

@@ -2,8 +2,9 @@
 
 Axes: B images, H W image.
 
-Two implementations: `adjust_colour` for a batch on any device, and `recolour` for one image in place, which skips
-changes that the image does not have and reads memory half as often. They differ in rounding alone.
+Three implementations: `adjust_colour` for a batch on any device; `recolour` for one image in place, which skips
+changes that the image does not have and reads memory half as often; and `changed`, whose calls depend on no value, so
+that a GPU's compiler makes one pass of them. They differ in rounding alone.
 """
 
 from __future__ import annotations
@@ -79,6 +80,26 @@ def adjust_colour(images: Tensor, photometry: Photometry) -> Tensor:
     return images
 
 
+def changed(images: Tensor, colours: Tensor) -> Tensor:
+    """`adjust_colour` of stored images, uint8 (B, 3, H, W), by `Photometry.colours` (B, 5) on their device.
+
+    In float16, which has more digits than the network's first layer keeps (bfloat16) and far more than the image.
+    """
+    brightness, contrast, saturation, hue, grey = colours.view(-1, 5, 1, 1, 1).unbind(1)
+    floats = (images.float() / 255.0 * brightness).clamp(0, 1)
+    mean = _weighted(floats).mean((-2, -1), keepdim=True)
+    floats = (floats * contrast + (1.0 - contrast) * mean).clamp(0, 1)
+    floats = (floats * saturation + (1.0 - saturation) * _weighted(floats)).clamp(0, 1)
+    floats = _rotate_hue(floats, hue)
+    return torch.where(grey.bool(), _weighted(floats), floats).half()
+
+
+def _weighted(images: Tensor) -> Tensor:
+    """Luma (B, 1, H, W) as a sum, which a compiler joins with what is around it, as it does not with a product."""
+    red, green, blue = images[:, :1], images[:, 1:2], images[:, 2:]
+    return LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
+
+
 def _luma(images: Tensor) -> Tensor:
     weights = _constant(LUMA, images.device).view(1, 3)
     return (weights @ images.flatten(2)).view(len(images), 1, *images.shape[2:])
@@ -102,12 +123,12 @@ def _rotate_hue(images: Tensor, hue: Tensor) -> Tensor:
     blue_sixth = (red - green).mul_(scale).add_(4.0)
     sixth = torch.lerp(red_sixth, torch.lerp(green_sixth, blue_sixth, not_green), not_red)
     sixth = sixth.add_(hue.view(-1, 1, 1) * 6.0).remainder_(6.0)
-    turned = torch.empty_like(images)
-    for channel, offset in enumerate((5.0, 3.0, 1.0)):
+    turned = []
+    for offset in (5.0, 3.0, 1.0):
         distance = torch.minimum((sixth + (offset - 2.0)).abs_(), (sixth + (offset - 8.0)).abs_())
         share = distance.neg_().add_(2.0).clamp_(0, 1)
-        torch.sub(highest, share.mul_(chroma), out=turned[:, channel])
-    return turned
+        turned.append(highest - share.mul_(chroma))
+    return torch.stack(turned, 1)
 
 
 def brightened_luma(image: Tensor, brightness: float, workspace: Tensor) -> float:

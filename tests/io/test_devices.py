@@ -108,6 +108,7 @@ def test_repeatable_on_a_gpu_only(monkeypatch: pytest.MonkeyPatch, own: str | No
     switch = Mock()
     monkeypatch.setattr(torch, "use_deterministic_algorithms", switch)
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", own or "")
     if own is None:
         monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
@@ -117,6 +118,7 @@ def test_repeatable_on_a_gpu_only(monkeypatch: pytest.MonkeyPatch, own: str | No
     make_repeatable(CUDA)
     switch.assert_called_once_with(True, warn_only=True)
     assert not torch.backends.cudnn.benchmark
+    assert not torch.utils.deterministic.fill_uninitialized_memory
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == own or ":4096:8"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from networks import batches_seen, gradients, require_alike
+from networks import batches_seen, gradients, objective_of, require_alike
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -229,7 +229,7 @@ class TestSwitches:
     def test_regions_alone_must_start_at_once(self, network: DenseSiam) -> None:
         """An epoch without any loss would have no gradient, so no settings ask for one."""
         method = DenseSiamMethod(network, replace(CONFIG, **REGIONS_ALONE))
-        assert list(method.objective(IMAGES, INDICES, 0).parts) == ["region"]
+        assert list(objective_of(method, IMAGES, INDICES, 0).parts) == ["region"]
         with pytest.raises(UsageError, match="in the first epoch"):
             replace(CONFIG, **{**REGIONS_ALONE, "region_start": 0.8})
 
@@ -275,7 +275,7 @@ class TestSiamese:
     def test_views_are_those_of_the_epoch(self, network: DenseSiam, epoch: int) -> None:
         def same(config: TrainConfig, round_: int) -> bool:
             """Whether the method's objective is that of the views drawn for a round."""
-            result = DenseSiamMethod(network, config).objective(IMAGES, INDICES, epoch)
+            result = objective_of(DenseSiamMethod(network, config), IMAGES, INDICES, epoch)
             views = drawn_views(IMAGES, INDICES, seed=4, round_=round_, exact=config.exact())
             return torch.equal(result.total, found(network, config, views, regions=False).total)
 
@@ -288,7 +288,7 @@ class TestSiamese:
         """8 of 10 in the paper: epochs 0 to 7 go without."""
         method = DenseSiamMethod(network, CONFIG)
         with torch.no_grad():
-            parts = [method.objective(IMAGES, INDICES, epoch).parts for epoch in (7, 8)]
+            parts = [objective_of(method, IMAGES, INDICES, epoch).parts for epoch in (7, 8)]
         assert ["region" in part for part in parts] == [False, True]
 
 

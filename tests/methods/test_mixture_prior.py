@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from networks import objective_of
 from PIL import Image
 
 from densesiam_seg.clustering.appearance import CHANNELS
@@ -111,7 +112,7 @@ def test_only_the_first_epoch_fits(store: ImageStore) -> None:
     assert list(method.prepare(store, 1)) == []
     assert [*method.prepare(store, 0)][-1] == 6
     before = network.usual.clone()
-    result = method.objective(images_of(store), range(6), 0)
+    result = objective_of(method, images_of(store), range(6), 0)
     assert next(iter(result.parts)) == "prior"
     assert not torch.equal(network.usual, before)
     plain = DenseSiamMethod(

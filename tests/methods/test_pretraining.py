@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from crops import Crop, Position, cells, geometry_of, seen_at, shared
-from networks import batches_seen, gradients, require_alike
+from networks import batches_seen, gradients, objective_of, require_alike
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -409,7 +409,7 @@ def test_pretext_is_the_objective_of_its_views_and_draws() -> None:
         return Pretext(network, with_settings(CONFIG, settings), ASPECTS)
 
     def total(seed: int, epoch: int, indices: tuple[int, ...] = INDICES) -> float:
-        return method_of(seed).objective(IMAGES, indices, epoch).total.item()
+        return objective_of(method_of(seed), IMAGES, indices, epoch).total.item()
 
     method = method_of(9)
     config = method.config

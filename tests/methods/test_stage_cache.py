@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from networks import objective_of
 
 from densesiam_seg.config import TrainConfig
 from densesiam_seg.errors import UsageError
@@ -108,7 +109,7 @@ def test_losses_and_gradients_are_those_without_it(
             method.stage_cache = written(network, config, store, precision)
         (batch,) = method.batches(store, [group], pinned=False)
         with autocast(CPU, precision):
-            result = method.objective(batch.images, batch.indices, epoch=2)
+            result = objective_of(method, batch.images, batch.indices, epoch=2)
         result.total.backward()  # type: ignore[no-untyped-call]
         gradients = [value.grad for value in network.parameters() if value.grad is not None]
         results.append((result, gradients))

@@ -75,9 +75,9 @@ def course(
     order: list[int] = []
     objective = method.objective
 
-    def noting(images: Tensor, indices: Sequence[int], epoch: int) -> Objective:
+    def noting(drawn: Any, indices: Sequence[int], epoch: int) -> Objective:
         order.extend(indices)
-        return objective(images, indices, epoch)
+        return objective(drawn, indices, epoch)
 
     method.objective = noting  # type: ignore[method-assign]
     training = Training(method, config, store, device, torch.float32)

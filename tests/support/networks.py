@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
+from densesiam_seg.methods.method import Method, Objective
 from densesiam_seg.network.model import DenseSiam
+
+
+def objective_of(method: Method, images: Tensor, indices: Sequence[int], epoch: int) -> Objective:
+    """What the loop computes of a batch."""
+    return method.objective(method.drawn(images, indices, epoch), indices, epoch)
 
 
 def gradients(network: DenseSiam, total: Tensor) -> dict[str, Tensor | None]:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from courses import courses
+from networks import objective_of
 from ranks import in_ranks
 from torch import Tensor
 
@@ -184,7 +185,8 @@ class TestStep:
         training, twin = make(**settings), make(**settings)
         (group, *_) = epoch_batches(12, 4, seed=0, epoch=0)
         (batch,) = twin.store.batches([group])
-        torch.autograd.backward(twin.method.objective(batch.images, batch.indices, 0).total)
+        result = objective_of(twin.method, batch.images, batch.indices, 0)
+        torch.autograd.backward(result.total)
         steps(training, 1)
         trained, checked = dict(training.network.named_parameters()), 0
         with torch.no_grad():
@@ -372,9 +374,12 @@ class Faulty(Method):
         self.network = method.network
         self.calls = 0
 
-    def objective(self, images: Tensor, indices: Sequence[int], epoch: int) -> Objective:
+    def drawn(self, images: Tensor, indices: Sequence[int], epoch: int) -> Any:
+        return self.method.drawn(images, indices, epoch)
+
+    def objective(self, drawn: Any, indices: Sequence[int], epoch: int) -> Objective:
         self.calls += 1
-        result = self.method.objective(images, indices, epoch)
+        result = self.method.objective(drawn, indices, epoch)
         if self.calls < 3:
             return result
         return replace(result, total=self.fault(result, self.network))

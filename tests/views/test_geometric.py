@@ -20,6 +20,7 @@ from densesiam_seg.views.geometric import (
     blur_matrix,
     blurred_bands,
     crop_matrices,
+    enlarged,
     resample,
     resample_read,
     resize_bands,
@@ -237,3 +238,25 @@ class TestBands:
         bands = resize_bands(begin, side, turn, source, target)
         dense = bilinear_matrix(begin, side, turn, source, target, antialias=True)
         torch.testing.assert_close(spread(bands, source), dense, atol=1e-5, rtol=0)
+
+
+class TestEnlarged:
+    @pytest.mark.parametrize("size", [(14, 10), (13, 25)])
+    def test_interpolates_and_so_does_its_gradient(self, size: tuple[int, int]) -> None:
+        """Weights of a half are multiples of 1/8 for twice the size, which bfloat16 holds exactly."""
+        draw = torch.Generator().manual_seed(0)
+        maps = torch.randn(2, 6, 7, 5, generator=draw).to(memory_format=torch.channels_last)
+        upstream = torch.randn(2, 6, *size, generator=draw)
+        results = []
+        for dtype in (torch.float32, torch.bfloat16):
+            own = maps.to(dtype).requires_grad_()
+            if dtype == torch.float32:
+                found = F.interpolate(own, size, mode="bilinear")
+            else:
+                found = enlarged(own, size)
+                assert found.dtype == dtype and found.shape == upstream.shape
+                assert found.is_contiguous(memory_format=torch.channels_last)
+            (gradient,) = torch.autograd.grad(found, own, upstream.to(dtype))
+            results.append((found.float(), gradient.float()))
+        for one, two in zip(*results, strict=True):
+            torch.testing.assert_close(two, one, atol=0.03, rtol=0.02)

@@ -25,12 +25,13 @@ from torch.nn import functional as F
 
 from densesiam_seg.views import parameters
 from densesiam_seg.views.geometric import crop_matrices, resample, warp
-from densesiam_seg.views.pair import first_view, independent_views, view_pair
+from densesiam_seg.views.pair import _halved_views, first_view, independent_views, view_pair
 from densesiam_seg.views.parameters import (
     sample_geometry,
     sample_photometry,
     sample_pretraining_geometry,
 )
+from densesiam_seg.views.photometric import STD, changed, normalise_
 
 Array = NDArray[np.float64]
 
@@ -124,6 +125,16 @@ class TestViewPair:
         part = geometry[1:3]
         assert torch.equal(stacked(part), stacked(geometry)[1:3])
         assert part.to("meta").top.device.type == "meta"
+
+    def test_a_gpu_s_halves_differ_by_their_rounding(self) -> None:
+        """Sums of weights that add up to one, of numbers up to one, are off by 2⁻¹¹ a product at most."""
+        images, indices = random_images(6, 64), range(6)
+        geometry, photometry = sample_geometry(1, 0, indices), sample_photometry(1, 0, indices, 1)
+        found = normalise_(_halved_views(images, photometry, geometry, changed))
+        expected = view_pair(images, indices, seed=1, round_=0).image_1
+        assert found.dtype == torch.float32
+        assert found.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(found, expected, atol=4 * 2**-11 / min(STD), rtol=0)
 
 
 class TestIndependentViews:

@@ -14,6 +14,7 @@ from densesiam_seg.views.photometric import (
     LUMA,
     adjust_colour,
     brightened_luma,
+    changed,
     denormalise,
     normalise,
     recolour,
@@ -72,6 +73,15 @@ class TestColour:
         change = (*factors, hue, float(grey), 0.0)
         out = adjust_colour(image, photometry_of(change))[0]
         torch.testing.assert_close(out, coloured(image[0], change), atol=1e-5, rtol=0)
+
+    def test_without_branches_up_to_the_rounding_of_halves(self) -> None:
+        """0.5 rounded to 11 binary digits is off by at most 2⁻¹²; a level of the image is 16 times that."""
+        images = random_images(64, 8)
+        photometry = sample_photometry(1, 0, range(64), 1)
+        found = changed(images, photometry.colours())
+        expected = adjust_colour(images.float() / 255, photometry)
+        assert found.dtype == torch.float16
+        torch.testing.assert_close(found.float(), expected, atol=2**-12 + 1e-5, rtol=0)
 
 
 class TestInPlace:
