@@ -157,7 +157,7 @@ def _affine(maps: Tensor, factors: list[float], summands: list[float]) -> Tensor
 
 
 class Block(nn.Module):
-    """Convolutions in turn, then added to what came in by way of a shortcut, if there is one, and clipped in a ResNet."""
+    """Convolutions in turn, then added to what came in by way of a shortcut, if there is one; clipped in a ResNet."""
 
     def __init__(
         self, convolutions: list[nn.Module], shortcut: nn.Module | None, *, clipped: bool
