@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import copy
 from functools import cache
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from densesiam_seg.network.efficientnet import DepthwiseSeparable, InvertedResidual
 from densesiam_seg.network.model import DenseSiam
+from densesiam_seg.network.resnet import BasicBlock, Bottleneck
 from densesiam_seg.network.timm_backbones import TimmBackbone
 from densesiam_seg.views.photometric import MEAN, STD
 
@@ -154,24 +156,29 @@ def _affine(maps: Tensor, factors: list[float], summands: list[float]) -> Tensor
     return result
 
 
-class Residual(nn.Module):
-    """A block of a ResNet: its convolutions in turn, added to what came in, and clipped."""
+class Block(nn.Module):
+    """Convolutions in turn, then added to what came in by way of a shortcut, if there is one; clipped in a ResNet."""
 
-    def __init__(self, convolutions: list[nn.Module], shortcut: nn.Module) -> None:
+    def __init__(
+        self, convolutions: list[nn.Module], shortcut: nn.Module | None, *, clipped: bool
+    ) -> None:
         super().__init__()
         self.convolutions = nn.Sequential(*convolutions)
         self.shortcut = shortcut
+        self.clipped = clipped
 
     def forward(self, maps: Tensor) -> Tensor:
-        """(B, C, H, W) → (B, D, H, W)."""
+        """(B, C, H, W) → (B, D, h, w)."""
         found: Tensor = self.convolutions(maps)
-        return found.add_(self.shortcut(maps)).relu_()
+        if self.shortcut is not None:
+            found = found.add_(self.shortcut(maps))
+        return found.relu_() if self.clipped else found
 
 
 def _prepare(module: nn.Module, precision: torch.dtype) -> None:
     """Replace what is known inside a module, in place; other layers stay as they are."""
     for name, child in list(module.named_children()):
-        prepared = _residual(child, precision)
+        prepared = _block(child, precision)
         if prepared is not None:
             setattr(module, name, prepared)
             continue
@@ -179,7 +186,7 @@ def _prepare(module: nn.Module, precision: torch.dtype) -> None:
     if isinstance(module, nn.Sequential):
         _pair_up(module, list(module._modules), precision)
     else:
-        # timm's blocks of EfficientNets and torchvision's stem call these one after the other.
+        # timm's blocks of EfficientNets and the stems call these one after the other.
         names = [
             name for name in _IN_TURN.get(type(module).__name__, ()) if name in module._modules
         ]
@@ -191,6 +198,7 @@ def _prepare(module: nn.Module, precision: torch.dtype) -> None:
 
 _IN_TURN = {
     "Backbone": ("conv1", "bn1", "relu"),
+    "EfficientNetLite": ("conv_stem", "bn1"),
     "EfficientNet": ("conv_stem", "bn1"),
     "DepthwiseSeparableConv": ("conv_dw", "bn1", "aa", "se", "conv_pw", "bn2"),
     "InvertedResidual": ("conv_pw", "bn1", "conv_dw", "bn2", "aa", "se", "conv_pwl", "bn3"),
@@ -231,38 +239,49 @@ def _pair_up(module: nn.Module, names: list[str], precision: torch.dtype) -> Non
                 setattr(module, each, nn.Identity())
 
 
-def _residual(block: nn.Module, precision: torch.dtype) -> Residual | None:
-    """torchvision's blocks of a ResNet in this form."""
-    if type(block).__module__ != "torchvision.models.resnet":
-        return None
-    count = {"BasicBlock": 2, "Bottleneck": 3}.get(type(block).__name__)
-    if count is None:
+def _block(block: nn.Module, precision: torch.dtype) -> Block | None:
+    """A block of this project's networks in this form; None of any other module."""
+    if not isinstance(block, tuple(_BLOCKS)):
         return None
     parts: Any = block
     convolutions: list[nn.Module] = [
-        Convolution(
-            getattr(parts, f"conv{number}"),
-            precision,
-            getattr(parts, f"bn{number}"),
-            "ReLU" if number < count else "Identity",
-        )
-        for number in range(1, count + 1)
+        Convolution(getattr(parts, name), precision, getattr(parts, norm), clip)
+        for name, norm, clip in _BLOCKS[type(block)]
     ]
-    shortcut: nn.Module = nn.Identity()
-    if parts.downsample is not None:
-        plain, norm = parts.downsample
-        shortcut = Convolution(plain, precision, norm)
-    return Residual(convolutions, shortcut)
+    if not isinstance(block, BasicBlock | Bottleneck):
+        added = isinstance(block, InvertedResidual) and block.residual
+        return Block(convolutions, nn.Identity() if added else None, clipped=False)
+    if parts.downsample is None:
+        return Block(convolutions, nn.Identity(), clipped=True)
+    plain, norm = parts.downsample
+    return Block(convolutions, Convolution(plain, precision, norm), clipped=True)
 
 
-def _is_known(module: nn.Module) -> bool:
+_BLOCKS: dict[type[nn.Module], tuple[tuple[str, str, str], ...]] = {
+    BasicBlock: (("conv1", "bn1", "ReLU"), ("conv2", "bn2", "Identity")),
+    Bottleneck: (
+        ("conv1", "bn1", "ReLU"),
+        ("conv2", "bn2", "ReLU"),
+        ("conv3", "bn3", "Identity"),
+    ),
+    DepthwiseSeparable: (("conv_dw", "bn1", "ReLU6"), ("conv_pw", "bn2", "Identity")),
+    InvertedResidual: (
+        ("conv_pw", "bn1", "ReLU6"),
+        ("conv_dw", "bn2", "ReLU6"),
+        ("conv_pwl", "bn3", "Identity"),
+    ),
+}
+"""Convolution, batch norm and what clips it, in turn."""
+
+
+def _is_known(module: nn.Module) -> TypeGuard[nn.Conv2d]:
     """Whether it is a convolution of which all is known."""
     plain = type(module) is nn.Conv2d and not isinstance(module.padding, str)
     return (plain or _is_same(module)) and module.padding_mode == "zeros"
 
 
 def _is_same(module: nn.Module) -> bool:
-    """Whether it is timm's convolution with TensorFlow's padding."""
+    """Whether it is a convolution with TensorFlow's padding, timm's or our own."""
     return type(module).__name__ == "Conv2dSame"
 
 

@@ -131,7 +131,7 @@ class TestInferenceForm:
     def test_what_is_not_prepared_is_shared(self) -> None:
         network = built(backbone="resnet18")
         own = inference_form(network, FP32)
-        assert own.predictor[0].weight is network.predictor[0].weight  # type: ignore[union-attr]
+        assert own.predictor[0].weight is network.predictor[0].weight
 
     def test_where_torch_cannot_do_it_the_network_is_read_itself(
         self, monkeypatch: pytest.MonkeyPatch
