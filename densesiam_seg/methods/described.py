@@ -200,8 +200,7 @@ class Described(Method):
         if self._form is None:
             # Not before the weights are there, and not by one of several threads.
             plain = self.config.exact() or self._device.type != "cpu"
-            with torch.autocast(self._device.type, enabled=False):
-                self._form = self.network if plain else inference_form(self.network, torch.float32)
+            self._form = self.network if plain else inference_form(self.network, torch.float32)
 
         def alone(item: Item) -> Result:
             # As before the first step, where no step's precision is set: a run that goes on finds the same.

@@ -11,14 +11,22 @@ trained or exported, and `--precision fp32`, have their layers as they are.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable, Sequence
 from functools import cache
-from typing import Any, TypeGuard
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densesiam_seg.network.efficientnet import DepthwiseSeparable, InvertedResidual
+from densesiam_seg.network.efficientnet import (
+    Conv2dSame,
+    DepthwiseSeparable,
+    EfficientNetLite,
+    InvertedResidual,
+)
+from densesiam_seg.network.encoder import Backbone
 from densesiam_seg.network.model import DenseSiam
 from densesiam_seg.network.resnet import BasicBlock, Bottleneck
 from densesiam_seg.network.timm_backbones import TimmBackbone
@@ -33,22 +41,31 @@ _CLIPS: dict[str, tuple[str, list[float]]] = {
 
 
 def inference_form(network: DenseSiam, precision: torch.dtype) -> DenseSiam:
-    """A copy of a network on the processor whose convolutions are prepared, as far as their surroundings are known.
+    """A copy of a network on the processor whose convolutions are prepared.
 
-    Other layers share their tensors with the network. It is returned itself where oneDNN cannot do this here.
+    Those of a library's backbone stay as they are, since only it knows in which order it calls them. What is not
+    prepared shares its tensors with the network, which is returned itself where oneDNN cannot do this here.
     """
     if not available(precision):
         return network
     shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
     form: DenseSiam = copy.deepcopy(network, shared).eval()
+    backbone, decoder = form.encoder.backbone, form.encoder.decoder
     with torch.inference_mode():
-        backbone = form.encoder.backbone
-        _prepare(backbone, precision)
-        if isinstance(backbone, TimmBackbone):
+        if isinstance(backbone, Backbone) and hasattr(backbone, "layer1"):
+            _fold(backbone, ("conv1", "bn1", "relu"), precision)
+            _fold_blocks((backbone.get_submodule(name) for (*_, name) in backbone.path), precision)
+        elif isinstance(backbone, TimmBackbone) and isinstance(backbone.plain, EfficientNetLite):
+            _fold(backbone.plain, ("conv_stem", "bn1"), precision)
+            _fold_blocks(backbone.plain.blocks, precision)
             _normalise_in_stem(backbone)
-        for module in (form.encoder.decoder, form.projector):
-            if module is not None:
-                _prepare(module, precision)
+        if decoder is not None:
+            for name in decoder.laterals._modules:
+                _fold(decoder.laterals, (name,), precision)
+        layers = list(form.projector._modules)
+        starts = [i for i, each in enumerate(form.projector) if isinstance(each, nn.Conv2d)]
+        for start, end in pairwise([*starts, len(layers)]):
+            _fold(form.projector, layers[start:end], precision)
     return form
 
 
@@ -57,7 +74,7 @@ def available(precision: torch.dtype) -> bool:
     """Whether this processor and this torch have what `Convolution` calls, which torch does not document."""
     plain = nn.Conv2d(8, 8, 3, 2, device="cpu")
     maps = torch.ones(1, 8, 9, 9)
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.autocast("cpu", enabled=False):
         for parameter in plain.parameters():
             parameter.fill_(1 / 64)
         try:
@@ -85,14 +102,16 @@ class Convolution(nn.Module):
         self.stride, self.dilation = list(plain.stride), list(plain.dilation)
         self.kernel, self.groups = list(plain.kernel_size), plain.groups
         self.clip, self.bounds = _CLIPS[clip]
-        self.padding = None if _is_same(plain) else [int(each) for each in plain.padding]
+        self.padding = (
+            None if isinstance(plain, Conv2dSame) else [int(each) for each in plain.padding]
+        )
         # Neither is a parameter, as oneDNN's own order has no place in a state dict.
         self.weight = self._laid_out(weight)
         self.bias = bias.float()
         self.shown: tuple[list[float], list[float]] | None = None
         """Factor and summand of each channel that come before all else."""
         self.shifted: Tensor | None = None
-        if self.padding is None and max(self.stride) > 1 and max(self.dilation) == 1:
+        if self.padding is None and max(self.stride) > 1:
             # A column and a row of zeros before the weights make a padding even whose odd rest lies behind.
             self.shifted = self._laid_out(F.pad(weight, (1, 0, 1, 0)))
 
@@ -134,10 +153,8 @@ class Convolution(nn.Module):
         Returns maps, weight and even padding that come to the same.
         """
         lacking = [
-            max((-(-side // step) - 1) * step + (kernel - 1) * dilation + 1 - side, 0)
-            for side, step, kernel, dilation in zip(
-                maps.shape[-2:], self.stride, self.kernel, self.dilation, strict=True
-            )
+            max((-(-side // step) - 1) * step + kernel - side, 0)
+            for side, step, kernel in zip(maps.shape[-2:], self.stride, self.kernel, strict=True)
         ]
         if not any(each % 2 for each in lacking):
             return maps, self.weight, [each // 2 for each in lacking]
@@ -175,74 +192,32 @@ class Block(nn.Module):
         return found.relu_() if self.clipped else found
 
 
-def _prepare(module: nn.Module, precision: torch.dtype) -> None:
-    """Replace what is known inside a module, in place; other layers stay as they are."""
-    for name, child in list(module.named_children()):
-        prepared = _block(child, precision)
-        if prepared is not None:
-            setattr(module, name, prepared)
-            continue
-        _prepare(child, precision)
-    if isinstance(module, nn.Sequential):
-        _pair_up(module, list(module._modules), precision)
-    else:
-        # timm's blocks of EfficientNets and the stems call these one after the other.
-        names = [
-            name for name in _IN_TURN.get(type(module).__name__, ()) if name in module._modules
-        ]
-        _pair_up(module, names, precision)
-    for name, child in list(module.named_children()):
-        if _is_known(child):
-            setattr(module, name, Convolution(child, precision))
+def _fold(parent: nn.Module, names: Sequence[str], precision: torch.dtype) -> None:
+    """Make one of children that are called in turn: a convolution, its batch norm and what clips that, if there."""
+    plain, norm, clip = [*(parent.get_submodule(name) for name in names), None, None][:3]
+    assert isinstance(plain, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d | None)
+    clipped = "Identity" if clip is None else type(clip).__name__
+    setattr(parent, names[0], Convolution(plain, precision, norm, clipped))
+    for name in names[1:]:
+        setattr(parent, name, nn.Identity())
 
 
-_IN_TURN = {
-    "Backbone": ("conv1", "bn1", "relu"),
-    "EfficientNetLite": ("conv_stem", "bn1"),
-    "EfficientNet": ("conv_stem", "bn1"),
-    "DepthwiseSeparableConv": ("conv_dw", "bn1", "aa", "se", "conv_pw", "bn2"),
-    "InvertedResidual": ("conv_pw", "bn1", "conv_dw", "bn2", "aa", "se", "conv_pwl", "bn3"),
-    "EdgeResidual": ("conv_exp", "bn1", "aa", "se", "conv_pwl", "bn2"),
-    "ConvBnAct": ("conv", "bn1"),
-}
-"""Children of a module of that name which it calls directly one after the other."""
+def _fold_blocks(stages: Iterable[nn.Module], precision: torch.dtype) -> None:
+    for stage in stages:
+        for name, block in list(stage.named_children()):
+            setattr(stage, name, _block(block, precision))
 
 
 def _normalise_in_stem(backbone: TimmBackbone) -> None:
-    """Let the first convolution do what `TimmBackbone` does to images whose weights expect other numbers."""
-    stem = getattr(backbone.plain, "conv_stem", None)
-    if not isinstance(stem, Convolution) or (backbone.mean, backbone.deviation) == (MEAN, STD):
-        return
+    """Let the first convolution do what `TimmBackbone` does to images, whose weights expect other numbers."""
     usual = zip(MEAN, STD, backbone.mean, backbone.deviation, strict=True)
     pairs = [(std / own_std, (mean - own_mean) / own_std) for mean, std, own_mean, own_std in usual]
-    stem.shown = [factor for factor, _ in pairs], [summand for _, summand in pairs]
+    backbone.plain.conv_stem.shown = [each for each, _ in pairs], [each for _, each in pairs]
     backbone.mean, backbone.deviation = MEAN, STD
 
 
-def _pair_up(module: nn.Module, names: list[str], precision: torch.dtype) -> None:
-    """Of children that are called in turn, fold each batch norm into the convolution just before it."""
-    for index, name in enumerate(names[:-1]):
-        plain, norm = module.get_submodule(name), module.get_submodule(names[index + 1])
-        if not (_is_known(plain) and isinstance(norm, nn.BatchNorm2d)):
-            continue
-        used, clip = [names[index + 1]], "Identity"
-        if hasattr(norm, "act"):  # timm's have one inside
-            clip = type(norm.act).__name__
-        elif index + 2 < len(names):
-            after = type(module.get_submodule(names[index + 2])).__name__
-            if after in ("ReLU", "ReLU6"):
-                clip = after
-                used.append(names[index + 2])
-        if clip in _CLIPS and norm.running_var is not None:
-            setattr(module, name, Convolution(plain, precision, norm, clip))
-            for each in used:
-                setattr(module, each, nn.Identity())
-
-
-def _block(block: nn.Module, precision: torch.dtype) -> Block | None:
-    """A block of this project's networks in this form; None of any other module."""
-    if not isinstance(block, tuple(_BLOCKS)):
-        return None
+def _block(block: nn.Module, precision: torch.dtype) -> Block:
+    """A block of a network in this form."""
     parts: Any = block
     convolutions: list[nn.Module] = [
         Convolution(getattr(parts, name), precision, getattr(parts, norm), clip)
@@ -272,17 +247,6 @@ _BLOCKS: dict[type[nn.Module], tuple[tuple[str, str, str], ...]] = {
     ),
 }
 """Convolution, batch norm and what clips it, in turn."""
-
-
-def _is_known(module: nn.Module) -> TypeGuard[nn.Conv2d]:
-    """Whether it is a convolution of which all is known."""
-    plain = type(module) is nn.Conv2d and not isinstance(module.padding, str)
-    return (plain or _is_same(module)) and module.padding_mode == "zeros"
-
-
-def _is_same(module: nn.Module) -> bool:
-    """Whether it is a convolution with TensorFlow's padding, timm's or our own."""
-    return type(module).__name__ == "Conv2dSame"
 
 
 def _folded(
