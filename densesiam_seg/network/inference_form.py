@@ -205,7 +205,8 @@ def _fold(parent: nn.Module, names: Sequence[str], precision: torch.dtype) -> No
 def _fold_blocks(stages: Iterable[nn.Module], precision: torch.dtype) -> None:
     for stage in stages:
         for name, block in list(stage.named_children()):
-            setattr(stage, name, _block(block, precision))
+            if type(block) in _BLOCKS:
+                setattr(stage, name, _block(block, precision))
 
 
 def _normalise_in_stem(backbone: TimmBackbone) -> None:
