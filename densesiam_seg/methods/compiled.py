@@ -92,9 +92,11 @@ def try_pixels(form: PixelForm, network: DenseSiam, config: TrainConfig, batch_s
             buffer.copy_(buffers[name])
 
 
-@torch.no_grad()
 def try_colour(colour: Colour, network: DenseSiam, config: TrainConfig, batch_size: int) -> None:
-    """The same of the colour changes of a batch."""
+    """The same of the colour changes of a batch.
+
+    Gradients are on, as where views are drawn: without them it would be another graph.
+    """
     device, side = next(network.parameters()).device, 2 * config.image_size
     with torch.autocast(device.type, enabled=False):
         images = torch.zeros((batch_size, 3, side, side), dtype=torch.uint8, device=device)
