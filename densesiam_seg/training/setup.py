@@ -184,16 +184,13 @@ def resumed(
     device = run.group.by_each(lambda: pick_device(config.device))
     store = _store(run, manifest, config, stretch, device)
     unread = run.group.by_first(lambda: _unread(run.folder))
-    if changes and first:
-        _write_images(run.folder, store)
     yield from _decode(store, run, None)
     if len(store) != len(manifest):
+        bad = next(each for each in store.manifest.skipped if each not in manifest.skipped)
         if unread:
-            raise UnreadError.of(store.manifest.skipped[-1])
-        raise ModelError(
-            f"{store.manifest.skipped[-1].path}: was read before and cannot be now; put it back"
-        )
-    if unread and first:
+            raise UnreadError.of(bad)
+        raise ModelError(f"{bad.path}: was read before and cannot be now; put it back")
+    if (changes or unread) and first:
         _write_images(run.folder, store)
     training = _build(config, store, device, run.group)
     loaded = run.group.by_first(lambda: load_checkpoint(run.folder / "checkpoints"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -10,7 +11,7 @@ import shutil
 import signal
 import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -403,6 +404,17 @@ class TestResumeAfterChange:
         assert caught.value.exit_code == 4
         assert len(list((stopped / "checkpoints").iterdir())) == 2
 
+    def test_the_one_that_is_bad_now_is_named(self, runs: TinyRuns, own_images: Path) -> None:
+        """Not one that was skipped when the run began."""
+        (own_images / "zz.jpg").write_bytes(b"junk")
+        stop_after(1, runs.begin(images=own_images))
+        image = own_images / "05.png"
+        status = image.stat()
+        image.write_bytes(b"\0" * status.st_size)
+        os.utime(image, ns=(status.st_atime_ns, status.st_mtime_ns))
+        with pytest.raises(ModelError, match=r"^05\.png: was read before"):
+            end(runs.resume())
+
     def test_images_that_were_added_are_left_out_if_that_is_accepted(
         self, stopped: Path, runs: TinyRuns, reference: Path
     ) -> None:
@@ -621,6 +633,33 @@ class TestImagesReadByTraining:
         same_end(runs.path, plain)
         for name in ("dataset.json", "skipped.jsonl", "config.toml"):
             assert (runs.path / name).read_bytes() == (plain / name).read_bytes()
+
+    def test_images_that_cannot_be_found_again(
+        self, runs: TinyRuns, spoilt: Path, plain: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A list from the standard input is gone when the run begins again."""
+        names = "".join(f"{path}\n" for path in spoilt.iterdir())
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(names.encode())))
+        end(runs.begin(images="-", checkpoint_steps=1))
+        same_end(runs.path, plain)
+
+    def test_changed_images_of_one_that_has_not_read_them_all(
+        self, runs: TinyRuns, spoilt: Path
+    ) -> None:
+        """That they are accepted is no sign that all can be read."""
+        (spoilt / "00-bad.jpg").unlink()
+        steps = (epoch_batches(13, 4, seed=seed, epoch=0) for seed in range(100))
+        seed = next(seed for seed, groups in enumerate(steps) if 5 in groups[2])
+        stop_after(1, runs.begin(images=spoilt, seed=seed))
+        os.utime(spoilt / "03.png", (1, 1))
+        events = runs.resume(accept_data_change=True)
+        for event in events:
+            if isinstance(event, Progress):
+                break
+        assert isinstance(events, Generator)
+        events.close()
+        again = list(runs.resume(accept_data_change=True))
+        assert any("begins again" in text for text in warnings_of(again))
 
     def test_one_that_stopped_before_its_first_bad_file(
         self, runs: TinyRuns, spoilt: Path, plain: Path
