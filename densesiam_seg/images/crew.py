@@ -39,6 +39,8 @@ _SETTINGS = {
 }
 _ABOVE_STREAMS = 10
 """A stream of this process may be closed, and its number is then the first that is free."""
+LAST_SECONDS = 1.0
+"""That a killed process is waited for: one that hangs in a disk that is gone does not end."""
 
 
 class LostProcessError(Exception):
@@ -120,6 +122,8 @@ class Crew:
         with self._lock:
             ended, self._alive, self._idle = self._alive, set(), []
         for process in ended:
+            process.popen.kill()
+        for process in ended:
             process.end()
 
     def _taken(self) -> _Process:
@@ -189,7 +193,10 @@ class _Process:
     def end(self) -> None:
         """Kill it, however it fares."""
         self.popen.kill()
-        self.popen.wait()
+        try:
+            self.popen.wait(LAST_SECONDS)
+        except subprocess.TimeoutExpired:
+            return  # closing its streams would wait for the thread that reads them
         for stream in (self.popen.stdin, self.popen.stdout):
             # What could not be sent before is lost.
             with suppress(OSError, ValueError):
