@@ -84,9 +84,11 @@ def try_pixels(form: PixelForm, network: DenseSiam, config: TrainConfig, batch_s
         prior = torch.full(shape, 1 / config.clusters, device=features.device)
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
     try:
-        losses = form(network, features, config, prior).losses.values()
+        found = form(network, features, config, prior)
         heads = [p for p in network.parameters() if p.requires_grad]
-        torch.autograd.grad(sum(losses, torch.zeros(())), [features, *heads], allow_unused=True)
+        # The loss of regions comes back through z, and may be the only one.
+        total = sum(found.losses.values(), found.z.float().mean())
+        torch.autograd.grad(total, [features, *heads], allow_unused=True)
     finally:
         for name, buffer in network.named_buffers():
             buffer.copy_(buffers[name])

@@ -11,7 +11,7 @@ import torch
 from networks import gradients, require_alike
 from torch import Tensor, nn
 
-from densesiam_seg.config import TrainConfig
+from densesiam_seg.config import TrainConfig, with_settings
 from densesiam_seg.io import devices
 from densesiam_seg.methods.compiled import (
     PixelForm,
@@ -175,6 +175,13 @@ def test_one_graph_that_is_tried_once_serves_every_step(trained: DenseSiam, prio
         result_of(trained, maps, config, pixel_losses, prior),
         1e-6,
     )
+
+
+def test_regions_alone_can_be_tried(trained: DenseSiam) -> None:
+    off = {"pixel_weight": 0.0, "over_cluster_weight": 0.0, "segmentation_weight": 0.0}
+    config = with_settings(EXACT, {**off, "region_start": 0.0, "prior": "none"})
+    assert isinstance(config, TrainConfig)
+    try_pixels(pixel_losses, trained, config, 2)
 
 
 def test_a_failed_trial_leaves_the_network_as_it_was(trained: DenseSiam) -> None:
