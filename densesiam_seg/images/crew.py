@@ -1,7 +1,8 @@
 """Other processes that decode images: threads of one wait for each other, for Python's lock and the system's memory.
 
 Each process has Pillow and numpy alone, reads names from its stdin, and leaves squares in memory that it shares with
-this process. It gets no signals of the terminal, and ends when its stdin does, so it never outlives this process.
+this process. It gets no signals of the terminal, heeds no request to stop, as this process still needs it to save what
+it has, and ends when its stdin does, so it never outlives this process.
 
 Axes: S side of a square.
 """
@@ -226,6 +227,8 @@ class _Said(Notes):
 
 def serve() -> None:
     """The whole life of such a process: a square for each name on stdin, a line about it on stdout."""
+    # Schedulers and systemd send it to all processes of a job at once.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     handle, side, stretch, facts = json.loads(sys.argv[1])
     memory = np.frombuffer(mmap.mmap(handle, 3 * side**2), np.uint8).reshape(3, side, side)
     replies = os.fdopen(os.dup(1), "wb")

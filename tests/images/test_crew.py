@@ -115,6 +115,15 @@ def test_a_killed_process_is_told_and_replaced(crew: Crew, image_folder: Path) -
     assert pids(crew) and pid not in pids(crew)
 
 
+def test_a_request_to_stop_is_for_others(crew: Crew, image_folder: Path) -> None:
+    path = str(min(image_folder.iterdir()))
+    crew.decode(path, None)
+    (pid,) = pids(crew)
+    os.kill(pid, signal.SIGTERM)
+    crew.decode(path, None)
+    assert pids(crew) == {pid}
+
+
 def test_closing_ends_one_that_hangs(crew: Crew, image_folder: Path) -> None:
     path = str(min(image_folder.iterdir()))
     crew.decode(path, None)

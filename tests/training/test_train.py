@@ -54,6 +54,7 @@ from densesiam_seg.events import (
     StepRecord,
     Trained,
 )
+from densesiam_seg.images.crew import Crew
 from densesiam_seg.images.store import ImageStore, epoch_batches
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.environment import environment
@@ -691,18 +692,24 @@ class TestImagesReadByTraining:
         with pytest.raises(InputError, match="2 of 14 files cannot be used"):
             end(runs.begin(images=spoilt, max_bad=0.1))
 
-    def test_processes_read_them(self, runs: TinyRuns, reference: Path) -> None:
-        made: list[Any] = []
+    def test_processes_read_them(
+        self, runs: TinyRuns, reference: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        read: list[str] = []
 
-        def with_processes(*given: Any, **more: Any) -> Any:
-            made.append(ImageStore(*given, **{**more, "processes": True}))
-            return made[-1]
+        def with_processes(*given: Any, **more: Any) -> ImageStore:
+            return ImageStore(*given, **{**more, "processes": True})
 
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(setup, "ImageStore", with_processes)
-            end(runs.begin(workers=4))
+        def noted(crew: Crew, path: str, out: Any) -> Any:
+            read.append(Path(path).name)
+            return decode(crew, path, out)
+
+        decode = Crew.decode
+        monkeypatch.setattr(Crew, "decode", noted)
+        monkeypatch.setattr(setup, "ImageStore", with_processes)
+        end(runs.begin(workers=4))
         same_end(runs.path, reference)
-        assert made[0]._crew._alive
+        assert {*read} == {"", *(path.name for path in runs.images.iterdir())}
 
 
 class TestTimeLimit:
