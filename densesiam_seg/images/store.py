@@ -135,6 +135,14 @@ class ImageStore:
         """Whether there are images that nobody has decoded yet."""
         return self.late and self._missing is not None and bool(self._missing.any())
 
+    def read(self) -> Sequence[int]:
+        """Positions of the images that have been decoded by somebody."""
+        if not self.unread:
+            return range(len(self))
+        assert self._missing is not None
+        found: list[int] = np.flatnonzero(~self._missing).tolist()
+        return found
+
     def prepare(self, first: Sequence[int] | None = None) -> Iterator[int]:
         """Read every image once; yields how many are done.
 

@@ -296,9 +296,11 @@ def _store(
 def _read_first(run: Run, config: RunConfig, images: int, device: torch.device) -> list[int] | None:
     """Images to read before training, which are those that the first epoch leaves out; None: all of them.
 
-    On a processor reading would take from the network what it gains.
+    On a processor reading would take from the network what it gains, and where the stages of a frozen backbone are
+    kept training reads those and no images.
     """
-    if run.reads_first or not reads_late(device):
+    kept = isinstance(config, TrainConfig) and config.keeps_stages()
+    if run.reads_first or kept or not reads_late(device):
         return None
     return left_out(images, config.batch_size, seed=config.seed, epoch=0)
 

@@ -410,7 +410,9 @@ def _finish(run: Run, training: Training) -> Iterator[Event]:
         "seed": training.config.seed,
     }
     model = run.folder / "model"
-    images = spread(len(training.store), READOUT_IMAGES)
+    # Not those that a time limit kept from being read: a bad file among them would begin the run again.
+    read = training.store.read()
+    images = [read[place] for place in spread(len(read), READOUT_IMAGES)]
     segmenter = segmenter_of(training, images, facts, group=run.group)
     if run.group.first:
         yield from _saved(run, training, segmenter)

@@ -682,6 +682,27 @@ class TestImagesReadByTraining:
         assert any("begins again" in text for text in warnings_of(events))
         same_end(runs.path, runs.folder / "expected")
 
+    def test_a_time_limit_before_the_bad_ones(self, runs: TinyRuns, spoilt: Path) -> None:
+        """A read-out is fitted to the images that training has read, and nothing begins again."""
+        (spoilt / "00-bad.jpg").unlink()
+        orders = (epoch_batches(13, 4, seed=seed, epoch=0) for seed in range(100))
+        seed = next(seed for seed, groups in enumerate(orders) if 5 in groups[2])
+        events = list(runs.begin(images=spoilt, method="simsiam", seed=seed, max_time=0))
+        assert not warnings_of(events)
+        assert Segmenter.load(runs.path, device="cpu").card.training["steps"] == 1
+
+    def test_kept_stages_are_read_instead_of_images(
+        self, runs: TinyRuns, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """By a second run, which would never know whether its images can be read."""
+        monkeypatch.setattr("densesiam_seg.methods.stage_cache.free_space", lambda folder: 10**9)
+        frozen = {"freeze": True, "replay": "run", "cache_dir": str(runs.folder / "cache")}
+        for out in ("first", "second"):
+            events = list(runs.begin(out, **frozen))
+            told = [event.text for event in events if isinstance(event, Notice)]
+            assert any("features of the frozen backbone lie in" in text for text in told)
+            assert "unread" not in json.loads((runs.folder / out / "dataset.json").read_text())
+
     def test_one_that_stopped_and_has_none(self, runs: TinyRuns, reference: Path) -> None:
         stop_after(1, runs.begin())
         end(runs.resume())
