@@ -251,8 +251,11 @@ def all_read(run: Run, store: ImageStore) -> Iterator[Notice]:
 
 
 def forget(folder: Path) -> None:
-    """Delete what a run has learned, so that it begins again."""
-    for name in ("metrics.jsonl", "checkpoints"):
+    """Delete what a run has learned, so that it begins again.
+
+    The model that a time limit left goes too: the names of its clusters would be given to others.
+    """
+    for name in ("metrics.jsonl", "checkpoints", "model"):
         remove(folder / name)
 
 

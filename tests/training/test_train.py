@@ -585,6 +585,12 @@ class TestImagesReadByTraining:
             (own_images / f"{name}-bad.jpg").write_bytes(data[: len(data) // 2])
         return own_images
 
+    def seed_of_a_bad_last_step(self, spoilt: Path) -> int:
+        """Leaves `05-bad.jpg` alone; by that seed the first epoch reads it in its third step."""
+        (spoilt / "00-bad.jpg").unlink()
+        orders = (epoch_batches(13, 4, seed=seed, epoch=0) for seed in range(100))
+        return next(seed for seed, groups in enumerate(orders) if 5 in groups[2])
+
     @pytest.fixture
     def plain(
         self, runs: TinyRuns, spoilt: Path, monkeypatch: pytest.MonkeyPatch, late: None
@@ -648,9 +654,7 @@ class TestImagesReadByTraining:
         self, runs: TinyRuns, spoilt: Path
     ) -> None:
         """That they are accepted is no sign that all can be read."""
-        (spoilt / "00-bad.jpg").unlink()
-        steps = (epoch_batches(13, 4, seed=seed, epoch=0) for seed in range(100))
-        seed = next(seed for seed, groups in enumerate(steps) if 5 in groups[2])
+        seed = self.seed_of_a_bad_last_step(spoilt)
         stop_after(1, runs.begin(images=spoilt, seed=seed))
         os.utime(spoilt / "03.png", (1, 1))
         events = runs.resume(accept_data_change=True)
@@ -684,19 +688,31 @@ class TestImagesReadByTraining:
 
     def test_a_time_limit_before_the_bad_ones(self, runs: TinyRuns, spoilt: Path) -> None:
         """A read-out is fitted to the images that training has read, and nothing begins again."""
-        (spoilt / "00-bad.jpg").unlink()
-        orders = (epoch_batches(13, 4, seed=seed, epoch=0) for seed in range(100))
-        seed = next(seed for seed, groups in enumerate(orders) if 5 in groups[2])
+        seed = self.seed_of_a_bad_last_step(spoilt)
         events = list(runs.begin(images=spoilt, method="simsiam", seed=seed, max_time=0))
         assert not warnings_of(events)
         assert Segmenter.load(runs.path, device="cpu").card.training["steps"] == 1
+
+    def test_names_are_not_given_to_clusters_of_another_training(
+        self, runs: TinyRuns, spoilt: Path
+    ) -> None:
+        seed = self.seed_of_a_bad_last_step(spoilt)
+        end(runs.begin(images=spoilt, seed=seed, max_time=0))
+        rename(runs.path / "model", {"1": "sky"})
+        assert any("begins again" in text for text in warnings_of(runs.resume()))
+        clusters = Segmenter.load(runs.path, device="cpu").clusters
+        assert "sky" not in [each.name for each in clusters]
 
     def test_kept_stages_are_read_instead_of_images(
         self, runs: TinyRuns, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """By a second run, which would never know whether its images can be read."""
         monkeypatch.setattr("densesiam_seg.methods.stage_cache.free_space", lambda folder: 10**9)
-        frozen = {"freeze": True, "replay": "run", "cache_dir": str(runs.folder / "cache")}
+        frozen: dict[str, Any] = {
+            "freeze": True,
+            "replay": "run",
+            "cache_dir": str(runs.folder / "cache"),
+        }
         for out in ("first", "second"):
             events = list(runs.begin(out, **frozen))
             told = [event.text for event in events if isinstance(event, Notice)]
