@@ -33,13 +33,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--rows", nargs="+", choices=sorted(rows(Path(), None, 1, 1)), metavar="NAME"
+        "--rows", nargs="+", choices=sorted(rows(Path(), None, 1, 1, 1)), metavar="NAME"
     )
     parser.add_argument(
         "--photos", type=Path, help="folder of JPEGs to use instead of drawn scenes"
     )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--paths", type=int, default=1_000_000, help="files of the scanning row")
+    parser.add_argument("--images", type=int, default=1_000, help="the most of the `before` rows")
     parser.add_argument("--gpu", action="store_true", help="all stages on a GPU, or some --stages")
     parser.add_argument("--profile", action="store_true", help="a step by its parts")
     parser.add_argument("--rehearse", action="store_true", help="--gpu on a processor, small")
@@ -55,7 +56,9 @@ def main() -> None:
         gpu(arguments.results, arguments.stages, rehearse=arguments.rehearse)
         return
     with tempfile.TemporaryDirectory() as scratch:
-        known = rows(Path(scratch), arguments.photos, arguments.repeats, arguments.paths)
+        known = rows(
+            Path(scratch), arguments.photos, arguments.repeats, arguments.paths, arguments.images
+        )
         names = arguments.rows or list(known)
         found: list[Row] = []
         for name in names:
@@ -68,7 +71,7 @@ def main() -> None:
 
 
 def rows(
-    scratch: Path, photos: Path | None, repeats: int, paths: int
+    scratch: Path, photos: Path | None, repeats: int, paths: int, images: int
 ) -> dict[str, Callable[[], Iterator[Row]]]:
     """Every group of rows by its name; nothing is imported before it is asked for."""
 
@@ -154,6 +157,11 @@ def rows(
 
         return start_rows(repeats)
 
+    def before() -> Iterator[Row]:
+        from before import before_rows
+
+        return before_rows(scratch, photos, (100, 400, images))
+
     def mask() -> Iterator[Row]:
         from starts import mask_rows
 
@@ -177,6 +185,7 @@ def rows(
         "start": start,
         "mask": mask,
         "growth": growth,
+        "before": before,
     }
 
 

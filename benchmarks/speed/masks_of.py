@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from material import jpegs, labels
 from measure import Row, alternate, ratio_row
-from torch import Tensor
+from torch import Tensor, nn
 
 from densesiam_seg.datasets.declaration import load_dataset
 from densesiam_seg.datasets.reader import samples
@@ -108,7 +108,9 @@ def described() -> Segmenter:
     axes.copy_(torch.randn(axes.shape, generator=draw))
     centres = network.mixture.centres
     centres.copy_(torch.randn(centres.shape, generator=draw))
-    weight = network.projector[0].weight
+    projection = network.projector[0]
+    assert isinstance(projection, nn.Conv2d)
+    weight = projection.weight
     with torch.no_grad():
         weight.copy_(3 * torch.randn(weight.shape, generator=draw))
     return Segmenter(network, ModelCard(architecture, 160, refine="pamr"), device="cpu")

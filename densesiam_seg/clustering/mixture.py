@@ -154,18 +154,17 @@ def find_gaussians(
     sample = sample.double()
     ((mean, deviation),) = group.dealt(_moments, [sample.points])
     standard = sample.standardised(mean, deviation)
-    # Channels of zeros have no effect on the conditional means.
-    blind = standard.without(gist)
     enough = gist and len(sample.images.bincount()) >= MIN_IMAGES_PER_CHANNEL * gist
     kinds = search.conditioned if enough else (False,)
-    samples = [standard if conditioned else blind for conditioned in kinds]
+    samples = [standard if conditioned else standard.without(gist) for conditioned in kinds]
+    given = [gist if conditioned else 0 for conditioned in kinds]
     one_in = search.select_one_in
     most = MAX_BYTES // (8 * len(sample.points) * clusters) * one_in
     count = max(min(search.restarts, most), len(samples))
 
     def make(number: int) -> tuple[int, RankedFit]:
         turn, kind = divmod(number, len(samples))
-        return kind, _ranked_fit(samples[kind], clusters, gist, seed, turn)
+        return kind, _ranked_fit(samples[kind], clusters, given[kind], seed, turn)
 
     fits: list[list[RankedFit]] = [[] for _ in samples]
     with closing(group.dealt(make, range(count))) as results:
@@ -180,11 +179,11 @@ def find_gaussians(
     def averaged(fits: Sequence[Gaussians]) -> tuple[Gaussians, float]:
         points = samples[kind].points
         shares = [expectation(points, fit)[1] for fit in fits]
-        fit = maximisation(points, consensus(shares), gist)
+        fit = maximisation(points, consensus(shares), given[kind])
         return fit, stability(fit, samples[kind])
 
     ((fit, stable),) = group.dealt(averaged, [selected[kind][1]])
-    return Found(fit, mean, deviation, stable)
+    return Found(fit.beside(gist - given[kind]), mean, deviation, stable)
 
 
 def _moments(points: Tensor) -> tuple[Tensor, Tensor]:
@@ -225,7 +224,7 @@ def smoothed(shares: Tensor, overall: Tensor) -> Tensor:
     return (shares + SMOOTHING * overall) / (1 + SMOOTHING)
 
 
-def _ranked_fit(sample: Sample, clusters: int, gist: int, seed: int, turn: int) -> RankedFit:
+def _ranked_fit(sample: Sample, clusters: int, given: int, seed: int, turn: int) -> RankedFit:
     """A fit to some of the images, drawn by (seed, turn), every other one in halves.
 
     Of equally stable fits the likelier one ranks first; digits that are rounded off differ by rounding errors.
@@ -233,7 +232,7 @@ def _ranked_fit(sample: Sample, clusters: int, gist: int, seed: int, turn: int) 
     draw = generator(seed, Stream.PIXELS, round_=1 + turn)
     size = max(len(sample.points) // SUBSET_DIVISOR, MIN_POINTS_PER_CLUSTER * clusters)
     part = sample.part(size, draw)
-    fit = fit_gaussians(part, clusters, seed=seed + turn, halves=turn % 2 == 1, given=gist)
+    fit = fit_gaussians(part, clusters, seed=seed + turn, halves=turn % 2 == 1, given=given)
     evidence, _ = expectation(sample.points, fit)
     return RankedFit(round(stability(fit, sample), 6), float(evidence.mean()), fit)
 

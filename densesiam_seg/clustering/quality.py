@@ -13,7 +13,6 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from densesiam_seg.clustering.agreement import normalised_mutual_information
 
@@ -47,8 +46,8 @@ class Sample:
         return self._mapped(lambda values: (values - mean) / deviation)
 
     def without(self, channels: int) -> Sample:
-        """The same points with zeros in the first channels."""
-        return self._mapped(lambda values: F.pad(values[..., channels:], (channels, 0)))
+        """The same points without their first channels."""
+        return self._mapped(lambda values: values[..., channels:].contiguous())
 
     def part(self, count: int, draw: np.random.Generator) -> Tensor:
         """The points of randomly drawn images, as many as give at least `count` points, or all points."""

@@ -206,7 +206,8 @@ def _drawn(weights: Tensor, maps: Tensor, iterations: int, dilations: Sequence[i
     A pixel's scores lie side by side, so that its neighbours' are summed without leaving the processor's registers. The
     sums are those of moved maps, to the bit.
     """
-    places = _places(*maps.shape[-2:], tuple(dilations))
+    height, width = maps.shape[-2:]
+    places = _places(height, width, tuple(dilations))
     shares = weights.flatten(1).T.contiguous()
     table = maps.flatten(1).T.contiguous()
     for _ in range(iterations):

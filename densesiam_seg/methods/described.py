@@ -33,6 +33,8 @@ from densesiam_seg.io.randomness import Stream, generator
 from densesiam_seg.methods.losses import label_counts, prior_loss
 from densesiam_seg.methods.method import Method, Objective, Terms, weighted
 from densesiam_seg.methods.mixture_prior import LIGHTS
+from densesiam_seg.network.encoder import Encoder
+from densesiam_seg.network.inference_form import inference_form
 from densesiam_seg.network.model import FINER, DenseSiam
 from densesiam_seg.peers.exact import ExactSum
 from densesiam_seg.peers.group import ALONE, Group
@@ -79,6 +81,7 @@ class Described(Method):
         self._kept: dict[int, Tensor] = {}
         """By image: appearance and description in all views, (V, D + C, h, w), half precision."""
         self._budget = MEMORY_SHARE * free_memory()
+        self._form: DenseSiam | None = None
 
     def trained(self) -> nn.Module:
         """The K-way layer alone."""
@@ -104,12 +107,19 @@ class Described(Method):
         """Cross-entropy of two views of the image's own size with the targets of the enlarged one."""
         network, config = self.network, self.config
         known = self._places_of(zip(images, indices, strict=True))
-        places = torch.stack([each.float() for each in known]).to(images.device)
-        targets = self._targets(self._dense(places[:, -1]))
-        both = [self._two_views(index, epoch, places.shape[1] - 1) for index in indices]
-        rows = torch.arange(len(places))
-        first, second = (places[rows, chosen] for chosen in zip(*both, strict=True))
-        scores = network.scores(self._dense(torch.cat((first, second))))
+        both = [
+            self._two_views(index, epoch, len(each) - 1)
+            for index, each in zip(indices, known, strict=True)
+        ]
+
+        def read(pair: tuple[Tensor, tuple[int, int]]) -> Tensor:
+            places, chosen = pair
+            return self._dense(places[[-1, *chosen]].to(images.device).float())
+
+        # Each on one core: what a mixture computes is too short for several, which would wait for each other.
+        dense = torch.stack(list(self._of_each(read, zip(known, both, strict=True))), 1)
+        targets = self._targets(dense[0])
+        scores = network.scores(dense[1:].flatten(0, 1))
         with torch.no_grad():
             winners = scores.argmax(1)
             agreement = torch.eq(*winners.chunk(2)).float().mean()
@@ -144,11 +154,7 @@ class Described(Method):
         chosen = _chosen(store)
         part = group.shard.part(len(chosen))
         own = chosen[part.start : part.stop]
-        batches = store.batches([(index,) for index in own])
-        read: list[tuple[Views, Tensor]] = []
-        for views in self._of_each(lambda batch: self._stages(batch.images), batches):
-            read.append(views)
-            yield -(-min(len(read) * group.count, len(chosen)) // 2)
+        read = yield from self._read(store, own, len(chosen))
         # A process may have no image.
         grid = next(filter(None, group.gathered(_coarser(read[0][1]) if read else None)))
         description.fit(
@@ -177,9 +183,24 @@ class Described(Method):
         for index, each, (_, look) in zip(own, described, read, strict=True):
             self._keep(index, self._joined(each, look))
 
+    def _read(
+        self, store: ImageStore, own: Sequence[int], count: int
+    ) -> Generator[int, None, list[tuple[Views, Tensor]]]:
+        """Stages and appearance of this process's `own` images of `count`; yields half of how many are read."""
+        read: list[tuple[Views, Tensor]] = []
+        batches = store.batches([(index,) for index in own])
+        for views in self._of_each(lambda batch: self._stages(batch.images), batches):
+            read.append(views)
+            yield -(-min(len(read) * self.group.count, count) // 2)
+        return read
+
     def _of_each(self, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """`work` of each item on one core, so that no number depends on how many there are; on a GPU in turn."""
         lock = device_lock(self._device)
+        if self._form is None:
+            # Not before the weights are there, and not by one of several threads.
+            plain = self.config.exact() or self._device.type != "cpu"
+            self._form = self.network if plain else inference_form(self.network, torch.float32)
 
         def alone(item: Item) -> Result:
             # As before the first step, where no step's precision is set: a run that goes on finds the same.
@@ -187,7 +208,15 @@ class Described(Method):
                 return work(item)
 
         with closing(on_own_cores(alone, items, max_waiting=1)) as results:
-            yield from results
+            for each in results:
+                # What is done with it meanwhile takes no core from the others; the number is restored at the end.
+                torch.set_num_threads(1)
+                yield each
+
+    @property
+    def _reader(self) -> Encoder:
+        """The encoder as passes without gradients need it."""
+        return (self._form or self.network).encoder
 
     @property
     def _device(self) -> torch.device:
@@ -286,7 +315,7 @@ class Described(Method):
 
         Both are in half precision, in which k-means finds the same.
         """
-        encoder, device = self.network.encoder, self._device
+        encoder, device = self._reader, self._device
         side = encoder.zoom * self.config.image_size
         shown = image.float()
         if image.shape[-1] != side:
@@ -330,7 +359,13 @@ class Described(Method):
         mixture = self.network.mixture
         assert mixture is not None
         channels = len(mixture.mean)
-        return torch.cat((places[:, channels:], mixture(places[:, :channels])), 1)
+        look, described = places[:, :channels], places[:, channels:]
+        if mixture.fitted:
+            return torch.cat((described, mixture(look)), 1)
+        # As it says of every place before it is fitted.
+        clusters = self.config.clusters
+        alike = described.new_tensor(1 / clusters).log()
+        return torch.cat((described, alike.expand(len(places), clusters, *places.shape[2:])), 1)
 
 
 def _halved(view: list[list[Tensor]]) -> list[list[Tensor]]:

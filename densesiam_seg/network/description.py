@@ -183,7 +183,10 @@ def _of_each(
 
     # The products of many channels take much memory.
     with closing(on_own_cores(without_gradients, images, max_waiting=1)) as results:
-        yield from results
+        for each in results:
+            # What is added up meanwhile takes no core from the others; the number is restored at the end.
+            torch.set_num_threads(1)
+            yield each
 
 
 def _sums(sizes: Sequence[Stages]) -> tuple[Tensor, int]:

@@ -11,14 +11,24 @@ trained or exported, and `--precision fp32`, have their layers as they are.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable, Sequence
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from densesiam_seg.network.efficientnet import (
+    Conv2dSame,
+    DepthwiseSeparable,
+    EfficientNetLite,
+    InvertedResidual,
+)
+from densesiam_seg.network.encoder import Backbone
 from densesiam_seg.network.model import DenseSiam
+from densesiam_seg.network.resnet import BasicBlock, Bottleneck
 from densesiam_seg.network.timm_backbones import TimmBackbone
 from densesiam_seg.views.photometric import MEAN, STD
 
@@ -31,22 +41,31 @@ _CLIPS: dict[str, tuple[str, list[float]]] = {
 
 
 def inference_form(network: DenseSiam, precision: torch.dtype) -> DenseSiam:
-    """A copy of a network on the processor whose convolutions are prepared, as far as their surroundings are known.
+    """A copy of a network on the processor whose convolutions are prepared.
 
-    Other layers share their tensors with the network. It is returned itself where oneDNN cannot do this here.
+    Those of a library's backbone stay as they are, since only it knows in which order it calls them. What is not
+    prepared shares its tensors with the network, which is returned itself where oneDNN cannot do this here.
     """
     if not available(precision):
         return network
     shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
     form: DenseSiam = copy.deepcopy(network, shared).eval()
+    backbone, decoder = form.encoder.backbone, form.encoder.decoder
     with torch.inference_mode():
-        backbone = form.encoder.backbone
-        _prepare(backbone, precision)
-        if isinstance(backbone, TimmBackbone):
+        if isinstance(backbone, Backbone) and hasattr(backbone, "layer1"):
+            _fold(backbone, ("conv1", "bn1", "relu"), precision)
+            _fold_blocks((backbone.get_submodule(name) for (*_, name) in backbone.path), precision)
+        elif isinstance(backbone, TimmBackbone) and isinstance(backbone.plain, EfficientNetLite):
+            _fold(backbone.plain, ("conv_stem", "bn1"), precision)
+            _fold_blocks(backbone.plain.blocks, precision)
             _normalise_in_stem(backbone)
-        for module in (form.encoder.decoder, form.projector):
-            if module is not None:
-                _prepare(module, precision)
+        if decoder is not None:
+            for name in decoder.laterals._modules:
+                _fold(decoder.laterals, (name,), precision)
+        layers = list(form.projector._modules)
+        starts = [i for i, each in enumerate(form.projector) if isinstance(each, nn.Conv2d)]
+        for start, end in pairwise([*starts, len(layers)]):
+            _fold(form.projector, layers[start:end], precision)
     return form
 
 
@@ -55,7 +74,7 @@ def available(precision: torch.dtype) -> bool:
     """Whether this processor and this torch have what `Convolution` calls, which torch does not document."""
     plain = nn.Conv2d(8, 8, 3, 2, device="cpu")
     maps = torch.ones(1, 8, 9, 9)
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.autocast("cpu", enabled=False):
         for parameter in plain.parameters():
             parameter.fill_(1 / 64)
         try:
@@ -83,14 +102,16 @@ class Convolution(nn.Module):
         self.stride, self.dilation = list(plain.stride), list(plain.dilation)
         self.kernel, self.groups = list(plain.kernel_size), plain.groups
         self.clip, self.bounds = _CLIPS[clip]
-        self.padding = None if _is_same(plain) else [int(each) for each in plain.padding]
+        self.padding = (
+            None if isinstance(plain, Conv2dSame) else [int(each) for each in plain.padding]
+        )
         # Neither is a parameter, as oneDNN's own order has no place in a state dict.
         self.weight = self._laid_out(weight)
         self.bias = bias.float()
         self.shown: tuple[list[float], list[float]] | None = None
         """Factor and summand of each channel that come before all else."""
         self.shifted: Tensor | None = None
-        if self.padding is None and max(self.stride) > 1 and max(self.dilation) == 1:
+        if self.padding is None and max(self.stride) > 1:
             # A column and a row of zeros before the weights make a padding even whose odd rest lies behind.
             self.shifted = self._laid_out(F.pad(weight, (1, 0, 1, 0)))
 
@@ -132,10 +153,8 @@ class Convolution(nn.Module):
         Returns maps, weight and even padding that come to the same.
         """
         lacking = [
-            max((-(-side // step) - 1) * step + (kernel - 1) * dilation + 1 - side, 0)
-            for side, step, kernel, dilation in zip(
-                maps.shape[-2:], self.stride, self.kernel, self.dilation, strict=True
-            )
+            max((-(-side // step) - 1) * step + kernel - side, 0)
+            for side, step, kernel in zip(maps.shape[-2:], self.stride, self.kernel, strict=True)
         ]
         if not any(each % 2 for each in lacking):
             return maps, self.weight, [each // 2 for each in lacking]
@@ -154,116 +173,81 @@ def _affine(maps: Tensor, factors: list[float], summands: list[float]) -> Tensor
     return result
 
 
-class Residual(nn.Module):
-    """A block of a ResNet: its convolutions in turn, added to what came in, and clipped."""
+class Block(nn.Module):
+    """Convolutions in turn, then added to what came in by way of a shortcut, if there is one; clipped in a ResNet."""
 
-    def __init__(self, convolutions: list[nn.Module], shortcut: nn.Module) -> None:
+    def __init__(
+        self, convolutions: list[nn.Module], shortcut: nn.Module | None, *, clipped: bool
+    ) -> None:
         super().__init__()
         self.convolutions = nn.Sequential(*convolutions)
         self.shortcut = shortcut
+        self.clipped = clipped
 
     def forward(self, maps: Tensor) -> Tensor:
-        """(B, C, H, W) → (B, D, H, W)."""
+        """(B, C, H, W) → (B, D, h, w)."""
         found: Tensor = self.convolutions(maps)
-        return found.add_(self.shortcut(maps)).relu_()
+        if self.shortcut is not None:
+            found = found.add_(self.shortcut(maps))
+        return found.relu_() if self.clipped else found
 
 
-def _prepare(module: nn.Module, precision: torch.dtype) -> None:
-    """Replace what is known inside a module, in place; other layers stay as they are."""
-    for name, child in list(module.named_children()):
-        prepared = _residual(child, precision)
-        if prepared is not None:
-            setattr(module, name, prepared)
-            continue
-        _prepare(child, precision)
-    if isinstance(module, nn.Sequential):
-        _pair_up(module, list(module._modules), precision)
-    else:
-        # timm's blocks of EfficientNets and torchvision's stem call these one after the other.
-        names = [
-            name for name in _IN_TURN.get(type(module).__name__, ()) if name in module._modules
-        ]
-        _pair_up(module, names, precision)
-    for name, child in list(module.named_children()):
-        if _is_known(child):
-            setattr(module, name, Convolution(child, precision))
+def _fold(parent: nn.Module, names: Sequence[str], precision: torch.dtype) -> None:
+    """Make one of children that are called in turn: a convolution, its batch norm and what clips that, if there."""
+    plain, norm, clip = [*(parent.get_submodule(name) for name in names), None, None][:3]
+    assert isinstance(plain, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d | None)
+    clipped = "Identity" if clip is None else type(clip).__name__
+    setattr(parent, names[0], Convolution(plain, precision, norm, clipped))
+    for name in names[1:]:
+        setattr(parent, name, nn.Identity())
 
 
-_IN_TURN = {
-    "Backbone": ("conv1", "bn1", "relu"),
-    "EfficientNet": ("conv_stem", "bn1"),
-    "DepthwiseSeparableConv": ("conv_dw", "bn1", "aa", "se", "conv_pw", "bn2"),
-    "InvertedResidual": ("conv_pw", "bn1", "conv_dw", "bn2", "aa", "se", "conv_pwl", "bn3"),
-    "EdgeResidual": ("conv_exp", "bn1", "aa", "se", "conv_pwl", "bn2"),
-    "ConvBnAct": ("conv", "bn1"),
-}
-"""Children of a module of that name which it calls directly one after the other."""
+def _fold_blocks(stages: Iterable[nn.Module], precision: torch.dtype) -> None:
+    for stage in stages:
+        for name, block in list(stage.named_children()):
+            if type(block) in _BLOCKS:
+                setattr(stage, name, _block(block, precision))
 
 
 def _normalise_in_stem(backbone: TimmBackbone) -> None:
-    """Let the first convolution do what `TimmBackbone` does to images whose weights expect other numbers."""
-    stem = getattr(backbone.plain, "conv_stem", None)
-    if not isinstance(stem, Convolution) or (backbone.mean, backbone.deviation) == (MEAN, STD):
-        return
+    """Let the first convolution do what `TimmBackbone` does to images, whose weights expect other numbers."""
     usual = zip(MEAN, STD, backbone.mean, backbone.deviation, strict=True)
     pairs = [(std / own_std, (mean - own_mean) / own_std) for mean, std, own_mean, own_std in usual]
-    stem.shown = [factor for factor, _ in pairs], [summand for _, summand in pairs]
+    backbone.plain.conv_stem.shown = [each for each, _ in pairs], [each for _, each in pairs]
     backbone.mean, backbone.deviation = MEAN, STD
 
 
-def _pair_up(module: nn.Module, names: list[str], precision: torch.dtype) -> None:
-    """Of children that are called in turn, fold each batch norm into the convolution just before it."""
-    for index, name in enumerate(names[:-1]):
-        plain, norm = module.get_submodule(name), module.get_submodule(names[index + 1])
-        if not (_is_known(plain) and isinstance(norm, nn.BatchNorm2d)):
-            continue
-        used, clip = [names[index + 1]], "Identity"
-        if hasattr(norm, "act"):  # timm's have one inside
-            clip = type(norm.act).__name__
-        elif index + 2 < len(names):
-            after = type(module.get_submodule(names[index + 2])).__name__
-            if after in ("ReLU", "ReLU6"):
-                clip = after
-                used.append(names[index + 2])
-        if clip in _CLIPS and norm.running_var is not None:
-            setattr(module, name, Convolution(plain, precision, norm, clip))
-            for each in used:
-                setattr(module, each, nn.Identity())
-
-
-def _residual(block: nn.Module, precision: torch.dtype) -> Residual | None:
-    """torchvision's blocks of a ResNet in this form."""
-    if type(block).__module__ != "torchvision.models.resnet":
-        return None
-    count = {"BasicBlock": 2, "Bottleneck": 3}.get(type(block).__name__)
-    if count is None:
-        return None
+def _block(block: nn.Module, precision: torch.dtype) -> Block:
+    """A block of a network in this form."""
     parts: Any = block
     convolutions: list[nn.Module] = [
-        Convolution(
-            getattr(parts, f"conv{number}"),
-            precision,
-            getattr(parts, f"bn{number}"),
-            "ReLU" if number < count else "Identity",
-        )
-        for number in range(1, count + 1)
+        Convolution(getattr(parts, name), precision, getattr(parts, norm), clip)
+        for name, norm, clip in _BLOCKS[type(block)]
     ]
-    shortcut: nn.Module = nn.Identity()
-    if parts.downsample is not None:
-        plain, norm = parts.downsample
-        shortcut = Convolution(plain, precision, norm)
-    return Residual(convolutions, shortcut)
+    if not isinstance(block, BasicBlock | Bottleneck):
+        added = isinstance(block, InvertedResidual) and block.residual
+        return Block(convolutions, nn.Identity() if added else None, clipped=False)
+    if parts.downsample is None:
+        return Block(convolutions, nn.Identity(), clipped=True)
+    plain, norm = parts.downsample
+    return Block(convolutions, Convolution(plain, precision, norm), clipped=True)
 
 
-def _is_known(module: nn.Module) -> bool:
-    """Whether it is a convolution of which all is known."""
-    plain = type(module) is nn.Conv2d and not isinstance(module.padding, str)
-    return (plain or _is_same(module)) and module.padding_mode == "zeros"
-
-
-def _is_same(module: nn.Module) -> bool:
-    """Whether it is timm's convolution with TensorFlow's padding."""
-    return type(module).__name__ == "Conv2dSame"
+_BLOCKS: dict[type[nn.Module], tuple[tuple[str, str, str], ...]] = {
+    BasicBlock: (("conv1", "bn1", "ReLU"), ("conv2", "bn2", "Identity")),
+    Bottleneck: (
+        ("conv1", "bn1", "ReLU"),
+        ("conv2", "bn2", "ReLU"),
+        ("conv3", "bn3", "Identity"),
+    ),
+    DepthwiseSeparable: (("conv_dw", "bn1", "ReLU6"), ("conv_pw", "bn2", "Identity")),
+    InvertedResidual: (
+        ("conv_pw", "bn1", "ReLU6"),
+        ("conv_dw", "bn2", "ReLU6"),
+        ("conv_pwl", "bn3", "Identity"),
+    ),
+}
+"""Convolution, batch norm and what clips it, in turn."""
 
 
 def _folded(

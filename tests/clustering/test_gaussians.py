@@ -7,6 +7,7 @@ from scipy.stats import multivariate_normal
 from torch import Tensor
 
 from densesiam_seg.clustering.gaussians import (
+    BLOCK,
     RIDGE,
     expectation,
     fit_gaussians,
@@ -83,6 +84,40 @@ def test_what_is_given_against_least_squares_and_scipy() -> None:
         for x, y in zip(given[:50, 0], rest[:50], strict=True)
     ]
     np.testing.assert_allclose(expectation(points[:50], fit)[0].numpy(), expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("given", [0, 2])
+def test_densities_and_sums_by_products_against_the_points_own(given: int) -> None:
+    """More points than a block holds, and a cluster with less than a point in all."""
+    draw = torch.Generator().manual_seed(0)
+    points = torch.randn(BLOCK + 7, 4, generator=draw, dtype=torch.float64)
+    shares = torch.rand(len(points), 3, generator=draw, dtype=torch.float64)
+    shares[:, 2] /= 2 * shares[:, 2].sum()
+    fit = maximisation(points, shares, given)
+    for k in range(3):
+        count = max(float(shares[:, k].sum()), 1.0)
+        centre = (points * shares[:, k : k + 1]).sum(0) / count
+        away = points - centre
+        covariance = (away * shares[:, k : k + 1]).T @ away / count + RIDGE * torch.eye(4).double()
+        whitening = torch.linalg.inv(torch.linalg.cholesky(covariance))[given:]
+        torch.testing.assert_close(fit.centres[k], centre)
+        torch.testing.assert_close(fit.whitening[k], whitening)
+        distances = (away @ whitening.T).square().sum(1)
+        torch.testing.assert_close(
+            fit.log_joint(points)[:, k], fit.offsets[k] - 0.5 * distances, rtol=1e-9, atol=1e-9
+        )
+    evidence, posteriors = expectation(points, fit)
+    joint = fit.log_joint(points)
+    torch.testing.assert_close(evidence, joint.logsumexp(1))
+    torch.testing.assert_close(posteriors, joint.softmax(1))
+
+
+def test_channels_beside_the_own_make_no_difference() -> None:
+    points, _ = a_large_and_two_small()
+    fit = fit_gaussians(points, 3, seed=0)
+    more = torch.cat((torch.full((len(points), 2), 9.0).double(), points), 1)
+    found = fit.beside(2).log_joint(more)
+    torch.testing.assert_close(found, fit.log_joint(points), rtol=1e-9, atol=1e-9)
 
 
 def test_a_given_channel_that_holds_nothing_changes_nothing() -> None:

@@ -50,10 +50,10 @@ def test_every_view_is_standardised_and_blinded() -> None:
     sample = Sample(points, points[None] + 2, torch.tensor([0, 1]), points * 3)
     mean, deviation = torch.tensor([1.0, 2.0]), torch.tensor([2.0, 4.0])
     standard = sample.standardised(mean, deviation).without(1)
-    assert standard.points.tolist() == [[0, 0], [0, 1]]
-    assert standard.relit.tolist() == [[[0, 0.5], [0, 1.5]]]
+    assert standard.points.tolist() == [[0], [1]]
+    assert standard.relit.tolist() == [[[0.5], [1.5]]]
     assert standard.enlarged is not None
-    assert standard.enlarged.tolist() == [[0, 1], [0, 4]]
+    assert standard.enlarged.tolist() == [[1], [4]]
 
 
 def test_agreement_is_of_all_pairs() -> None:

@@ -105,3 +105,14 @@ def test_how_images_pass(
     after = facts_of(segmenter, **{**plain, **change})  # type: ignore[arg-type]
     assert {name for name in before if before[name] != after[name]} == changed
     assert (before["device"], before["precision"]) == ("cpu", "float32")
+
+
+def test_layers_one_by_one_are_another_fact(segmenter: Segmenter) -> None:
+    """`--precision fp32` and the same precision chosen by itself round differently."""
+    other = Segmenter(segmenter.network, segmenter.card, segmenter.clusters, device="cpu")
+    other.precision = segmenter.precision
+    found = [
+        facts_of(each, each.decoding, AS_TRAINED, None, names=False) for each in (segmenter, other)
+    ]
+    assert [each["exact"] for each in found] == [True, False]
+    assert {name for name in found[0] if found[0][name] != found[1][name]} == {"exact"}

@@ -217,3 +217,27 @@ class TestSharpened:
             sharpened(images, scores, "guided"), guided_filter(guide, scores)
         )
         torch.testing.assert_close(sharpened(images, scores, "pamr"), pamr(guide, full))
+
+
+class TestOnlyLargest:
+    """What a mask needs: the largest score of each place, with the others left out where they cannot be it."""
+
+    @pytest.mark.parametrize("seed", range(4))
+    def test_the_largest_is_that_of_all_maps(self, seed: int) -> None:
+        scores = (6 * noise(1, 12, 6, 7, seed=seed)).softmax(1)
+        images = pictures(1, 3, 18, 21, seed=seed)
+        whole = sharpened(images, scores, "pamr")
+        some = sharpened(images, scores, "pamr", only_largest=True)
+        assert torch.equal(some.argmax(1), whole.argmax(1))
+        assert torch.equal(some.amax(1), whole.amax(1))
+        assert (some <= whole + 1e-6).all()
+
+    def test_a_map_below_the_others_is_out(self) -> None:
+        maps = torch.tensor([0.5, 0.4, 0.05, 0.05]).view(1, 4, 1, 1).repeat(1, 1, 3, 3)
+        maps[0, 3, 1, 1] = 0.45
+        # 0.45 reaches half of 0.5 + 0.4, and the mean of all four; 0.05 does neither.
+        assert refinement.contenders(maps).tolist() == [0, 1, 3]
+
+    def test_equal_maps_all_stay(self) -> None:
+        assert len(refinement.contenders(torch.full((1, 5, 2, 2), 0.2))) == 5
+        assert len(refinement.contenders(-torch.ones(1, 3, 2, 2))) == 3

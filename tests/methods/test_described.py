@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Generator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from densesiam_seg.methods import described
 from densesiam_seg.methods.described import SHARPENING, Described
 from densesiam_seg.methods.mixture_prior import fit_mixture
 from densesiam_seg.network.architecture import Architecture
+from densesiam_seg.network.inference_form import available
 from densesiam_seg.network.model import DenseSiam, build_network
 from densesiam_seg.peers.group import ALONE, Group
 from densesiam_seg.views.photometric import normalise
@@ -142,6 +144,25 @@ def test_the_kept_places_are_what_the_network_sees(
     assert places.shape[1] == 4 and places.shape[-1] == (16 if fitted else 8)
     found = method.network.scores(method._dense(places[:, 0].float()))
     torch.testing.assert_close(found, scores_of(method.network, images), atol=0.02, rtol=0.02)
+
+
+def test_only_exact_mode_reads_the_layers_one_by_one(store: ImageStore) -> None:
+    """Also where the first pass is inside a step, as in a run that goes on."""
+    methods = method_of(), method_of()
+    methods[1].config = replace(CONFIG, precision="fp32")
+    with torch.autocast("cpu", torch.bfloat16):
+        (folded, look), (plain, seen) = (
+            next(iter(each._of_each(lambda batch, by=each: by._stages(batch.images), batches)))  # type: ignore[misc]
+            for each in methods
+            for batches in [store.batches([(0,)])]
+        )
+    assert methods[1]._form is methods[1].network
+    assert (methods[0]._form is methods[0].network) != available(torch.float32)
+    assert torch.equal(look, seen)
+    for view, other in zip(folded, plain, strict=True):
+        for size, one in zip(view, other, strict=True):
+            for stage, expected in zip(size, one, strict=True):
+                torch.testing.assert_close(stage, expected, rtol=4e-3, atol=4e-3)
 
 
 def test_targets_are_the_enlarged_views_with_the_first_shares(
