@@ -185,7 +185,7 @@ def program() -> None:
         if os.getpid() != process:
             return
         for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError):
+            with suppress(OSError, ValueError, _StdoutError):
                 stream.flush()
         os._exit(code)
 

@@ -152,7 +152,7 @@ class RunConfig:
     )
     workers: int = setting(
         -1,
-        "Threads that decode images; -1 or auto: one per core.",
+        "Threads, beside a GPU processes, that decode images; -1 or auto: one per core.",
         MACHINE,
         least=-1,
         most=1024,

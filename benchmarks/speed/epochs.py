@@ -84,13 +84,16 @@ def _first(
     run()
 
 
-def store_of(images: Path, config: TrainConfig, keep: Keep, caches: Path) -> ImageStore:
+def store_of(
+    images: Path, config: TrainConfig, keep: Keep, caches: Path, *, processes: bool = False
+) -> ImageStore:
     """The images, looked at."""
     store = ImageStore(
         scan([images]),
         2 * config.image_size,
         keep=keep,
         caches=caches,
+        processes=processes,
     )
     for _ in store.prepare():
         pass

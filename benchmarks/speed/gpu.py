@@ -148,10 +148,12 @@ def fed(numbers: Numbers, scratch: Path) -> Iterator[Row]:
     for keep in ("ram", "none"):
         config = numbers.settings("resnet18")
         store = training.store
-        if keep == "none":
-            store = store_of(_images(numbers, scratch, numbers.images), config, keep, scratch)
-        groups = epoch_batches(len(store), numbers.batch, seed=0, epoch=0)
         pinned = numbers.device.type == "cuda"
+        if keep == "none":
+            folder = _images(numbers, scratch, numbers.images)
+            # By processes, as in a run.
+            store = store_of(folder, config, keep, scratch, processes=pinned)
+        groups = epoch_batches(len(store), numbers.batch, seed=0, epoch=0)
 
         def drain(store: Any = store, groups: Any = groups, pinned: bool = pinned) -> None:
             for _ in on_device(store.batches(groups, pinned=pinned), numbers.device):

@@ -1,7 +1,8 @@
 """Other processes that decode images: threads of one wait for each other, for Python's lock and the system's memory.
 
 Each process has Pillow and numpy alone, reads names from its stdin, and leaves squares in memory that it shares with
-this process. It gets no signals of the terminal, and ends when its stdin does, so it never outlives this process.
+this process. It gets no signals of the terminal, heeds no request to stop, as this process still needs it to save what
+it has, and ends when its stdin does, so it never outlives this process.
 
 Axes: S side of a square.
 """
@@ -39,6 +40,8 @@ _SETTINGS = {
 }
 _ABOVE_STREAMS = 10
 """A stream of this process may be closed, and its number is then the first that is free."""
+LAST_SECONDS = 1.0
+"""That a killed process is waited for: one that hangs in a disk that is gone does not end."""
 
 
 class LostProcessError(Exception):
@@ -120,6 +123,8 @@ class Crew:
         with self._lock:
             ended, self._alive, self._idle = self._alive, set(), []
         for process in ended:
+            process.popen.kill()
+        for process in ended:
             process.end()
 
     def _taken(self) -> _Process:
@@ -189,7 +194,10 @@ class _Process:
     def end(self) -> None:
         """Kill it, however it fares."""
         self.popen.kill()
-        self.popen.wait()
+        try:
+            self.popen.wait(LAST_SECONDS)
+        except subprocess.TimeoutExpired:
+            return  # closing its streams would wait for the thread that reads them
         for stream in (self.popen.stdin, self.popen.stdout):
             # What could not be sent before is lost.
             with suppress(OSError, ValueError):
@@ -219,6 +227,8 @@ class _Said(Notes):
 
 def serve() -> None:
     """The whole life of such a process: a square for each name on stdin, a line about it on stdout."""
+    # Schedulers and systemd send it to all processes of a job at once.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     handle, side, stretch, facts = json.loads(sys.argv[1])
     memory = np.frombuffer(mmap.mmap(handle, 3 * side**2), np.uint8).reshape(3, side, side)
     replies = os.fdopen(os.dup(1), "wb")

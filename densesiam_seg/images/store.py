@@ -53,7 +53,7 @@ Square: TypeAlias = NDArray[np.uint8]
 Decoded: TypeAlias = tuple[Square, float] | ImageError
 """A square and width over height of what it shows, or what is wrong with its file."""
 FEWEST_PROCESSES = 4
-"""Cores from which on processes decode instead of threads, which as few cores as this keep busy as well."""
+"""Workers from which on they are processes; threads keep fewer cores than that as busy."""
 
 
 class UnreadError(ImageError):
@@ -134,6 +134,14 @@ class ImageStore:
     def unread(self) -> bool:
         """Whether there are images that nobody has decoded yet."""
         return self.late and self._missing is not None and bool(self._missing.any())
+
+    def read(self) -> Sequence[int]:
+        """Positions of the images that have been decoded by somebody."""
+        if not self.unread:
+            return range(len(self))
+        assert self._missing is not None
+        found: list[int] = np.flatnonzero(~self._missing).tolist()
+        return found
 
     def prepare(self, first: Sequence[int] | None = None) -> Iterator[int]:
         """Read every image once; yields how many are done.
@@ -250,6 +258,8 @@ class ImageStore:
                     yield from zip(group, laid_out[-1].numpy(), strict=True)
 
         kept = squares is not None and (missing is None or not missing.any())
+        if kept:
+            self._end_crew()  # it would sit there to the end of the training
         decoded = iter(()) if kept else self._decode(places())
 
         def gather(group: tuple[int, ...]) -> Batch:

@@ -84,17 +84,21 @@ def try_pixels(form: PixelForm, network: DenseSiam, config: TrainConfig, batch_s
         prior = torch.full(shape, 1 / config.clusters, device=features.device)
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
     try:
-        losses = form(network, features, config, prior).losses.values()
+        found = form(network, features, config, prior)
         heads = [p for p in network.parameters() if p.requires_grad]
-        torch.autograd.grad(sum(losses, torch.zeros(())), [features, *heads], allow_unused=True)
+        # The loss of regions comes back through z, and may be the only one.
+        total = sum(found.losses.values(), found.z.float().mean())
+        torch.autograd.grad(total, [features, *heads], allow_unused=True)
     finally:
         for name, buffer in network.named_buffers():
             buffer.copy_(buffers[name])
 
 
-@torch.no_grad()
 def try_colour(colour: Colour, network: DenseSiam, config: TrainConfig, batch_size: int) -> None:
-    """The same of the colour changes of a batch."""
+    """The same of the colour changes of a batch.
+
+    Gradients are on, as where views are drawn: without them it would be another graph.
+    """
     device, side = next(network.parameters()).device, 2 * config.image_size
     with torch.autocast(device.type, enabled=False):
         images = torch.zeros((batch_size, 3, side, side), dtype=torch.uint8, device=device)

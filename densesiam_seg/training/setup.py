@@ -184,16 +184,13 @@ def resumed(
     device = run.group.by_each(lambda: pick_device(config.device))
     store = _store(run, manifest, config, stretch, device)
     unread = run.group.by_first(lambda: _unread(run.folder))
-    if changes and first:
-        _write_images(run.folder, store)
     yield from _decode(store, run, None)
     if len(store) != len(manifest):
+        bad = next(each for each in store.manifest.skipped if each not in manifest.skipped)
         if unread:
-            raise UnreadError.of(store.manifest.skipped[-1])
-        raise ModelError(
-            f"{store.manifest.skipped[-1].path}: was read before and cannot be now; put it back"
-        )
-    if unread and first:
+            raise UnreadError.of(bad)
+        raise ModelError(f"{bad.path}: was read before and cannot be now; put it back")
+    if (changes or unread) and first:
         _write_images(run.folder, store)
     training = _build(config, store, device, run.group)
     loaded = run.group.by_first(lambda: load_checkpoint(run.folder / "checkpoints"))
@@ -254,8 +251,11 @@ def all_read(run: Run, store: ImageStore) -> Iterator[Notice]:
 
 
 def forget(folder: Path) -> None:
-    """Delete what a run has learned, so that it begins again."""
-    for name in ("metrics.jsonl", "checkpoints"):
+    """Delete what a run has learned, so that it begins again.
+
+    The model that a time limit left goes too: the names of its clusters would be given to others.
+    """
+    for name in ("metrics.jsonl", "checkpoints", "model"):
         remove(folder / name)
 
 
@@ -299,9 +299,11 @@ def _store(
 def _read_first(run: Run, config: RunConfig, images: int, device: torch.device) -> list[int] | None:
     """Images to read before training, which are those that the first epoch leaves out; None: all of them.
 
-    On a processor reading would take from the network what it gains.
+    On a processor reading would take from the network what it gains, and where the stages of a frozen backbone are
+    kept training reads those and no images.
     """
-    if run.reads_first or not reads_late(device):
+    kept = isinstance(config, TrainConfig) and config.keeps_stages()
+    if run.reads_first or kept or not reads_late(device):
         return None
     return left_out(images, config.batch_size, seed=config.seed, epoch=0)
 

@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -195,15 +195,17 @@ def run_events(
             )
         )
         with _held(folder, group) as stop:
-            run = Run(command, folder, stop, group)
             deadline = math.inf if max_time is None else time.monotonic() + max_time
-            prepared = (
-                fresh(run, beginning)
-                if beginning
-                else _going_on(run, request, settings, accept_data_change=accept_data_change)
-            )
-            events = _fit(run, prepared, deadline, rhythm)
-            for event in _beginning_again(run, request, settings, events, deadline, rhythm):
+
+            def events(run: Run) -> Iterator[Event]:
+                prepared = (
+                    fresh(run, beginning)
+                    if beginning
+                    else _going_on(run, request, settings, accept_data_change=accept_data_change)
+                )
+                return _fit(run, prepared, deadline, rhythm)
+
+            for event in _beginning_again(Run(command, folder, stop, group), events):
                 if group.first and isinstance(event, Notice | Started | EpochRecord):
                     _log(folder / "train.log", str(event))
                 yield event
@@ -243,26 +245,17 @@ def _going_on(
     return fresh(run, _beginning(run.command, request, request.images, run.folder, run.group))
 
 
-def _beginning_again(
-    run: Run,
-    request: Request,
-    settings: Mapping[str, Any],
-    events: Iterator[Event],
-    deadline: float,
-    rhythm: Rhythm,
-) -> Iterator[Event]:
-    """The events of a run; where training meets a bad file, those of the run without it follow."""
+def _beginning_again(run: Run, events: Callable[[Run], Iterator[Event]]) -> Iterator[Event]:
+    """The `events` of a run; where training meets a bad file, those of the run without it follow."""
     try:
-        yield from events
+        yield from events(run)
         return
     except UnreadError as error:
         bad = str(error)
     # Not in the block above, which keeps the network for its traceback.
     yield Notice(f"{bad}; training begins again when all images are read", warning=True)
     run.group.by_first(lambda: forget(run.folder))
-    run = replace(run, reads_first=True)
-    again = _going_on(run, request, settings, accept_data_change=False)
-    yield from _fit(run, again, deadline, rhythm)
+    yield from events(replace(run, reads_first=True))
 
 
 def _beginning(
@@ -417,7 +410,9 @@ def _finish(run: Run, training: Training) -> Iterator[Event]:
         "seed": training.config.seed,
     }
     model = run.folder / "model"
-    images = spread(len(training.store), READOUT_IMAGES)
+    # Not those that a time limit kept from being read: a bad file among them would begin the run again.
+    read = training.store.read()
+    images = [read[place] for place in spread(len(read), READOUT_IMAGES)]
     segmenter = segmenter_of(training, images, facts, group=run.group)
     if run.group.first:
         yield from _saved(run, training, segmenter)

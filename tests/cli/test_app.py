@@ -567,6 +567,25 @@ app.program()
         assert run.stdout.split("\n") == ["done", "thread", "registered", ""]
         assert run.stderr.count("\n") == (code != 0)
 
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+    def test_a_full_disk_is_no_other_error(self) -> None:
+        """What a traceback left in the buffer cannot be written at the end either."""
+        code = self.CODE.format(ending="raise app.UsageError('x')").replace(
+            "*sys.argv[2:]", "'--debug'"
+        )
+        buffered = {name: each for name, each in os.environ.items() if name != "PYTHONUNBUFFERED"}
+        with Path("/dev/full").open("w") as full:
+            run = subprocess.run(
+                [sys.executable, "-c", code.replace('print("thread", flush=True)', "pass")],
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=buffered,
+                check=False,
+            )
+        assert run.returncode == 1
+        assert run.stderr.endswith("UsageError: x\n")
+
     def test_a_child_process_ends_as_it_would(self) -> None:
         ending = "import os, sys; child = os.fork(); sys.exit(7) if not child else None; "
         ending += "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])); return 3"

@@ -115,6 +115,15 @@ def test_a_killed_process_is_told_and_replaced(crew: Crew, image_folder: Path) -
     assert pids(crew) and pid not in pids(crew)
 
 
+def test_a_request_to_stop_is_for_others(crew: Crew, image_folder: Path) -> None:
+    path = str(min(image_folder.iterdir()))
+    crew.decode(path, None)
+    (pid,) = pids(crew)
+    os.kill(pid, signal.SIGTERM)
+    crew.decode(path, None)
+    assert pids(crew) == {pid}
+
+
 def test_closing_ends_one_that_hangs(crew: Crew, image_folder: Path) -> None:
     path = str(min(image_folder.iterdir()))
     crew.decode(path, None)
@@ -129,6 +138,27 @@ def test_closing_ends_one_that_hangs(crew: Crew, image_folder: Path) -> None:
             asked.result(10)
     assert gone(pid) and not pids(crew)
     crew.decode(path, None)  # another one
+
+
+def test_one_that_does_not_end_is_not_waited_for(
+    crew: Crew, image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that waits for a disk that is gone, while a thread waits for its reply."""
+    path = str(min(image_folder.iterdir()))
+    crew.decode(path, None)
+    (process,) = crew._alive
+    os.kill(process.popen.pid, signal.SIGSTOP)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(crew.decode, path, None)
+        with monkeypatch.context() as patch:
+            patch.setattr(crews, "LAST_SECONDS", 0.1)
+            patch.setattr(process.popen, "kill", lambda: None)
+            crew.close()
+        assert process.popen.poll() is None and not asked.done() and not pids(crew)
+        crew.decode(path, None)  # another one
+        process.end()
+        with pytest.raises(LostProcessError):
+            asked.result(10)
 
 
 def test_none_outlives_this_process(image_folder: Path) -> None:

@@ -203,6 +203,14 @@ class TestProcesses:
         monkeypatch.undo()
         assert len(list(store.batches([(0, 1)]))) == 1
 
+    def test_none_is_left_when_all_is_read(self, image_folder: Path) -> None:
+        store = ImageStore(scan([image_folder]), SIDE, workers=4, keep="ram", processes=True)
+        list(store.prepare(left_out(12, 5, seed=0, epoch=0)))
+        for epoch in range(2):
+            list(store.batches(epoch_batches(12, 5, seed=0, epoch=epoch)))
+            assert store._crew is not None
+            assert bool(store._crew._alive) == (epoch == 0)
+
     def test_none_is_left_of_a_store(self, image_folder: Path) -> None:
         store = ImageStore(scan([image_folder]), SIDE, workers=4, processes=True)
         store._load((0, None))

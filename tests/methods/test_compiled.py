@@ -11,7 +11,7 @@ import torch
 from networks import gradients, require_alike
 from torch import Tensor, nn
 
-from densesiam_seg.config import TrainConfig
+from densesiam_seg.config import TrainConfig, with_settings
 from densesiam_seg.io import devices
 from densesiam_seg.methods.compiled import (
     PixelForm,
@@ -177,6 +177,13 @@ def test_one_graph_that_is_tried_once_serves_every_step(trained: DenseSiam, prio
     )
 
 
+def test_regions_alone_can_be_tried(trained: DenseSiam) -> None:
+    off = {"pixel_weight": 0.0, "over_cluster_weight": 0.0, "segmentation_weight": 0.0}
+    config = with_settings(EXACT, {**off, "region_start": 0.0, "prior": "none"})
+    assert isinstance(config, TrainConfig)
+    try_pixels(pixel_losses, trained, config, 2)
+
+
 def test_a_failed_trial_leaves_the_network_as_it_was(trained: DenseSiam) -> None:
     def refused(*arguments: object) -> Pixels:
         pixel_losses(trained, features(), CONFIG, None)
@@ -197,6 +204,5 @@ def test_colours_are_one_graph(trained: DenseSiam) -> None:
     try_colour(form, trained, CONFIG, 2)
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     colours = torch.tensor([[1.2, 0.8, 1.1, 0.05, 0.0], [0.7, 1.3, 0.9, -0.1, 1.0]])
-    with torch.no_grad():
-        assert torch.equal(form(images, colours), changed(images, colours))
+    assert torch.equal(form(images, colours), changed(images, colours))  # as drawn in training
     assert graphs["unique_graphs"] == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -10,7 +11,7 @@ import shutil
 import signal
 import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ from densesiam_seg.events import (
     StepRecord,
     Trained,
 )
+from densesiam_seg.images.crew import Crew
 from densesiam_seg.images.store import ImageStore, epoch_batches
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.environment import environment
@@ -403,6 +405,17 @@ class TestResumeAfterChange:
         assert caught.value.exit_code == 4
         assert len(list((stopped / "checkpoints").iterdir())) == 2
 
+    def test_the_one_that_is_bad_now_is_named(self, runs: TinyRuns, own_images: Path) -> None:
+        """Not one that was skipped when the run began."""
+        (own_images / "zz.jpg").write_bytes(b"junk")
+        stop_after(1, runs.begin(images=own_images))
+        image = own_images / "05.png"
+        status = image.stat()
+        image.write_bytes(b"\0" * status.st_size)
+        os.utime(image, ns=(status.st_atime_ns, status.st_mtime_ns))
+        with pytest.raises(ModelError, match=r"^05\.png: was read before"):
+            end(runs.resume())
+
     def test_images_that_were_added_are_left_out_if_that_is_accepted(
         self, stopped: Path, runs: TinyRuns, reference: Path
     ) -> None:
@@ -572,6 +585,12 @@ class TestImagesReadByTraining:
             (own_images / f"{name}-bad.jpg").write_bytes(data[: len(data) // 2])
         return own_images
 
+    def seed_of_a_bad_last_step(self, spoilt: Path) -> int:
+        """Leaves `05-bad.jpg` alone; by that seed the first epoch reads it in its third step."""
+        (spoilt / "00-bad.jpg").unlink()
+        orders = (epoch_batches(13, 4, seed=seed, epoch=0) for seed in range(100))
+        return next(seed for seed, groups in enumerate(orders) if 5 in groups[2])
+
     @pytest.fixture
     def plain(
         self, runs: TinyRuns, spoilt: Path, monkeypatch: pytest.MonkeyPatch, late: None
@@ -622,6 +641,31 @@ class TestImagesReadByTraining:
         for name in ("dataset.json", "skipped.jsonl", "config.toml"):
             assert (runs.path / name).read_bytes() == (plain / name).read_bytes()
 
+    def test_images_that_cannot_be_found_again(
+        self, runs: TinyRuns, spoilt: Path, plain: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A list from the standard input is gone when the run begins again."""
+        names = "".join(f"{path}\n" for path in spoilt.iterdir())
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(names.encode())))
+        end(runs.begin(images="-", checkpoint_steps=1))
+        same_end(runs.path, plain)
+
+    def test_changed_images_of_one_that_has_not_read_them_all(
+        self, runs: TinyRuns, spoilt: Path
+    ) -> None:
+        """That they are accepted is no sign that all can be read."""
+        seed = self.seed_of_a_bad_last_step(spoilt)
+        stop_after(1, runs.begin(images=spoilt, seed=seed))
+        os.utime(spoilt / "03.png", (1, 1))
+        events = runs.resume(accept_data_change=True)
+        for event in events:
+            if isinstance(event, Progress):
+                break
+        assert isinstance(events, Generator)
+        events.close()
+        again = list(runs.resume(accept_data_change=True))
+        assert any("begins again" in text for text in warnings_of(again))
+
     def test_one_that_stopped_before_its_first_bad_file(
         self, runs: TinyRuns, spoilt: Path, plain: Path
     ) -> None:
@@ -642,6 +686,39 @@ class TestImagesReadByTraining:
         assert any("begins again" in text for text in warnings_of(events))
         same_end(runs.path, runs.folder / "expected")
 
+    def test_a_time_limit_before_the_bad_ones(self, runs: TinyRuns, spoilt: Path) -> None:
+        """A read-out is fitted to the images that training has read, and nothing begins again."""
+        seed = self.seed_of_a_bad_last_step(spoilt)
+        events = list(runs.begin(images=spoilt, method="simsiam", seed=seed, max_time=0))
+        assert not warnings_of(events)
+        assert Segmenter.load(runs.path, device="cpu").card.training["steps"] == 1
+
+    def test_names_are_not_given_to_clusters_of_another_training(
+        self, runs: TinyRuns, spoilt: Path
+    ) -> None:
+        seed = self.seed_of_a_bad_last_step(spoilt)
+        end(runs.begin(images=spoilt, seed=seed, max_time=0))
+        rename(runs.path / "model", {"1": "sky"})
+        assert any("begins again" in text for text in warnings_of(runs.resume()))
+        clusters = Segmenter.load(runs.path, device="cpu").clusters
+        assert "sky" not in [each.name for each in clusters]
+
+    def test_kept_stages_are_read_instead_of_images(
+        self, runs: TinyRuns, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """By a second run, which would never know whether its images can be read."""
+        monkeypatch.setattr("densesiam_seg.methods.stage_cache.free_space", lambda folder: 10**9)
+        frozen: dict[str, Any] = {
+            "freeze": True,
+            "replay": "run",
+            "cache_dir": str(runs.folder / "cache"),
+        }
+        for out in ("first", "second"):
+            events = list(runs.begin(out, **frozen))
+            told = [event.text for event in events if isinstance(event, Notice)]
+            assert any("features of the frozen backbone lie in" in text for text in told)
+            assert "unread" not in json.loads((runs.folder / out / "dataset.json").read_text())
+
     def test_one_that_stopped_and_has_none(self, runs: TinyRuns, reference: Path) -> None:
         stop_after(1, runs.begin())
         end(runs.resume())
@@ -652,18 +729,24 @@ class TestImagesReadByTraining:
         with pytest.raises(InputError, match="2 of 14 files cannot be used"):
             end(runs.begin(images=spoilt, max_bad=0.1))
 
-    def test_processes_read_them(self, runs: TinyRuns, reference: Path) -> None:
-        made: list[Any] = []
+    def test_processes_read_them(
+        self, runs: TinyRuns, reference: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        read: list[str] = []
 
-        def with_processes(*given: Any, **more: Any) -> Any:
-            made.append(ImageStore(*given, **{**more, "processes": True}))
-            return made[-1]
+        def with_processes(*given: Any, **more: Any) -> ImageStore:
+            return ImageStore(*given, **{**more, "processes": True})
 
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(setup, "ImageStore", with_processes)
-            end(runs.begin(workers=4))
+        def noted(crew: Crew, path: str, out: Any) -> Any:
+            read.append(Path(path).name)
+            return decode(crew, path, out)
+
+        decode = Crew.decode
+        monkeypatch.setattr(Crew, "decode", noted)
+        monkeypatch.setattr(setup, "ImageStore", with_processes)
+        end(runs.begin(workers=4))
         same_end(runs.path, reference)
-        assert made[0]._crew._alive
+        assert {*read} == {"", *(path.name for path in runs.images.iterdir())}
 
 
 class TestTimeLimit:
