@@ -260,7 +260,7 @@ def _samples(
     every: Iterator[Group] = (Group((place,), 1) for place in range(len(work.sources)))
     if segmenter is not None:
         # As in `predict` at its defaults, whose masks these are.
-        scorer = Scorer(segmenter, layout.decoding, refinement, TILE)
+        scorer = Scorer(segmenter, layout.decoding, refinement, TILE, only_largest=True)
         every = groups(segmenter, work.sources, None, layout.decoding, TILE)
     job = _Job(work, layout, grouping(clusters), scorer)
 

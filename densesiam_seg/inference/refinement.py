@@ -209,7 +209,8 @@ def _drawn(weights: Tensor, maps: Tensor, iterations: int, dilations: Sequence[i
     height, width = maps.shape[-2:]
     places = _places(height, width, tuple(dilations))
     shares = weights.flatten(1).T.contiguous()
-    table = maps.flatten(1).T.contiguous()
+    # A copy also of a single map, whose strides would else send torch a way that takes more time and memory.
+    table = maps.flatten(1).T.clone(memory_format=torch.contiguous_format)
     for _ in range(iterations):
         table = F.embedding_bag(places, table, mode="sum", per_sample_weights=shares)
     return table.T.reshape(maps.shape)

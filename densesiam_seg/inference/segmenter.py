@@ -84,15 +84,29 @@ class _Form:
     def __init__(self) -> None:
         self._lock = Lock()
         self._found: DenseSiam | None = None
+        self._made_of: list[tuple[int, int]] = []
 
     def of(self, segmenter: Segmenter) -> DenseSiam:
-        """It; for several threads at once."""
+        """It, made anew where weights have changed; for several threads at once."""
+        network = segmenter.network
+        if segmenter.exact or segmenter.device.type != "cpu":
+            return network
         with self._lock:
-            if self._found is None:
-                plain = segmenter.exact or segmenter.device.type != "cpu"
-                network = segmenter.network
-                self._found = network if plain else inference_form(network, segmenter.precision)
+            state = _state(network)
+            if self._found is None or state != self._made_of:
+                self._found = inference_form(network, segmenter.precision)
+                self._made_of = state
             return self._found
+
+
+def _state(network: DenseSiam) -> list[tuple[int, int]]:
+    """Which tensors a network has, and how often each was written to; tensors of inference mode do not count that."""
+    return [
+        (id(tensor), 0 if tensor.is_inference() else tensor._version)
+        for module in network.modules()
+        for tensor in (*module._parameters.values(), *module._buffers.values())
+        if tensor is not None
+    ]
 
 
 class Segmenter:

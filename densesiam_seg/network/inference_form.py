@@ -72,7 +72,9 @@ def inference_form(network: DenseSiam, precision: torch.dtype) -> DenseSiam:
 @cache
 def available(precision: torch.dtype) -> bool:
     """Whether this processor and this torch have what `Convolution` calls, which torch does not document."""
-    plain = nn.Conv2d(8, 8, 3, 2, device="cpu")
+    # The first weights of a trial are no draws of whoever comes next.
+    with torch.random.fork_rng(devices=[]):
+        plain = nn.Conv2d(8, 8, 3, 2, device="cpu")
     maps = torch.ones(1, 8, 9, 9)
     with torch.inference_mode(), torch.autocast("cpu", enabled=False):
         for parameter in plain.parameters():

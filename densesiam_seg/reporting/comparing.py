@@ -146,7 +146,7 @@ def _mask(
 ) -> NDArray[np.integer]:
     images, _ = segmenter.read(source, decoding=decoding)
     with lock, torch.inference_mode():
-        return segmenter.mask(segmenter.scores(images)[0], *size)
+        return segmenter.mask(segmenter.scores(images, only_largest=True)[0], *size)
 
 
 def joint_of(

@@ -144,6 +144,6 @@ def masked(
         shown = fitted(size, SIDE)
         read, _ = segmenter.read(source, decoding=decoding)
         with lock:
-            scores = segmenter.scores(read)[0]
+            scores = segmenter.scores(read, only_largest=True)[0]
         picture = F.interpolate(pixels[None], shown, mode="bilinear", antialias=True)[0]
         return picture.permute(1, 2, 0).contiguous().numpy(), segmenter.mask(scores, *shown)

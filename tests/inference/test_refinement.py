@@ -219,6 +219,21 @@ class TestSharpened:
         torch.testing.assert_close(sharpened(images, scores, "pamr"), pamr(guide, full))
 
 
+@pytest.mark.parametrize("clusters", [1, 2])
+def test_scores_of_a_pixel_lie_side_by_side(clusters: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch sums other rows of a table by copying them all first, 8 D times the maps."""
+    strides = []
+    summed = F.embedding_bag
+
+    def spy(places: Tensor, table: Tensor, **options: object) -> Tensor:
+        strides.append(table.stride())
+        return summed(places, table, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(F, "embedding_bag", spy)
+    pamr(noise(1, 3, 5, 6), noise(1, clusters, 5, 6), 2, [1])
+    assert strides == [(clusters, 1)] * 2
+
+
 class TestOnlyLargest:
     """What a mask needs: the largest score of each place, with the others left out where they cannot be it."""
 

@@ -28,7 +28,7 @@ from densesiam_seg.inference.refinement import sharpened
 from densesiam_seg.inference.segmenter import ImageLike, Segmenter, working_size
 from densesiam_seg.naming.clusters import Cluster
 from densesiam_seg.network.architecture import Architecture
-from densesiam_seg.network.model import build_network
+from densesiam_seg.network.model import DenseSiam, build_network
 
 SMALL = Architecture(channels=8, clusters=5, over_clusters=6)
 SIZES = [(1, 1), (1, 500), (500, 1), (33, 47), (64, 64), (7, 3), (31, 101)]
@@ -447,3 +447,38 @@ def test_scores_that_are_not_finite_make_no_mask() -> None:
     for how in (Refinement(refine="none"), Refinement(refine="guided")):
         with pytest.raises(NumericError, match="not finite"):
             segmenter.predict(photograph(40, 40), refinement=how)
+
+
+class TestWeightsThatChange:
+    """A pass reads the weights that the network has then, however they came there."""
+
+    @staticmethod
+    def change(network: DenseSiam, how: str) -> None:
+        other = build_network(SMALL, seed=3)
+        if how == "step":
+            pairs = zip(network.parameters(), other.parameters(), strict=True)
+            with torch.no_grad():
+                for own, new in pairs:
+                    own.copy_(new)
+        else:
+            network.load_state_dict(other.state_dict(), assign=how == "assigned")
+
+    @pytest.mark.parametrize("how", ["step", "loaded", "assigned"])
+    def test_after_a_pass(self, how: str) -> None:
+        card = ModelCard(SMALL, 32, clusters=5)
+        first, second = (
+            Segmenter(build_network(SMALL, seed=2), card, device="cpu", precision="bf16")
+            for _ in range(2)
+        )
+        images = torch.arange(3 * 40 * 40).view(1, 3, 40, 40).to(torch.uint8)
+        before = first.scores(images)
+        for segmenter in (first, second):
+            self.change(segmenter.network, how)
+        assert not torch.equal(first.scores(images), before)
+        assert torch.equal(first.scores(images), second.scores(images))
+
+    def test_a_model_that_is_loaded_in_inference_mode(self, tmp_path: Path) -> None:
+        untrained(SMALL).save(tmp_path)
+        with torch.inference_mode():
+            segmenter = Segmenter.load(tmp_path, device="cpu", precision="bf16")
+            assert segmenter.predict(np.zeros((20, 30, 3), np.uint8)).shape == (20, 30)

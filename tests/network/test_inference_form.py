@@ -133,6 +133,14 @@ class TestInferenceForm:
         own = inference_form(network, FP32)
         assert own.predictor[0].weight is network.predictor[0].weight
 
+    def test_no_random_number_is_drawn(self) -> None:
+        """Whoever seeded torch gets the same numbers whether or not a model was read in between."""
+        network = built(backbone="resnet18")
+        form.available.cache_clear()
+        before = torch.get_rng_state()
+        inference_form(network, FP32)
+        assert torch.equal(torch.get_rng_state(), before)
+
     def test_where_torch_cannot_do_it_the_network_is_read_itself(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
