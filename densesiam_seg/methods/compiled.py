@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from densesiam_seg.config import TrainConfig
 from densesiam_seg.methods.fused_losses import rows
-from densesiam_seg.methods.losses import dissimilarity, prior_loss
+from densesiam_seg.methods.losses import dissimilarity, label_weights, prior_loss
 from densesiam_seg.network.model import SHARPNESS, DenseSiam
 from densesiam_seg.views.pair import Colour
 
@@ -45,7 +45,7 @@ PixelForm = Callable[[DenseSiam, Tensor, TrainConfig, Tensor | None], Pixels]
 def pixel_losses(
     network: DenseSiam, features: Tensor, config: TrainConfig, prior: Tensor | None
 ) -> Pixels:
-    """`densesiam.pixel_losses` of one process, up to rounding; no operation depends on what a tensor holds."""
+    """What `densesiam` computes head by head, up to rounding; no operation depends on what a tensor holds."""
     images, _, height, width = features.shape
     maps = rows(features)
     z = through(network.projector, maps)
@@ -66,8 +66,8 @@ def pixel_losses(
         agreement = (winners[0] == winners[1]).float().mean()
     if config.segmentation_weight:
         log_shares = z.view_as(chosen).float().log_softmax(-1)
-        shares = _label_weights(counts, config)
-        losses["segmentation"] = -(shares.unsqueeze(1) * chosen * log_shares).sum(-1).mean()
+        weights = label_weights(counts, config.balance)
+        losses["segmentation"] = -(weights.unsqueeze(1) * chosen * log_shares).sum(-1).mean()
     whole = z.view(images, height, width, -1).permute(0, 3, 1, 2)
     return Pixels(whole, agreement, counts.sum(0), losses)
 
@@ -156,15 +156,3 @@ def _siamese_loss(p: Tensor, z: Tensor, config: TrainConfig) -> Tensor:
     """PixSim of rows (N, K): the mean over both views is that of ½ D(p₁, z₂) + ½ D(p₂, z₁)."""
     other = z.view(2, -1, z.shape[1]).flip(0).view_as(p)
     return dissimilarity(p, other, config.similarity)
-
-
-def _label_weights(counts: Tensor, config: TrainConfig) -> Tensor:
-    """Weight of a pixel of each pseudo-label (2, K), by how many have it: `losses.pseudo_label_loss`'s."""
-    if config.balance == "none":
-        return torch.ones_like(counts, dtype=torch.float32)
-    shares = counts.float() / counts.sum(1, keepdim=True)
-    if config.balance == "frequency":
-        return shares
-    in_use = (counts > 0).sum(1, keepdim=True)
-    # A label that no pixel has weighs nothing; its weight must only be finite.
-    return 1.0 / (shares * in_use).clamp(min=1e-12)

@@ -132,10 +132,21 @@ def pseudo_label_loss(
     log_share = log_shares.gather(1, labels.unsqueeze(1)).squeeze(1)
     if balance == "none":
         return -log_share.mean()
-    counts = group.total(label_counts(labels, z.shape[1])).float()
-    shares = counts / counts.sum()
-    weights = shares if balance == "frequency" else 1.0 / (shares * (counts > 0).sum())
+    weights = label_weights(group.total(label_counts(labels, z.shape[1])), balance)
     return -(weights[labels] * log_share).mean()
+
+
+def label_weights(counts: Tensor, balance: Balance) -> Tensor:
+    """Weight of a pixel of each label, by how many pixels have it (..., K); `pseudo_label_loss` has the formulas."""
+    counts = counts.float()
+    if balance == "none":
+        return torch.ones_like(counts)
+    shares = counts / counts.sum(-1, keepdim=True)
+    if balance == "frequency":
+        return shares
+    in_use = (counts > 0).sum(-1, keepdim=True)
+    # No pixel has a label that is not in use; its weight must only be finite.
+    return 1.0 / (shares * in_use).clamp(min=1e-12)
 
 
 def label_counts(labels: Tensor, clusters: int) -> Tensor:
