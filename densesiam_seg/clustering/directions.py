@@ -6,9 +6,11 @@ A cluster's density is that of von Mises and Fisher, ∝ exp(κ μ·x), with one
 "Clustering on the unit hypersphere", 2005): k-means with soft borders and unequal shares.
 
 A single fit depends on its start and its images. So many are made, with more clusters than are wanted, each to half of
-the images; Ward's rule joins the over-clusters of all (Leisch, "Bagged clustering", 1999), and from their mean
-posteriors one mixture is fitted. A low κ makes clusters of unlike size, as in streets, a high one of like size. That is
-taken which is more stable in other views and on which two fits agree better that share no over-clusters (`quality.py`).
+the images. Ward's rule joins the over-clusters of all (Leisch, "Bagged clustering", 1999) to as many as a fit has, and
+from their mean posteriors a mixture of over-clusters is fitted. A low κ makes clusters of unlike size, as in streets, a
+high one of like size: that is taken whose over-clusters are more stable in other views (`quality.py`), which tells them
+better apart than the few clusters that are wanted. Ward's rule joins the over-clusters once more, and from these the
+mixture of K directions is fitted.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from torch.nn import functional as F
 
 from densesiam_seg.clustering.kmeans import kmeans_labels
 from densesiam_seg.clustering.merging import Contacts, cut, merge_tree
-from densesiam_seg.clustering.quality import Sample, agreement, stability
+from densesiam_seg.clustering.quality import Sample, stability
 from densesiam_seg.io.randomness import Stream, generator
 from densesiam_seg.peers.group import ALONE, Group
 
@@ -35,7 +37,9 @@ MAX_OVER_CLUSTERS = 3000
 """Of all draws together, as joining takes the square of their memory; with very many clusters there are fewer draws."""
 OVER_CONCENTRATION = 10.0
 CONCENTRATIONS = (7.0, 20.0)
-ITERATIONS = 10
+DRAW_ITERATIONS = 10
+ITERATIONS = 40
+"""Of the mixtures that are kept, until nothing changes."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +60,11 @@ class Directions:
         return self.log_joint(points).softmax(1)
 
 
-def fit_directions(points: Tensor, posteriors: Tensor, concentration: float) -> Directions:
+def fit_directions(
+    points: Tensor, posteriors: Tensor, concentration: float, iterations: int = ITERATIONS
+) -> Directions:
     """Expectation-maximisation from posteriors (N, K), at one concentration κ."""
-    for _ in range(ITERATIONS):
+    for _ in range(iterations):
         fit = _maximised(points, posteriors, concentration)
         posteriors = fit.posteriors(points)
     return _maximised(points, posteriors, concentration)
@@ -85,35 +91,36 @@ def find_directions(
         draw = generator(seed, Stream.PIXELS, round_=1 + turn)
         part = sample.part(max(len(points) // 2, count), draw)
         labels = kmeans_labels(part, count, seed=seed + turn)
-        return fit_directions(part, _one_hot(labels, count), OVER_CONCENTRATION)
+        return fit_directions(part, _one_hot(labels, count), OVER_CONCENTRATION, DRAW_ITERATIONS)
 
-    steps = draws + len(CONCENTRATIONS)
+    steps = draws + len(CONCENTRATIONS) + 1
     found: list[Directions] = []
     with closing(group.dealt(draw_one, range(draws))) as drawn:
-        for each in drawn:
-            found.append(each)
+        for draw in drawn:
+            found.append(draw)
             yield len(found) / steps
 
-    def fits_of(part: Sequence[Directions]) -> list[Directions]:
-        # At every concentration: the posteriors would be a long message.
-        posteriors = joined(part, points, clusters)
-        return [fit_directions(points, posteriors, each) for each in CONCENTRATIONS]
+    def over_clustered(concentration: float) -> tuple[float, float, Directions]:
+        # Each joins for itself: the posteriors would be a long message.
+        fit = fit_directions(points, joined(found, points, count), concentration)
+        return stability(fit, sample), concentration, fit
 
-    with closing(group.dealt(fits_of, (found, found[::2], found[1::2]))) as parts:
-        alike = list(zip(*parts, strict=True))
+    tried: list[tuple[float, float, Directions]] = []
+    with closing(group.dealt(over_clustered, CONCENTRATIONS)) as fits:
+        for each in fits:
+            tried.append(each)
+            yield (draws + len(tried)) / steps
+    _, best, over = max(tried, key=lambda each: each[0])
 
-    def ranked(fits: Sequence[Directions]) -> tuple[float, float]:
-        fit, *pair = fits
-        return stability(fit, sample), agreement(pair, sample)
+    def clustered(concentration: float) -> tuple[Directions, float]:
+        fit = fit_directions(points, joined([over], points, clusters), concentration)
+        return fit, stability(fit, sample)
 
-    ranks: list[tuple[float, float]] = []
-    with closing(group.dealt(ranked, alike)) as told:
-        for rank in told:
-            ranks.append(rank)
-            yield (draws + len(ranks)) / steps
-    # Other light, another size and other images count alike.
-    best = max(range(len(ranks)), key=lambda place: 2 * ranks[place][0] + ranks[place][1])
-    return alike[best][0], ranks[best][0]
+    # Dealt out, though it is one: all get it, and it is computed on one core.
+    with closing(group.dealt(clustered, (best,))) as last:
+        (result,) = last
+    yield 1.0
+    return result
 
 
 def joined(draws: Sequence[Directions], points: Tensor, clusters: int) -> Tensor:

@@ -3,12 +3,12 @@
 Axes: B images, V views, L of them in the image's own size, K clusters, C channels of the description, D of appearance,
 S stored side, h w = the grid.
 
-The backbone is frozen, so a place's description in every view is computed once and kept. The views are the image in
-several lights and enlarged: every size in which it is read is the next larger one. Enlarged, small things and borders
-are described better, but large ones lose their context: its posteriors are the targets that the K-way layer learns for
-all views of the image's own size (PixSim with a teacher in place of the predictor). The teacher is the layer itself as
-it was at the start of the round. Targets are sharpened, and brought back to the shares that the clusters had at first,
-since sharpening makes large clusters larger.
+The backbone is frozen, so a place's description in every view is computed once and kept. The clusters are chosen by
+views in several lights and by the image enlarged: every size in which it is read is then the next larger one. Enlarged,
+small things and borders are described better, but large ones lose their context: its posteriors are the targets that
+the K-way layer learns for the image in its own size (PixSim with a teacher in place of the predictor). The teacher is
+the layer itself as it was at the start of the round. Targets are sharpened, which makes large clusters larger; a bias
+brings them most of the way back to the shares that the clusters had at first.
 """
 
 from __future__ import annotations
@@ -50,10 +50,8 @@ MARGIN = 0.01
 """By so much clusters of appearance must be more stable than those of learned features: the spread of their fits."""
 SHARPENING = 2.0
 """Factor on the log-posteriors of targets."""
-BALANCING = 5
-"""Rounds in which sharpened posteriors are brought back to the clusters' shares."""
-ROUND_STEPS = 50
-"""A teacher is kept for the epochs that make so many steps."""
+ROUND_STEPS = 25
+"""A teacher is kept for the epochs that make about so many steps."""
 MEMORY_SHARE = 0.25
 """Share of the machine's free memory that kept descriptions may take."""
 
@@ -76,10 +74,10 @@ class Described(Method):
             "prepared": torch.tensor(-1),  # the last epoch that was prepared
             "shares": torch.full((clusters,), 1 / clusters),  # of the clusters before training
             "teacher": torch.zeros(clusters, network.encoder.width, 1, 1),
-            "bias": torch.zeros(clusters),  # the teacher's, with what keeps the shares
+            "bias": torch.zeros(clusters),  # the teacher's, with what brings the shares back
         }
         self._kept: dict[int, Tensor] = {}
-        """By image: appearance and description in all views, (V, D + C, h, w), half precision."""
+        """By image: appearance and description, as it is and enlarged, (2, D + C, h, w), half precision."""
         self._budget = MEMORY_SHARE * free_memory()
         self._form: DenseSiam | None = None
 
@@ -99,39 +97,26 @@ class Described(Method):
             return
         if epoch == 0:
             yield from self._fit(store)
-        if epoch % -(-ROUND_STEPS // max(len(store) // self.config.batch_size, 1)) == 0:
+        if epoch % max(round(ROUND_STEPS / max(len(store) // self.config.batch_size, 1)), 1) == 0:
             self._teach(store, first=epoch == 0)
         self._state["prepared"].fill_(epoch)
 
     def objective(self, images: Tensor, indices: Sequence[int], epoch: int) -> Objective:
-        """Cross-entropy of two views of the image's own size with the targets of the enlarged one."""
-        network, config = self.network, self.config
+        """Cross-entropy of the image in its own size with the targets of the enlarged one."""
         known = self._places_of(zip(images, indices, strict=True))
-        both = [
-            self._two_views(index, epoch, len(each) - 1)
-            for index, each in zip(indices, known, strict=True)
-        ]
 
-        def read(pair: tuple[Tensor, tuple[int, int]]) -> Tensor:
-            places, chosen = pair
-            return self._dense(places[[-1, *chosen]].to(images.device).float())
+        def read(places: Tensor) -> Tensor:
+            return self._dense(places.to(images.device).float())
 
         # Each on one core: what a mixture computes is too short for several, which would wait for each other.
-        dense = torch.stack(list(self._of_each(read, zip(known, both, strict=True))), 1)
-        targets = self._targets(dense[0])
-        scores = network.scores(dense[1:].flatten(0, 1))
+        own, enlarged = torch.stack(list(self._of_each(read, known)), 1)
+        targets, scores = self._targets(enlarged), self.network.scores(own)
         with torch.no_grad():
             winners = scores.argmax(1)
-            agreement = torch.eq(*winners.chunk(2)).float().mean()
-            histogram = label_counts(winners, config.clusters)
-        terms: Terms = {"pixel": (1.0, prior_loss(scores, torch.cat((targets, targets))))}
+            agreement = torch.eq(winners, targets.argmax(1)).float().mean()
+            histogram = label_counts(winners, self.config.clusters)
+        terms: Terms = {"pixel": (1.0, prior_loss(scores, targets))}
         return Objective(*weighted(terms), agreement, histogram)
-
-    def _two_views(self, index: int, epoch: int, count: int) -> tuple[int, int]:
-        """Of `count` views of an image two that differ, drawn for it alone: a batch may be in several processes."""
-        draw = generator(self.config.seed, Stream.VIEWS, epoch, index)
-        first, second = draw.permutation(count)[:2].tolist()
-        return first, second
 
     def state(self) -> dict[str, Tensor]:
         """The teacher, and how far the epochs are prepared."""
@@ -181,7 +166,7 @@ class Described(Method):
             weight.copy_(directions.axes[:, :, None, None])
             bias.copy_(directions.logs)
         for index, each, (_, look) in zip(own, described, read, strict=True):
-            self._keep(index, self._joined(each, look))
+            self._keep(index, self._joined(each[[0, -1]], look[[0, -1]]))
 
     def _read(
         self, store: ImageStore, own: Sequence[int], count: int
@@ -244,7 +229,7 @@ class Described(Method):
 
     @torch.no_grad()
     def _teach(self, store: ImageStore, *, first: bool) -> None:
-        """Make the K-way layer the teacher, with a bias that keeps the shares; the `first` one's are counted.
+        """Make the K-way layer the teacher, with a bias towards the first shares; the `first` teacher's are counted.
 
         Each process counts in its part of the images.
         """
@@ -275,10 +260,9 @@ class Described(Method):
 
         if first:
             state["shares"] = mean(0, 1.0)
-        for _ in range(BALANCING):
-            shares = mean(-1, SHARPENING)
-            # Logarithms differ between processors.
-            state["bias"] += self.group.by_first(added).to(bias)
+        shares = mean(1, SHARPENING)
+        # Logarithms differ between processors.
+        state["bias"] += self.group.by_first(added).to(bias)
 
     def _targets(self, dense: Tensor, sharpening: float = SHARPENING) -> Tensor:
         """The teacher's posteriors (B, K, h, w) of what `DenseSiam.scores` reads."""
@@ -290,7 +274,7 @@ class Described(Method):
             return (sharpening * logs).softmax(1)
 
     def _places_of(self, images: Iterable[tuple[Tensor | None, int]]) -> list[Tensor]:
-        """Appearance and description of stored images, uint8 (3, S, S), in all views; of a kept one it may be None."""
+        """What is kept of stored images, uint8 (3, S, S), each of which may be None where it is kept already."""
         pairs = list(images)
         missing = [(image, index) for image, index in pairs if index not in self._kept]
         seen = self._of_each(self._seen, missing) if missing else ()
@@ -302,7 +286,7 @@ class Described(Method):
     def _seen(self, pair: tuple[Tensor | None, int]) -> Tensor:
         image, _ = pair
         assert image is not None
-        views, look = self._stages(image[None])
+        views, look = self._stages(image[None], lights=())
         return self._joined(self._described(views, _coarser(look)), look)
 
     def _keep(self, index: int, places: Tensor) -> None:
@@ -310,17 +294,18 @@ class Described(Method):
         if self._budget >= 0:
             self._kept[index] = places
 
-    def _stages(self, image: Tensor) -> tuple[Views, Tensor]:
+    def _stages(self, image: Tensor, lights: Sequence[float] = LIGHTS) -> tuple[Views, Tensor]:
         """The stages of a stored image (1, 3, S, S), and its appearance in all views (V, D, 2h, 2w).
 
-        Both are in half precision, in which k-means finds the same.
+        The views are the image as it is, in these `lights`, and enlarged. Both are in half precision, in which k-means
+        finds the same.
         """
         encoder, device = self._reader, self._device
         side = encoder.zoom * self.config.image_size
         shown = image.float()
         if image.shape[-1] != side:
             shown = F.interpolate(shown, (side, side), mode="bilinear", antialias=True)
-        lit = torch.cat([(shown * light).clamp(max=255) for light in (1.0, *LIGHTS)])
+        lit = torch.cat([(shown * light).clamp(max=255) for light in (1.0, *lights)])
         larger = (1 + encoder.zoom) / encoder.zoom
         large = F.interpolate(shown, scale_factor=larger, mode="bilinear")
         own = encoder.described_stages(normalise(lit.to(device) / 255))
@@ -345,7 +330,7 @@ class Described(Method):
         return torch.cat(found).half()
 
     def _joined(self, described: Tensor, look: Tensor) -> Tensor:
-        """Description and appearance of all views → both (V, D + C, h, w), as the network reads them out."""
+        """Description and appearance of some views → both (V, D + C, h, w), as the network reads them out."""
         mixture = self.network.mixture
         assert mixture is not None
         if mixture.fitted:

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from densesiam_seg.clustering import directions
 from densesiam_seg.clustering.directions import (
+    CONCENTRATIONS,
     OVER_CLUSTERS,
     Directions,
     find_directions,
@@ -61,7 +63,7 @@ def same_clusters(found: Tensor, groups: Tensor) -> float:
 def test_a_step_against_its_definition() -> None:
     """log π + κ μ·x, π and μ the mean posterior and the direction of the mean, after the given number of rounds."""
     points, groups = bundles((300, 200), spread=0.5)
-    fit = fit_directions(points, torch.eye(2).double()[groups], 9.0)
+    fit = fit_directions(points, torch.eye(2).double()[groups], 9.0, iterations=10)
     shares = torch.eye(2).double()[groups]
     for _ in range(11):
         weights = shares.mean(0)
@@ -142,3 +144,21 @@ def test_the_number_of_threads_changes_nothing() -> None:
         assert torch.get_num_threads() == threads
     torch.set_num_threads(before)
     assert torch.equal(found[0].axes, found[1].axes) and torch.equal(found[0].logs, found[1].logs)
+
+
+@pytest.mark.parametrize("wanted", CONCENTRATIONS)
+def test_the_concentration_with_the_more_stable_over_clusters_is_taken(
+    wanted: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every axis is as long as the concentration; in the end stability is that of the wanted clusters."""
+
+    def stability(fit: Directions, _: Sample) -> float:
+        if len(fit.logs) == 3:
+            return 0.25
+        return float(torch.allclose(fit.axes.norm(dim=1), torch.tensor(wanted).double()))
+
+    monkeypatch.setattr(directions, "stability", stability)
+    points, _ = bundles((300, 200, 100))
+    fit, stable = finished(find_directions(sample_of(points), 3, seed=0))[1]
+    torch.testing.assert_close(fit.axes.norm(dim=1), torch.full((3,), wanted).double())
+    assert stable == 0.25
