@@ -5,12 +5,12 @@ Axes: N points, which are unit vectors of C channels; K clusters, A over-cluster
 A cluster's density is that of von Mises and Fisher, ∝ exp(κ μ·x), with one concentration κ for all (Banerjee et al.,
 "Clustering on the unit hypersphere", 2005): k-means with soft borders and unequal shares.
 
-A single fit depends on its start and its images. So many are made, with more clusters than are wanted, each to half of
-the images. Ward's rule joins the over-clusters of all (Leisch, "Bagged clustering", 1999) to as many as a fit has, and
-from their mean posteriors a mixture of over-clusters is fitted. A low κ makes clusters of unlike size, as in streets, a
-high one of like size: that is taken whose over-clusters are more stable in other views (`quality.py`), which tells them
-better apart than the few clusters that are wanted. Ward's rule joins the over-clusters once more, and from these the
-mixture of K directions is fitted.
+One run of k-means depends on its start and its images. So there are many, each on half of the images and with more
+clusters than are wanted. Ward's rule joins the over-clusters of all (Leisch, "Bagged clustering", 1999) to as many as
+one run has, and from their mean posteriors a mixture of over-clusters is fitted. A low κ makes clusters of unlike size,
+as in streets, a high one of like size: that is taken whose over-clusters are more stable in other views (`quality.py`),
+which tells them better apart than the few clusters that are wanted. Ward's rule joins the over-clusters once more, and
+from these the mixture of K directions is fitted.
 """
 
 from __future__ import annotations
@@ -37,9 +37,8 @@ MAX_OVER_CLUSTERS = 3000
 """Of all draws together, as joining takes the square of their memory; with very many clusters there are fewer draws."""
 OVER_CONCENTRATION = 10.0
 CONCENTRATIONS = (7.0, 20.0)
-DRAW_ITERATIONS = 10
 ITERATIONS = 40
-"""Of the mixtures that are kept, until nothing changes."""
+"""So many that hardly anything changes any more."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +59,9 @@ class Directions:
         return self.log_joint(points).softmax(1)
 
 
-def fit_directions(
-    points: Tensor, posteriors: Tensor, concentration: float, iterations: int = ITERATIONS
-) -> Directions:
+def fit_directions(points: Tensor, posteriors: Tensor, concentration: float) -> Directions:
     """Expectation-maximisation from posteriors (N, K), at one concentration κ."""
-    for _ in range(iterations):
+    for _ in range(ITERATIONS):
         fit = _maximised(points, posteriors, concentration)
         posteriors = fit.posteriors(points)
     return _maximised(points, posteriors, concentration)
@@ -91,7 +88,8 @@ def find_directions(
         draw = generator(seed, Stream.PIXELS, round_=1 + turn)
         part = sample.part(max(len(points) // 2, count), draw)
         labels = kmeans_labels(part, count, seed=seed + turn)
-        return fit_directions(part, _one_hot(labels, count), OVER_CONCENTRATION, DRAW_ITERATIONS)
+        # From here expectation-maximisation finds nothing better for what is joined (docs/recipe.md).
+        return _maximised(part, _one_hot(labels, count), OVER_CONCENTRATION)
 
     steps = draws + len(CONCENTRATIONS) + 1
     found: list[Directions] = []

@@ -11,6 +11,7 @@ from torch import Tensor
 from densesiam_seg.clustering import directions
 from densesiam_seg.clustering.directions import (
     CONCENTRATIONS,
+    ITERATIONS,
     OVER_CLUSTERS,
     Directions,
     find_directions,
@@ -61,11 +62,11 @@ def same_clusters(found: Tensor, groups: Tensor) -> float:
 
 
 def test_a_step_against_its_definition() -> None:
-    """log π + κ μ·x, π and μ the mean posterior and the direction of the mean, after the given number of rounds."""
+    """log π + κ μ·x, π and μ the mean posterior and the direction of the mean, after the last round."""
     points, groups = bundles((300, 200), spread=0.5)
-    fit = fit_directions(points, torch.eye(2).double()[groups], 9.0, iterations=10)
+    fit = fit_directions(points, torch.eye(2).double()[groups], 9.0)
     shares = torch.eye(2).double()[groups]
-    for _ in range(11):
+    for _ in range(ITERATIONS + 1):
         weights = shares.mean(0)
         means = shares.T @ points
         axes = 9 * means / means.norm(dim=1, keepdim=True)
