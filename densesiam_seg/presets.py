@@ -61,7 +61,7 @@ FROM_STAGES: Mapping[str, Any] = {
     "features": "stages",
     "freeze": True,
     "optimizer": "adam",
-    "learning_rate": 1e-2,
+    "learning_rate": 5e-3,
     "weight_decay": 0.0,
 }
 """The same where there are pre-trained weights."""

@@ -12,7 +12,7 @@ from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.files import JSON, to_json
 from densesiam_seg.io.tensors import digest_of
 
-FORMAT = 2
+FORMAT = 3
 """Of all that is written; raised with a change by which the same facts give other bytes."""
 
 

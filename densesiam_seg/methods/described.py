@@ -50,6 +50,8 @@ MARGIN = 0.01
 """By so much clusters of appearance must be more stable than those of learned features: the spread of their fits."""
 SHARPENING = 2.0
 """Factor on the log-posteriors of targets."""
+BALANCING = 2
+"""Steps in which sharpened posteriors are brought nearer to the clusters' shares; these few do not reach them."""
 ROUND_STEPS = 25
 """A teacher is kept for the epochs that make about so many steps."""
 MEMORY_SHARE = 0.25
@@ -260,9 +262,10 @@ class Described(Method):
 
         if first:
             state["shares"] = mean(0, 1.0)
-        shares = mean(1, SHARPENING)
-        # Logarithms differ between processors.
-        state["bias"] += self.group.by_first(added).to(bias)
+        for _ in range(BALANCING):
+            shares = mean(1, SHARPENING)
+            # Logarithms differ between processors.
+            state["bias"] += self.group.by_first(added).to(bias)
 
     def _targets(self, dense: Tensor, sharpening: float = SHARPENING) -> Tensor:
         """The teacher's posteriors (B, K, h, w) of what `DenseSiam.scores` reads."""
