@@ -35,7 +35,7 @@ from child import facts, revision
 from tasks import Task, load_task
 
 from densesiam_seg.backbones import PACKAGED
-from densesiam_seg.clustering.directions import Directions, joined
+from densesiam_seg.clustering.directions import Directions
 from densesiam_seg.clustering.kmeans import kmeans
 from densesiam_seg.clustering.quality import Sample
 from densesiam_seg.config import TrainConfig
@@ -102,11 +102,6 @@ def kmeans_directions(
     yield 0.5
     weight, bias = kmeans(sample.points, clusters, seed=seed, restarts=3).classifier()
     return Directions(weight[:, :, 0, 0], bias), 1.0
-
-
-def of_first(draws: Sequence[Directions], points: Tensor, clusters: int) -> Tensor:
-    """In place of `joined`: there are always two draws or more, of which one is taken."""
-    return joined(draws[:1], points, clusters)
 
 
 class Recalled(Described):
@@ -195,7 +190,7 @@ class Row:
 
 
 KMEANS = {f"{FOUND}.find_directions": kmeans_directions}
-ONE_DRAW = {f"{DIRECTIONS}.DRAWS": 1, f"{DIRECTIONS}.joined": of_first}
+ONE_DRAW = {f"{DIRECTIONS}.DRAWS": 1}
 
 ROWS: Mapping[str, Row] = {
     "kmeans": Row("k-means of the description", KMEANS, epochs=0),

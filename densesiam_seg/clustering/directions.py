@@ -82,7 +82,7 @@ def find_directions(
     sample = sample.double()
     points = sample.points
     count = max(min(round(OVER_CLUSTERS * clusters), len(points) // 4), clusters)
-    draws = max(min(DRAWS, MAX_OVER_CLUSTERS // count), 2)
+    draws = max(min(DRAWS, MAX_OVER_CLUSTERS // count), 1)
 
     def draw_one(turn: int) -> Directions:
         draw = generator(seed, Stream.PIXELS, round_=1 + turn)
