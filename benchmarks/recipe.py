@@ -289,7 +289,7 @@ class Half:
             method = row.method(network, config, self.data.read, row.sizes)
             method._kept.update(start.kept)
             if row.labels:
-                labels = [self.data.labels[number] for number in self.fitted]
+                labels = [self.data.labels[self.fitted[place]] for place in start.kept]
                 fit_linear(network, list(start.kept.values()), labels)
             elif row.epochs:
                 device = torch.device("cpu")

@@ -20,7 +20,8 @@ from tasks import Task
 import densesiam_seg
 from densesiam_seg.io.files import to_json
 
-FORMAT = 1
+FORMAT = 2
+"""Raised with a change of the package by which a row has other figures with the same settings."""
 CHILD = Path(__file__).with_name("child.py")
 
 

@@ -81,7 +81,8 @@ def find_directions(
     """
     sample = sample.double()
     points = sample.points
-    count = max(min(round(OVER_CLUSTERS * clusters), len(points) // 4), clusters)
+    count = min(round(OVER_CLUSTERS * clusters), len(points) // 4, MAX_OVER_CLUSTERS)
+    count = max(count, clusters)
     draws = max(min(DRAWS, MAX_OVER_CLUSTERS // count), 1)
 
     def draw_one(turn: int) -> Directions:

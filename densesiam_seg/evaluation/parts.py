@@ -28,7 +28,8 @@ from densesiam_seg.io.files import replace_file
 from densesiam_seg.io.sealed import read_sealed, seal
 from densesiam_seg.peers.shard import Shard
 
-FORMAT = 1
+FORMAT = 2
+"""Raised with a change by which the same model has other masks, as well as with one of the form."""
 MAX_BYTES = 1 << 30
 """Of a part: names of images that could not be read may be many."""
 _NAMES = {

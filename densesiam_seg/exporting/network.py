@@ -114,7 +114,7 @@ def smaller(image: Tensor, size: Sequence[int]) -> Tensor:
 def pamr(guide: Tensor, maps: Tensor) -> Tensor:
     """`inference.refinement.pamr` of a guide (1, 3, H, W) and maps (1, K, H, W).
 
-    Neighbours are gathered by their places, eight at a time: half a thousand moved copies of the maps, which are faster
+    Neighbours are gathered by their places, eight at a time: hundreds of moved copies of the maps, which are faster
     in torch, would make a program of thousands of operations.
     """
     height, width = maps.shape[-2:]

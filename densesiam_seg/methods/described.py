@@ -308,17 +308,22 @@ class Described(Method):
         shown = image.float()
         if image.shape[-1] != side:
             shown = F.interpolate(shown, (side, side), mode="bilinear", antialias=True)
-        lit = torch.cat([(shown * light).clamp(max=255) for light in (1.0, *lights)])
+        lit = [(shown * light).clamp(max=255).to(device) / 255 for light in (1.0, *lights)]
         larger = (1 + encoder.zoom) / encoder.zoom
         large = F.interpolate(shown, scale_factor=larger, mode="bilinear")
-        own = encoder.described_stages(normalise(lit.to(device) / 255))
+        # One by one: in a batch of another size some layers of some backbones round otherwise.
+        passes = [encoder.described_stages(normalise(each)) for each in lit]
+        own = [
+            [torch.cat(stage) for stage in zip(*size, strict=True)]
+            for size in zip(*passes, strict=True)
+        ]
         largest = encoder.coarsest_stages(normalise(large.to(device) / 255))
         enlarged = [*([stage[:1] for stage in size] for size in own[1:]), largest]
         cells = encoder.grid(own[0])
         grid = (FINER * cells[0], FINER * cells[1])
-        look = appearance(lit.to(device) / 255, grid)
+        look = torch.cat([appearance(each, grid) for each in lit])
         finer = (round(larger * grid[0]), round(larger * grid[1]))
-        closer = appearance(shown.to(device) / 255, finer)
+        closer = appearance(lit[0], finer)
         closer = F.interpolate(closer, grid, mode="bilinear", antialias=True)
         views = _halved(own), _halved(enlarged)
         return views, torch.cat((look, closer)).half()

@@ -30,8 +30,8 @@ class Objective:
     total: Tensor
     parts: dict[str, Tensor]
     agreement: Tensor
-    """Share of pixels (or of sampled pairs) that both views give the same cluster; of whole images, without any dense
-    loss: share of those whose other view is the most similar one of the batch."""
+    """Share of pixels (or of sampled pairs) that both views, or a view and its targets, give the same cluster; of whole
+    images, without any dense loss: share of those whose other view is the most similar one of the batch."""
     histogram: Tensor
     """Pixels per cluster over both views, (K,) int64; empty where nothing is clustered."""
     disjoint: int = 0

@@ -180,7 +180,7 @@ class TestRefused:
             ({"counts": 7}, "no part of an evaluation by this version"),
             ({"images": 4}, "its number of images"),
             ({"shard": {"index": 2, "count": 2}}, "no part of an evaluation by this version"),
-            ({"format": 2}, "format 1 is wanted"),
+            ({"format": 1}, "format 2 is wanted"),
             ({"job": {}}, "no part of an evaluation by this version"),
             ({"turned": {"count": "one"}}, "its warnings"),
         ],

@@ -20,7 +20,7 @@ from densesiam_seg.images.scan import scan
 from densesiam_seg.images.store import ImageStore
 from densesiam_seg.methods import described
 from densesiam_seg.methods.described import BALANCING, SHARPENING, Described
-from densesiam_seg.methods.mixture_prior import fit_mixture
+from densesiam_seg.methods.mixture_prior import LIGHTS, fit_mixture
 from densesiam_seg.network.architecture import Architecture
 from densesiam_seg.network.inference_form import available
 from densesiam_seg.network.model import DenseSiam, build_network
@@ -163,6 +163,20 @@ def test_only_exact_mode_reads_the_layers_one_by_one(store: ImageStore) -> None:
         for size, one in zip(view, other, strict=True):
             for stage, expected in zip(size, one, strict=True):
                 torch.testing.assert_close(stage, expected, rtol=4e-3, atol=4e-3)
+
+
+def test_what_is_kept_at_the_start_is_what_is_read_later(store: ImageStore) -> None:
+    """A run that goes on reads the image without its other lights; a ResNet's layers round by the size of a batch."""
+    method = method_of()
+    method.config = replace(CONFIG, precision="fp32")
+    batch = next(iter(store.batches([(0,)])))
+    views = [method._stages(batch.images, lights) for lights in (LIGHTS, ())]
+    (own, enlarged), look = views[0]
+    (again, large), seen = views[1]
+    assert torch.equal(look[[0, -1]], seen)
+    for sizes, others in ((own, again), (enlarged, large)):
+        for size, other in zip(sizes, others, strict=True):
+            assert all(torch.equal(one[:1], two) for one, two in zip(size, other, strict=True))
 
 
 def test_targets_are_the_enlarged_views_nearer_to_the_first_shares(
