@@ -71,8 +71,9 @@ def test_tests_mirror_rooms_and_files() -> None:
         if module.name != "__init__.py"
     }
     benchmarks = {
-        f"benchmarks/test_{main.parent.name}.py"
-        for main in (ROOT / "benchmarks").glob("*/__main__.py")
+        f"benchmarks/test_{main.parent.name if main.name == '__main__.py' else main.stem}.py"
+        for main in (ROOT / "benchmarks").glob("**/*.py")
+        if main.name == "__main__.py" or main.parent.name == "benchmarks"
     }
     folder = ROOT / "tests"
     tests = {path.relative_to(folder).as_posix() for path in folder.rglob("test_*.py")}

@@ -126,7 +126,8 @@ def pamr(guide: Tensor, maps: Tensor) -> Tensor:
     mean = (len(DILATIONS) * colours + sum(each.sum(0) for each in around)) / count
     squares = len(DILATIONS) * (colours - mean).square()
     squares = squares + sum((each - mean).square().sum(0) for each in around)
-    scale = CONTRAST * (squares / (count - 1)).sqrt() + 1e-8
+    # A least value, as the exporter leaves out what adds so little, and one colour would be divided by 0.
+    scale = (CONTRAST * (squares / (count - 1)).sqrt()).clamp(min=1e-8)
     unlike = torch.cat([((each - colours).abs() / scale).mean(2) for each in around])
     weights = torch.split(unlike.neg().softmax(0)[..., None], 8)  # (8, H·W, 1) each
     values = maps[0].flatten(1).mT  # (H·W, K)

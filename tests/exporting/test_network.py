@@ -54,7 +54,7 @@ def agree(segmenter: Segmenter, refine: str) -> None:
         wanted = segmenter.scores(shown, how)[0]
         with torch.no_grad():
             mask, scores = network(shown, torch.tensor(size))
-        torch.testing.assert_close(scores[0], wanted, atol=2e-3, rtol=1e-3)
+        torch.testing.assert_close(scores[0], wanted, atol=5e-3, rtol=1e-3)
         ids = segmenter.mask(wanted, *size)
         assert mask.numpy().dtype == ids.dtype
         assert (mask.numpy() == ids).mean() > 0.999 and len(np.unique(ids)) > 1

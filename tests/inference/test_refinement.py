@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from densesiam_seg.inference import refinement
 from densesiam_seg.inference.options import Refinement
 from densesiam_seg.inference.refinement import (
+    DILATIONS,
     affinities,
     box_mean,
     guided_filter,
@@ -141,7 +142,7 @@ class TestPamr:
 
     def test_weights_sum_to_1(self) -> None:
         found = affinities(noise(1, 3, 4, 5))
-        assert found.shape == (1, 48, 4, 5)
+        assert found.shape == (1, 8 * len(DILATIONS), 4, 5)
         torch.testing.assert_close(found.sum(1), torch.ones(1, 4, 5))
 
     def test_one_colour_has_neither_edges_nor_nan(self) -> None:
