@@ -70,11 +70,9 @@ def test_tests_mirror_rooms_and_files() -> None:
         for module in folder.glob("*.py")
         if module.name != "__init__.py"
     }
-    benchmarks = {
-        f"benchmarks/test_{main.parent.name if main.name == '__main__.py' else main.stem}.py"
-        for main in (ROOT / "benchmarks").glob("**/*.py")
-        if main.name == "__main__.py" or main.parent.name == "benchmarks"
-    }
+    folder = ROOT / "benchmarks"
+    mains = [path.parent for path in folder.glob("*/__main__.py")] + [*folder.glob("*.py")]
+    benchmarks = {f"benchmarks/test_{main.stem}.py" for main in mains}
     folder = ROOT / "tests"
     tests = {path.relative_to(folder).as_posix() for path in folder.rglob("test_*.py")}
     tests = {name for name in tests if not name.startswith("faults/")}  # by fault, not by file

@@ -139,10 +139,9 @@ def frozen_kmeans(setting: Setting) -> Made:
         grid = encoder.grid(stages[0][0])
         description.fit(stages, grid)
         points = torch.cat([description(each, grid)[0].flatten(1).T for each in stages])
-        centres = kmeans(points, task.clusters, seed=seed, restarts=3).centres
-        weight, bias = network.projector.parameters()
-        weight.copy_(2 * centres[:, :, None, None] / TEMPERATURE)
-        bias.copy_(-centres.square().sum(1) / TEMPERATURE)
+        found = kmeans(points, task.clusters, seed=seed, restarts=3).classifier()
+        for own, each in zip(network.projector.parameters(), found, strict=True):
+            own.copy_(each / TEMPERATURE)
     card = ModelCard(architecture, task.side, clusters=task.clusters, refine="pamr")
     return _read_out(Segmenter(network, card, device=setting.device))
 

@@ -46,7 +46,7 @@ def stages() -> Segmenter:
     return Segmenter(network, card, device="cpu", precision="fp32")
 
 
-def agree(segmenter: Segmenter, refine: str) -> None:
+def agree(segmenter: Segmenter, refine: str, atol: float = 2e-3) -> None:
     how = Refinement(refine=refine)
     network = MaskNetwork(segmenter, refine).eval()
     for size in SIZES:
@@ -54,7 +54,7 @@ def agree(segmenter: Segmenter, refine: str) -> None:
         wanted = segmenter.scores(shown, how)[0]
         with torch.no_grad():
             mask, scores = network(shown, torch.tensor(size))
-        torch.testing.assert_close(scores[0], wanted, atol=5e-3, rtol=1e-3)
+        torch.testing.assert_close(scores[0], wanted, atol=atol, rtol=1e-3)
         ids = segmenter.mask(wanted, *size)
         assert mask.numpy().dtype == ids.dtype
         assert (mask.numpy() == ids).mean() > 0.999 and len(np.unique(ids)) > 1
@@ -66,7 +66,8 @@ class TestScores:
         agree(segmenter, refine)
 
     def test_of_stages_and_appearance(self) -> None:
-        agree(stages(), "pamr")
+        # Its edges are those of a smaller image, in which some values are rounded to the next one (see below).
+        agree(stages(), "pamr", atol=5e-3)
 
     def test_of_centroids(self, segmenter: Segmenter) -> None:
         draw = torch.Generator().manual_seed(0)
