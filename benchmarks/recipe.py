@@ -32,9 +32,9 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).parent / "accuracy"))
 
 from child import facts, revision
+from making import described_network
 from tasks import Task, load_task
 
-from densesiam_seg.backbones import PACKAGED
 from densesiam_seg.clustering.directions import Directions
 from densesiam_seg.clustering.kmeans import kmeans
 from densesiam_seg.clustering.quality import Sample
@@ -49,14 +49,12 @@ from densesiam_seg.io.files import make_folder, replace_json, replace_text
 from densesiam_seg.io.randomness import Stream, generator
 from densesiam_seg.methods.described import Described, Views
 from densesiam_seg.methods.mixture_prior import LIGHTS
-from densesiam_seg.network.architecture import Architecture
 from densesiam_seg.network.description import Description
 from densesiam_seg.network.encoder import PYRAMID_ZOOM
-from densesiam_seg.network.model import DenseSiam, build_network
+from densesiam_seg.network.model import DenseSiam
 from densesiam_seg.presets import train_preset
 from densesiam_seg.studies.tables import Column, Table, spread
 from densesiam_seg.training.loop import Training
-from densesiam_seg.training.weights import load_encoder
 
 Read: TypeAlias = tuple[Views, Tensor]
 """Stages, and appearance in all views: what `Described` reads of an image."""
@@ -107,10 +105,10 @@ def kmeans_directions(
 class Recalled(Described):
     """Images are their numbers, and what was read of each is known. Where places are kept nothing is fitted again."""
 
-    def __init__(self, network: DenseSiam, config: TrainConfig, read: Sequence[Read], sizes: int):
+    def __init__(self, network: DenseSiam, config: TrainConfig, read: Sequence[Read], row: Row):
         super().__init__(network, config)
         self.read = read
-        self.sizes = sizes
+        self.row = row
         self._form = network  # nothing passes the backbone
 
     def _fit(self, store: ImageStore) -> Iterator[int]:
@@ -118,10 +116,14 @@ class Recalled(Described):
             yield from super()._fit(store)
 
     def _stages(self, image: Tensor, lights: Sequence[float] = LIGHTS) -> Read:
-        (sizes, enlarged), look = self.read[int(image)]
+        (own, enlarged), look = self.read[int(image)]
         count = 1 + len(lights)
-        own = [[stage[:count] for stage in size] for size in sizes[: self.sizes]]
-        return (own, enlarged[: self.sizes]), torch.cat((look[:count], look[-1:]))
+
+        def used(view: list[list[Tensor]]) -> list[list[Tensor]]:
+            sizes = view[: self.row.sizes]
+            return [[size[number][:count] for number in self.row.stages] for size in sizes]
+
+        return (used(own), used(enlarged)), torch.cat((look[:count], look[-1:]))
 
 
 class OwnTargets(Recalled):
@@ -177,6 +179,8 @@ class Row:
     """Names of the package, and what stands there instead."""
     sizes: int = PYRAMID_ZOOM
     """The description reads so many sizes of a view, the smallest first."""
+    stages: tuple[int, ...] = (0, 1, 2)
+    """And these of the stages that it could read: the last of stride 16 and both of stride 32."""
     method: type[Recalled] = Recalled
     epochs: int = 1
     """So many times those of the preset; 0: no training."""
@@ -186,7 +190,7 @@ class Row:
     @property
     def start(self) -> Hashable:
         """Equal for rows that start from the same description and clusters."""
-        return self.sizes, *self.changes.items()
+        return self.sizes, self.stages, *self.changes.items()
 
 
 KMEANS = {f"{FOUND}.find_directions": kmeans_directions}
@@ -199,6 +203,7 @@ ROWS: Mapping[str, Row] = {
     "recipe": Row("the recipe"),
     "one-size": Row("described in one size", sizes=1),
     "two-sizes": Row("described in two sizes", sizes=2),
+    "two-stages": Row("described by the last stage of each stride", stages=(0, 2)),
     "no-mean": Row("no mean of like places", {SMOOTHED: unsmoothed}),
     "one-draw": Row("over-clusters of one draw", ONE_DRAW),
     "no-over-clusters": Row(
@@ -229,12 +234,7 @@ def known(task: Task, limit: int | None) -> Known:
     """Training images of a data set, evenly spread, read as `train` reads them."""
     items = task.train.items[:: EVERY[task.name]]
     count = min(limit or len(items), len(items))
-    (backbone,) = PACKAGED
-    architecture = Architecture(
-        backbone, clusters=task.clusters, over_clusters=0, features="stages", mixture=True
-    )
-    network = build_network(architecture, 0).eval()
-    load_encoder(network.encoder, backbone, "packaged")
+    network = described_network(task.clusters, 0, mixture=True)
     network.encoder.freeze()
     _, config = train_preset("balanced", count // 2, gpu=False, start="stages")
     config = replace(config, clusters=task.clusters, image_size=task.side)
@@ -286,7 +286,7 @@ class Half:
             start = self._starts[row.start]
             network = copy.deepcopy(start.network)
             config = replace(self.config, epochs=row.epochs * self.config.epochs)
-            method = row.method(network, config, self.data.read, row.sizes)
+            method = row.method(network, config, self.data.read, row)
             method._kept.update(start.kept)
             if row.labels:
                 labels = [self.data.labels[self.fitted[place]] for place in start.kept]
@@ -302,7 +302,12 @@ class Half:
     @torch.no_grad()
     def _start(self, row: Row) -> Start:
         network = copy.deepcopy(self.data.network)
-        method = row.method(network, self.config, self.data.read, row.sizes)
+        whole = network.encoder.description
+        assert whole is not None
+        network.encoder.description = Description(
+            [whole.stages[number] for number in row.stages], network.encoder.width
+        )
+        method = row.method(network, self.config, self.data.read, row)
         with changed({f"{FOUND}.find_gaussians": no_gaussians}):
             for _ in method._fit(Numbers(self.fitted)):
                 pass

@@ -20,7 +20,7 @@ from tasks import Task
 import densesiam_seg
 from densesiam_seg.io.files import to_json
 
-FORMAT = 2
+FORMAT = 3
 """Raised with a change of the package by which a row has other figures with the same settings."""
 CHILD = Path(__file__).with_name("child.py")
 

@@ -39,7 +39,7 @@ from densesiam_seg.inference.options import Refinement
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.files import discard
 from densesiam_seg.network.architecture import Architecture
-from densesiam_seg.network.model import build_network
+from densesiam_seg.network.model import DenseSiam, build_network
 from densesiam_seg.training.recipes import begun, choose_settings
 from densesiam_seg.training.weights import load_encoder
 from densesiam_seg.views.photometric import normalise
@@ -117,17 +117,23 @@ def untrained(setting: Setting) -> Made:
     return _read_out(fit_readout(segmenter, lambda: images, len(images), task.clusters, seed=seed))
 
 
+def described_network(clusters: int, seed: int, *, mixture: bool) -> DenseSiam:
+    """What ours starts from, before anything is fitted: the packaged weights, and what describes their stages."""
+    (backbone,) = PACKAGED
+    architecture = Architecture(
+        backbone, clusters=clusters, over_clusters=0, features="stages", mixture=mixture
+    )
+    network = build_network(architecture, seed).eval()
+    load_encoder(network.encoder, backbone, "packaged")
+    return network
+
+
 def frozen_kmeans(setting: Setting) -> Made:
     """k-means of the features that ours starts from, its centroids as the K-way layer, refined as ours is."""
     task, seed = setting.task, setting.seed
-    (backbone,) = PACKAGED
-    architecture = Architecture(
-        backbone, clusters=task.clusters, over_clusters=0, features="stages"
-    )
-    network = build_network(architecture, seed).eval()
+    network = described_network(task.clusters, seed, mixture=False)
     encoder, description = network.encoder, network.encoder.description
     assert description is not None
-    load_encoder(encoder, backbone, "packaged")
     images = [
         prepare_image(load_image(each.image), task.protocol, encoder.zoom * task.side)
         for each in task.train
@@ -142,7 +148,7 @@ def frozen_kmeans(setting: Setting) -> Made:
         found = kmeans(points, task.clusters, seed=seed, restarts=3).classifier()
         for own, each in zip(network.projector.parameters(), found, strict=True):
             own.copy_(each / TEMPERATURE)
-    card = ModelCard(architecture, task.side, clusters=task.clusters, refine="pamr")
+    card = ModelCard(network.architecture, task.side, clusters=task.clusters, refine="pamr")
     return _read_out(Segmenter(network, card, device=setting.device))
 
 

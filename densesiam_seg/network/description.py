@@ -1,4 +1,4 @@
-"""Pre-trained stages as they are: what clustering starts from, with no random layer in between.
+"""The coarsest stages of a pre-trained backbone as they are: what clustering starts from, with no random layer between.
 
 Axes: B images, N places, C channels of the description, S channels of all stages read, h w = the grid.
 
@@ -25,8 +25,6 @@ from densesiam_seg.io.parallel import on_own_cores
 from densesiam_seg.peers.exact import ExactSum
 from densesiam_seg.peers.group import ALONE, Group
 
-PYRAMID_STAGES = 2
-"""Of a pyramid the two coarsest stages are read, at strides 16 and 32; of a plain transformer the last one."""
 TEMPERATURE = 0.1
 """Divides the cosines of two places before the softmax that weighs them."""
 PAIRS = 2**30

@@ -77,7 +77,7 @@ class EfficientNetLite(nn.Module):
         for _ in range(2):
             nn.Conv2d(8, 8, 1)
         self.feature_info: list[dict[str, int]] = []
-        """Stride and channels of the last stage of each size, as timm tells them."""
+        """Stride and channels of each stage; timm tells the last one of each stride alone."""
         stages, channels, reduction = list[nn.Module](), STEM, 2
         for number, stage in enumerate(STAGES):
             ends = number in (0, len(STAGES) - 1)
@@ -86,8 +86,6 @@ class EfficientNetLite(nn.Module):
             stages.append(_blocks(stage, depth, inputs, channels, expanded=number > 0))
             reduction *= stage.stride
             info = {"stage": number + 1, "reduction": reduction, "num_chs": channels}
-            if self.feature_info and self.feature_info[-1]["reduction"] == reduction:
-                self.feature_info.pop()
             self.feature_info.append(info)
         self.blocks = nn.Sequential(*stages)
         self.conv_head: nn.Module = _convolution(channels, HEAD, 1)

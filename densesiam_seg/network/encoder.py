@@ -18,8 +18,8 @@ from densesiam_seg.clustering.resizing import resized, scaled
 from densesiam_seg.errors import UsageError
 from densesiam_seg.network import efficientnet, resnet
 from densesiam_seg.network.architecture import Features
-from densesiam_seg.network.description import PYRAMID_STAGES, Description
-from densesiam_seg.network.timm_backbones import TimmBackbone
+from densesiam_seg.network.description import Description
+from densesiam_seg.network.timm_backbones import COARSEST, TimmBackbone
 from densesiam_seg.network.weightless import weightless
 from densesiam_seg.views.geometric import enlarged
 
@@ -121,7 +121,7 @@ class Encoder(nn.Module):
     def __init__(self, backbone: str, channels: int, features: Features = "fpn") -> None:
         super().__init__()
         self.backbone = (
-            TimmBackbone(backbone.removeprefix(TIMM))
+            TimmBackbone(backbone.removeprefix(TIMM), described=features == "stages")
             if backbone.startswith(TIMM)
             else Backbone(backbone)
         )
@@ -131,8 +131,10 @@ class Encoder(nn.Module):
         self.zoom = 1
         """So many times the model's image size is what the sides of its input have."""
         if features == "stages":
-            one_stride = getattr(self.backbone, "one_stride", False)
-            used = stages[-1:] if one_stride else stages[-PYRAMID_STAGES:]
+            if isinstance(self.backbone, TimmBackbone):
+                used, one_stride = stages, self.backbone.one_stride
+            else:
+                used, one_stride = stages[-COARSEST:], False
             # A pyramid reads the image in its size, twice and three times that: the large ones show small things.
             self.zoom = 1 if one_stride else PYRAMID_ZOOM
             self.description = Description(used, channels)

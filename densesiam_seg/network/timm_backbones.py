@@ -23,6 +23,8 @@ from densesiam_seg.views.photometric import MEAN, STD
 
 DEPTHS = 4
 """How many blocks of a plain transformer the decoder sees: evenly spaced, the last among them."""
+COARSEST = 2
+"""How many strides of a pyramid the description sees: 16 and 32."""
 CLASSES = 1000
 """Of ImageNet, which published classifiers have."""
 
@@ -34,7 +36,11 @@ class TimmBackbone(nn.Module):
     that stride, each after the model's final norm, as DINOv2 evaluates its features.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, described: bool = False) -> None:
+        """`described`: with the stages that a description reads, not those of a decoder.
+
+        They are the last one of the second coarsest stride, and all that follow; of a plain transformer the last one.
+        """
         super().__init__()
         self.name = name
         self.plain = _create(name)
@@ -45,11 +51,15 @@ class TimmBackbone(nn.Module):
         self.multiple = max(strides)
         """The sides of the model's input are multiples of this."""
         if self.one_stride:
-            evenly = {len(strides) * (step + 1) // DEPTHS - 1 for step in range(DEPTHS)}
+            depths = 1 if described else DEPTHS
+            evenly = {len(strides) * (step + 1) // depths - 1 for step in range(depths)}
             self.indices = sorted(evenly - {-1})
         else:
             last_of_each = {s: index for index, s in enumerate(strides) if s >= 4}
             self.indices = sorted(last_of_each.values())
+            if described:
+                first, last = self.indices[-COARSEST:][0], self.indices[-1]
+                self.indices = list(range(first, last + 1))
         self.plain.prune_intermediate_layers(self.indices, prune_norm=not self.one_stride)
         width = "num_chs_norm" if self.one_stride else "num_chs"
         self.channels = tuple(
@@ -118,7 +128,9 @@ class TimmBackbone(nn.Module):
     def fetch(self) -> None:
         """Take over the weights that timm publishes under this name; raises whatever timm and the Hub's library do."""
         source = _created_by_timm(self.name, pretrained=True)
-        source.prune_intermediate_layers(self.indices, prune_norm=not self.one_stride)
+        # timm numbers the stages of some networks otherwise, but the last is always used.
+        last = len(_stages(self.name, source)) - 1
+        source.prune_intermediate_layers([last], prune_norm=not self.one_stride)
         self.plain.load_state_dict(source.state_dict())
 
     def named_in_order(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

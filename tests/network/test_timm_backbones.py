@@ -58,6 +58,25 @@ def test_a_plain_transformer_gives_four_depths_evenly_spaced() -> None:
     assert on_meta("vit_small_patch16_dinov3").indices == [2, 5, 8, 11]
 
 
+@pytest.mark.parametrize(
+    ("name", "channels", "sides"),
+    [
+        ("tf_efficientnet_lite0", [112, 192, 320], [10, 5, 5]),
+        ("convnext_tiny.dinov3_lvd1689m", [384, 768], [10, 5]),
+        ("vit_small_patch16_dinov3.lvd1689m", [384], [10]),
+    ],
+)
+def test_described_stages(name: str, channels: list[int], sides: list[int]) -> None:
+    """Of a pyramid all from the end of stride 16 on: EfficientNet has two of stride 32."""
+    with torch.device("meta"):
+        backbone = TimmBackbone(name, described=True)
+    assert list(backbone.channels) == channels
+    stages = backbone(torch.empty(2, 3, 160, 160, device="meta"))
+    assert [(each.shape[1], each.shape[2]) for each in stages] == list(
+        zip(channels, sides, strict=True)
+    )
+
+
 def test_they_are_timms_own_after_its_last_norm(small: None) -> None:
     backbone = TimmBackbone("vit_small_patch16_224.dino").eval()
     images = torch.randn(2, 3, 32, 48, generator=torch.Generator().manual_seed(0))
