@@ -335,7 +335,13 @@ def _not_empty(item: str, found: Candidates) -> Candidates:
         "name a folder of images"
         + (" or give --follow-links" if found.links else "")
         + (", or name the files themselves" if found.outputs else "")
+        + ("; a run or model goes where --help says --model or RUN" if _is_run(item) else "")
     )
+
+
+def _is_run(item: str) -> bool:
+    """Whether this is a run or model directory, which some commands take as an option."""
+    return any(os.path.isfile(f"{item}/{below}model.safetensors") for below in ("", "model/"))  # noqa: PTH113
 
 
 def _absolute(folder: str, text: str) -> str:

@@ -110,6 +110,13 @@ def test_no_image_in_a_folder(tmp_path: Path) -> None:
     assert "empty" in message_of(tmp_path / "good", tmp_path / "empty")
 
 
+@pytest.mark.parametrize("named", ["run", "run/model"])
+def test_a_run_in_place_of_images(tmp_path: Path, named: str) -> None:
+    touch(tmp_path, "run/model/model.safetensors", "other/weights.safetensors")
+    assert "--model" in message_of(tmp_path / named)
+    assert "--model" not in message_of(tmp_path / "other")
+
+
 def test_linked_folders_and_loops_are_not_followed(tmp_path: Path) -> None:
     touch(tmp_path, "in/a.jpg", "in/sub/b.jpg", "out/c.jpg")
     (tmp_path / "in" / "loop").symlink_to(tmp_path / "in")
