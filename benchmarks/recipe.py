@@ -182,7 +182,7 @@ class Row:
     stages: tuple[int, ...] = (0, 1, 2)
     """And these of the stages that it could read: the last of stride 16 and both of stride 32."""
     method: type[Recalled] = Recalled
-    epochs: int = 1
+    epochs: float = 1
     """So many times those of the preset; 0: no training."""
     labels: bool = False
     """A linear classifier is fitted to labels instead."""
@@ -214,7 +214,9 @@ ROWS: Mapping[str, Row] = {
     "own-targets": Row("targets of the image in its own size", method=OwnTargets),
     "no-sharpening": Row("targets not sharpened", method=Unsharpened),
     "no-balance": Row("targets without a bias towards the first shares", method=Unbalanced),
+    "half-the-steps": Row("half the steps", epochs=0.5),
     "twice-the-steps": Row("twice the steps", epochs=2),
+    "four-times-the-steps": Row("four times the steps", epochs=4),
 }
 
 
@@ -285,7 +287,7 @@ class Half:
                 self._starts[row.start] = self._start(row)
             start = self._starts[row.start]
             network = copy.deepcopy(start.network)
-            config = replace(self.config, epochs=row.epochs * self.config.epochs)
+            config = replace(self.config, epochs=round(row.epochs * self.config.epochs))
             method = row.method(network, config, self.data.read, row)
             method._kept.update(start.kept)
             if row.labels:
