@@ -177,7 +177,7 @@ def _compare(found: Layout, expected: Layout, path: Path) -> None:
             continue
         raise ModelError(
             f"{path}: tensor {_shorten(name)} {problem}; "
-            "give a file that was saved by this program for the same settings"
+            "another version of this program wrote it: retrain it, or use that version"
         )
 
 
