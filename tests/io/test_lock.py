@@ -22,7 +22,9 @@ from pathlib import Path
 from densesiam_seg.io.lock import run_lock
 with run_lock(Path(sys.argv[1])):
     worker = os.fork() if "worker" in sys.argv else 0
-    print(worker or os.getpid(), flush=True) if worker or "worker" not in sys.argv else None
+    # A worker itself, once it runs: before that it may not have let go of the lock.
+    if not worker:
+        print(os.getpid(), flush=True)
     sys.stdin.read()
 """
 
