@@ -197,6 +197,13 @@ KMEANS = {f"{FOUND}.find_directions": kmeans_directions}
 ONE_DRAW = {f"{DIRECTIONS}.DRAWS": 1}
 
 ROWS: Mapping[str, Row] = {
+    "plain-kmeans": Row(
+        "k-means of the features as usual: one size, the last stage of each stride, no mean",
+        {**KMEANS, SMOOTHED: unsmoothed},
+        sizes=1,
+        stages=(0, 2),
+        epochs=0,
+    ),
     "kmeans": Row("k-means of the description", KMEANS, epochs=0),
     "linear": Row("linear classifier of the description (uses labels)", KMEANS, labels=True),
     "start": Row("the recipe without training", epochs=0),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from tasks import Task
 from torch import Tensor
+from torch.nn import functional as F
 
 import densesiam_seg
 from densesiam_seg.backbones import PACKAGED
@@ -39,6 +40,7 @@ from densesiam_seg.inference.options import Refinement
 from densesiam_seg.inference.segmenter import Segmenter
 from densesiam_seg.io.files import discard
 from densesiam_seg.network.architecture import Architecture
+from densesiam_seg.network.description import Description, Stages
 from densesiam_seg.network.model import DenseSiam, build_network
 from densesiam_seg.training.recipes import begun, choose_settings
 from densesiam_seg.training.weights import load_encoder
@@ -128,28 +130,54 @@ def described_network(clusters: int, seed: int, *, mixture: bool) -> DenseSiam:
     return network
 
 
-def frozen_kmeans(setting: Setting) -> Made:
-    """k-means of the features that ours starts from, its centroids as the K-way layer, refined as ours is."""
-    task, seed = setting.task, setting.seed
-    network = described_network(task.clusters, seed, mixture=False)
-    encoder, description = network.encoder, network.encoder.description
-    assert description is not None
-    images = [
-        prepare_image(load_image(each.image), task.protocol, encoder.zoom * task.side)
-        for each in task.train
-    ]
-    with torch.no_grad():
-        stages = [
-            encoder.described_stages(normalise(image[None].float() / 255)) for image in images
+class PlainDescription(Description):
+    """The stages as they are usually clustered: the last of each stride side by side, of the image in its own size."""
+
+    def fit(self, images: Sequence[Sequence[Stages]], grid: tuple[int, int], **rest: Any) -> None:
+        """See `Description.fit`."""
+        super().fit([sizes[:1] for sizes in images], grid, **rest)
+
+    def projected(self, sizes: Sequence[Stages], grid: tuple[int, int]) -> Tensor:
+        """See `Description.projected`."""
+        return super().projected(sizes[:1], grid)
+
+    def smoothed(self, total: Tensor) -> Tensor:
+        """The places as they are."""
+        return F.normalize(total, dim=1)
+
+    def _normalised(self, stages: Stages) -> list[Tensor]:
+        finer, middle, last = super()._normalised(stages)
+        return [finer, torch.zeros_like(middle), last]
+
+
+def kmeans_of_features(description: type[Description]) -> Maker:
+    """k-means of frozen features, its centroids as the K-way layer, refined as ours is."""
+
+    def make(setting: Setting) -> Made:
+        task, seed = setting.task, setting.seed
+        network = described_network(task.clusters, seed, mixture=False)
+        encoder = network.encoder
+        assert encoder.description is not None
+        described = description(encoder.description.stages, encoder.width)
+        encoder.description = described
+        images = [
+            prepare_image(load_image(each.image), task.protocol, encoder.zoom * task.side)
+            for each in task.train
         ]
-        grid = encoder.grid(stages[0][0])
-        description.fit(stages, grid)
-        points = torch.cat([description(each, grid)[0].flatten(1).T for each in stages])
-        found = kmeans(points, task.clusters, seed=seed, restarts=3).classifier()
-        for own, each in zip(network.projector.parameters(), found, strict=True):
-            own.copy_(each / TEMPERATURE)
-    card = ModelCard(network.architecture, task.side, clusters=task.clusters, refine="pamr")
-    return _read_out(Segmenter(network, card, device=setting.device))
+        with torch.no_grad():
+            stages = [
+                encoder.described_stages(normalise(image[None].float() / 255)) for image in images
+            ]
+            grid = encoder.grid(stages[0][0])
+            described.fit(stages, grid)
+            points = torch.cat([described(each, grid)[0].flatten(1).T for each in stages])
+            found = kmeans(points, task.clusters, seed=seed, restarts=3).classifier()
+            for own, each in zip(network.projector.parameters(), found, strict=True):
+                own.copy_(each / TEMPERATURE)
+        card = ModelCard(network.architecture, task.side, clusters=task.clusters, refine="pamr")
+        return _read_out(Segmenter(network, card, device=setting.device))
+
+    return make
 
 
 def mixture_of(readout: str, **options: Any) -> Maker:

@@ -12,10 +12,11 @@ from typing import Any
 
 from making import (
     Maker,
+    PlainDescription,
     Recipe,
     frequent_labels,
-    frozen_kmeans,
     kmeans_of,
+    kmeans_of_features,
     mixture_of,
     one_class,
     untrained,
@@ -29,6 +30,7 @@ from densesiam_seg.evaluation.baselines import (
     colour_position_points,
     patch_position_points,
 )
+from densesiam_seg.network.description import Description
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,16 @@ ROWS: Mapping[str, Row] = {
     "densesiam": Row("DenseSiam as published", Recipe("paper", PLAIN, 10 * EPOCH), "DenseSiam"),
     "mixture": Row("mixture over appearance, no network", MIXTURE, "mixture"),
     "scratch": Row("ours from scratch: `train --weights none`", SCRATCH, "from scratch"),
-    "frozen-kmeans": Row("k-means of the frozen features + PAMR", frozen_kmeans, "frozen k-means"),
+    "plain-kmeans": Row(
+        "k-means of the frozen features as usual + PAMR",
+        kmeans_of_features(PlainDescription),
+        "plain k-means",
+    ),
+    "frozen-kmeans": Row(
+        "k-means of the frozen features as ours describes them + PAMR",
+        kmeans_of_features(Description),
+        "frozen k-means",
+    ),
     "fine-tuned": Row(
         "DenseSiam as published, fine-tuned from the same weights",
         Recipe("balanced", {**PACKAGED, "features": "fpn"}),
