@@ -6,8 +6,8 @@
     python benchmarks/accuracy --ablation          # the recipe with one thing changed, scored on the training split
 
 CamVid val, the sample of COCO-Stuff and the demo's held-out scenes, `picie` protocol at 160 px (scenes: 96), as many
-clusters as classes, everything from scratch. Every (data set, row, seed) is a child process whose result is a file of
-the work folder; a finished one with the same settings and data is not made again. Tables with their protocol card go to
+clusters as classes. Every (data set, row, seed) is a child process whose result is a file of the work folder; what is
+finished with the same settings and data is not made again. Tables with their protocol card go to
 `benchmarks/results/accuracy.md` and `.json`, pictures to `docs/`; with `--quick` all of it to the work folder. What is
 scored on val must choose nothing.
 """

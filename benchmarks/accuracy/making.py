@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -150,15 +150,19 @@ class PlainDescription(Description):
         return [finer, torch.zeros_like(middle), last]
 
 
-def kmeans_of_features(description: type[Description]) -> Maker:
+@dataclass(frozen=True)
+class FeatureKmeans:
     """k-means of frozen features, its centroids as the K-way layer, refined as ours is."""
 
-    def make(setting: Setting) -> Made:
+    description: type[Description]
+    pretrained: ClassVar = True
+
+    def __call__(self, setting: Setting) -> Made:
         task, seed = setting.task, setting.seed
         network = described_network(task.clusters, seed, mixture=False)
         encoder = network.encoder
         assert encoder.description is not None
-        described = description(encoder.description.stages, encoder.width)
+        described = self.description(encoder.description.stages, encoder.width)
         encoder.description = described
         images = [
             prepare_image(load_image(each.image), task.protocol, encoder.zoom * task.side)
@@ -176,8 +180,6 @@ def kmeans_of_features(description: type[Description]) -> Maker:
                 own.copy_(each / TEMPERATURE)
         card = ModelCard(network.architecture, task.side, clusters=task.clusters, refine="pamr")
         return _read_out(Segmenter(network, card, device=setting.device))
-
-    return make
 
 
 def mixture_of(readout: str, **options: Any) -> Maker:
@@ -209,6 +211,11 @@ class Recipe:
     alone: bool = False
     """Read out by the network's head alone where there is a mixture too."""
     refine: str = "auto"
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether the settings name weights."""
+        return self.settings.get("weights", "none") != "none"
 
     def __call__(self, setting: Setting) -> Made:
         task = setting.task

@@ -129,11 +129,22 @@ def card(lines: Sequence[Line], seeds: Sequence[int], command: str, *, quick: bo
             else ""
         ),
         f"seeds: {', '.join(map(str, seeds))}; mean ± standard deviation (n - 1); rows without ± have no seed",
-        "training s: processor seconds of everything before scoring, decoding included; from scratch, no weights",
+        "training s: processor seconds of everything before scoring, decoding included",
+        _weights(lines),
         *_machine(results),
         f"command: {command}; revision {', '.join(revisions)}",
     ]
     return ["QUICK: fewer steps and seeds, no measurement", *notes] if quick else notes
+
+
+def _weights(lines: Sequence[Line]) -> str:
+    """What the rows start from."""
+    learned = [line.title for line in lines if line.row.pretrained]
+    if not learned:
+        return "weights: none, every row from scratch"
+    return (
+        f"weights: ImageNet's, as packaged, in {', '.join(learned)}; every other row from scratch"
+    )
 
 
 def _machine(results: Sequence[Result]) -> list[str]:

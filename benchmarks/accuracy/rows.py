@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from making import (
+    FeatureKmeans,
     Maker,
     PlainDescription,
     Recipe,
     frequent_labels,
     kmeans_of,
-    kmeans_of_features,
     mixture_of,
     one_class,
     untrained,
@@ -53,6 +53,11 @@ class Row:
     def comparable(self) -> bool:
         """Whether it runs for the best figure of a column."""
         return not (self.labels or self.whole)
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether it starts from the packaged weights; every other row starts from scratch."""
+        return isinstance(self.make, Recipe | FeatureKmeans) and self.make.pretrained
 
     def task(self, task: Task) -> Task:
         """The task as this row takes it."""
@@ -116,12 +121,12 @@ ROWS: Mapping[str, Row] = {
     "scratch": Row("ours from scratch: `train --weights none`", SCRATCH, "from scratch"),
     "plain-kmeans": Row(
         "k-means of the frozen features as usual + PAMR",
-        kmeans_of_features(PlainDescription),
+        FeatureKmeans(PlainDescription),
         "plain k-means",
     ),
     "frozen-kmeans": Row(
         "k-means of the frozen features as ours describes them + PAMR",
-        kmeans_of_features(Description),
+        FeatureKmeans(Description),
         "frozen k-means",
     ),
     "fine-tuned": Row(
