@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from densesiam_seg.datasets.labels import read_label
+from densesiam_seg.datasets.reader import Sample
 from densesiam_seg.datasets.scenes import CLASSES, COLOURS, write_scenes
 from densesiam_seg.evaluation.baselines import colour_position_points, kmeans_masks
 from densesiam_seg.evaluation.evaluate import (
@@ -26,7 +27,7 @@ from densesiam_seg.evaluation.evaluate import (
 )
 from densesiam_seg.evaluation.job import Evaluation
 from densesiam_seg.evaluation.metrics import Matching
-from densesiam_seg.evaluation.protocol import PROTOCOLS, MasksOf, masks_made_by, prepare_sample
+from densesiam_seg.evaluation.protocol import PROTOCOLS, MasksOf, prepare_sample
 from densesiam_seg.events import Event, Notice, Progress, Trained
 from densesiam_seg.images.decode import load_image
 from densesiam_seg.images.scan import scan
@@ -43,12 +44,8 @@ from densesiam_seg.training.train import training_events
 SIDE = 192
 TRAINING_SCENES = 240
 HELD_OUT_SCENES = 60
-SETTINGS: dict[str, Any] = {
-    "image_size": 96,
-    "clusters": len(CLASSES),
-    "batch_size": 16,
-    "weights": "none",
-}
+SETTINGS: dict[str, Any] = {"image_size": 96, "clusters": len(CLASSES)}
+"""The rest is what `train` does as it comes, on any machine."""
 DECLARED = "scenes.toml"
 PICTURED = 4
 PROTOCOL = PROTOCOLS["picie"]
@@ -79,7 +76,7 @@ def demo_events(
 
     settings = {**SETTINGS, "seed": seed} | ({"epochs": epochs} if epochs else {})
     training = data / "images" / "train"
-    for event in training_events([training], out=folder / "run", preset="fast", **settings):
+    for event in training_events([training], out=folder / "run", preset="balanced", **settings):
         if isinstance(event, Trained):
             trained = event
         yield event
@@ -94,8 +91,11 @@ def demo_events(
     work = plan(scan([data / "images" / "val"]), folder / "masks", wanted=Wanted(overlay=True))
     list(predict_events(segmenter, work))
     picture = folder / "demo.png"
-    ways = [(masks_made_by(segmenter), learned.matching), (baseline_masks, baseline.matching)]
-    rows = [_row(index, task, segmenter, ways) for index in range(PICTURED)]
+    matchings = learned.matching, baseline.matching
+    rows = [
+        _row(sample, task, segmenter, baseline_masks, matchings)
+        for sample in task.samples.items[:PICTURED]
+    ]
     titles = ("image", "densesiam-seg", "k-means colour + xy", "truth")
     sheet = comparison(titles, rows, list(zip(CLASSES, COLOURS, strict=True)))
     replace_file(picture, encode_png(sheet))
@@ -149,15 +149,21 @@ def _last(events: Iterable[Notice | Progress | Evaluation]) -> Evaluation:
 
 
 def _row(
-    index: int, task: Benchmark, segmenter: Segmenter, ways: list[tuple[MasksOf, Matching]]
+    sample: Sample,
+    task: Benchmark,
+    segmenter: Segmenter,
+    baseline_masks: MasksOf,
+    matchings: tuple[Matching, Matching],
 ) -> list[NDArray[np.uint8]]:
     """One scene, each way's clusters in the colours of the classes they match, and the truth."""
-    sample = task.samples.items[index]
     image, _ = prepare_sample(sample, task.dataset, PROTOCOL, task.side(segmenter))
-    label = read_label(task.dataset, sample.label)
-    pictures = [load_image(sample.image).permute(1, 2, 0).numpy()]
-    for masks_of, matching in ways:
-        size = (image.shape[-2], image.shape[-1])
-        mask = masks_of(image[None], PROTOCOL, [size])[0][0]
-        pictures.append(colourise(np.asarray(matching.cluster_to_class)[mask], COLOURS))
-    return [*pictures, colourise(label, COLOURS)]
+    size = (image.shape[-2], image.shape[-1])
+    masks = segmenter.predict(sample.image), baseline_masks(image[None], PROTOCOL, [size])[0][0]
+    return [
+        load_image(sample.image).permute(1, 2, 0).numpy(),
+        *(
+            colourise(np.asarray(matching.cluster_to_class)[mask], COLOURS)
+            for mask, matching in zip(masks, matchings, strict=True)
+        ),
+        colourise(read_label(task.dataset, sample.label), COLOURS),
+    ]

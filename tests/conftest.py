@@ -94,11 +94,11 @@ def model_folder(segmenter: Segmenter, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture
-def small_demo(slim: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def small_demo(monkeypatch: pytest.MonkeyPatch) -> None:
     """The demonstration with eight scenes to learn from and four held out, 48 pixels each, one epoch."""
     from densesiam_seg import demo
 
-    settings = {"image_size": 32, "batch_size": 4, "epochs": 1, "channels": 8, "threads": 1}
+    settings = {"image_size": 32, "batch_size": 4, "epochs": 1, "threads": 1}
     monkeypatch.setattr(demo, "SIDE", 48)
     monkeypatch.setattr(demo, "TRAINING_SCENES", 8)
     monkeypatch.setattr(demo, "HELD_OUT_SCENES", 4)
