@@ -86,9 +86,7 @@ def finish(order: dict[str, Any]) -> dict[str, Any]:
 def score(task: Task, made: Made) -> Evaluation:
     """One confusion matrix over the whole scored split, and one matching."""
     scored = Benchmark(task.dataset, task.scored, task.protocol, allow_missing=True)
-    *_, evaluation = scoring_events(
-        scored, made.masks_of, [made.reading], task.side, zoom=made.zoom
-    )
+    *_, evaluation = scoring_events(scored, made.masks_of, [made.reading], task.side)
     assert isinstance(evaluation, Evaluation)
     return evaluation
 
@@ -105,7 +103,7 @@ def keep_masks(path: Path, task: Task, made: Made) -> None:
 def _masks(task: Task, made: Made) -> Iterable[tuple[int, np.ndarray[Any, Any]]]:
     for place in pictured(PICTURED, len(task.scored)):
         image, label = prepare_sample(
-            task.scored.items[place], task.dataset, task.protocol, task.side, made.zoom
+            task.scored.items[place], task.dataset, task.protocol, task.side, made.masks_of.zoom
         )
         size = (label.shape[0], label.shape[1])
         yield place, np.asarray(made.masks_of(image[None], task.protocol, [size])[0][0])

@@ -73,8 +73,6 @@ class Made:
 
     masks_of: MasksOf
     reading: Reading
-    zoom: int = 1
-    """So many times the protocol's size is that of the images that `masks_of` takes."""
 
 
 Maker = Callable[[Setting], Made]
@@ -278,4 +276,4 @@ def _read_out(segmenter: Segmenter, refine: str = "auto") -> Made:
     how = Refinement(refine=refine).settled(segmenter.card.refine)
     readout = f"{segmenter.card.readout}{how.describe()}"
     reading = Reading(segmenter.card.clusters, readout)
-    return Made(masks_made_by(segmenter, how), reading, segmenter.network.encoder.zoom)
+    return Made(masks_made_by(segmenter, how), reading)

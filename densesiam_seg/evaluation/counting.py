@@ -52,7 +52,6 @@ class Counting:
     masks_of: MasksOf
     clusters: tuple[int, ...]
     """K of each mask."""
-    zoom: int = 1
     decoding: Decoding = field(default_factory=Decoding)
     allow_missing: bool = False
     """Count images that cannot be read as missing; else they are errors."""
@@ -65,7 +64,7 @@ class Counting:
         for sample in samples:
             try:
                 image, label, apart = prepare_turned(
-                    sample, self.dataset, self.protocol, self.side, self.zoom, decoding
+                    sample, self.dataset, self.protocol, self.side, self.masks_of.zoom, decoding
                 )
                 pairs.append((image, label))
                 turned += apart

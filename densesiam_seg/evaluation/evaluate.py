@@ -141,11 +141,9 @@ def segmenter_job(
     how = refinement.settled(segmenter.card.refine)
     left = tuple(cluster.id for cluster in segmenter.left)
     reading = Reading(segmenter.card.clusters, segmenter.readout, left=left)
-    zoom, side = segmenter.network.encoder.zoom, task.side(segmenter)
-    masks_of = masks_made_by(segmenter, how)
-    decoding = segmenter.new_decoding()
-    counting = _counting(task, masks_of, [reading], side, zoom, decoding)
-    job = _job(task, reading, side, how.describe(), zoom)
+    masks_of, side = masks_made_by(segmenter, how), task.side(segmenter)
+    counting = _counting(task, masks_of, [reading], side, segmenter.new_decoding())
+    job = _job(task, reading, side, how.describe(), masks_of.zoom)
     precision = str(segmenter.precision).removeprefix("torch.")
     exact = ", exact" if segmenter.exact else ""
     where = f"{segmenter.device.type}, {precision}{exact}"
@@ -159,23 +157,22 @@ def scoring_events(
     side: int,
     on_top: str = "",
     *,
-    zoom: int = 1,
     decoding: Decoding | None = None,
 ) -> Iterator[Notice | Progress | Evaluation]:
     """Score several masks of each image in one pass; the last events are an `Evaluation` for each of `readings`.
 
     Before them come warnings of data that may not be what they seem.
 
-    Labels are resized to the shorter side `side`, images, read as `decoding` says, to `zoom` times that. `on_top`
-    describes what `masks_of` does beyond the protocol.
+    Labels are resized to the shorter side `side`, images, read as `decoding` says, to `masks_of.zoom` times that.
+    `on_top` describes what `masks_of` does beyond the protocol.
 
     `masks_of` is called from several threads at once, with `BATCH` images where these are of one size (the last one
     repeated where there are fewer), else with one. Raises ImageError for an image that cannot be read (counted as
     missing with `allow_missing`) and InputError for a label that does not fit its image or its dataset, always the
     first such error in the order of the samples.
     """
-    counting = _counting(task, masks_of, readings, side, zoom, decoding or Decoding())
-    jobs = [_job(task, reading, side, on_top, zoom) for reading in readings]
+    counting = _counting(task, masks_of, readings, side, decoding or Decoding())
+    jobs = [_job(task, reading, side, on_top, masks_of.zoom) for reading in readings]
     return _events(task, counting, jobs, [reading.matching for reading in readings], ALONE)
 
 
@@ -184,7 +181,6 @@ def _counting(
     masks_of: MasksOf,
     readings: Sequence[Reading],
     side: int,
-    zoom: int,
     decoding: Decoding,
 ) -> Counting:
     clusters = tuple(reading.clusters for reading in readings)
@@ -194,7 +190,6 @@ def _counting(
         side,
         masks_of,
         clusters,
-        zoom,
         decoding,
         task.allow_missing,
     )

@@ -176,9 +176,7 @@ def probe_events(
         readings.append(Reading(count, "k-means probe, label-free: labels only match and score"))
     del features, labels
     scores: list[Evaluation] = []
-    for event in scoring_events(
-        task, read_masks(segmenter, read_outs), readings, side, zoom=segmenter.network.encoder.zoom
-    ):
+    for event in scoring_events(task, read_masks(segmenter, read_outs), readings, side):
         if isinstance(event, Evaluation):
             scores.append(event)
         else:

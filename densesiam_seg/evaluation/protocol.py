@@ -68,7 +68,7 @@ def pick_protocol(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
-MasksOf = Callable[[Tensor, Protocol, Sequence[Size]], Sequence[Sequence[Mask]]]
+MakeMasks = Callable[[Tensor, Protocol, Sequence[Size]], Sequence[Sequence[Mask]]]
 """(uint8 images (B, 3, h, w) prepared by the protocol, protocol, H W of each) → the masks (H, W) of each image.
 Images beyond those whose size is given only fill up the batch."""
 Scores = Iterator[Sequence[Tensor]]
@@ -193,6 +193,20 @@ def _nearest(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.u
     return np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST))
 
 
+@dataclass(frozen=True)
+class MasksOf:
+    """One or more ways to make masks, from the same images."""
+
+    make: MakeMasks
+    zoom: int = 1
+    """The images' sides have so many times the protocol's size, as some networks read them so."""
+
+    def __call__(
+        self, images: Tensor, protocol: Protocol, sizes: Sequence[Size]
+    ) -> Sequence[Sequence[Mask]]:
+        return self.make(images, protocol, sizes)
+
+
 def one_by_one(mask_of: Callable[[Tensor, int, int], Mask]) -> MasksOf:
     """Masks that are made of one image alone, from (uint8 image (3, h, w), H, W), whatever the protocol."""
 
@@ -200,7 +214,7 @@ def one_by_one(mask_of: Callable[[Tensor, int, int], Mask]) -> MasksOf:
         pairs = zip(images, sizes, strict=False)
         return [[mask_of(image, *size)] for image, size in pairs]
 
-    return masks_of
+    return MasksOf(masks_of)
 
 
 def masks_made_by(segmenter: Segmenter, refinement: Refinement = AS_TRAINED) -> MasksOf:
@@ -217,7 +231,7 @@ def masks_made_by(segmenter: Segmenter, refinement: Refinement = AS_TRAINED) -> 
     def masks_of(images: Tensor, protocol: Protocol, sizes: Sequence[Size]) -> list[list[Mask]]:
         return [[grouping[mask] for mask in masks] for masks in learned(images, protocol, sizes)]
 
-    return masks_of if segmenter.merged else learned
+    return MasksOf(masks_of, learned.zoom) if segmenter.merged else learned
 
 
 def read_masks(segmenter: Segmenter, read_outs: Sequence[ReadOut]) -> MasksOf:
@@ -277,7 +291,7 @@ def _argmax_masks(
                 for scores, size in zip(scores_of(images, protocol, sizes), sizes, strict=True)
             ]
 
-    return masks_of
+    return MasksOf(masks_of, segmenter.network.encoder.zoom)
 
 
 def dense_features(segmenter: Segmenter, images: Tensor, protocol: Protocol) -> Tensor:

@@ -25,7 +25,7 @@ from densesiam_seg.evaluation.counting import (
     tally_events,
 )
 from densesiam_seg.evaluation.evaluate import benchmark
-from densesiam_seg.evaluation.protocol import Mask, Protocol, Size
+from densesiam_seg.evaluation.protocol import Mask, MasksOf, Protocol, Size
 from densesiam_seg.events import Progress
 from densesiam_seg.images.decoding import Decoding
 from densesiam_seg.peers.group import ALONE, Group
@@ -64,9 +64,7 @@ def put(root: Path, count: int) -> None:
 
 def counting(root: Path, allow_missing: bool = False) -> tuple[Counting, tuple[Sample, ...]]:
     task = benchmark(root / "tiny.toml", root, allow_missing=allow_missing)
-    how = Counting(
-        task.dataset, task.protocol, 32, red, (3,), 1, Decoding(), allow_missing=allow_missing
-    )
+    how = Counting(task.dataset, task.protocol, 32, MasksOf(red), (3,), Decoding(), allow_missing)
     return how, task.samples.items
 
 

@@ -31,6 +31,7 @@ from densesiam_seg.evaluation.metrics import Matching
 from densesiam_seg.evaluation.protocol import (
     PROTOCOLS,
     Mask,
+    MasksOf,
     Protocol,
     Size,
     masks_made_by,
@@ -142,7 +143,7 @@ def test_each_of_several_masks_is_scored_as_if_alone(root: Path) -> None:
 
     fixed = Matching((1, 2, 0), "hungarian")
     readings = [Reading(3, "head"), Reading(5, "b"), Reading(3, "c", fixed)]
-    *progress, one, two, three = scoring_events(task_of(root), masks_of, readings, 2)
+    *progress, one, two, three = scoring_events(task_of(root), MasksOf(masks_of), readings, 2)
     assert len(progress) == len(seen) == 2
     assert isinstance(one, Evaluation)
     assert isinstance(two, Evaluation)
@@ -152,6 +153,21 @@ def test_each_of_several_masks_is_scored_as_if_alone(root: Path) -> None:
     assert (two.readout, two.clusters, two.matching.kind) == ("b", 5, "many-to-one")
     assert three.counts.tolist() == [row[2:] + row[:2] for row in COUNTS]
     assert three.matching is fixed
+
+
+def test_masks_say_how_large_they_take_their_images(root: Path) -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def masks_of(images: Tensor, protocol: Protocol, sizes: Sequence[Size]) -> list[list[Mask]]:
+        seen.append(tuple(images.shape[-2:]))
+        return [[np.zeros(size, np.int32)] for size in sizes]
+
+    task, readings = task_of(root, protocol="picie"), [Reading(3, "head")]
+    *_, result = scoring_events(task, MasksOf(masks_of, zoom=3), readings, 2)
+    assert isinstance(result, Evaluation)
+    assert set(seen) == {(6, 6)}
+    assert "shorter side 2 (bilinear, read at 6)" in result.protocol
+    assert result.counts.sum() <= 2 * 2 * 2
 
 
 def test_images_of_one_size_are_masked_in_full_batches(tmp_path: Path) -> None:
@@ -167,7 +183,7 @@ def test_images_of_one_size_are_masked_in_full_batches(tmp_path: Path) -> None:
         return [[image[0].numpy()] for image in images[: len(sizes)]]
 
     task = task_of(tmp_path, protocol="picie", allow_missing=True)
-    *progress, result = scoring_events(task, masks_of, [Reading(3, "red")], 32)
+    *progress, result = scoring_events(task, MasksOf(masks_of), [Reading(3, "red")], 32)
     assert sorted(seen) == [(4, 3, 32, 32, 2), (4, 3, 32, 32, 3)]
     assert progress == [Progress("scoring", done, 6) for done in range(1, 7)]
     assert isinstance(result, Evaluation)
