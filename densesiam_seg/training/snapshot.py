@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from densesiam_seg.inference.centroids import fit_readout, own_places
@@ -20,6 +21,10 @@ from densesiam_seg.training.loop import Training
 
 PICTURES = 4
 """Images in a picture drawn during training."""
+LEFT_OUT = 0.05
+"""An epoch whose whole batches leave out more than this share of the images does not tell how large clusters are."""
+COUNTED = 100
+"""Images in which clusters are counted then."""
 
 
 def segmenter_of(
@@ -41,15 +46,16 @@ def segmenter_of(
         stretch=store.decoding.stretch,
         training=dict(facts),
     )
-    shares = training.last_epoch.shares if training.last_epoch else None
     segmenter = Segmenter(
         training.network,
         card,
-        name_clusters(clusters, shares or None),
+        name_clusters(clusters),
         device=str(training.device),
         precision=config.precision,
     )
     if config.learns_clusters():
+        shares = _shares(training, segmenter, images, group)
+        segmenter.clusters = tuple(name_clusters(clusters, shares))
         return segmenter
 
     def squares() -> Iterator[Tensor]:
@@ -58,6 +64,24 @@ def segmenter_of(
             yield batch.images[0]
 
     return fit_readout(segmenter, squares, len(images), clusters, seed=config.seed, group=group)
+
+
+def _shares(
+    training: Training, segmenter: Segmenter, images: Sequence[int], group: Group
+) -> list[float]:
+    """The share of the area that each cluster has: in the last epoch, or in some of `images` where it left out many."""
+    store, last = training.store, training.last_epoch
+    seen = training.steps_per_epoch * training.config.batch_size
+    if last is not None and seen >= (1 - LEFT_OUT) * len(store):
+        return last.shares
+    chosen = [images[place] for place in spread(len(images), COUNTED)]
+    counts = torch.zeros(len(segmenter.clusters), dtype=torch.long)
+    for batch in store.batches([(chosen[place],) for place in own_places(len(chosen), group)]):
+        images_read, _ = segmenter.read(batch.images[0])
+        (scores,) = segmenter.scores(images_read, only_largest=True)
+        counts += scores.argmax(0).flatten().bincount(minlength=len(counts)).cpu()
+    counts = group.total(counts)
+    return (counts / counts.sum()).tolist()
 
 
 def draw_clusters(training: Training, path: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -92,3 +93,26 @@ class TestPictures:
         assert (status["status"], status["exit_code"]) == ("failed", 5)
         assert status["reason"] == str(caught.value)
         assert mine.read_text() == "mine"
+
+
+class TestShares:
+    """How much of the area each cluster has, as `clusters` lists it."""
+
+    @pytest.mark.parametrize("options", [{"batch_size": 7}, {"epochs": 0, "prior": "mixture"}])
+    def test_all_images_count_also_those_that_the_last_epoch_left_out(
+        self, runs: TinyRuns, options: dict[str, Any]
+    ) -> None:
+        end(runs.begin(**options))
+        segmenter = Segmenter.load(runs.path, device="cpu", precision="fp32")
+        counts = np.zeros(4, np.int64)
+        for path in sorted(runs.images.iterdir()):
+            counts += np.bincount(segmenter.predict(path).ravel(), minlength=4)
+        shares = [cluster.share for cluster in segmenter.clusters]
+        # Masks are as large as the images, shares are counted in squares of 32 pixels.
+        assert shares == pytest.approx(counts / counts.sum(), abs=0.02)
+
+    def test_an_epoch_of_all_images_counts_them_itself(self, runs: TinyRuns) -> None:
+        done = end(runs.begin())
+        assert done.last is not None
+        found = Segmenter.load(runs.path, device="cpu").clusters
+        assert [cluster.share for cluster in found] == done.last.shares
