@@ -81,7 +81,8 @@ def _shares(
         (scores,) = segmenter.scores(images_read, only_largest=True)
         counts += scores.argmax(0).flatten().bincount(minlength=len(counts)).cpu()
     counts = group.total(counts)
-    return (counts / counts.sum()).tolist()
+    # Where a time limit came before the first image there is none.
+    return (counts / counts.sum().clamp(min=1)).tolist()
 
 
 def draw_clusters(training: Training, path: Path) -> None:
