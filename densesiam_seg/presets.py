@@ -55,7 +55,7 @@ FROM_MIXTURE: Mapping[str, Any] = {
     "region_weight": 0.0,
 }
 """What the small presets change in the plain method: clusters that are there from the start need none of its losses to
-be found, and gain nothing by them (docs/recipe.md has the measurements)."""
+be found, and gain nothing by them (docs/tried.md has the measurements)."""
 FROM_STAGES: Mapping[str, Any] = {
     **FROM_MIXTURE,
     "features": "stages",

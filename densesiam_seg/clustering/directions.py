@@ -89,7 +89,7 @@ def find_directions(
         draw = generator(seed, Stream.PIXELS, round_=1 + turn)
         part = sample.part(max(len(points) // 2, count), draw)
         labels = kmeans_labels(part, count, seed=seed + turn)
-        # From here expectation-maximisation finds nothing better for what is joined (docs/recipe.md).
+        # From here expectation-maximisation finds nothing better for what is joined (docs/tried.md).
         return _maximised(part, _one_hot(labels, count), OVER_CONCENTRATION)
 
     steps = draws + len(CONCENTRATIONS) + 1

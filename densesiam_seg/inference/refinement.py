@@ -24,7 +24,7 @@ EPSILON = 1e-3
 """Its regularisation, a variance of colours in [0, 1]."""
 ITERATIONS = 10
 DILATIONS = (1, 2, 4, 8)
-"""PAMR's, less the published 12 and 24, which at 160 pixels reach across things (docs/recipe.md has the figures)."""
+"""PAMR's, less the published 12 and 24, which at 160 pixels reach across things (docs/tried.md has the figures)."""
 CONTRAST = 0.1
 """PAMR's scale of colour differences, in local standard deviations."""
 MARGIN = 1e-4
