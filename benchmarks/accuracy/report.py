@@ -139,12 +139,11 @@ def card(lines: Sequence[Line], seeds: Sequence[int], command: str, *, quick: bo
 
 def _weights(lines: Sequence[Line]) -> str:
     """What the rows start from."""
-    learned = [line.title for line in lines if line.row.pretrained]
+    learned = [line.row.short for line in lines if line.row.pretrained]
     if not learned:
         return "weights: none, every row from scratch"
-    return (
-        f"weights: ImageNet's, as packaged, in {', '.join(learned)}; every other row from scratch"
-    )
+    others = len(learned) < len(lines)
+    return "weights: ImageNet's, as packaged" + f", in {', '.join(learned)} alone" * others
 
 
 def _machine(results: Sequence[Result]) -> list[str]:
