@@ -78,6 +78,10 @@ class ReadOut:
     merges: Merges | None
 
 
+NARROW = 32
+"""Images of at most so many columns may have a single one in the last stage."""
+
+
 class _Form:
     """The network as passes need it, made when the first one comes; for segmenters that share their network."""
 
@@ -337,22 +341,31 @@ class Segmenter:
 
         With a mixture its K log-posteriors follow them; `learned` removes these.
         """
-        network, images = self._for_pass(images.to(self.device))
-        with autocast(self.device, self.precision):
+        network, images, precision = self._for_pass(images.to(self.device))
+        with autocast(self.device, precision):
             return network.dense(images)
 
-    def _for_pass(self, images: Tensor) -> tuple[DenseSiam, Tensor]:
-        """The network and images as it reads them: in its own form a convolution puts channels last."""
-        network = self._form.of(self)
+    def _for_pass(self, images: Tensor) -> tuple[DenseSiam, Tensor, torch.dtype]:
+        """The network, images as it reads them, and the precision. In its own form a convolution puts channels last.
+
+        Narrow images are read in single precision on a processor: where a convolution with a stride gives a single
+        column, oneDNN's kernels of half precision for AMX read what lies behind the maps in memory.
+        """
+        height, width = images.shape[-2:]
+        narrow = width <= NARROW * self.network.encoder.zoom and width < height
+        if narrow and self.device.type == "cpu":
+            network, precision = self.network, torch.float32
+        else:
+            network, precision = self._form.of(self), self.precision
         if network is self.network:
             images = images.contiguous(memory_format=torch.channels_last)
-        return network, images
+        return network, images, precision
 
     @torch.inference_mode()
     def parts(self, images: Tensor, around: Surroundings | None = None) -> tuple[Tensor, ...]:
         """A tile, uint8 (1, 3, H, W) → its local features and log-posteriors, for `joined_logits`."""
-        network, shown = self._for_pass(self.normalised(images))
-        with autocast(self.device, self.precision):
+        network, shown, precision = self._for_pass(self.normalised(images))
+        with autocast(self.device, precision):
             local, logs = network.parts(shown, around)
         return (local,) if logs is None else (local, logs)
 
@@ -369,8 +382,8 @@ class Segmenter:
         """What a mixture knows of a whole image, uint8 (1, 3, H, W), for its tiles; None where there is none."""
         if self.network.mixture is None:
             return None
-        network, shown = self._for_pass(self.normalised(images))
-        with autocast(self.device, self.precision):
+        network, shown, precision = self._for_pass(self.normalised(images))
+        with autocast(self.device, precision):
             return network.gist(shown)
 
     def learned(self, features: Tensor) -> Tensor:

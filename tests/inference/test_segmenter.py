@@ -482,3 +482,15 @@ class TestWeightsThatChange:
         with torch.inference_mode():
             segmenter = Segmenter.load(tmp_path, device="cpu", precision="bf16")
             assert segmenter.predict(np.zeros((20, 30, 3), np.uint8)).shape == (20, 30)
+
+
+def test_a_narrow_image_has_the_same_features_every_time(segmenter: Segmenter) -> None:
+    """In half precision some processors read what lies behind its maps in memory."""
+    half = Segmenter(segmenter.network, segmenter.card, device="cpu", precision="auto")
+    images = torch.full((1, 3, 256, 1), 99, dtype=torch.uint8)
+    batch = half.normalised(images)
+    expected = segmenter.features(batch).float()
+    for number in range(4):
+        left_behind = torch.full((100_000,), 1e4 * (number + 1))
+        del left_behind
+        torch.testing.assert_close(half.features(batch).float(), expected, atol=1e-3, rtol=1e-3)
