@@ -352,7 +352,7 @@ class Segmenter:
         column, oneDNN's kernels of half precision for AMX read what lies behind the maps in memory.
         """
         height, width = images.shape[-2:]
-        narrow = width <= NARROW * self.network.encoder.zoom and width < height
+        narrow = width <= NARROW * self.network.encoder.zoom and 4 * width <= height
         if narrow and self.device.type == "cpu":
             network, precision = self.network, torch.float32
         else:
